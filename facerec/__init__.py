@@ -1,0 +1,40 @@
+"""facerec: train and evaluate face-recognition embeddings.
+
+The names below are the Python API. They are loaded on first use, so that ``import facerec`` stays light and
+only what needs torch imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from facerec.backbones import create_backbone
+    from facerec.data.recordio import Record, RecordReader, RecordWriter
+    from facerec.evaluation.model import load_model
+    from facerec.evaluation.verification import verify
+    from facerec.heads import create_head
+
+__version__ = "0.1.0"
+__all__ = ["Record", "RecordReader", "RecordWriter", "create_backbone", "create_head", "load_model", "verify"]
+
+_HOMES = {
+    "Record": "facerec.data.recordio",
+    "RecordReader": "facerec.data.recordio",
+    "RecordWriter": "facerec.data.recordio",
+    "create_backbone": "facerec.backbones",
+    "create_head": "facerec.heads",
+    "load_model": "facerec.evaluation.model",
+    "verify": "facerec.evaluation.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'facerec' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,5 @@
+"""Networks from a face picture to an embedding; one family a module."""
+
+from facerec.backbones.base import BACKBONES, create_backbone
+
+__all__ = ["BACKBONES", "create_backbone"]

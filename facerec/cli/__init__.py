@@ -1,0 +1,1 @@
+"""Entry points: compose the configuration, call what does the work, report errors."""

@@ -1,0 +1,46 @@
+"""The device-specific part, kept tiny: which device, which number format, and seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import numpy as np
+import torch
+
+from facerec.errors import require
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called `name`: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: for a name torch does not know or a device this machine does not have.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    kind, _, index = name.partition(":")
+    known = kind in available and (not index or (kind == "cuda" and index.isdigit()))
+    require(known, "trainer.device", name, "must be auto, cpu, cuda, cuda:N or mps")
+    require(available[kind], "trainer.device", name, f"this machine offers no {kind}; use auto or cpu")
+    if index:
+        count = torch.cuda.device_count()
+        require(int(index) < count, "trainer.device", name, f"this machine has {count} CUDA devices, from 0")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The mixed-precision region of a forward pass; fp32 is no region at all."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device) alike."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that draw from the global state get the seed too
+    torch.manual_seed(seed)

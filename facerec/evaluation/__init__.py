@@ -1,0 +1,1 @@
+"""Embeddings of pictures and the protocols that judge them."""

@@ -1,0 +1,152 @@
+"""Builders by name, with their parameters checked: how heads, backbones, data sources and settings are made.
+
+A registry belongs to one package and is filled by that package's own modules, so adding a head is adding
+a file. The parameters of a builder are the annotated parameters of its signature; `build` checks names and
+types against it, the builder itself checks ranges (`facerec.errors.require`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from facerec.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry:
+    """Names to builders of one kind (``"head"``), found in the modules of one package.
+
+    Args:
+        kind: what is registered; also the config group, so that errors read ``head=arcfase: …``.
+        package: dotted name of the package whose modules register themselves when imported.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._builders: dict[str, Callable[..., Any]] = {}
+        self._loaded = False
+
+    def register(self, *names: str) -> Callable[[T], T]:
+        """Decorator: make the class or function known under `names`."""
+
+        def keep(builder: T) -> T:
+            for name in names:
+                known = self._builders.setdefault(name, builder)  # type: ignore[arg-type]
+                if known is not builder:
+                    raise ValueError(f"{self.kind} {name!r} is registered twice")
+            return builder
+
+        return keep
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._load()
+        return sorted(self._builders)
+
+    def builder(self, name: str) -> Callable[..., Any]:
+        """The builder called `name`; raises `ConfigError` with the nearest known name."""
+        self._load()
+        if name not in self._builders:
+            raise ConfigError(self.kind, name, f"no such {self.kind}; {nearest(str(name), self._builders)}")
+        return self._builders[name]
+
+    def create(self, name: str, given: Mapping[str, Any] | None = None, /, **context: Any) -> Any:
+        """Build `name` from user parameters `given` and the caller's own `context` arguments."""
+        return build(self.builder(name), self.kind, given or {}, **context)
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        self._loaded = True
+
+
+def build(builder: Callable[..., T], section: str, given: Mapping[str, Any], /, **context: Any) -> T:
+    """Call `builder(**context, **given)` after checking `given` against its signature.
+
+    Args:
+        builder: a class, dataclass or function with annotated keyword parameters.
+        section: config section for messages: key ``m`` of section ``head`` is reported as ``head.m``.
+        given: the user's parameters; names in `context` may not be given again.
+        context: arguments that the caller supplies and that are not settings.
+
+    Raises:
+        ConfigError: for an unknown name, a missing one, or a value of the wrong type.
+    """
+    parameters = inspect.signature(builder).parameters
+    hinted = builder.__init__ if inspect.isclass(builder) else builder  # type: ignore[misc]
+    hints = typing.get_type_hints(hinted)
+    settable = [name for name in parameters if name not in context]
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        key = f"{section}.{name}" if section else name
+        if name not in settable:
+            raise ConfigError(key, value, f"no such setting; {nearest(name, settable)}")
+        checked[name] = _checked(key, value, hints.get(name, Any))
+    for name in settable:
+        if name not in checked and parameters[name].default is inspect.Parameter.empty:
+            raise ConfigError(f"{section}.{name}" if section else name, "", "must be given")
+    return builder(**context, **checked)
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint` asks for (an int becomes a float where one is wanted), or `ConfigError`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _checked(key, value, option)
+            except ConfigError:
+                continue
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin in (list, tuple):
+        if isinstance(value, list | tuple):
+            item = arguments[0] if arguments else Any
+            return origin(_checked(f"{key}[{i}]", one, item) for i, one in enumerate(value))
+    elif origin is dict or hint is dict:
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif hint is types.NoneType:
+        if value is None:
+            return None
+    elif isinstance(value, hint):
+        return value
+    raise ConfigError(key, value, f"must be {_spoken(hint)}, not {type(value).__name__}")
+
+
+def _spoken(hint: Any) -> str:
+    """A type hint in words a user reads: ``one of fp32, bf16, fp16``, ``a number or null``."""
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", types.NoneType: "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_spoken(option) for option in arguments)
+    if origin in (list, tuple):
+        return "a list"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
