@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests: small real files of the repository and, where present, the larger shared data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def recordio_files() -> Path:
+    """Folder of RecordIO files written by the original mxnet, with their manifest."""
+    return FIXTURES / "recordio"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the larger real data (LFW packs, golden verification numbers); skips where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FACEREC_SHARED", default))
+    if not (folder / "lfw" / "train.rec").is_file():
+        pytest.skip(f"shared data is not at {folder} (set FACEREC_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lfw_root(shared_data: Path) -> Path:
+    """Folder of the LFW pack: train.rec, train.idx, lfw.bin, lfw_set10.bin."""
+    return shared_data / "lfw"
