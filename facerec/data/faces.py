@@ -1,0 +1,68 @@
+"""What every source of training pictures offers: labels 0…C−1, and the pictures themselves by position."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class FaceSet(ABC):
+    """N pictures of C identities, reached by position 0 … N−1.
+
+    A subclass of `EncodedFaces` or `PixelFaces`, never of this class alone. Reading is safe from threads and
+    forked processes at once, and a face set can be pickled (without the pictures) into a spawned one.
+
+    Attributes:
+        name: short name for logs and errors, e.g. ``ms1mv2``.
+        root: the file or folder the pictures come from.
+        label_N: int64 labels in 0 … C−1, one a picture; read-only and often memory-mapped.
+        classes: C original labels or names; ``classes[label_N[i]]`` is what the source calls picture i's identity.
+            It is kept in checkpoints.
+    """
+
+    name: str
+    root: Path
+    label_N: np.ndarray
+    classes: Sequence[str] | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of identities."""
+        return len(self.classes)
+
+    @abstractmethod
+    def where(self, i: int) -> str:
+        """The place of picture i for an error message: ``key 17 at offset 90112 of /data/train.rec``."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the log: identities, pictures, and where they come from."""
+
+    def prefetch(self, positions: Sequence[int]) -> None:  # noqa: B027  (a hint: nothing to do is a good answer)
+        """Hint that these pictures will be read soon; a source on a disk starts reading without waiting."""
+
+
+class EncodedFaces(FaceSet):
+    """A face set that hands out encoded pictures, to be decoded by the reader."""
+
+    @abstractmethod
+    def encoded(self, i: int) -> bytes | memoryview:
+        """The bytes of picture i's JPEG or PNG file; a memoryview may lie in a read-only memory map.
+
+        Raises:
+            DamagedDataError: where the record is damaged; the message says `where`.
+        """
+
+
+class PixelFaces(FaceSet):
+    """A face set that makes or holds pictures already decoded (synthetic ones)."""
+
+    @abstractmethod
+    def pixels(self, i: int) -> np.ndarray:
+        """Picture i as uint8 RGB, shape (height, width, 3)."""
