@@ -48,7 +48,8 @@ class ConfigError(UserError):
     """
 
     def __init__(self, key: str, value: object, mend: str) -> None:
-        super().__init__(f"{key}={value}: {mend}")
+        shown = f"{value:g}" if isinstance(value, float) else value
+        super().__init__(f"{key}={shown}: {mend}")
         self.key = key
         self.value = value
         self.mend = mend

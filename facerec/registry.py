@@ -84,20 +84,39 @@ def build(builder: Callable[..., T], section: str, given: Mapping[str, Any], /, 
     Raises:
         ConfigError: for an unknown name, a missing one, or a value of the wrong type.
     """
-    parameters = inspect.signature(builder).parameters
-    hinted = builder.__init__ if inspect.isclass(builder) else builder  # type: ignore[misc]
-    hints = typing.get_type_hints(hinted)
-    settable = [name for name in parameters if name not in context]
+    hints, required = _settings_of(builder)
+    settable = [name for name in hints if name not in context]
     checked: dict[str, Any] = {}
     for name, value in given.items():
         key = f"{section}.{name}" if section else name
         if name not in settable:
             raise ConfigError(key, value, f"no such setting; {nearest(name, settable)}")
-        checked[name] = _checked(key, value, hints.get(name, Any))
+        checked[name] = _checked(key, value, hints[name])
     for name in settable:
-        if name not in checked and parameters[name].default is inspect.Parameter.empty:
+        if name in required and name not in checked:
             raise ConfigError(f"{section}.{name}" if section else name, "", "must be given")
     return builder(**context, **checked)
+
+
+def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]:
+    """The parameters of a builder with their types, and which of them have no default.
+
+    ``**options: Unpack[SomeTypedDict]`` counts as the parameters that the typed dictionary names.
+    """
+    parameters = inspect.signature(builder).parameters
+    hinted = builder.__init__ if inspect.isclass(builder) else builder
+    hints = typing.get_type_hints(hinted)
+    settings: dict[str, Any] = {}
+    required = set()
+    for name, parameter in parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            settings |= typing.get_type_hints(typing.get_args(hint)[0])
+            continue
+        settings[name] = hint
+        if parameter.default is inspect.Parameter.empty:
+            required.add(name)
+    return settings, required
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
@@ -139,7 +158,13 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 def _spoken(hint: Any) -> str:
     """A type hint in words a user reads: ``one of fp32, bf16, fp16``, ``a number or null``."""
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", types.NoneType: "null"}
+    words = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a word",
+        types.NoneType: "null",
+    }
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"

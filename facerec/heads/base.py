@@ -1,0 +1,246 @@
+"""What every head shares: the registry, class weights, the walk over classes, and what a step reports.
+
+Shapes: B batch, C classes, D embedding size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from facerec.errors import ConfigError, DamagedDataError, require
+from facerec.heads.class_sums import ClassSums, Memory, Scaled, Term, class_sums
+from facerec.registry import Registry
+
+HEADS = Registry("head", "facerec.heads")
+
+
+def create_head(name: str, *, num_classes: int, embedding_size: int = 512, **parameters: Any) -> Head:
+    """A freshly initialised head by its name.
+
+    Args:
+        name: e.g. ``arcface``; see `HEADS.names()`.
+        num_classes: C, how many identities there are to tell apart.
+        embedding_size: D, the length of the embedding.
+        parameters: the head's own (``s``, ``m``, …) and those of `HeadOptions`.
+
+    Raises:
+        facerec.errors.ConfigError: unknown head or parameter, or a value out of range.
+    """
+    return HEADS.create(name, parameters, num_classes=num_classes, embedding_size=embedding_size)
+
+
+class HeadOutput(NamedTuple):
+    """What a head returns.
+
+    Attributes:
+        loss: scalar, mean over the batch.
+        statistics: what a run reports of this step; detached scalar tensors, so that nothing waits for a GPU.
+    """
+
+    loss: Tensor
+    statistics: dict[str, Tensor]
+
+
+class Head(nn.Module):
+    """A loss over embeddings and labels; `forward(embedding_BD, label_B)` returns a `HeadOutput`."""
+
+    def after_step(self) -> None:
+        """Called by the trainer after each step of the optimizer: state that counts steps moves on here."""
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
+
+    def settings(self) -> dict[str, Any]:
+        """The head's parameters as they were given, for the log."""
+        shown = (int, float, str, bool)
+        return {
+            k: v for k, v in vars(self).items() if isinstance(v, shown) and k != "training" and k[0] != "_"
+        }
+
+
+class Samples(NamedTuple):
+    """A batch as a head sees it: embeddings (B, D), labels (B) and the embeddings' norms (B)."""
+
+    embedding_BD: Tensor
+    label_B: Tensor
+    norm_B: Tensor
+
+
+class HeadOptions(TypedDict, total=False):
+    """Settings that every head with class weights takes.
+
+    Attributes:
+        init: start of the class weights: deviation of a zero-mean normal, or ``"xavier"`` (uniform,
+            ±√(6/(C+D))), or ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start).
+        memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
+        block_size: classes a block; null takes what fits the cache.
+    """
+
+    init: float | str
+    memory: Memory
+    block_size: int | None
+
+
+class ClassHead(Head):
+    """A head with one weight row a class, whose loss needs the target's product and a sum over the others.
+
+    A subclass says what the classes are compared with (`query`), what each other class adds (`others`) and
+    how both make the loss (`loss`).
+
+    Args:
+        num_classes: C ≥ 1.
+        embedding_size: D ≥ 1.
+        options: see `HeadOptions`.
+
+    Attributes:
+        weight: (C, D) class weights, as the optimizer sees them.
+        bias: (C,) or None.
+    """
+
+    normalise_weight: ClassVar[bool] = True
+    has_bias: ClassVar[bool] = False
+
+    def __init__(self, num_classes: int, embedding_size: int, **options: Unpack[HeadOptions]) -> None:
+        super().__init__()
+        require(num_classes >= 1, "head.num_classes", num_classes, "must be 1 or more")
+        require(embedding_size >= 1, "head.embedding_size", embedding_size, "must be 1 or more")
+        self.num_classes = num_classes
+        self.init = options.get("init", 0.01)
+        self.memory: Memory = options.get("memory", "auto")
+        self.block_size = options.get("block_size")
+        require(
+            self.block_size is None or self.block_size >= 1,
+            "head.block_size",
+            self.block_size,
+            "must be 1 or more",
+        )
+        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        self.bias = nn.Parameter(torch.zeros(num_classes)) if self.has_bias else None
+        initialise(self.weight, self.init)
+
+    def query(self, embedding_BD: Tensor) -> Tensor:
+        """What is multiplied with the class weights; by default the unit vector of the embedding."""
+        return nn.functional.normalize(embedding_BD)
+
+    def others(self, target_B: Tensor, samples: Samples) -> Term:
+        """What each other class adds, given the targets' products (B); runs without gradient."""
+        raise NotImplementedError
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each sample (B), and statistics of this head's own."""
+        raise NotImplementedError
+
+    def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
+        """Loss and statistics of a batch.
+
+        Args:
+            embedding_BD: raw embeddings; computed in fp32 (or float64) whatever the autocast around it, since
+                a rounding of 1e-3 in a cosine is 0.06 in a logit at s=64.
+            label_B: int64 in [0, C).
+
+        Raises:
+            DamagedDataError: a label outside [0, C).
+        """
+        with torch.autocast(embedding_BD.device.type, enabled=False):
+            if embedding_BD.dtype in (torch.float16, torch.bfloat16):
+                embedding_BD = embedding_BD.float()
+            check_labels(label_B, self.num_classes)
+            samples = Samples(embedding_BD, label_B, torch.linalg.vector_norm(embedding_BD, dim=1))
+            sums = class_sums(
+                self.query(embedding_BD),
+                self.weight,
+                label_B,
+                lambda target_B: self.others(target_B, samples),
+                bias_C=self.bias,
+                normalise_weight=self.normalise_weight,
+                memory=self.memory,
+                block_size=self.block_size,
+            )
+            loss_B, own_statistics = self.loss(sums, samples)
+            statistics = describe_step(sums, samples.norm_B)
+        return HeadOutput(loss_B.mean(), statistics | {k: v.detach() for k, v in own_statistics.items()})
+
+
+class MarginHead(ClassHead):
+    """Cross entropy over s·cos θ_j, in which only the target's cosine is replaced: the family of ArcFace.
+
+    Args:
+        s: scale of the logits, > 0.
+    """
+
+    def __init__(
+        self, num_classes: int, embedding_size: int, *, s: float = 64.0, **options: Unpack[HeadOptions]
+    ):
+        super().__init__(num_classes, embedding_size, **options)
+        require(s > 0, "head.s", s, "must be greater than 0")
+        self.s = s
+
+    def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
+        """The target's cosine with its margin: a decreasing function of the angle, given ‖x‖ as well."""
+        raise NotImplementedError
+
+    def others(self, target_B: Tensor, samples: Samples) -> Term:
+        return Scaled(self.s)
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        return cross_entropy(self.s * self.target(sums.target_B, samples.norm_B), sums.others_B), {}
+
+
+def cross_entropy(target_B: Tensor, others_B: Tensor) -> Tensor:
+    """−log softmax of the target's logit against the log-sum-exp of the others: log(1 + e^(others − target)).
+
+    Written as a softplus, which keeps the digits of small losses that log-sum-exp minus logit would cancel.
+    """
+    return softplus(others_B - target_B, threshold=50)
+
+
+def sine(cosine: Tensor) -> Tensor:
+    """√(1−c²), its slope kept finite at |c| = 1, where the exact one is infinite."""
+    return (1 - cosine * cosine).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+
+
+@torch.no_grad()
+def describe_step(sums: ClassSums, norm_B: Tensor) -> dict[str, Tensor]:
+    """Mean target cosine and angle (degrees), mean and hardest other cosine, top-1 without any margin."""
+    cosine_B = sums.cosine_B.clamp(-1, 1)
+    return {
+        "target_cosine": cosine_B.mean(),
+        "target_angle": torch.rad2deg(cosine_B.acos()).mean(),
+        "other_cosine": sums.mean_B.mean(),
+        "hardest_cosine": sums.hardest_B.mean(),
+        "accuracy": (sums.cosine_B > sums.hardest_B).float().mean(),
+        "embedding_norm": norm_B.mean(),
+    }
+
+
+@torch.no_grad()
+def initialise(weight_CD: Tensor, init: float | str) -> None:
+    """Fill class weights as `HeadOptions` says; raises `ConfigError` for an unknown start."""
+    if init == "xavier":
+        nn.init.xavier_uniform_(weight_CD)
+    elif init == "sface":
+        nn.init.normal_(weight_CD, std=2 * math.sqrt(2 / len(weight_CD)))
+    elif isinstance(init, str):
+        raise ConfigError("head.init", init, "must be xavier, sface or a deviation such as 0.01")
+    else:
+        require(init > 0, "head.init", init, "a deviation must be greater than 0")
+        nn.init.normal_(weight_CD, std=init)
+
+
+def check_labels(label_B: Tensor, num_classes: int) -> None:
+    """Refuse labels outside [0, C). On a GPU the check is asynchronous, so that the host need not wait."""
+    wrong_B = (label_B < 0) | (label_B >= num_classes)
+    if label_B.device.type == "cpu":
+        if wrong_B.any():
+            place = int(wrong_B.nonzero()[0])
+            raise DamagedDataError(
+                f"label {int(label_B[place])} (sample {place} of the batch) is outside 0…{num_classes - 1}; "
+                "the labels of a pack must be remapped to its classes"
+            )
+    elif label_B.device.type == "cuda":
+        torch._assert_async(~wrong_B.any())
