@@ -1,0 +1,97 @@
+"""Checkpoint files: written atomically, and read without ever running anything that is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from facerec.errors import CheckpointError, StorageError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbour of `path` for writing; it takes the name only when all is safely on disk.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(_why_not_written(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def save(path: Path | str, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists, dicts) so that `path` is never half a file.
+
+    Raises:
+        StorageError: it could not be written; a former file of that name is untouched.
+    """
+    import torch
+
+    with replacing(Path(path)) as file:
+        torch.save(state, file)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Only tensors and plain containers are accepted (``weights_only=True``): a file that names anything else
+    to be built or called is refused, and nothing of it runs.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, damaged, or holding more than data.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"ckpt={path}: {_nearby(path)}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one") from error
+        refused = str(error).partition("GLOBAL ")[2].split(" ")[0] or "something that is not data"
+        raise CheckpointError(
+            f"ckpt={path}: names {refused}, which a checkpoint must not; only tensors and plain values are read"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one ({reason})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"ckpt={path}: holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def _nearby(path: Path) -> str:
+    """What to say of a missing checkpoint: which ones are in that folder."""
+    there = sorted(file.name for file in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+    if path.is_dir():
+        there = sorted(str(file.relative_to(path)) for file in path.rglob("*.pt"))[:5]
+        return f"is a folder; name a file in it ({', '.join(there) or 'there is no .pt file'})"
+    return f"no such file; that folder has {', '.join(there)}" if there else "no such file"
+
+
+def _why_not_written(path: Path, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**20
+    return f"{path} could not be written: {reason} ({free:,.0f} MiB free); whatever was there before is kept"

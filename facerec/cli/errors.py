@@ -1,0 +1,36 @@
+"""How every command ends: exit status 0, 1 or 2, and one line that says what to mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from facerec.errors import FacerecError
+
+
+def reported(program: str, work: Callable[[], int | None]) -> int:
+    """Run `work` and return the exit status; a `FacerecError` becomes one line on standard error.
+
+    ``FACEREC_TRACEBACK=1`` (or Hydra's ``HYDRA_FULL_ERROR=1``) shows where the error came from. Anything that
+    is not a `FacerecError` is a bug of ours and keeps its traceback.
+    """
+    try:
+        return work() or 0
+    except FacerecError as error:
+        if wants_traceback():
+            raise
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # The reader (head, less) has gone: nobody is left to tell, and a flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR"))
