@@ -1,0 +1,50 @@
+"""Which parameters get weight decay: weights do, batch norm, biases and PReLU slopes do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+_NEVER_DECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
+
+
+def decayed_and_not(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trainable parameters of `module` by name: those that take weight decay, and those that do not."""
+    decayed: dict[str, nn.Parameter] = {}
+    plain: dict[str, nn.Parameter] = {}
+    for prefix, part in module.named_modules():
+        for name, parameter in part.named_parameters(prefix=prefix, recurse=False):
+            if parameter.requires_grad:
+                never = isinstance(part, _NEVER_DECAYED) or name.endswith("bias")
+                (plain if never else decayed)[name] = parameter
+    return decayed, plain
+
+
+def parameter_groups(
+    modules: dict[str, nn.Module], *, weight_decay: float, decay_all: bool = False, lr_scales: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Optimizer groups over several modules; two, or two for each learning rate where they differ.
+
+    Args:
+        modules: by name, e.g. ``{"backbone": …, "head": …}``.
+        weight_decay: of the parameters that take it.
+        decay_all: give it to all parameters.
+        lr_scales: factor on the learning rate of a module, by its name; 1 where it is not given.
+
+    Returns:
+        Groups with ``params``, ``weight_decay``, ``lr_scale`` and a ``name`` for the log; none is empty.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for module_name, module in modules.items():
+        scale = lr_scales.get(module_name, 1.0)
+        decayed, plain = decayed_and_not(module)
+        for parameters, decay in ((decayed, weight_decay), (plain, weight_decay if decay_all else 0.0)):
+            if not parameters:
+                continue
+            name = ("decay" if decay else "no decay") + (f", lr × {scale:g}" if scale != 1 else "")
+            group = groups.setdefault(
+                (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale, "name": name}
+            )
+            group["params"].extend(parameters.values())
+    return list(groups.values())

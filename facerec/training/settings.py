@@ -1,0 +1,149 @@
+"""The settings of a training run: the keys of the config groups trainer, optimizer, schedule and backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from facerec.errors import require
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How long and in what way to train.
+
+    Args:
+        epochs: passes over the data; may end in the middle of one (fractions are allowed).
+        max_steps: stop after so many optimizer steps, whatever `epochs` says; null: no such limit.
+        batch_size: pictures a process takes at once.
+        accumulate: batches whose gradients are added before a step.
+        precision: number format of the backbone: ``fp32``, ``bf16`` or ``fp16`` (CUDA only, with a scaler).
+            The head always computes in fp32.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        clip_norm: largest norm of all gradients together; null: no clipping.
+        resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there, a path
+            continues from that checkpoint, null starts anew and refuses a folder that holds a run.
+        log_every: steps between log lines and rows of metrics.jsonl.
+        save_every: steps between checkpoints; null: at evaluations, at the end of epochs and when interrupted.
+        compile: `torch.compile` the backbone.
+        threads: CPU threads of torch in this process; null: torch's own choice.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    epochs: float = 20.0
+    max_steps: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = "auto"
+    clip_norm: float | None = None
+    resume: str | None = "auto"
+    log_every: int = 20
+    save_every: int | None = None
+    compile: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "trainer.epochs", self.epochs, "must be greater than 0")
+        for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"trainer.{name}", value, "must be 1 or more")
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            "trainer.clip_norm",
+            self.clip_norm,
+            "must be greater than 0, or null for no clipping",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer; its two parameter groups are those with and those without weight decay.
+
+    Args:
+        name: ``sgd`` or ``adamw``.
+        lr: learning rate at factor 1 of the schedule.
+        momentum, nesterov: of SGD.
+        betas: of AdamW.
+        weight_decay: of weights; never of batch norm, biases and PReLU slopes unless `decay_all`.
+        decay_all: weight decay on everything.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must be from 0 to below 1")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
+        good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(good, "optimizer.betas", self.betas, "must be two numbers from 0 to below 1")
+        usable = not self.nesterov or self.momentum > 0
+        require(usable, "optimizer.nesterov", self.nesterov, "needs optimizer.momentum greater than 0")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """The course of the learning rate, as a factor on `optimizer.lr`.
+
+    Args:
+        name: ``multistep``, ``poly``, ``cosine`` or ``constant``.
+        unit: what `milestones` and `warmup` count: ``epochs`` or ``steps``.
+        milestones: where multistep multiplies by `gamma`; ascending.
+        gamma: factor at each milestone, in (0, 1].
+        power: of poly's (1 − progress)^power.
+        final: factor at which poly and cosine end, in [0, 1).
+        warmup: linear rise from 0 over so many units.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    name: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
+    unit: Literal["epochs", "steps"] = "epochs"
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    power: float = 2.0
+    final: float = 0.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        ascending = sorted(set(self.milestones)) == list(self.milestones) and min(self.milestones, default=1) > 0
+        require(ascending, "schedule.milestones", self.milestones, "must be positive and ascending")
+        require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "must be above 0 and at most 1")
+        require(self.power > 0, "schedule.power", self.power, "must be greater than 0")
+        require(0 <= self.final < 1, "schedule.final", self.final, "must be from 0 to below 1")
+        require(self.warmup >= 0, "schedule.warmup", self.warmup, "must be 0 or more")
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """Where the backbone starts from: the keys of every file in the config group backbone but its own.
+
+    Args:
+        pretrained: weights to start from: a checkpoint of ours, or a state dict of the published layout.
+        frozen: keep the backbone as it is (in eval mode) and train the head alone.
+        lr_scale: factor on the backbone's learning rate, for fine-tuning.
+        freeze_batch_norm: keep the running statistics of batch norm as they are.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    pretrained: str | None = None
+    frozen: bool = False
+    lr_scale: float = 1.0
+    freeze_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0; frozen=true stops it")
