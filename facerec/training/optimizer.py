@@ -24,7 +24,9 @@ def make_optimizer(
     if not groups:
         raise ConfigError("backbone.frozen", True, "leaves nothing to train with a head without weights")
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]), fused=True)
+        return torch.optim.AdamW(
+            groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]), fused=True
+        )
     return torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
     )

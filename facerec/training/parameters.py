@@ -22,7 +22,11 @@ def decayed_and_not(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 
 
 def parameter_groups(
-    modules: dict[str, nn.Module], *, weight_decay: float, decay_all: bool = False, lr_scales: dict[str, float]
+    modules: dict[str, nn.Module],
+    *,
+    weight_decay: float,
+    decay_all: bool = False,
+    lr_scales: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Optimizer groups over several modules; two, or two for each learning rate where they differ.
 

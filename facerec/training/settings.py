@@ -118,7 +118,9 @@ class ScheduleSettings:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        ascending = sorted(set(self.milestones)) == list(self.milestones) and min(self.milestones, default=1) > 0
+        ascending = (
+            sorted(set(self.milestones)) == list(self.milestones) and min(self.milestones, default=1) > 0
+        )
         require(ascending, "schedule.milestones", self.milestones, "must be positive and ascending")
         require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "must be above 0 and at most 1")
         require(self.power > 0, "schedule.power", self.power, "must be greater than 0")
@@ -146,4 +148,6 @@ class StartSettings:
     freeze_batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        require(self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0; frozen=true stops it")
+        require(
+            self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0; frozen=true stops it"
+        )

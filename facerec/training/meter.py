@@ -1,0 +1,65 @@
+"""What happened since the last log line, summed where it was computed so that nothing waits for the device."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Means of scalar tensors over a window of steps, and how fast the samples went by.
+
+    `add` only adds tensors on their device; `row` moves them all to the host at once.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+        self._samples = 0
+        self._data_wait = 0.0
+        self._started = time.perf_counter()
+        self._paused: float | None = None
+
+    def add(self, values: dict[str, Tensor], weight: float) -> None:
+        """Take in scalar tensors that each stand for `weight` samples (or steps)."""
+        for name, value in values.items():
+            value = value.detach().float() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def count(self, samples: int, data_wait: float) -> None:
+        """Count samples trained on, by all processes, and the seconds their loading was waited for."""
+        self._samples += samples
+        self._data_wait += data_wait
+
+    def pause(self) -> None:
+        """Stop the clock, for work that is not training (an evaluation, a checkpoint)."""
+        self._paused = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Start the clock again after `pause`."""
+        if self._paused is not None:
+            self._started += time.perf_counter() - self._paused
+            self._paused = None
+
+    def row(self) -> dict[str, float | None]:
+        """The means by name with ``samples_per_second`` and ``data_wait`` (share of the time), then anew.
+
+        A mean that is not finite (the hardest other class where there is only one class) is None, so that
+        the row is plain JSON.
+        """
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        names = list(self._sums)
+        means: list[float] = []
+        if names:
+            means = torch.stack([self._sums[name] / self._weights[name] for name in names]).tolist()
+        row: dict[str, float | None] = {
+            name: value if math.isfinite(value) else None for name, value in zip(names, means, strict=True)
+        }
+        row["samples_per_second"] = self._samples / seconds
+        row["data_wait"] = min(1.0, self._data_wait / seconds)
+        self.__init__()  # type: ignore[misc]
+        return row
