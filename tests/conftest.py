@@ -30,3 +30,9 @@ def shared_data() -> Path:
 def lfw_root(shared_data: Path) -> Path:
     """Folder of the LFW pack: train.rec, train.idx, lfw.bin, lfw_set10.bin."""
     return shared_data / "lfw"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches of read-only data go to a folder of the test run, not to the user's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
