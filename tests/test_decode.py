@@ -54,7 +54,8 @@ def test_lfw_pictures_have_the_pixels_of_pil(lfw_root: Path) -> None:
             assert np.array_equal(decode(encoded), as_pil_sees(encoded))
 
 
-def test_jpeg_goes_straight_into_a_slot_of_a_batch_and_nowhere_else() -> None:
+def test_jpeg_goes_straight_into_a_slot_of_a_batch_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("facerec.data.decode._open")  # the general way, which a plain JPEG does not need
     encoded = file_of(photograph(), "JPEG")
     batch_BHWC = np.full((3, 112, 112, 3), 9, np.uint8)
     decode_into(memoryview(encoded), batch_BHWC[1])

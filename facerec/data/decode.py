@@ -79,10 +79,21 @@ def decode_into(encoded: Encoded, out_HWC: Pixels) -> None:
         except ValueError:
             pass  # another format, a larger picture, or damage: the general way tells which
         else:
-            if pixels_HWC.base is out_HWC and pixels_HWC.shape == out_HWC.shape:
+            if pixels_HWC.shape == out_HWC.shape:
                 return
+    _fit(_open(bytes(view)), out_HWC)
+
+
+def fit_into(pixels_HWC: Pixels, out_HWC: Pixels) -> None:
+    """Copy decoded RGB pixels into `out_HWC`, resized and cropped as `decode` does where the sizes differ."""
+    if pixels_HWC.shape == out_HWC.shape:
+        out_HWC[...] = pixels_HWC
+    else:
+        _fit(Image.fromarray(pixels_HWC), out_HWC)
+
+
+def _fit(image: Image.Image, out_HWC: Pixels) -> None:
     height, width, _ = out_HWC.shape
-    image = _open(bytes(view))
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     out_HWC[...] = np.asarray(image)
