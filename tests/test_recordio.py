@@ -1,4 +1,4 @@
-"""RecordIO: the original's files read back, ours equal them byte for byte, damage is named, never believed."""
+"""RecordIO: the original's files read back, ours equal them to the byte, damage is named, never believed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_record(entry: dict[str, Any], payload: bytes) -> Record:
     return Record(entry["flag"], label, entry["id"], entry["id2"], payload)
 
 
-# What the original wrote -------------------------------------------------------------------------------------
+# What the original wrote -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", INDEXED)
@@ -117,7 +117,7 @@ def test_the_lfw_pack_reads_in_sequence_as_by_key(lfw_root: Path) -> None:
                 assert raw == reader.raw(key)
 
 
-# The format's corners ----------------------------------------------------------------------------------------
+# The format's corners --------------------------------------------------------------------------------------
 
 
 @given(
@@ -199,7 +199,7 @@ def test_a_record_of_512_mib_is_refused() -> None:
         framing.frame(bytes(1 << 29))
 
 
-# Writing is all or nothing -----------------------------------------------------------------------------------
+# Writing is all or nothing ---------------------------------------------------------------------------------
 
 
 def test_a_key_written_twice_leaves_no_files(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# Damage ------------------------------------------------------------------------------------------------------
+# Damage ----------------------------------------------------------------------------------------------------
 
 
 def damage(path: Path, offset: int, wrong: bytes) -> None:
@@ -380,7 +380,7 @@ def test_whatever_is_done_to_a_pack_reading_ends_in_a_record_or_a_facerec_error(
                 assert "\n" not in str(error) and str(folder) in str(error)
 
 
-# Opening, sharing, closing -----------------------------------------------------------------------------------
+# Opening, sharing, closing ---------------------------------------------------------------------------------
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class FaceSet(ABC):
         name: short name for logs and errors, e.g. ``ms1mv2``.
         root: the file or folder the pictures come from.
         label_N: int64 labels in 0 … C−1, one a picture; read-only and often memory-mapped.
-        classes: C original labels or names: ``classes[label_N[i]]`` is the source's name for picture i's identity.
+        classes: C original labels or names: ``classes[label_N[i]]`` names picture i's identity.
             It is kept in checkpoints.
     """
 
