@@ -69,7 +69,7 @@ def load(path: Path | str) -> dict[str, Any]:
             raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one") from error
         refused = str(error).partition("GLOBAL ")[2].split(" ")[0] or "something that is not data"
         raise CheckpointError(
-            f"ckpt={path}: names {refused}, which a checkpoint must not; only tensors and plain values are read"
+            f"ckpt={path}: names {refused}, but a checkpoint may hold only tensors and plain values"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -138,7 +138,7 @@ class Trainer:
         return schedule.Progress(self.position.step, epoch, whole, min(1.0, taken / count))
 
     def groups(self) -> Iterator[tuple[list[Batch], float]]:
-        """The rest of the present epoch: the batches of one step at a time, and the seconds waited for them."""
+        """The rest of the present epoch: the batches of a step at a time, and the seconds waited for them."""
         batches = self.loader.batches(self.position.epoch, self.position.sample)
         with contextlib.closing(batches):  # type: ignore[type-var]
             while True:

@@ -1,4 +1,4 @@
-"""What happened since the last log line, summed where it was computed so that nothing waits for the device."""
+"""What happened since the last log line, summed where it was computed, so that nothing waits."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class TrainerSettings:
         resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there, a path
             continues from that checkpoint, null starts anew and refuses a folder that holds a run.
         log_every: steps between log lines and rows of metrics.jsonl.
-        save_every: steps between checkpoints; null: at evaluations, at the end of epochs and when interrupted.
+        save_every: steps between checkpoints; null: at evaluations, at the end and when interrupted.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
 
@@ -148,6 +148,4 @@ class StartSettings:
     freeze_batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0; frozen=true stops it"
-        )
+        require(self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0 (or frozen=true)")

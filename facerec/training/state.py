@@ -78,7 +78,7 @@ def restore(path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], 
     refuse_other_run(path, state["config"], config)
     if len(state["classes"]) != classes:
         raise CheckpointError(
-            f"trainer.resume={path}: was trained on {len(state['classes'])} identities, the data has {classes}"
+            f"trainer.resume={path}: knows {len(state['classes'])} identities, the data has {classes}"
         )
     for name, part in parts.items():
         try:

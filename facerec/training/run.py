@@ -1,0 +1,169 @@
+"""From a composed configuration to a trainer: every setting is checked before any data is touched."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facerec.backbones import create_backbone
+from facerec.backbones.flops import gflops
+from facerec.backbones.weights import load_pretrained
+from facerec.data.loader import Loader
+from facerec.data.settings import DataSettings
+from facerec.data.sources import open_faces
+from facerec.device import resolve_device, seed_everything
+from facerec.errors import ConfigError, UserError, require
+from facerec.evaluation.model import Input
+from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.targets import load_targets
+from facerec.heads import create_head
+from facerec.registry import build
+from facerec.training.loop import Trainer
+from facerec.training.optimizer import describe, make_optimizer
+from facerec.training.reporter import Reporter
+from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+
+def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Reporter] = ()) -> Trainer:
+    """Build everything a run needs, and take up an earlier run where that was asked for.
+
+    Args:
+        config: plain values, with the sections seed, backbone, head, data, optimizer, schedule, trainer, eval
+            and input.
+        folder: the run's output folder.
+        reporters: what follows the run.
+
+    Raises:
+        UserError: a setting, file or folder that is not as it must be.
+    """
+    # First what can be judged without data, so that a typing error costs no time …
+    seed = config["seed"]
+    require(isinstance(seed, int) and seed >= 0, "seed", seed, "must be a whole number, 0 or more")
+    settings = build(TrainerSettings, "trainer", config["trainer"])
+    schedule = build(ScheduleSettings, "schedule", config["schedule"])
+    optimizer_settings = build(OptimizerSettings, "optimizer", config["optimizer"])
+    data = build(DataSettings, "data", config["data"])
+    evaluation = build(EvalSettings, "eval", config["eval"])
+    input = build(Input, "input", config["input"])
+    start, architecture = split_backbone(config["backbone"])
+    device = resolve_device(settings.device)
+    if settings.precision == "fp16" and device.type != "cuda":
+        raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
+    try_out(architecture, config["head"])
+    writable(folder)
+    resume = resume_from(settings.resume, folder)
+
+    # … then the data, then what depends on it.
+    verification_sets = load_targets(evaluation)
+    faces = open_faces(data)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    seed_everything(seed)
+    backbone = create_backbone(**architecture)
+    if start.pretrained and resume is None:
+        load_pretrained(backbone, Path(start.pretrained))
+    backbone.requires_grad_(not start.frozen)
+    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head = create_head(
+        **config["head"], num_classes=faces.num_classes, embedding_size=architecture["embedding_size"]
+    ).to(device)
+    modules = {"backbone": backbone, "head": head}
+    loader = Loader(faces, settings.batch_size, seed=seed, pin=device.type == "cuda", **data.loading())
+    trainer = Trainer(
+        settings=settings,
+        schedule_settings=schedule,
+        start=start,
+        eval_settings=evaluation,
+        backbone=backbone,
+        head=head,
+        optimizer=make_optimizer(optimizer_settings, modules, {"backbone": start.lr_scale}),
+        loader=loader,
+        verification_sets=verification_sets,
+        input=input,
+        device=device,
+        config=config,
+        folder=folder,
+        reporters=reporters,
+    )
+    describe_run(trainer)
+    if resume is not None:
+        trainer.resume(resume)
+    return trainer
+
+
+def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str, Any]]:
+    """The backbone section as where it starts from, and what network it is."""
+    names = {field.name for field in fields(StartSettings)}
+    start = build(StartSettings, "backbone", {k: v for k, v in section.items() if k in names})
+    return start, {k: v for k, v in section.items() if k not in names}
+
+
+def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+    """Build backbone and head without memory, so that their settings are judged before data is touched."""
+    with torch.device("meta"):
+        create_backbone(**architecture)
+        create_head(**head, num_classes=2, embedding_size=architecture["embedding_size"])
+
+
+def writable(folder: Path) -> None:
+    """Raise `UserError` unless files can be made in `folder`, which is made where it is not there."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = folder / "checkpoints" / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output_dir={folder}: cannot be written ({error.strerror}); choose another"
+        ) from error
+
+
+def resume_from(setting: str | None, folder: Path) -> Path | None:
+    """The checkpoint to go on from; raises `UserError` where a run would be overwritten, or it is missing."""
+    last = folder / "checkpoints" / "last.pt"
+    if setting == "auto":
+        return last if last.is_file() else None
+    if setting is None:
+        if last.is_file():
+            raise UserError(
+                f"output_dir={folder}: holds a run already; trainer.resume=auto continues it, "
+                "another output_dir starts a new one"
+            )
+        return None
+    if not Path(setting).is_file():
+        raise ConfigError("trainer.resume", setting, "no such file; must be auto, null or a last.pt")
+    return Path(setting)
+
+
+def describe_run(trainer: Trainer) -> None:
+    """Say in the log what is about to be trained, on what, and how."""
+    loader, settings, config = trainer.loader, trainer.settings, trainer.config
+    backbone, size = trainer.backbone, trainer.input.size
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    steps = -(-loader.batches_per_epoch() // settings.accumulate)
+    whole = steps * settings.epochs if settings.max_steps is None else settings.max_steps
+    schedule = {k: v for k, v in config["schedule"].items() if k != "name"}
+    lines = {
+        "data": loader.faces.describe(),
+        "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
+        f"{gflops(backbone, size):.2f} GFLOPs (multiply-adds) at {size}×{size}",
+        "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
+        "optimizer": describe(trainer.optimizer),
+        "schedule": f"{config['schedule']['name']} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
+        "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
+        + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
+        + f", {torch.get_num_threads()} CPU threads, seed {config['seed']}",
+        "input": str(trainer.input),
+        "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
+        or "none (eval.targets is empty)",
+    }
+    for name, text in lines.items():
+        log.info("%-10s %s", name, text)
