@@ -1,0 +1,258 @@
+"""Batches of decoded faces: threads decode straight into one uint8 buffer a batch, a few batches ahead.
+
+Threads and not processes: the decoder releases the interpreter lock, and a picture is never copied, pickled
+or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`),
+whatever the number of threads and processes.
+
+Shape suffixes: B pictures of a batch, H height, W width, C colour channels (RGB).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+
+from facerec.data.decode import Pixels, decode_into, fit_into
+from facerec.data.faces import EncodedFaces, FaceSet, PixelFaces
+from facerec.data.order import Order, Positions, Shuffle, count_batches, mirrored, share
+from facerec.errors import DamagedDataError, MissingDataError, require
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 32  # pictures a thread decodes at a time: about 3 ms, a hundred times the cost of handing them over
+_NAMED = 5  # undecodable pictures named in the log before they are only counted
+_GIVE_UP = 1000  # undecodable pictures in a row after which skipping is no longer the answer
+
+
+class Batch(NamedTuple):
+    """What one process takes of one global batch.
+
+    Attributes:
+        image_BHWC: uint8 RGB pictures, not mirrored yet, in pinned memory if the loader was asked to.
+        label_B: int64 identities, 0 … C−1.
+        mirror_B: bool, the pictures to be mirrored (on the device, see `prepare`).
+        index_B: int64 NumPy array, positions of the pictures in the face set.
+        position: samples of the epoch that all processes have taken when this batch is done; `batches`
+            resumes there.
+    """
+
+    image_BHWC: torch.Tensor
+    label_B: torch.Tensor
+    mirror_B: torch.Tensor
+    index_B: Positions
+    position: int
+
+
+class _Pending(NamedTuple):
+    """A batch whose pictures are being decoded."""
+
+    image_BHWC: torch.Tensor
+    index_B: Positions
+    position: int
+    chunks: list[Future[list[tuple[int, int, dict[int, str]]]]]
+
+
+class Loader:
+    """Decoded batches of a face set.
+
+    Args:
+        faces: the pictures.
+        batch_size: pictures a process takes at a time.
+        seed: of the order and of every random choice.
+        size: side of the pictures in pixels, or (height, width); others are resized to it (see `decode`).
+        workers: decoding threads; 1 or more.
+        shuffle, block_size, window: the order, see `Order`.
+        on_error: ``raise`` stops at a picture that does not decode. ``skip`` puts the next one of the face
+            set that does decode in its place (so in a pack sorted by identity usually one of the same
+            person), and counts it.
+        mirror: mirror half of the samples.
+        rank, world_size: which process of how many this is.
+        drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
+            among the processes as evenly as possible, so that they may differ by one picture.
+        prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
+        pin: allocate batches in pinned memory, for copies to CUDA that do not wait.
+
+    Raises:
+        ConfigError: for a value out of range.
+        MissingDataError: the face set has too few pictures for one batch.
+    """
+
+    def __init__(
+        self,
+        faces: FaceSet,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        size: int | tuple[int, int] = 112,
+        workers: int = 2,
+        shuffle: Shuffle = "full",
+        block_size: int = 1024,
+        window: int = 64,
+        on_error: Literal["raise", "skip"] = "raise",
+        mirror: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool | None = None,
+        prefetch: int = 4,
+        pin: bool = False,
+    ) -> None:
+        require(batch_size >= 1, "trainer.batch_size", batch_size, "must be 1 or more")
+        require(workers >= 1, "data.workers", workers, "must be 1 or more")
+        require(prefetch >= 1, "data.prefetch", prefetch, "must be 1 or more")
+        self.faces = faces
+        self.batch_size = batch_size
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.workers = workers
+        self.on_error = on_error
+        self.mirror = mirror
+        self.rank = rank
+        self.world_size = world_size
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+        self.pin = pin
+        self.order = Order(len(faces), seed=seed, shuffle=shuffle, block_size=block_size, window=window)
+        self._undecodable: set[int] = set()
+        if not self.batches_per_epoch():
+            raise MissingDataError(
+                f"{faces.name} at {faces.root} has {len(faces)} pictures, too few for one batch: "
+                f"trainer.batch_size={batch_size} on {world_size} process(es); lower it, or take more data"
+            )
+
+    @property
+    def skipped(self) -> int:
+        """Different pictures that this process could not decode and replaced, so far."""
+        return len(self._undecodable)
+
+    def batches_per_epoch(self, start: int = 0) -> int:
+        """Batches of an epoch that remain when all processes together have taken `start` samples of it."""
+        return count_batches(
+            len(self.faces),
+            self.batch_size,
+            world_size=self.world_size,
+            start=start,
+            drop_last=self.drop_last,
+        )
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This process's batches of an epoch from sample `start` on.
+
+        Args:
+            epoch: number of the epoch, which chooses the order.
+            start: samples of the epoch that all processes together have taken already, 0 … number of
+                pictures: the `position` of the last batch, whatever the number of processes then and now.
+
+        Raises:
+            DamagedDataError: at the first picture in the order that does not decode (``on_error="raise"``).
+        """
+        skipped_before = self.skipped
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="facerec-loader")
+        pending: deque[_Pending] = deque()
+        try:
+            for begin, end in self._spans(start):
+                pending.append(self._submit(pool, epoch, begin, end))
+                if len(pending) > self.prefetch:
+                    yield self._finish(pending.popleft(), epoch)
+            while pending:
+                yield self._finish(pending.popleft(), epoch)
+        finally:
+            # Also on an error, on a generator that is closed half way, and on Ctrl-C: what has not begun is
+            # dropped, what has takes milliseconds.
+            pool.shutdown(wait=True, cancel_futures=True)
+        if self.skipped > skipped_before:
+            log.warning(
+                "epoch %d: pictures that did not decode and were replaced: %d for the first time, %d in all",
+                epoch,
+                self.skipped - skipped_before,
+                self.skipped,
+            )
+
+    def _spans(self, start: int) -> Iterator[tuple[int, int]]:
+        """Positions (begin, end) of the global batches."""
+        step = self.batch_size * self.world_size
+        for k in range(self.batches_per_epoch(start)):
+            begin = start + k * step
+            yield begin, min(begin + step, len(self.faces))
+
+    def _submit(self, pool: ThreadPoolExecutor, epoch: int, begin: int, end: int) -> _Pending:
+        index_B = self.order.take(epoch, *share(begin, end, self.rank, self.world_size))
+        shape = (len(index_B), self.height, self.width, 3)
+        image_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+        slots_BHWC = image_BHWC.numpy()
+        edges = [*range(0, len(index_B), _CHUNK), len(index_B)]
+        chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]
+        return _Pending(image_BHWC, index_B, end, chunks)
+
+    def _fill(
+        self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int
+    ) -> list[tuple[int, int, dict[int, str]]]:
+        """In a thread: decode pictures begin … end−1; returns (slot, picture put there, why not others)."""
+        replaced = []
+        for slot, index in enumerate(index_B[begin:end].tolist(), begin):
+            try:
+                self._load(index, slots_BHWC[slot])
+            except DamagedDataError as error:
+                if self.on_error == "raise":
+                    raise DamagedDataError(
+                        f"{error}; data.on_error=skip trains without such pictures, and counts them"
+                    ) from error
+                replaced.append((slot, *self._replace(index, str(error), slots_BHWC[slot])))
+        return replaced
+
+    def _load(self, index: int, out_HWC: Pixels) -> None:
+        """One picture into its slot; an error says where it comes from."""
+        faces = self.faces
+        if isinstance(faces, EncodedFaces):
+            encoded = faces.encoded(index)
+            try:
+                decode_into(encoded, out_HWC)
+            except DamagedDataError as error:
+                raise DamagedDataError(f"{faces.where(index)}: {error}") from error
+        elif isinstance(faces, PixelFaces):
+            fit_into(faces.pixels(index), out_HWC)
+        else:
+            raise TypeError(f"{type(faces).__name__} is neither EncodedFaces nor PixelFaces")
+
+    def _replace(self, index: int, reason: str, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
+        """Load the next picture that decodes; returns its position, and why those before it do not."""
+        reasons = {index: reason}
+        for step in range(1, min(_GIVE_UP, len(self.faces))):
+            other = (index + step) % len(self.faces)
+            try:
+                self._load(other, out_HWC)
+            except DamagedDataError as error:
+                reasons[other] = str(error)
+            else:
+                return other, reasons
+        raise DamagedDataError(f"{len(reasons)} pictures in a row do not decode; the first: {reason}")
+
+    def _finish(self, pending: _Pending, epoch: int) -> Batch:
+        """Wait for a batch; errors and replacements come in the order of the pictures."""
+        index_B = pending.index_B
+        for chunk in pending.chunks:
+            for slot, index, reasons in chunk.result():
+                index_B[slot] = index
+                self._note(reasons)
+        count = len(index_B)
+        label_B = torch.empty(count, dtype=torch.int64, pin_memory=self.pin)
+        mirror_B = torch.zeros(count, dtype=torch.bool, pin_memory=self.pin)
+        label_B.numpy()[:] = self.faces.label_N[index_B]
+        if self.mirror:
+            mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, index_B)
+        return Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position)
+
+    def _note(self, reasons: dict[int, str]) -> None:
+        """Count pictures that do not decode and name the first few of them in the log."""
+        for index, reason in reasons.items():
+            if index in self._undecodable:
+                continue
+            self._undecodable.add(index)
+            if len(self._undecodable) <= _NAMED:
+                log.warning("skipped a picture that does not decode: %s", reason)
+            elif len(self._undecodable) == _NAMED + 1:
+                log.warning("further pictures that do not decode are only counted")

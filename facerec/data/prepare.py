@@ -1,0 +1,45 @@
+"""Make a loaded batch ready for the model, on the model's device: mirror, normalise, channels-last.
+
+Shape suffixes: B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from facerec.data.loader import Batch
+
+
+class Normaliser(Protocol):
+    """The preprocessing of a model, e.g. `facerec.evaluation.model.Input`."""
+
+    def normalise(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) RGB to float (B, 3, H, W) as the model wants it."""
+
+
+def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures and labels of a batch on `device`.
+
+    The bytes cross to the device before they become floats; out of pinned memory they do so while the device
+    still works on the batch before. Nothing here waits for the device.
+
+    Returns:
+        Pictures (B, 3, H, W) float32, channels-last in memory, mirrored where the batch says so, and labels
+        (B,) int64.
+    """
+    image_BHWC = batch.image_BHWC.to(device, non_blocking=True)
+    mirror_B = batch.mirror_B.to(device, non_blocking=True)
+    label_B = batch.label_B.to(device, non_blocking=True)
+    return input.normalise(mirror_where(mirror_B, image_BHWC)), label_B
+
+
+def mirror_where(mirror_B: torch.Tensor, image_BHWC: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures (B, H, W, C), those chosen by the bool `mirror_B` mirrored left to right."""
+    shape = image_BHWC.shape
+    # Chosen as words of 8 bytes, which takes a sixth of the time on a CPU; every usual size is a multiple.
+    word = torch.int64 if image_BHWC[0].numel() % 8 == 0 else torch.uint8
+    plain_BX = image_BHWC.reshape(len(image_BHWC), -1).view(word)
+    mirrored_BX = image_BHWC.flip(2).view(len(image_BHWC), -1).view(word)
+    return torch.where(mirror_B[:, None], mirrored_BX, plain_BX).view(torch.uint8).view(shape)
