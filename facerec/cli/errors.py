@@ -33,4 +33,6 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
 
 def wants_traceback() -> bool:
     """Whether the user asked for tracebacks."""
-    return any(os.environ.get(name, "0") not in ("", "0") for name in ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR"))
+    return any(
+        os.environ.get(name, "0") not in ("", "0") for name in ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR")
+    )

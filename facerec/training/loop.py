@@ -216,9 +216,8 @@ class Trainer:
             return
         self.guard.check()
         self.meter.pause()
-        model = Model(self.backbone, self.input, step=self.position.step, epoch=self.position.epoch)
         self.results = evaluate_targets(
-            model,
+            self.model(),
             self.verification_sets,
             self.eval_settings,
             step=self.position.step,
@@ -257,6 +256,10 @@ class Trainer:
         """Training mode, as far as the backbone is to be trained."""
         self.head.train()
         state.freeze(self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm)
+
+    def model(self) -> Model:
+        """The backbone as it is now, with its preprocessing."""
+        return Model(self.backbone, self.input, step=self.position.step, epoch=self.position.epoch)
 
     def modules(self) -> dict[str, nn.Module]:
         """What is trained, by name."""

@@ -122,7 +122,7 @@ def writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"output_dir={folder}: cannot be written ({error.strerror}); choose another"
+            f"output_dir={folder}: cannot be written ({error.strerror})"
         ) from error
 
 

@@ -1,0 +1,129 @@
+"""Hydra's part of a command: compose the configuration, run, and say a user's mistake in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from facerec.errors import ConfigError, UserError, nearest
+
+Task = Callable[[dict[str, Any], Path], Any]
+
+
+def config_folder() -> Path:
+    """Where the configuration files are: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def compose_and_run(config_name: str, task: Task) -> None:
+    """Compose `config_name` with the command line and call `task(config, output_folder)`, in a sweep each run.
+
+    The configuration comes as plain values, its `output_dir` being the folder that Hydra really uses.
+
+    Raises:
+        UserError: a setting that does not exist, or cannot be composed.
+    """
+
+    def job(config: DictConfig) -> Any:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            config.output_dir = str(folder)
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            assert isinstance(plain, dict)
+            return task({str(key): value for key, value in plain.items()}, folder)
+        except ConfigError as error:
+            raise _with_origin(error) from error
+
+    with _errors_pass_through():
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _as_user_error(error, config_name) from error
+
+
+@contextmanager
+def _errors_pass_through() -> Iterator[None]:
+    """Keep Hydra from printing errors and ending the process by itself."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _with_origin(error: ConfigError) -> ConfigError:
+    """The same error, its mend followed by where the value was set."""
+    runtime = HydraConfig.get()
+    given = [item.lstrip("+~").partition("=")[0] for item in runtime.overrides.task]
+    section = error.key.partition(".")[0]
+    choice = runtime.runtime.choices.get(section)
+    if error.key in given:
+        origin = "from the command line"
+    elif choice is not None:
+        origin = f"from configs/{section}/{choice}.yaml or the experiment"
+    else:
+        origin = f"from configs/{runtime.job.config_name}.yaml"
+    return ConfigError(error.key, error.value, f"{error.mend} ({origin})")
+
+
+def _as_user_error(error: Exception, config_name: str) -> UserError:
+    """What Hydra says over several lines, in one line with the nearest thing that does exist."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override}: is not of the form key=value ({text.splitlines()[0]})")
+    if isinstance(error, MissingConfigException):
+        missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+        if missing:
+            group, option = missing.groups()
+            known = [path.stem for path in (config_folder() / group).glob("*.yaml") if path.stem != "base"]
+            return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if isinstance(error, ConfigCompositionException) and unknown:
+        key = unknown.group(1)
+        known = [name for name in _known_keys(config_name) if name.count(".") == key.count(".")]
+        siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]] or known
+        return UserError(f"{key}: no such setting (from the command line); {nearest(key, siblings)}")
+    full_key = re.search(r"full_key: (\S+)", text)
+    where = f"{full_key.group(1)}: " if full_key else ""
+    if "Missing mandatory value" in text:
+        return UserError(f"{where or text}must be given on the command line")
+    return UserError(where + " ".join(text.split()))
+
+
+def _known_keys(config_name: str) -> list[str]:
+    """Dotted names of all settings and sections of a configuration with its defaults."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = hydra.compose(config_name)
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key in node:
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none():
+                yield from walk(child, f"{prefix}{key}.")
+
+    return list(walk(config, ""))

@@ -1,0 +1,26 @@
+"""`facerec-eval`: compose the configuration and evaluate a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from facerec.cli.errors import reported
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(reported("facerec-eval", _run))
+
+
+def _run() -> int:
+    from facerec.cli.compose import compose_and_run
+
+    def evaluate(config: dict[str, Any], folder: Path) -> float:
+        from facerec.reporting.evaluation import evaluate_checkpoint
+
+        return evaluate_checkpoint(config, folder)
+
+    compose_and_run("eval", evaluate)
+    return 0

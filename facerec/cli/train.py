@@ -1,0 +1,40 @@
+"""`facerec-train`: compose the configuration and train."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from facerec.cli.errors import reported
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(reported("facerec-train", _run))
+
+
+def _run() -> int:
+    from facerec.cli.compose import compose_and_run
+
+    ended_by: list[int] = []
+
+    def train(config: dict[str, Any], folder: Path) -> float | None:
+        from facerec.reporting.run_reporters import run_reporters
+        from facerec.training.run import assemble
+
+        trainer = assemble(config, folder, run_reporters(folder, figures=config["eval"]["figures"]))
+        results = trainer.fit()
+        print(f"run folder: {folder}")
+        if trainer.interrupted is not None:
+            ended_by.append(trainer.interrupted)
+            raise KeyboardInterrupt  # a sweep must not go on with its next run
+        return sum(r.accuracy for r in results.values()) / len(results) if results else None
+
+    try:
+        compose_and_run("train", train)
+    except KeyboardInterrupt:
+        if not ended_by:
+            raise
+        return 128 + ended_by[0]
+    return 0

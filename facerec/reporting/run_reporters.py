@@ -1,0 +1,158 @@
+"""What follows a training run for its user: console lines, metrics.jsonl, TensorBoard, result files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from facerec.evaluation.targets import results_document, write_results
+from facerec.reporting.verification_figures import figures_of, save_figures
+from facerec.training.reporter import Reporter
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from facerec.evaluation.verification import VerificationResult
+    from facerec.training.loop import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def run_reporters(folder: Path, *, figures: bool = True) -> list[Reporter]:
+    """Everything that a run leaves in its output folder besides checkpoints and the log."""
+    return [
+        Console(),
+        MetricsFile(folder / "metrics.jsonl"),
+        TensorBoard(folder),
+        ResultFiles(folder, figures),
+    ]
+
+
+class Console(Reporter):
+    """A progress bar on a terminal, a line every `trainer.log_every` steps elsewhere and in the log file."""
+
+    def started(self, trainer: Trainer) -> None:
+        self._began, self._share = time.perf_counter(), trainer.progress().whole
+        terminal = sys.stderr.isatty()
+        self._stack = contextlib.ExitStack()
+        self._bar: Any = None
+        if terminal:
+            self._stack.enter_context(logging_redirect_tqdm())
+            # The bar counts thousandths of the run: epochs or steps, whichever ends it first.
+            shape = "{percentage:3.0f}%|{bar}| {postfix}"
+            self._bar = self._stack.enter_context(tqdm(total=1.0, bar_format=shape, dynamic_ncols=True))
+
+    def stepped(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.update(min(1.0, trainer.progress().whole) - self._bar.n)
+
+    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+        left = self._time_left(trainer.progress().whole)
+        speed = f"{row['samples_per_second']:,.0f} samples/s"
+        text = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.4g}  {speed}  {left} left"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            log.info("step %d  %s  accuracy %.3f", row["step"], text, row.get("accuracy") or 0.0)
+
+    def finished(self, trainer: Trainer) -> None:
+        self._stack.close()
+        if trainer.loader.skipped:
+            log.warning("%d pictures that do not decode were skipped", trainer.loader.skipped)
+
+    def _time_left(self, whole: float) -> str:
+        done = whole - self._share
+        seconds = (time.perf_counter() - self._began) * (1 - whole) / done if done > 0 else 0.0
+        minutes, seconds = divmod(max(0, round(seconds)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class MetricsFile(Reporter):
+    """One JSON object a logged step, appended to a file; a resumed run drops the rows it makes anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def started(self, trainer: Trainer) -> None:
+        rows = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [row for row in rows if _step_of(row) <= trainer.position.step]
+        self._file: TextIO = self.path.open("w", encoding="utf-8")
+        self._file.writelines(row + "\n" for row in kept)
+
+    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def finished(self, trainer: Trainer) -> None:
+        self._file.close()
+
+
+class TensorBoard(Reporter):
+    """Scalars of every logged row, accuracies and pictures of every evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tensorboard"
+
+    def started(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: SummaryWriter = SummaryWriter(
+            str(self.folder), purge_step=trainer.position.step + 1 if trainer.position.step else None
+        )
+
+    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if value is not None and name != "step":
+                self._writer.add_scalar(f"train/{name}", value, row["step"])
+
+    def evaluated(self, trainer: Trainer, results: Mapping[str, VerificationResult]) -> None:
+        step = trainer.position.step
+        for name, result in results.items():
+            for key in ("accuracy", "best_threshold", "xnorm", "auc", "eer"):
+                value = getattr(result, key)
+                if value is not None:
+                    self._writer.add_scalar(f"{name}/{key}", value, step)
+            if trainer.eval_settings.figures:
+                for kind, figure in figures_of(name, result).items():
+                    self._writer.add_figure(f"{name}/{kind}", figure, step)
+
+    def finished(self, trainer: Trainer) -> None:
+        self._writer.close()
+
+
+class ResultFiles(Reporter):
+    """results.json and the pictures of the last evaluation."""
+
+    def __init__(self, folder: Path, figures: bool) -> None:
+        self.folder = folder
+        self.figures = figures
+
+    def evaluated(self, trainer: Trainer, results: Mapping[str, VerificationResult]) -> None:
+        from facerec.evaluation.model import Model
+
+        model = Model(
+            trainer.backbone, trainer.input, step=trainer.position.step, epoch=trainer.position.epoch
+        )
+        document = results_document(results, model, ckpt=str(trainer.checkpoints / "last.pt"))
+        write_results(self.folder / "results.json", document | {"highest": trainer.position.highest})
+        if self.figures:
+            for name, result in results.items():
+                save_figures(self.folder, name, result)
+
+
+def _step_of(row: str) -> float:
+    """The step of a row of metrics.jsonl; one that was cut off in writing counts as beyond any."""
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,71 @@
+"""One table at the end of a multirun sweep: what was varied, and the accuracy of each run on each target."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+
+class SweepTable(Callback):
+    """Hydra callback that reads the folders of a sweep when its last run has ended.
+
+    It reads files and not return values, so that runs of other processes and machines count as well.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table, and write it as sweep.csv and sweep.md into the sweep's folder."""
+        folder = Path(config.hydra.sweep.dir)
+        header, rows = read_sweep(folder)
+        if not rows:
+            return
+        text = as_markdown(header, rows)
+        (folder / "sweep.md").write_text(text, encoding="utf-8")
+        with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+        print(f"\n{text}\n{folder / 'sweep.csv'}")
+
+
+def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: run, the varied settings, accuracy per target, mean; best mean first.
+
+    A run that left no results.json (it failed, or was interrupted) stands at the end with dashes.
+    """
+    runs = []
+    for run in sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name)):
+        overrides = run / ".hydra" / "overrides.yaml"
+        if overrides.is_file():
+            given = dict(str(item).lstrip("+").split("=", 1) for item in OmegaConf.load(overrides))
+            results = run / "results.json"
+            targets = json.loads(results.read_text(encoding="utf-8"))["targets"] if results.is_file() else {}
+            runs.append((run.name, given, {name: entry["accuracy"] for name, entry in targets.items()}))
+    names = list(dict.fromkeys(name for _, given, _ in runs for name in given))
+    varied = [name for name in names if len({given.get(name) for _, given, _ in runs}) > 1]
+    targets = list(dict.fromkeys(target for _, _, accuracy in runs for target in accuracy))
+    rows = []
+    for run_name, given, accuracy in runs:
+        mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
+        cells = [f"{accuracy[target]:.5f}" if target in accuracy else "–" for target in targets]
+        settings = [given.get(name, "–") for name in varied]
+        row = [run_name, *settings, *cells, "–" if mean is None else f"{mean:.5f}"]
+        rows.append((-1.0 if mean is None else mean, row))
+    rows.sort(key=lambda pair: -pair[0])
+    return ["run", *varied, *targets, "mean"], [row for _, row in rows]
+
+
+def as_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up, so that it reads well as plain text too."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)]) + "\n"
