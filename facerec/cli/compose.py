@@ -33,7 +33,7 @@ def config_folder() -> Path:
 
 
 def compose_and_run(config_name: str, task: Task) -> None:
-    """Compose `config_name` with the command line and call `task(config, output_folder)`, in a sweep each run.
+    """Compose `config_name` with the command line and call `task(config, output_folder)` for each run.
 
     The configuration comes as plain values, its `output_dir` being the folder that Hydra really uses.
 

@@ -138,12 +138,7 @@ class ResultFiles(Reporter):
         self.figures = figures
 
     def evaluated(self, trainer: Trainer, results: Mapping[str, VerificationResult]) -> None:
-        from facerec.evaluation.model import Model
-
-        model = Model(
-            trainer.backbone, trainer.input, step=trainer.position.step, epoch=trainer.position.epoch
-        )
-        document = results_document(results, model, ckpt=str(trainer.checkpoints / "last.pt"))
+        document = results_document(results, trainer.model(), ckpt=str(trainer.checkpoints / "last.pt"))
         write_results(self.folder / "results.json", document | {"highest": trainer.position.highest})
         if self.figures:
             for name, result in results.items():
