@@ -1,0 +1,263 @@
+"""Embed many pictures: decoded in threads while the backbone runs, shared out over processes, mirrored on
+the device.
+
+Each picture is embedded once, in the order given. The result does not depend on the batch size, the order or
+the number of processes beyond the rounding of the last digits.
+
+Shape suffixes: P pictures, B batch, H height, W width, C channels, D embedding size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from facerec.data.decode import decode_into
+from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
+from facerec.evaluation.model import Model
+
+if TYPE_CHECKING:
+    from facerec.evaluation.verification import PairSet
+
+logger = logging.getLogger("facerec.evaluation")
+
+_AHEAD = 2  # batches being decoded while one is in the model
+_SLICE = 16  # pictures a decoding task, enough to hide the cost of handing it over
+
+Where = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Raw embeddings of P pictures and, with flip, of their mirrors; float32 (P, D)."""
+
+    plain_PD: npt.NDArray[np.float32]
+    mirrored_PD: npt.NDArray[np.float32] | None
+
+    @property
+    def summed_PD(self) -> npt.NDArray[np.float32]:
+        """e + e' (e alone without flip), not normalised."""
+        return self.plain_PD if self.mirrored_PD is None else self.plain_PD + self.mirrored_PD
+
+
+def embed_set(
+    model: Model,
+    verification_set: PairSet,
+    *,
+    batch_size: int = 128,
+    flip: bool = True,
+    precision: str = "fp32",
+) -> Embedded:
+    """`embed_pictures` for the distinct pictures of a verification set, with errors that name the pair."""
+    index_2N = np.asarray(verification_set.index_2N)
+
+    def where(picture: int) -> str:
+        rows = np.flatnonzero(index_2N == picture)
+        pair = f", first in pair {rows[0] // 2}" if len(rows) else ""
+        return f"picture {picture} of {verification_set.name}{pair}"
+
+    return embed_pictures(
+        model,
+        verification_set.pictures,
+        name=verification_set.name,
+        batch_size=batch_size,
+        flip=flip,
+        precision=precision,
+        where=where,
+    )
+
+
+def embed_pictures(
+    model: Model,
+    pictures: Sequence[Any],
+    *,
+    name: str = "pictures",
+    batch_size: int = 128,
+    flip: bool = True,
+    precision: str = "fp32",
+    threads: int | None = None,
+    where: Where | None = None,
+) -> Embedded:
+    """Raw embeddings of encoded or decoded pictures, in their order.
+
+    Under torch.distributed each process embeds a contiguous share and every process returns all embeddings;
+    an error in one process is raised in all of them.
+
+    Args:
+        model: backbone and preprocessing; it runs in eval mode and is left as it was.
+        pictures: encoded files (bytes or uint8 arrays of bytes), or uint8 RGB arrays (size, size, 3).
+        name: of the set, for the progress bar (on a terminal only) and errors.
+        batch_size: pictures that go through the backbone at once.
+        flip: embed the horizontal mirrors, too.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); embeddings are float32 always.
+        threads: that decode; None: one a core, eight at most.
+        where: how errors name picture i.
+
+    Raises:
+        DamagedDataError: naming a picture that cannot be decoded.
+        NonFiniteError: naming the first picture whose embedding is not finite.
+    """
+    where = where or (lambda picture: f"picture {picture} of {name}")
+    if not len(pictures):
+        raise UserError(f"{name}: no pictures to embed")
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    share = math.ceil(len(pictures) / processes)
+    mine = range(min(rank * share, len(pictures)), min((rank + 1) * share, len(pictures)))
+    views, error = None, None
+    try:
+        views = _embed_share(model, pictures, mine, name, batch_size, flip, precision, threads, where)
+    except FacerecError as caught:
+        error = caught
+    if processes > 1:
+        views = _gather(views, error, len(pictures), share, 1 + flip, model.device)
+    elif error is not None:
+        raise error
+    assert views is not None
+    finite_P = np.isfinite(views).all(axis=(0, 2))
+    if not finite_P.all():
+        first = int(np.argmin(finite_P))
+        raise NonFiniteError(
+            f"the embedding of {where(first)} is not finite, and {int((~finite_P).sum()) - 1} more; "
+            "check the model's weights, and its precision"
+        )
+    return Embedded(views[0], views[1] if flip else None)
+
+
+def _embed_share(
+    model: Model,
+    pictures: Sequence[Any],
+    mine: range,
+    name: str,
+    batch_size: int,
+    flip: bool,
+    precision: str,
+    threads: int | None,
+    where: Where,
+) -> npt.NDArray[np.float32] | None:
+    """The embeddings of this process's pictures, (views, pictures, D); None where it has none."""
+    if not mine:
+        return None
+    device = model.device
+    views: npt.NDArray[np.float32] | None = None
+    done = 0
+    batches = _decoded(pictures, mine, min(batch_size, len(mine)), model.input.size, threads, where)
+    progress = tqdm(total=len(mine), desc=name, unit="img", leave=False, disable=None)
+    with model.evaluating(), progress:
+        for image_BHWC, filled in batches:
+            batch = torch.from_numpy(image_BHWC)
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            batch = batch.to(device, non_blocking=True)
+            embedded = [model.forward(batch, precision)]
+            if flip:
+                embedded.append(model.forward(batch.flip(2), precision))
+            for view, embedding_BD in enumerate(embedded):
+                if embedding_BD.ndim != 2:
+                    shape = tuple(embedding_BD.shape)
+                    raise UserError(
+                        f"the backbone returns {shape} for {len(batch)} pictures; (B, D) is expected"
+                    )
+                if views is None:
+                    views = np.empty((len(embedded), len(mine), embedding_BD.shape[1]), np.float32)
+                views[view, done : done + filled] = embedding_BD[:filled].cpu().numpy()
+            done += filled
+            progress.update(filled)
+    return views
+
+
+def _decoded(
+    pictures: Sequence[Any], mine: range, batch_size: int, size: int, threads: int | None, where: Where
+) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+    """Batches of decoded pictures (batch_size, size, size, 3) and how many of them are filled; the last one
+    is
+    padded with black, so that every batch has one shape: one kernel choice, one compiled graph.
+    """
+    starts = iter(range(mine.start, mine.stop, batch_size))
+    queue: deque[tuple[npt.NDArray[np.uint8], int, list[Future[None]]]] = deque()
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode") as pool:
+
+        def submit() -> None:
+            start = next(starts, None)
+            if start is None:
+                return
+            stop = min(start + batch_size, mine.stop)
+            out = np.zeros((batch_size, size, size, 3), np.uint8)
+            tasks = [
+                pool.submit(
+                    _decode_some, pictures, range(at, min(at + _SLICE, stop)), out[at - start :], where
+                )
+                for at in range(start, stop, _SLICE)
+            ]
+            queue.append((out, stop - start, tasks))
+
+        try:
+            for _ in range(_AHEAD):
+                submit()
+            while queue:
+                out, filled, tasks = queue.popleft()
+                submit()
+                for task in tasks:
+                    task.result()
+                yield out, filled
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode_some(pictures: Sequence[Any], some: range, out_BHWC: npt.NDArray[np.uint8], where: Where) -> None:
+    for row, index in enumerate(some):
+        picture = pictures[index]
+        target_HWC = out_BHWC[row]
+        if isinstance(picture, np.ndarray) and picture.ndim == 3:
+            if picture.shape != target_HWC.shape or picture.dtype != np.uint8:
+                raise UserError(
+                    f"{where(index)} is {picture.dtype} of shape {picture.shape}; "
+                    f"the model takes uint8 of shape {target_HWC.shape}"
+                )
+            target_HWC[...] = picture
+            continue
+        try:
+            decode_into(picture, target_HWC)
+        except DamagedDataError as error:
+            raise DamagedDataError(f"{where(index)}: {error}") from error
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _gather(
+    views: npt.NDArray[np.float32] | None,
+    error: FacerecError | None,
+    pictures: int,
+    share: int,
+    view_count: int,
+    device: torch.device,
+) -> npt.NDArray[np.float32]:
+    """Every process's shares in every process, or the first error of any process in all of them."""
+    processes = dist.get_world_size()
+    width = 0 if views is None else views.shape[2]
+    reports: list[tuple[FacerecError | None, int]] = [(None, 0)] * processes
+    dist.all_gather_object(reports, (error, width))
+    first = next((report for report, _ in reports if report is not None), None)
+    if first is not None:
+        raise error or first
+    width = max(width for _, width in reports)
+    place = device if dist.get_backend() == "nccl" else torch.device("cpu")
+    mine = torch.zeros(view_count, share, width, device=place)
+    if views is not None:
+        mine[:, : views.shape[1]] = torch.from_numpy(views).to(place)
+    shares = [torch.empty_like(mine) for _ in range(processes)]
+    dist.all_gather(shares, mine)
+    return torch.cat(shares, dim=1)[:, :pictures].cpu().numpy()

@@ -1,0 +1,207 @@
+"""k-fold accuracy of pairs: a threshold chosen on the other folds, applied to the fold; and its bootstrap
+interval.
+
+A pair is called "same" at threshold t where d < t. All candidates of all folds are judged in one pass: every
+pair falls into one cell between two neighbouring candidates, and sums over cells give the accuracy of each
+candidate.
+
+Shape suffixes: N pairs, F folds, J cells, R bootstrap resamples (or no such dimension); "2" is impostor,
+    genuine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.errors import require
+from facerec.evaluation.metrics import Bools, Floats
+
+Ints = npt.NDArray[np.integer]
+Thresholds = Literal["grid", "exact"]
+
+GRID_J = np.arange(0, 4, 0.01)
+"""The candidates of the published scripts for squared distances of unit vectors: 0, 0.01, …, 3.99."""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What k-fold cross-validation of one threshold gave, a fold an entry."""
+
+    accuracy_F: Floats
+    threshold_F: Floats
+    fold_N: Ints
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of the folds' accuracies, 0 … 1."""
+        return float(np.mean(self.accuracy_F))
+
+    @property
+    def accuracy_std(self) -> float:
+        """Population standard deviation of the folds' accuracies."""
+        return float(np.std(self.accuracy_F))
+
+    @property
+    def threshold(self) -> float:
+        """Mean of the folds' thresholds."""
+        return float(np.mean(self.threshold_F))
+
+
+def fold_of(pairs: int, folds: int) -> Ints:
+    """The fold of each of `pairs` pairs: contiguous blocks in file order, sizes as scikit-learn's unshuffled
+    ``KFold``: where `pairs` is not a multiple of `folds`, the first ``pairs % folds`` folds have one more.
+
+    Raises:
+        ConfigError: unless 2 ≤ `folds` ≤ `pairs`.
+    """
+    require(
+        2 <= folds <= pairs, "eval.folds", folds, f"must be between 2 and the number of pairs, here {pairs}"
+    )
+    size_F = np.full(folds, pairs // folds)
+    size_F[: pairs % folds] += 1
+    return np.repeat(np.arange(folds), size_F)
+
+
+def cross_validate(
+    distance_N: Floats, issame_N: Bools, folds: int = 10, thresholds: Thresholds = "grid"
+) -> Folds:
+    """Accuracy of a threshold chosen on the other folds, for each fold.
+
+    For each fold the first (lowest) candidate with the highest accuracy on the other folds is applied to the
+    fold.
+
+    Args:
+        distance_N: distance of each pair, finite.
+        issame_N: whether the pair is genuine.
+        folds: number of folds, see `fold_of`.
+        thresholds: the candidates. ``grid``: 0, 0.01, …, 3.99, as published. ``exact``: all thresholds that
+            can differ on the other folds, that is the midpoints of their sorted distances (and one below and
+            one above them all); the fold's own distances have no say.
+
+    Raises:
+        ConfigError: unless 2 ≤ `folds` ≤ N.
+    """
+    fold_N = fold_of(len(distance_N), folds)
+    search = _search(distance_N, thresholds)
+    accuracy_F, threshold_F = search.choose(_count(search, distance_N, issame_N, fold_N, folds))
+    return Folds(accuracy_F, threshold_F, fold_N)
+
+
+def bootstrap_accuracy(
+    distance_N: Floats,
+    issame_N: Bools,
+    folds: int = 10,
+    thresholds: Thresholds = "grid",
+    *,
+    resamples: int,
+    seed: int,
+) -> Floats:
+    """The k-fold accuracy of `resamples` resamples (with replacement) of the pairs, ascending; shape (R,).
+
+    Pairs are resampled within their folds and the thresholds chosen anew, so the spread includes that of the
+    threshold search. Pairs count as independent, though people and pictures occur in several: an interval
+    over identities would be wider.
+    """
+    fold_N = fold_of(len(distance_N), folds)
+    search = _search(distance_N, thresholds)
+    count_F2J = _count(search, distance_N, issame_N, fold_N, folds)
+    rng = np.random.default_rng(seed)
+    cells = count_F2J.shape[1] * count_F2J.shape[2]
+    block = max(1, 1_000_000 // (folds * cells))  # keeps each array of a block near 4 MB
+    accuracy_R = np.empty(resamples)
+    for start in range(0, resamples, block):
+        stop = min(start + block, resamples)
+        drawn = np.zeros((stop - start, folds, cells), dtype=np.int32)
+        for fold, count in enumerate(count_F2J.reshape(folds, cells)):
+            # Drawing pairs one by one is drawing the counts of the cells that have any.
+            taken = np.flatnonzero(count)
+            size = int(count.sum())
+            drawn[:, fold, taken] = rng.multinomial(size, count[taken] / size, size=stop - start)
+        accuracy_F, _ = search.choose(drawn.reshape(stop - start, *count_F2J.shape))
+        accuracy_R[start:stop] = accuracy_F.mean(axis=-1)
+    return np.sort(accuracy_R)
+
+
+def interval(sorted_R: Floats, coverage: float = 0.95) -> tuple[float, float]:
+    """The central percentile interval of bootstrap values (ascending)."""
+    low, high = np.quantile(sorted_R, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
+
+
+class _Search(Protocol):
+    """Puts distances into cells, and chooses each fold's threshold from the counts of the cells."""
+
+    cells: int
+
+    def cell(self, distance_N: Floats) -> Ints: ...
+
+    def choose(self, count_F2J: Ints) -> tuple[Floats, Floats]: ...
+
+
+def _search(distance_N: Floats, thresholds: str) -> _Search:
+    require(thresholds in ("grid", "exact"), "eval.thresholds", thresholds, "must be grid or exact")
+    return _Grid() if thresholds == "grid" else _Exact(distance_N)
+
+
+def _count(search: _Search, distance_N: Floats, issame_N: Bools, fold_N: Ints, folds: int) -> Ints:
+    """Counts of pairs by fold, kind and cell, (F, 2, J)."""
+    flat_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
+    return np.bincount(flat_N, minlength=folds * 2 * search.cells).reshape(folds, 2, search.cells)
+
+
+def _right(count_F2J: Ints) -> Ints:
+    """Pairs judged right where cells 0 … j are called same, for each j; (…, F, J)."""
+    same = np.cumsum(count_F2J, axis=-1, dtype=np.int32)
+    return same[..., 1, :] - same[..., 0, :] + same[..., 0, -1:]
+
+
+def _at(values_FJ: Ints, index_F: Ints) -> Ints:
+    return np.take_along_axis(values_FJ, index_F[..., None], axis=-1)[..., 0]
+
+
+class _Grid:
+    """Fixed candidates. The cell of a distance is the first candidate above it; the last: there is none."""
+
+    cells = len(GRID_J) + 1
+
+    def cell(self, distance_N: Floats) -> Ints:
+        return np.searchsorted(GRID_J, distance_N, side="right")
+
+    def choose(self, count_F2J: Ints) -> tuple[Floats, Floats]:
+        right_FJ = _right(count_F2J)[..., :-1]
+        elsewhere_FJ = right_FJ.sum(axis=-2, keepdims=True, dtype=np.int32) - right_FJ
+        best_F = elsewhere_FJ.argmax(axis=-1)  # the first of equal ones, as the published scripts do
+        return _at(right_FJ, best_F) / count_F2J.sum(axis=(-2, -1)), GRID_J[best_F]
+
+
+class _Exact:
+    """Midpoints of the other folds' sorted distances. Cell 0 is below all; then a cell each distance."""
+
+    def __init__(self, distance_N: Floats) -> None:
+        value = np.unique(distance_N.astype(np.float64))
+        self.value_J = np.concatenate([[-np.inf], value])
+        self.cells = len(self.value_J)
+
+    def cell(self, distance_N: Floats) -> Ints:
+        return np.searchsorted(self.value_J, distance_N)
+
+    def choose(self, count_F2J: Ints) -> tuple[Floats, Floats]:
+        elsewhere_F2J = count_F2J.sum(axis=-3, keepdims=True, dtype=np.int32) - count_F2J
+        low_F = _right(elsewhere_F2J).argmax(axis=-1)
+        # The next distance that the other folds have: where their running count exceeds the best cell's.
+        seen_FJ = np.cumsum(elsewhere_F2J.sum(axis=-2, dtype=np.int32), axis=-1, dtype=np.int32)
+        beyond_FJ = seen_FJ > _at(seen_FJ, low_F)[..., None]
+        low = self.value_J[low_F]
+        high = np.where(
+            beyond_FJ[..., -1], self.value_J[beyond_FJ.argmax(axis=-1)], np.nextafter(low, np.inf)
+        )
+        # Halfway from -inf is nowhere: the lowest distance itself, which nothing is below. The midpoint of
+        # adjacent floating-point numbers can round down onto the lower one, which would not be below it.
+        middle = (low + high) / 2
+        threshold_F = np.where(middle > low, middle, high)
+        judged_F = np.searchsorted(self.value_J, threshold_F) - 1  # the last cell below the threshold
+        return _at(_right(count_F2J), judged_F) / count_F2J.sum(axis=(-2, -1)), threshold_F

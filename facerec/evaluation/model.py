@@ -1,0 +1,250 @@
+"""A backbone together with the preprocessing it was trained with: what a checkpoint holds, what evaluation
+uses.
+
+Shape suffixes: B batch, H height, W width, C channels, D embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from facerec import checkpoint
+from facerec.backbones import create_backbone
+from facerec.backbones.base import BACKBONES
+from facerec.device import autocast, resolve_device
+from facerec.errors import CheckpointError, ConfigError, UserError, require
+from facerec.registry import build
+
+Numbers = float | list[float]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a backbone expects of a picture; part of every checkpoint.
+
+    Args:
+        mean, std: (x − mean) / std of the pixel values 0 … 255: one number or one for each channel, in the
+            order of `channels`.
+        channels: ``rgb`` or ``bgr``, the order in which the backbone wants the channels (pictures come as
+            RGB).
+        size: height and width in pixels.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    mean: Numbers = 127.5
+    std: Numbers = 127.5
+    channels: Literal["rgb", "bgr"] = "rgb"
+    size: int = 112
+
+    def __post_init__(self) -> None:
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            numbers = [value] if isinstance(value, int | float) else list(value)
+            require(len(numbers) in (1, 3), f"input.{key}", value, "must be one number or three")
+            require(all(np.isfinite(numbers)), f"input.{key}", value, "must be finite")
+            require(key == "mean" or min(numbers) > 0, f"input.{key}", value, "must be greater than 0")
+            object.__setattr__(self, key, float(numbers[0]) if len(numbers) == 1 else [*map(float, numbers)])
+        require(self.channels in ("rgb", "bgr"), "input.channels", self.channels, "must be rgb or bgr")
+        require(self.size >= 1, "input.size", self.size, "must be 1 pixel or more")
+
+    def normalise(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+        """Pictures as the backbone wants them, on the device where they are.
+
+        Args:
+            image_BHWC: uint8 (B, size, size, 3), RGB.
+
+        Returns:
+            float32 (B, 3, size, size), channels-last in memory.
+        """
+        if self.channels == "bgr":
+            image_BHWC = image_BHWC.flip(-1)
+        image_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32)  # keeps the memory order: channels-last
+        return image_BCHW.sub_(self._constant(self.mean, image_BCHW)).div_(
+            self._constant(self.std, image_BCHW)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a checkpoint and results.json keep them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.size}×{self.size} {self.channels}, (x − {self.mean}) / {self.std}"
+
+    @staticmethod
+    def _constant(value: Numbers, like: torch.Tensor) -> torch.Tensor | float:
+        if isinstance(value, float):
+            return value
+        return torch.tensor(value, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+class Model:
+    """A backbone and its preprocessing.
+
+    Attributes:
+        backbone: module from (B, 3, size, size) float to (B, D) raw embeddings.
+        input: the preprocessing.
+        step, epoch: how far it was trained, where known.
+        path: the checkpoint it came from, where it came from one.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input: Input | None = None,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.input = input or Input()
+        self.step = step
+        self.epoch = epoch
+        self.path = path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone's parameters are."""
+        return next((parameter.device for parameter in self.backbone.parameters()), torch.device("cpu"))
+
+    def embed(
+        self,
+        images_BHWC: np.ndarray | torch.Tensor,
+        flip: bool = True,
+        *,
+        normalise: bool = True,
+        batch_size: int = 128,
+        precision: str = "fp32",
+    ) -> torch.Tensor:
+        """Embeddings of aligned faces.
+
+        Args:
+            images_BHWC: uint8 (B, size, size, 3) RGB, NumPy or torch.
+            flip: add the raw embedding of the mirrored picture (the protocol's flip-TTA).
+            normalise: divide by the norm, so that the dot product of two rows is their cosine; else the raw
+                embedding (or the raw sum of the two views).
+            batch_size: pictures that go through the backbone at once.
+            precision: ``fp32``, ``bf16`` or ``fp16``.
+
+        Returns:
+            float32 (B, D) on the CPU. A zero embedding stays zero.
+
+        Raises:
+            UserError: for pictures of another type or size.
+        """
+        image_BHWC = torch.as_tensor(images_BHWC)
+        size = self.input.size
+        if image_BHWC.dtype != torch.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[1:] != (size, size, 3):
+            raise UserError(
+                f"pictures are {image_BHWC.dtype} of shape {tuple(image_BHWC.shape)}; this model takes uint8 "
+                f"RGB of shape (B, {size}, {size}, 3)"
+            )
+        parts = []
+        with self.evaluating():
+            for chunk_BHWC in image_BHWC.split(batch_size):
+                chunk_BHWC = chunk_BHWC.to(self.device)
+                embedding_BD = self.forward(chunk_BHWC, precision)
+                if flip:
+                    embedding_BD = embedding_BD + self.forward(chunk_BHWC.flip(2), precision)
+                parts.append(embedding_BD.cpu())
+        embedding_BD = torch.cat(parts)
+        return nn.functional.normalize(embedding_BD) if normalise else embedding_BD
+
+    def forward(self, image_BHWC: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+        """Raw embeddings, float32 (B, D), of uint8 pictures on the backbone's device; call within
+        `evaluating`."""
+        with autocast(self.device, precision):
+            embedding_BD: torch.Tensor = self.backbone(self.input.normalise(image_BHWC))
+        return embedding_BD.float()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode without gradients; every submodule's own mode is put back afterwards (some may be
+        frozen)."""
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def load_model(
+    path: str | Path, *, device: str = "auto", input: Mapping[str, Any] | None = None, **overrides: Any
+) -> Model:
+    """Rebuild a trained backbone and its preprocessing from a checkpoint alone.
+
+    Args:
+        path: a checkpoint written by a training run.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        input: settings that replace the checkpoint's preprocessing; null values do not.
+        overrides: the same as keywords: ``load_model(path, channels="bgr")``.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of a facerec training run, or weights that do not fit.
+        ConfigError: for an unknown or out-of-range override.
+    """
+    path = Path(path)
+    state = checkpoint.load(path)
+    settings = _part(state.get("config"), "backbone")
+    missing = [key for key in ("backbone", "input") if not _part(state, key)]
+    if missing or "name" not in settings:
+        raise CheckpointError(
+            f"ckpt={path}: has no {' and no '.join(missing or ['config.backbone.name'])}, so it is not a "
+            "checkpoint of a training run; give its checkpoints/best.pt or checkpoints/last.pt"
+        )
+    given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
+    backbone = _build(settings, path)
+    _load_weights(backbone, state["backbone"], path, settings["name"])
+    backbone.eval().to(resolve_device(device))
+    backbone.to(memory_format=torch.channels_last)
+    return Model(
+        backbone,
+        build(Input, "input", {**state["input"], **given}),
+        step=state.get("step"),
+        epoch=state.get("epoch"),
+        path=path,
+    )
+
+
+def _part(container: Any, key: str) -> dict[str, Any]:
+    """The mapping called `key` in `container`; empty where there is none."""
+    part = container.get(key) if isinstance(container, Mapping) else None
+    return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
+    """The network a checkpoint names, without the settings that say where its weights started from."""
+    try:
+        known = inspect.signature(BACKBONES.builder(settings["name"])).parameters
+        return create_backbone(**{k: v for k, v in settings.items() if k == "name" or k in known})
+    except ConfigError as error:
+        raise CheckpointError(f"ckpt={path}: its backbone cannot be built here: {error}") from error
+
+
+def _load_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], path: Path, name: str) -> None:
+    """Strictly, except that the prefixes of wrappers (DistributedDataParallel, torch.compile) are dropped."""
+    plain = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    try:
+        backbone.load_state_dict(plain)
+    except RuntimeError as error:
+        wrong = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"ckpt={path}: the weights do not fit the backbone {name} it names: {wrong}"
+        ) from None

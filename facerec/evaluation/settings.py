@@ -1,0 +1,58 @@
+"""The settings of an evaluation, the keys of the config group `eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from facerec.errors import require
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What to evaluate and how.
+
+    Args:
+        targets: names of verification sets; target ``lfw`` is the file ``<root>/lfw.bin``.
+        root: folder of the ``.bin`` files.
+        every_steps: evaluate during training every so many steps; 0: at the end of each epoch only.
+        batch_size: pictures that go through the model at once, per process.
+        flip: add the embedding of the mirrored picture (the protocol of the published numbers).
+        thresholds: ``grid`` tries 0, 0.01, …, 3.99 (published), ``exact`` the midpoints of the sorted
+            distances.
+        folds: folds of the cross-validation, 10 in every published number.
+        bootstrap: resamples of the pairs for the 95 % interval of the accuracy; 0: no interval.
+        seed: of the bootstrap.
+        precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+        figures: draw ROC, score histogram and the pairs nearest the threshold on the wrong side.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    targets: list[str] = field(default_factory=list)
+    root: str = "."
+    every_steps: int = 0
+    batch_size: int = 128
+    flip: bool = True
+    thresholds: Literal["grid", "exact"] = "grid"
+    folds: int = 10
+    bootstrap: int = 1000
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    figures: bool = True
+
+    def __post_init__(self) -> None:
+        require(
+            len(set(self.targets)) == len(self.targets),
+            "eval.targets",
+            self.targets,
+            "names one target twice",
+        )
+        require(self.every_steps >= 0, "eval.every_steps", self.every_steps, "must be 0 (off) or more")
+        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be 1 or more")
+        require(self.folds >= 2, "eval.folds", self.folds, "must be 2 or more")
+        require(
+            self.bootstrap >= 0, "eval.bootstrap", self.bootstrap, "must be 0 (none) or a number of resamples"
+        )
+        require(self.seed >= 0, "eval.seed", self.seed, "must be 0 or more")

@@ -1,0 +1,321 @@
+"""Embedding many pictures, and models rebuilt from checkpoints: nothing depends on how the work is cut up."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from torch import nn
+
+from facerec import checkpoint, create_backbone, load_model
+from facerec.data.decode import decode
+from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
+from facerec.evaluation.embedding import embed_pictures, embed_set
+from facerec.evaluation.model import Input, Model
+
+
+def jpegs(count, size=112, seed=0):
+    """Smooth random pictures as JPEG files."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
+    return [
+        simplejpeg.encode_jpeg(
+            np.ascontiguousarray(np.kron(picture, np.ones((size // 7,) * 2 + (1,), np.uint8)))
+        )
+        for picture in coarse
+    ]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return jpegs(45)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4, bias=False),
+        nn.BatchNorm2d(8),
+        nn.PReLU(8),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(8 * 28 * 28, 16),
+    )
+    backbone[1].running_mean.normal_()
+    backbone[1].running_var.uniform_(0.5, 2)
+    return Model(backbone)
+
+
+def close(one, other):
+    """Equal to the rounding of float32 sums."""
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_each_row_is_what_the_backbone_says_of_that_picture_and_its_mirror(model, pictures):
+    embedded = embed_pictures(model, pictures, batch_size=8)
+    assert embedded.plain_PD.shape == embedded.mirrored_PD.shape == (45, 16)
+    assert embedded.plain_PD.dtype == np.float32
+    model.backbone.eval()
+    for row in (0, 7, 8, 44):
+        pixels = (decode(pictures[row]).astype(np.float32) - 127.5) / 127.5
+        both = torch.from_numpy(np.stack([pixels, pixels[:, ::-1]])).permute(0, 3, 1, 2).contiguous()
+        with torch.no_grad():
+            plain, mirrored = model.backbone(both).numpy()
+        close(embedded.plain_PD[row], plain)
+        close(embedded.mirrored_PD[row], mirrored)
+    close(embedded.summed_PD, embedded.plain_PD + embedded.mirrored_PD)
+    alone = embed_pictures(model, pictures, batch_size=8, flip=False)
+    assert alone.mirrored_PD is None
+    close(alone.summed_PD, embedded.plain_PD)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 44, 45, 46, 500])
+def test_batch_size_does_not_matter(model, pictures, batch_size):
+    reference, other = (embed_pictures(model, pictures, batch_size=size) for size in (16, batch_size))
+    close(other.plain_PD, reference.plain_PD)
+    close(other.mirrored_PD, reference.mirrored_PD)
+
+
+def test_order_and_threads_do_not_matter(model, pictures):
+    shuffled = np.random.default_rng(1).permutation(len(pictures))
+    reference = embed_pictures(model, pictures, batch_size=16)
+    other = embed_pictures(model, [pictures[i] for i in shuffled], batch_size=16, threads=1)
+    close(other.plain_PD, reference.plain_PD[shuffled])
+    close(other.mirrored_PD, reference.mirrored_PD[shuffled])
+
+
+def test_encoded_arrays_and_decoded_pictures_are_taken_as_well(model, pictures):
+    reference = embed_pictures(model, pictures).plain_PD
+    as_arrays = [np.frombuffer(picture, np.uint8) for picture in pictures]
+    close(embed_pictures(model, as_arrays).plain_PD, reference)
+    close(embed_pictures(model, [decode(picture) for picture in pictures]).plain_PD, reference)
+
+
+class Batches(nn.Module):
+    """Notes what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, image_BCHW):
+        self.seen.append(image_BCHW)
+        return image_BCHW.mean(dim=(2, 3))
+
+
+def test_batches_have_one_shape_and_are_channels_last(pictures):
+    backbone = Batches()
+    embed_pictures(Model(backbone), pictures, batch_size=20)
+    assert [tuple(batch.shape) for batch in backbone.seen] == [(20, 3, 112, 112)] * 6
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in backbone.seen[0::2])
+
+
+def test_modes_are_put_back_even_after_an_error(model, pictures):
+    model.backbone.train()
+    model.backbone[1].eval()  # a frozen batch norm in a network being trained
+    statistics = model.backbone[1].running_mean.clone()
+    embed_pictures(model, pictures)
+    with pytest.raises(DamagedDataError):
+        embed_pictures(model, [*pictures, b"no picture"])
+    assert [module.training for module in model.backbone] == [True, False, True, True, True, True]
+    assert model.backbone.training
+    assert torch.equal(model.backbone[1].running_mean, statistics)
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+
+
+def test_a_damaged_picture_is_named_with_its_pair(model, pictures):
+    made = type("Made", (), {})()
+    made.name, made.pictures = "lfw", [*pictures[:20], pictures[20][:200], *pictures[21:]]
+    made.index_2N, made.issame_N = np.array([0, 1, 2, 20, 20, 3]), np.array([True, False, True])
+    with pytest.raises(DamagedDataError, match="picture 20 of lfw, first in pair 1: "):
+        embed_set(model, made)
+
+
+def test_an_embedding_that_is_not_finite_is_named(pictures):
+    class Broken(nn.Module):
+        def forward(self, image_BCHW):
+            embedding = image_BCHW.mean(dim=(2, 3))
+            embedding[3, 1] = float("nan")
+            return embedding
+
+    with pytest.raises(NonFiniteError, match=r"picture 3 of faces is not finite, and 2 more"):
+        embed_pictures(Model(Broken()), pictures, name="faces", batch_size=20)
+
+
+def test_what_cannot_be_embedded_is_refused(model):
+    with pytest.raises(UserError, match="no pictures"):
+        embed_pictures(model, [])
+    with pytest.raises(UserError, match=r"picture 0 of pictures is uint8 of shape \(8, 8, 3\)"):
+        embed_pictures(model, [np.zeros((8, 8, 3), np.uint8)])
+    with pytest.raises(UserError, match=r"returns \(1, 3, 112, 112\) for 1 pictures"):
+        embed_pictures(Model(nn.Identity()), jpegs(1))
+
+
+def test_bf16_is_near_and_comes_as_float32(model, pictures):
+    full, half = (embed_pictures(model, pictures, precision=name).plain_PD for name in ("fp32", "bf16"))
+    assert half.dtype == np.float32
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
+
+
+PROCESS = """
+    import pathlib, sys
+    import numpy as np, torch, torch.distributed as dist
+    from torch import nn
+    from facerec.errors import DamagedDataError
+    from facerec.evaluation.embedding import embed_pictures
+    from facerec.evaluation.model import Input, Model
+
+    rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.manual_seed(0)
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Input(size=8))
+    pictures = list(np.load(folder / "pictures.npy"))
+    for number in (17, 2, 1):
+        embedded = embed_pictures(model, pictures[:number], batch_size=4)
+        np.savez(folder / f"{number}_of_rank{rank}.npz", plain=embedded.plain_PD,
+        mirrored=embedded.mirrored_PD)
+    try:
+        embed_pictures(model, [*pictures[:16], b"damaged"], name="faces")
+    except DamagedDataError as error:
+        (folder / f"error_of_rank{rank}").write_text(str(error))
+"""
+
+
+def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
+    processes = [subprocess.Popen([*command, str(rank), "3", str(tmp_path)]) for rank in range(3)]
+    assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]
+    torch.manual_seed(0)
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Input(size=8))
+    for number in (17, 2, 1):
+        expected = embed_pictures(model, list(pictures[:number]))
+        for rank in range(3):
+            with np.load(tmp_path / f"{number}_of_rank{rank}.npz") as stored:
+                close(stored["plain"], expected.plain_PD)
+                close(stored["mirrored"], expected.mirrored_PD)
+    for rank in range(3):  # the damaged picture is in the last process's share, and stops all of them
+        assert "picture 16 of faces" in (tmp_path / f"error_of_rank{rank}").read_text()
+
+
+# -- the model --------------------------------------------------------------------------------------------
+
+
+def test_embed_gives_unit_vectors_of_both_views(model, pictures):
+    images = np.stack([decode(picture) for picture in pictures[:10]])
+    raw = embed_pictures(model, pictures[:10])
+    embedding = model.embed(images)
+    assert embedding.dtype == torch.float32 and embedding.shape == (10, 16)
+    close(embedding, raw.summed_PD / np.linalg.norm(raw.summed_PD, axis=1, keepdims=True))
+    close(model.embed(torch.from_numpy(images), normalise=False, batch_size=3), raw.summed_PD)
+    close(model.embed(images, flip=False, normalise=False), raw.plain_PD)
+    for wrong in (images.astype(np.float32), images[0], images[:, :100], images.transpose(0, 3, 1, 2)):
+        with pytest.raises(UserError, match=r"this model takes uint8 RGB of shape \(B, 112, 112, 3\)"):
+            model.embed(wrong)
+
+
+def test_preprocessing_is_what_it_says():
+    image = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).reshape(2, 4, 4, 3)
+    chw = image.permute(0, 3, 1, 2).float()
+    assert torch.equal(Input(size=4).normalise(image), (chw - 127.5) / 127.5)
+    assert torch.equal(Input(size=4, channels="bgr").normalise(image), (chw.flip(1) - 127.5) / 127.5)
+    given = Input(mean=[1, 2, 3], std=[4, 5, 6], size=4).normalise(image)
+    expected = (chw - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([4.0, 5, 6]).view(3, 1, 1)
+    torch.testing.assert_close(given, expected)
+    assert image[0, 0, 1].tolist() == [3, 4, 5]  # the caller's pictures are left alone
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("std", 0),
+        ("std", [1, 1, -1]),
+        ("mean", [1, 2]),
+        ("mean", float("inf")),
+        ("channels", "rbg"),
+        ("size", 0),
+    ],
+)
+def test_preprocessing_out_of_range_is_refused_by_name(key, value):
+    with pytest.raises(ConfigError, match=f"input.{key}="):
+        Input(**{key: value})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint as a training run leaves it, and the backbone that is in it."""
+    torch.manual_seed(0)
+    backbone = create_backbone("mobilefacenet", embedding_size=32).eval()
+    state = {
+        "config": {
+            "backbone": {"name": "mobilefacenet", "embedding_size": 32, "pretrained": None, "lr_scale": 1.0}
+        },
+        "backbone": backbone.state_dict(),
+        "input": Input(mean=120.0, std=[50, 60, 70], channels="bgr").to_dict(),
+        "step": 60000,
+        "epoch": 11,
+    }
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoint.save(path, state)
+    return path, backbone, state
+
+
+def test_a_checkpoint_alone_rebuilds_backbone_and_preprocessing(saved):
+    path, backbone, _ = saved
+    loaded = load_model(path, device="cpu")
+    assert loaded.input == Input(mean=120.0, std=[50, 60, 70], channels="bgr")
+    assert (loaded.step, loaded.epoch, loaded.path) == (60000, 11, path)
+    assert not loaded.backbone.training
+    images = np.stack([decode(picture) for picture in jpegs(3)])
+    close(loaded.embed(images), Model(backbone, loaded.input).embed(images))
+
+
+def test_preprocessing_can_be_overridden(saved):
+    path, _, _ = saved
+    assert load_model(path, channels="rgb", mean=None).input == Input(mean=120.0, std=[50, 60, 70])
+    assert load_model(path, input={"std": 128, "mean": None}).input.std == 128.0
+    with pytest.raises(ConfigError, match=r"input\.chanels=rgb: no such setting; did you mean channels"):
+        load_model(path, chanels="rgb")
+
+
+def test_weights_saved_from_a_wrapped_backbone_load(saved, tmp_path):
+    _, backbone, state = saved
+    wrapped = {f"module._orig_mod.{key}": value for key, value in backbone.state_dict().items()}
+    checkpoint.save(tmp_path / "wrapped.pt", {**state, "backbone": wrapped})
+    images = np.stack([decode(picture) for picture in jpegs(2)])
+    close(load_model(tmp_path / "wrapped.pt").embed(images), load_model(saved[0]).embed(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"config": {"backbone": {"name": "mobilefacenet", "embedding_size": 64}}},
+            "do not fit .* mobilefacenet",
+        ),
+        (
+            {"config": {"backbone": {"name": "mobilfacenet"}}},
+            "cannot be built here.*did you mean mobilefacenet",
+        ),
+        ({"backbone": None}, "has no backbone, so it is not a checkpoint of a training run"),
+        ({"input": None}, "has no input"),
+        ({"config": {}}, r"has no config\.backbone\.name"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(saved, tmp_path, change, message):
+    state = {key: value for key, value in {**saved[2], **change}.items() if value is not None}
+    checkpoint.save(tmp_path / "other.pt", state)
+    with pytest.raises(CheckpointError, match=rf"ckpt=.*other\.pt: .*{message}"):
+        load_model(tmp_path / "other.pt")
+
+
+def test_a_missing_checkpoint_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_model(tmp_path / "none.pt")
