@@ -29,8 +29,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise StorageError(_why_not_written(path, error)) from error
+    except Exception as error:
+        cause = _os_error_behind(error)
+        if cause is None:
+            raise
+        raise StorageError(_why_not_written(path, cause)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -86,6 +89,13 @@ def _nearby(path: Path) -> str:
         there = sorted(str(file.relative_to(path)) for file in path.rglob("*.pt"))[:5]
         return f"is a folder; name a file in it ({', '.join(there) or 'there is no .pt file'})"
     return f"no such file; that folder has {', '.join(there)}" if there else "no such file"
+
+
+def _os_error_behind(error: BaseException | None) -> OSError | None:
+    """The failed write, which torch's own writer covers with an error about positions in the file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _why_not_written(path: Path, error: OSError) -> str:

@@ -1,0 +1,99 @@
+"""A trainer over a network of a few hundred parameters and pictures made on the spot, for tests of the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from facerec.data.faces import PixelFaces
+from facerec.data.loader import Loader
+from facerec.evaluation.model import Input
+from facerec.evaluation.settings import EvalSettings
+from facerec.heads import create_head
+from facerec.training.loop import Trainer
+from facerec.training.optimizer import make_optimizer
+from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
+
+
+class TinyFaces(PixelFaces):
+    """`people` × 6 pictures of 16×16 pixels: a colour for each person, with noise."""
+
+    def __init__(self, people: int = 5, each: int = 6) -> None:
+        self.name, self.root = "tiny", Path("memory")
+        self.label_N = np.repeat(np.arange(people), each)
+        self.classes = np.arange(people)
+        generator = np.random.default_rng(0)
+        colour = generator.integers(40, 200, (people, 1, 1, 3))
+        noise = generator.integers(-40, 40, (people * each, 16, 16, 3))
+        self._pixels = (np.repeat(colour, each, axis=0) + noise).clip(0, 255).astype(np.uint8)
+
+    def pixels(self, i: int) -> np.ndarray:
+        return self._pixels[i]
+
+    def where(self, i: int) -> str:
+        return f"picture {i}"
+
+    def describe(self) -> str:
+        return "tiny"
+
+
+def tiny_backbone() -> nn.Module:
+    """Convolution, batch norm, PReLU, dropout, linear: one of everything that has state or randomness."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4, bias=False),
+        nn.BatchNorm2d(8),
+        nn.PReLU(8),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(128, 8),
+    )
+
+
+def tiny_trainer(
+    folder: Path, *, seed: int = 3, head: str = "arcface", reporters: Any = (), **given: Any
+) -> Trainer:
+    """A trainer as `assemble` makes it; `given` are settings by their dotted name with ``_`` for the dot."""
+    sections: dict[str, dict[str, Any]] = {
+        "trainer": {},
+        "optimizer": {},
+        "schedule": {},
+        "start": {},
+        "eval": {},
+    }
+    for key, value in given.items():
+        section, _, name = key.partition("_")
+        sections[section][name] = value
+    torch.manual_seed(seed)
+    settings = TrainerSettings(**({"epochs": 3, "batch_size": 7, "log_every": 1} | sections["trainer"]))
+    start = StartSettings(**sections["start"])
+    backbone = tiny_backbone().requires_grad_(not start.frozen)
+    faces = TinyFaces()
+    loss = create_head(
+        head,
+        num_classes=faces.num_classes,
+        embedding_size=8,
+        **({"s": 16.0} if head in ("arcface", "cosface") else {}),
+    )
+    optimizer = OptimizerSettings(**sections["optimizer"])
+    return Trainer(
+        settings=settings,
+        schedule_settings=ScheduleSettings(**({"name": "cosine"} | sections["schedule"])),
+        start=start,
+        eval_settings=EvalSettings(**sections["eval"]),
+        backbone=backbone,
+        head=loss,
+        optimizer=make_optimizer(
+            optimizer, {"backbone": backbone, "head": loss}, {"backbone": start.lr_scale}
+        ),
+        loader=Loader(faces, settings.batch_size, seed=seed, size=16, workers=2),
+        verification_sets=[],
+        input=Input(size=16),
+        device=torch.device("cpu"),
+        config={"seed": seed, "backbone": {"name": "tiny"}, "head": {"name": head}, "data": {"name": "tiny"}},
+        folder=folder,
+        reporters=reporters,
+    )
