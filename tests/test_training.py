@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_run import tiny_trainer
 from torch import nn
 
 from facerec import checkpoint
 from facerec.errors import CheckpointError, NonFiniteError, StorageError
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter
+from tests.tiny_run import tiny_trainer
 
 
 class Rows(Reporter):

@@ -1,4 +1,4 @@
-"""A trainer over a network of a few hundred parameters and pictures made on the spot, for tests of the loop."""
+"""A trainer over a tiny network and pictures made on the spot, for tests of the loop."""
 
 from __future__ import annotations
 
