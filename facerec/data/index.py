@@ -51,10 +51,9 @@ class RecordIndex:
     def of(cls, key_N: np.ndarray, offset_N: np.ndarray, origin: str = "parsed") -> RecordIndex:
         """The index of these keys and offsets; raises ValueError carrying the first key that occurs twice."""
         arrays = {"offset": offset_N}
-        step_N = np.diff(key_N)
-        if (step_N == 1).all():
+        if _steps(key_N, 1, 1):
             return cls(arrays, int(key_N[0]) if len(key_N) else 0, origin)
-        if not (step_N > 0).all():
+        if not _steps(key_N, 1, 2**63 - 1):
             order_N = np.argsort(key_N, kind="stable")
             key_N = key_N[order_N]
             twice = np.flatnonzero(key_N[1:] == key_N[:-1])
@@ -97,7 +96,7 @@ class RecordIndex:
                 return row
             raise KeyError(key)
         assert self._sorted_N is not None
-        place = int(np.searchsorted(self._sorted_N, number)) if abs(number) < 2**62 else len(self)
+        place = int(np.searchsorted(self._sorted_N, number)) if 0 <= number < 2**63 else len(self)
         if place == len(self) or self._sorted_N.item(place) != number:
             raise KeyError(key)
         return place if self._order_N is None else self._order_N.item(place)
@@ -112,10 +111,27 @@ class RecordIndex:
         row_K = place_K if self._order_N is None else self._order_N[place_K].astype(np.int64)
         return np.where(self._sorted_N[place_K] == key_K, row_K, -1)
 
+    def rows_from(self, key: int) -> np.ndarray:
+        """Rows of all keys of `key` or more, growing."""
+        if self._first is not None:
+            return np.arange(max(0, key - self._first), len(self))
+        return np.flatnonzero(self.keys >= key)
+
+    def keys_at(self, row_K: np.ndarray) -> np.ndarray:
+        """The int64 keys of rows, without making those of all others."""
+        return self.keys[row_K] if self._first is None else np.asarray(row_K, np.int64) + self._first
+
+    @property
+    def highest_key(self) -> int:
+        """The largest key; −1 where there is none."""
+        if not len(self):
+            return -1
+        return self._first + len(self) - 1 if self._sorted_N is None else int(self._sorted_N[-1])  # type: ignore[operator]
+
     def key_at(self, offset: int) -> int | None:
         """The key of the record that begins at `offset`, for messages: looks through all of them."""
         rows = np.flatnonzero(self.offset_N == offset)
-        return self.keys.item(int(rows[0])) if len(rows) else None
+        return self.keys_at(rows[:1]).item() if len(rows) else None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a cache file keeps beside `dense_from`."""
@@ -284,6 +300,15 @@ def _shared(source: Path, kind: str, known: cache.Stamp, index: RecordIndex) -> 
     if kept is None:
         return index
     return RecordIndex(kept.arrays, index.dense_from, index.origin, shared=True)
+
+
+def _steps(key_N: np.ndarray, least: int, most: int) -> bool:
+    """Whether every key is `least` … `most` above the one before it; in blocks, for little extra memory."""
+    for start in range(0, len(key_N), 1 << 16):
+        step_K = np.diff(key_N[start : start + (1 << 16) + 1])
+        if len(step_K) and (step_K.min() < least or step_K.max() > most):
+            return False
+    return True
 
 
 def _narrow(number_N: np.ndarray) -> np.ndarray:

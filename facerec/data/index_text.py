@@ -32,10 +32,10 @@ def parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
             empty = np.empty(0, np.int64)
             return empty, empty
         text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    keys: list[np.ndarray] = []
-    offsets: list[np.ndarray] = []
-    position, lines = 0, _SHORTEST_RUN
+    position, rows, lines = 0, 0, _SHORTEST_RUN
     with text:
+        most = _count_newlines(text) + 1  # asked for at once: many small arrays would leave holes in the heap
+        key_N, offset_N = np.empty(most, np.int64), np.empty(most, np.int64)
         while position < len(text):
             key_K, offset_K, end = _columns(text, position, lines)
             if len(key_K) < _SHORTEST_RUN:
@@ -43,10 +43,16 @@ def parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 lines = _SHORTEST_RUN
             else:
                 lines = min(lines * 4, _BLOCK)
-            keys.append(key_K)
-            offsets.append(offset_K)
+            key_N[rows : rows + len(key_K)] = key_K
+            offset_N[rows : rows + len(key_K)] = offset_K
+            rows += len(key_K)
             position = end
-    return np.concatenate(keys), np.concatenate(offsets)
+    return key_N[:rows], offset_N[:rows]
+
+
+def _count_newlines(text: mmap.mmap) -> int:
+    byte = np.frombuffer(text, np.uint8)
+    return sum(np.count_nonzero(byte[at : at + _BLOCK] == _NEWLINE) for at in range(0, len(byte), _BLOCK))
 
 
 def _columns(text: mmap.mmap, position: int, most: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -103,7 +109,7 @@ def _block(path: Path, text: mmap.mmap, position: int) -> tuple[np.ndarray, np.n
     between = byte[(byte - np.uint8(_ZERO)) >= 10]
     if len(between) % 2 == 0 and (between[0::2] == _TAB).all() and (between[1::2] == _NEWLINE).all():
         number = np.fromstring(chunk, dtype=np.int64, sep=" ")
-        if len(number) == len(between) and number.max(initial=0) < _LIMIT - 1:
+        if len(number) == len(between) and number.max(initial=0) < _LIMIT - 1:  # it is clipped there
             return number[0::2], number[1::2], end
     key_K, offset_K = _lines(path, chunk, text[:position].count(b"\n") + 1)
     return key_K, offset_K, end
@@ -116,7 +122,7 @@ def _lines(path: Path, chunk: bytes, first: int) -> tuple[np.ndarray, np.ndarray
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 2 or not all(field.isdigit() and len(field.lstrip(b"0")) <= 18 for field in fields):
+        if len(fields) != 2 or not all(map(_is_number, fields)):
             shown = line[:60].decode("utf-8", "backslashreplace")
             raise DamagedDataError(
                 f"{path}, line {number}: {shown!r} is not key<TAB>offset; "
@@ -125,3 +131,8 @@ def _lines(path: Path, chunk: bytes, first: int) -> tuple[np.ndarray, np.ndarray
         pairs.append((int(fields[0]), int(fields[1])))
     both_K2 = np.array(pairs, np.int64).reshape(-1, 2)
     return both_K2[:, 0], both_K2[:, 1]
+
+
+def _is_number(field: bytes) -> bool:
+    """Whether these are digits of a number below 2^63."""
+    return field.isdigit() and len(field.lstrip(b"0")) <= 19 and int(field[-19:]) < _LIMIT
