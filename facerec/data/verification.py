@@ -1,0 +1,178 @@
+"""Verification sets: the `.bin` packs of picture pairs, read safely, each distinct picture kept once.
+
+Shape suffixes: N pairs; 2N their pictures, pair i being rows 2i and 2i+1.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.data import safe_pickle
+from facerec.errors import DamagedDataError, MissingDataError, StorageError
+
+
+@dataclass(frozen=True)
+class VerificationSet:
+    """Pairs of pictures, same person or not.
+
+    Attributes:
+        name: e.g. ``lfw``; the file's name without its ending.
+        pictures: the P distinct pictures as encoded files, in the order of first occurrence; nothing is
+            decoded before it is asked for.
+        index_2N: int64, which picture each row is.
+        issame_N: bool, whether pair i shows one person.
+        path: where it was read from, if anywhere.
+    """
+
+    name: str
+    pictures: Sequence[bytes]
+    index_2N: npt.NDArray[np.int64]
+    issame_N: npt.NDArray[np.bool_]
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.issame_N)
+
+    def where(self, picture: int) -> str:
+        """The place of a picture for an error message: ``the first picture of pair 17 in /data/lfw.bin``."""
+        row = int(np.flatnonzero(self.index_2N == picture)[0])
+        return f"the {('first', 'second')[row % 2]} picture of pair {row // 2} in {self.path or self.name}"
+
+    def describe(self) -> str:
+        """One line for the log."""
+        same = int(self.issame_N.sum())
+        return (
+            f"{self.name}: {len(self):,} pairs ({same:,} genuine, {len(self) - same:,} impostor) "
+            f"of {len(self.pictures):,} distinct pictures from {self.path or 'memory'}"
+        )
+
+
+def verification_set(
+    name: str, pictures: Sequence[bytes], issame: Sequence[bool] | np.ndarray, path: Path | None = None
+) -> VerificationSet:
+    """A verification set of 2N encoded pictures and N answers; equal pictures are kept once.
+
+    Raises:
+        DamagedDataError: the numbers do not fit together, or there are no pairs.
+    """
+    place = path or name
+    if len(pictures) % 2:
+        raise DamagedDataError(
+            f"{place} holds {len(pictures):,} pictures, an odd number; pairs need two each"
+        )
+    if len(pictures) != 2 * len(issame):
+        raise DamagedDataError(
+            f"{place} holds {len(pictures):,} pictures, so {len(pictures) // 2:,} pairs, but {len(issame):,} "
+            "answers (issame); the two must agree"
+        )
+    if not len(issame):
+        raise DamagedDataError(f"{place} holds no pairs")
+    known: dict[bytes, int] = {}
+    index_2N = np.fromiter((known.setdefault(one, len(known)) for one in pictures), np.int64, len(pictures))
+    return VerificationSet(name, list(known), index_2N, np.asarray(issame, np.bool_), path)
+
+
+def load_verification(path: str | Path) -> VerificationSet:
+    """Read a `.bin` pack, as Python 2 or 3 wrote it, without running anything it may ask for.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it is no pickle or a cut one, asks for a class or function no pack needs (named), or
+            what it holds is not 2N pictures and N answers.
+    """
+    path = Path(path)
+    try:
+        content = safe_pickle.load(path)
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"there is no verification set {path}; eval.root must be the folder of the .bin files"
+        ) from error
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise DamagedDataError(f"{path} is no verification pack: a pair (pictures, issame) was expected")
+    pictures, issame = map(safe_pickle.plain, content)
+    return verification_set(path.stem, _pictures(path, pictures), _answers(path, issame), path)
+
+
+def write_verification(
+    path: str | Path, pictures: Sequence[bytes], issame: Sequence[bool] | np.ndarray
+) -> None:
+    """Write a `.bin` pack of 2N encoded pictures and N answers, a plain pickle that every reader takes.
+
+    Raises:
+        StorageError: it could not be written; a file that was there before still is.
+        DamagedDataError: the numbers do not fit together.
+    """
+    path = Path(path)
+    answers = [bool(one) for one in issame]
+    verification_set(path.stem, pictures, answers, path)
+    # One object for equal pictures: the pickle then holds each of them once.
+    same: dict[bytes, bytes] = {}
+    content = ([same.setdefault(one, one) for one in map(bytes, pictures)], answers)
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = Path(file.name)
+            pickle.dump(content, file, protocol=4)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+        partial = None
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror}; free some space there") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _pictures(path: Path, value: Any) -> list[bytes]:
+    """Encoded pictures out of a list, or an array of objects, of byte strings or of uint8 arrays."""
+    if not isinstance(value, list | tuple) and not (
+        isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == object
+    ):
+        raise DamagedDataError(f"{path} is no verification pack: its pictures are {_kind(value)}, not a list")
+    pictures = []
+    converted: dict[int, bytes] = {}  # by id: one array may stand in the list many times
+    for i, one in enumerate(map(safe_pickle.plain, value)):
+        if isinstance(one, bytes):
+            pictures.append(one)
+        elif isinstance(one, bytearray) or (
+            isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim == 1
+        ):
+            if id(one) not in converted:
+                converted[id(one)] = bytes(one)
+            pictures.append(converted[id(one)])
+        else:
+            raise DamagedDataError(f"{path}: picture {i} is {_kind(one)}, not the bytes of a picture file")
+    return pictures
+
+
+def _answers(path: Path, value: Any) -> npt.NDArray[np.bool_]:
+    """Booleans out of a list or an array of bools, or of numbers that are 0 or 1."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        raise DamagedDataError(f"{path} is no verification pack: issame is {_kind(value)}, not a list")
+    for i, one in enumerate(value):
+        if not isinstance(one, bool | int | float) or one not in (0, 1):  # True and 1.0 equal 1
+            raise DamagedDataError(
+                f"{path}: the answer (issame) of pair {i} is {one!r:.20}, not true or false"
+            )
+    return np.asarray(value, np.bool_)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} and shape {value.shape}"
+    return f"of type {type(value).__name__}"

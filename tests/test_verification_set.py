@@ -1,0 +1,344 @@
+"""Verification packs: every published kind is read, nothing in them is ever run, damage is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facerec.data.decode import decode
+from facerec.data.safe_pickle import Forbidden
+from facerec.data.verification import load_verification, verification_set, write_verification
+from facerec.errors import DamagedDataError, MissingDataError, StorageError
+
+
+def picture(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (112, 112), (shade, 255 - shade, 40)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+PICTURES = [picture(shade) for shade in (0, 60, 120, 60, 0, 240)]
+ISSAME = [True, False, True]
+
+
+def python2_pickle(pictures: list[bytes], issame: list[bool]) -> bytes:
+    """What Python 2's cPickle writes under protocol 2 for (list of str, list of bool)."""
+    out = bytearray(b"\x80\x02]q\x01(")
+    for one in pictures:
+        out += b"T" + struct.pack("<i", len(one)) + one  # BINSTRING
+    out += b"e]q\x02("
+    for answer in issame:
+        out += b"\x88" if answer else b"\x89"
+    return bytes(out + b"e\x86q\x03.")
+
+
+def as_arrays(pictures: list[bytes]) -> list[np.ndarray]:
+    return [np.frombuffer(one, np.uint8) for one in pictures]
+
+
+def objects(values: list) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def old_names(data: bytes) -> bytes:
+    """The same pickle (protocol 2) with the module name NumPy had before 2.0."""
+    return data.replace(b"numpy._core.", b"numpy.core.")
+
+
+VARIANTS = {
+    "python 2": python2_pickle(PICTURES, ISSAME),
+    **{f"protocol {p}": pickle.dumps((PICTURES, ISSAME), p) for p in range(6)},
+    "issame array": pickle.dumps((PICTURES, np.array(ISSAME)), 4),
+    "issame array, protocol 5": pickle.dumps((PICTURES, np.array(ISSAME)), 5),
+    "issame numbers": pickle.dumps((PICTURES, np.array(ISSAME, np.int64)), 2),
+    "issame big-endian floats": pickle.dumps((PICTURES, np.array(ISSAME, ">f4")), 3),
+    "issame NumPy booleans": pickle.dumps((PICTURES, list(np.array(ISSAME))), 2),
+    "pictures as arrays": pickle.dumps((as_arrays(PICTURES), ISSAME), 2),
+    "pictures as arrays, protocol 5": pickle.dumps((as_arrays(PICTURES), ISSAME), 5),
+    "pictures as arrays, old NumPy": old_names(pickle.dumps((as_arrays(PICTURES), np.array(ISSAME)), 2)),
+    "array of objects": pickle.dumps((objects(PICTURES), objects(ISSAME)), 4),
+    "array of arrays": pickle.dumps((objects(as_arrays(PICTURES)), ISSAME), 4),
+    "bytearrays": pickle.dumps(([bytearray(one) for one in PICTURES], ISSAME), 5),
+    "lists": pickle.dumps([tuple(PICTURES), tuple(ISSAME)], 4),
+}
+
+
+@pytest.fixture
+def pack(tmp_path: Path):
+    def write(data: bytes) -> Path:
+        path = tmp_path / "toy.bin"
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_kind_of_pack_is_read(pack, kind: str) -> None:
+    loaded = load_verification(pack(VARIANTS[kind]))
+    assert loaded.name == "toy"
+    assert loaded.issame_N.tolist() == ISSAME
+    assert loaded.issame_N.dtype == np.bool_
+    assert [loaded.pictures[i] for i in loaded.index_2N] == PICTURES
+
+
+def test_equal_pictures_are_kept_once_in_the_order_of_first_occurrence(pack) -> None:
+    loaded = load_verification(pack(VARIANTS["protocol 4"]))
+    assert loaded.index_2N.tolist() == [0, 1, 2, 1, 0, 3]
+    assert list(loaded.pictures) == [PICTURES[i] for i in (0, 1, 2, 5)]
+    assert len(loaded) == 3
+    assert "3 pairs (2 genuine, 1 impostor) of 4 distinct pictures" in loaded.describe()
+    assert loaded.where(3) == f"the second picture of pair 2 in {loaded.path}"
+
+
+def test_a_written_pack_reads_back_and_is_a_plain_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "mine.bin"
+    write_verification(path, PICTURES, np.array(ISSAME))
+    assert pickle.loads(path.read_bytes()) == (PICTURES, ISSAME)
+    assert "GLOBAL" not in {operation.name for operation, _, _ in pickletools.genops(path.read_bytes())}
+    assert load_verification(path).index_2N.tolist() == [0, 1, 2, 1, 0, 3]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_size < sum(map(len, PICTURES))  # equal pictures once
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine.bin"]
+
+
+def test_writing_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        write_verification(tmp_path / name, [bytes(bytearray(one)) for one in PICTURES], ISSAME)
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.bin"
+    write_verification(path, PICTURES, ISSAME)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"mine\.bin could not be written: No space left"):
+        write_verification(path, PICTURES[:2], ISSAME[:1])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.bin"]
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_that_would_run_a_program_is_refused_by_name(pack, tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "ran"
+    path = pack(pickle.dumps(([Evil(marker)], [True]), protocol))
+    with pytest.raises(Forbidden, match=r"toy\.bin: the pickle asks for posix\.system"):
+        load_verification(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval"),
+        (b"(S'echo'\nios\nsystem\n.", "os.system"),
+        (b"(cos\nsystem\nS'echo'\no.", "os.system"),
+        (b"cbuiltins\ngetattr\n.", "builtins.getattr"),
+        (b"cnumpy.testing._private.utils\nrunstring\n.", "numpy.testing._private.utils.runstring"),
+        (b"\x80\x04\x8c\x0bnumpy._core\x8c\x0ddefchararray.x\x93.", "numpy._core.defchararray.x"),
+        (b"\x80\x02cnumpy\nload\n.", "numpy.load"),
+        (b"\x80\x02c_codecs\ndecode\n.", "_codecs.decode"),
+        (b"Psomewhere\n.", "stored elsewhere"),
+        (pickle.dumps(Path("x"), 4), "pathlib"),
+    ],
+)
+def test_every_other_global_is_refused_by_name(pack, data: bytes, named: str) -> None:
+    with pytest.raises(Forbidden, match=re.escape(named)):
+        load_verification(pack(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"c_codecs\nencode\n(Vabc\nVzip\ntR.",
+        b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
+    ],
+)
+def test_encode_knows_latin1_only(pack, data: bytes) -> None:
+    with pytest.raises(Forbidden, match="only latin1"):
+        load_verification(pack(data))
+
+
+def test_functions_cannot_be_changed_by_a_pickle(pack) -> None:
+    for name in (
+        b"_codecs\nencode",
+        b"numpy\ndtype",
+        b"numpy.core.multiarray\n_reconstruct",
+        b"numpy\nndarray",
+    ):
+        for state in (b"}S'x'\nI1\ns", b"N}S'__doc__'\nI1\ns\x86"):
+            with pytest.raises(DamagedDataError, match="no pickle, or not a whole one"):
+                load_verification(pack(b"c" + name + b"\n" + state + b"b."))
+    assert load_verification(pack(VARIANTS["pictures as arrays"])).issame_N.tolist() == ISSAME
+
+
+def test_arrays_of_anything_but_numbers_are_refused(pack) -> None:
+    for array in (np.array(["abc"]), np.zeros(2, [("a", "i4")]), np.zeros(1, "M8[s]"), np.zeros(2, complex)):
+        with pytest.raises(DamagedDataError, match=r"no pickle, or not a whole one: it holds an array of"):
+            load_verification(pack(pickle.dumps((PICTURES, array), 2)))
+
+
+def peak_of(path: Path) -> tuple[str, int]:
+    """Load `path` in a process of its own; its error and its peak memory in bytes above that of importing."""
+    code = (
+        "import sys, json, resource\n"
+        "from facerec.data.verification import load_verification\n"
+        "from facerec.errors import FacerecError\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before, said = peak(), ''\n"
+        "try: load_verification(sys.argv[1])\n"
+        "except FacerecError as error: said = str(error)\n"
+        "print(json.dumps([said, peak() - before]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    said, peak = json.loads(done.stdout)
+    return said, peak
+
+
+BOMBS = {
+    "a length beyond the file": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc.",
+    "a length beyond any memory": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
+    "a long string beyond the file": b"\x80\x02T" + struct.pack("<i", 2**31 - 1) + b"abc.",
+    "a memo number of billions": b"\x80\x02]r" + struct.pack("<I", 2**32 - 1) + b".",
+    "one text encoded again and again": b"\x80\x02c_codecs\nencode\nq\x00X"
+    + struct.pack("<I", 10**6)
+    + b"a" * 10**6
+    + b"q\x01\x85q\x020](" + b"h\x00h\x02R" * 3000 + b"e.",
+    "a negative memo number": b"\x80\x02]p-5\n.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_file_cannot_ask_for_much_memory(pack, kind: str) -> None:
+    said, peak = peak_of(pack(BOMBS[kind]))
+    assert "toy.bin is no pickle, or not a whole one" in said
+    assert peak < 100e6
+
+
+def test_what_is_no_pickle_is_said_to_be_none(pack) -> None:
+    for data in (b"<html>not found</html>", b"\x00" * 100, b"hello", b"PK\x03\x04" + bytes(60)):
+        with pytest.raises(DamagedDataError, match=r"toy\.bin is no pickle, or not a whole one"):
+            load_verification(pack(data))
+
+
+def test_an_empty_file_is_damaged(pack) -> None:
+    with pytest.raises(DamagedDataError, match=r"toy\.bin is no pickle"):
+        load_verification(pack(b""))
+
+
+@pytest.mark.parametrize("kind", ["python 2", "protocol 4", "issame array", "array of objects"])
+def test_a_cut_file_is_damaged_wherever_it_is_cut(pack, kind: str) -> None:
+    whole = VARIANTS[kind]
+    for length in {0, 1, 2, 10, *range(100, len(whole) - 1, 997), len(whole) - 40, len(whole) - 1}:
+        with pytest.raises(DamagedDataError, match=r"toy\.bin"):
+            load_verification(pack(whole[:length]))
+
+
+def test_any_flipped_byte_gives_a_set_or_a_clear_error(pack) -> None:
+    rng = np.random.default_rng(3)
+    whole = VARIANTS["pictures as arrays, old NumPy"]
+    outcomes = set()
+    for at in rng.integers(0, len(whole), 300):
+        broken = bytearray(whole)
+        broken[at] ^= 1 << rng.integers(0, 8)
+        try:
+            load_verification(pack(bytes(broken)))
+            outcomes.add("set")
+        except DamagedDataError as error:
+            assert "toy.bin" in str(error)
+            outcomes.add("error")
+    assert outcomes == {"set", "error"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ((PICTURES[:5], ISSAME), "holds 5 pictures, an odd number"),
+        ((PICTURES[:4], ISSAME), "holds 4 pictures, so 2 pairs, but 3 answers"),
+        (([], []), "holds no pairs"),
+        (PICTURES, "a pair"),
+        ({"bins": PICTURES}, "a pair"),
+        ((1, ISSAME), "its pictures are of type int, not a list"),
+        ((PICTURES, 3), "issame is of type int, not a list"),
+        (([*PICTURES[:5], "text"], ISSAME), "picture 5 is of type str"),
+        (([*PICTURES[:5], np.zeros((2, 2))], ISSAME), r"picture 5 is an array of float64 and shape \(2, 2\)"),
+        ((PICTURES, [True, False, 2]), r"the answer \(issame\) of pair 2 is 2"),
+        ((PICTURES, [True, None, False]), r"pair 1 is None"),
+        ((PICTURES, np.zeros((3, 1), bool)), r"issame is an array of bool and shape \(3, 1\)"),
+    ],
+)
+def test_a_pickle_of_something_else_is_told_apart(pack, content: object, said: str) -> None:
+    with pytest.raises(DamagedDataError, match=said):
+        load_verification(pack(pickle.dumps(content, 4)))
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=r"no verification set .*lfw\.bin; eval\.root"):
+        load_verification(tmp_path / "lfw.bin")
+
+
+def test_a_folder_is_no_pack(tmp_path: Path) -> None:
+    with pytest.raises(DamagedDataError, match="cannot be read: Is a directory"):
+        load_verification(tmp_path)
+
+
+def test_a_picture_that_does_not_decode_is_met_when_it_is_decoded(pack) -> None:
+    loaded = load_verification(pack(pickle.dumps(([*PICTURES[:5], PICTURES[5][:200]], ISSAME), 4)))
+    assert decode(loaded.pictures[0]).shape == (112, 112, 3)
+    with pytest.raises(DamagedDataError):
+        decode(loaded.pictures[3])
+
+
+def test_numbers_that_do_not_fit_are_refused_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(DamagedDataError, match="odd number"):
+        write_verification(tmp_path / "x.bin", PICTURES[:3], ISSAME)
+    with pytest.raises(DamagedDataError, match="mine holds 6 pictures, so 3 pairs, but 2 answers"):
+        verification_set("mine", PICTURES, [True, False])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lfw_is_read_within_two_seconds_and_half_a_gigabyte(lfw_root: Path) -> None:
+    started = time.perf_counter()
+    loaded = load_verification(lfw_root / "lfw.bin")
+    assert time.perf_counter() - started < 2
+    assert (len(loaded), len(loaded.pictures), int(loaded.issame_N.sum())) == (6000, 7701, 3000)
+    said, peak = peak_of(lfw_root / "lfw.bin")
+    assert said == ""
+    assert peak < 250e6
+
+
+def test_a_pack_of_python_2_is_part_of_the_one_of_python_3(lfw_root: Path) -> None:
+    whole = load_verification(lfw_root / "lfw.bin")
+    part = load_verification(lfw_root / "lfw_set10.bin")
+    assert [part.pictures[i] for i in part.index_2N] == [whole.pictures[i] for i in whole.index_2N[-1200:]]
+    assert np.array_equal(part.issame_N, whole.issame_N[-600:])
