@@ -96,37 +96,30 @@ class RecordIndex:
                 return row
             raise KeyError(key)
         assert self._sorted_N is not None
-        place = int(np.searchsorted(self._sorted_N, number)) if 0 <= number < 2**63 else len(self)
+        place = self._place(number)
         if place == len(self) or self._sorted_N.item(place) != number:
             raise KeyError(key)
         return place if self._order_N is None else self._order_N.item(place)
 
-    def rows(self, key_K: np.ndarray) -> np.ndarray:
-        """Rows of many keys at once, int64; −1 where there is no such key."""
-        if self._first is not None:
-            row_K = np.asarray(key_K, np.int64) - self._first
-            return np.where((row_K >= 0) & (row_K < len(self)), row_K, -1)
+    def _place(self, key: int) -> int:
+        """How many keys are below `key`, where keys are not dense."""
         assert self._sorted_N is not None
-        place_K = np.minimum(np.searchsorted(self._sorted_N, key_K), len(self) - 1)
-        row_K = place_K if self._order_N is None else self._order_N[place_K].astype(np.int64)
-        return np.where(self._sorted_N[place_K] == key_K, row_K, -1)
+        number_type = self._sorted_N.dtype.type  # another type would have the whole array converted
+        if key > np.iinfo(number_type).max:
+            return len(self)
+        return int(np.searchsorted(self._sorted_N, number_type(max(key, 0))))
 
-    def rows_from(self, key: int) -> np.ndarray:
-        """Rows of all keys of `key` or more, growing."""
+    def rows_between(self, low: int, high: int) -> np.ndarray:
+        """Rows of all keys from `low` up to but not including `high`, in the order of their keys."""
         if self._first is not None:
-            return np.arange(max(0, key - self._first), len(self))
-        return np.flatnonzero(self.keys >= key)
+            begin, end = (min(max(key - self._first, 0), len(self)) for key in (low, high))
+            return np.arange(begin, end)
+        begin, end = self._place(low), self._place(high)
+        return np.arange(begin, end) if self._order_N is None else self._order_N[begin:end].astype(np.int64)
 
     def keys_at(self, row_K: np.ndarray) -> np.ndarray:
         """The int64 keys of rows, without making those of all others."""
         return self.keys[row_K] if self._first is None else np.asarray(row_K, np.int64) + self._first
-
-    @property
-    def highest_key(self) -> int:
-        """The largest key; −1 where there is none."""
-        if not len(self):
-            return -1
-        return self._first + len(self) - 1 if self._sorted_N is None else int(self._sorted_N[-1])  # type: ignore[operator]
 
     def key_at(self, offset: int) -> int | None:
         """The key of the record that begins at `offset`, for messages: looks through all of them."""
