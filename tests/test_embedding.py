@@ -12,6 +12,7 @@ from torch import nn
 
 from facerec import checkpoint, create_backbone, load_model
 from facerec.data.decode import decode
+from facerec.data.verification import VerificationSet
 from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
 from facerec.evaluation.embedding import embed_pictures, embed_set
 from facerec.evaluation.model import Input, Model
@@ -128,10 +129,9 @@ def test_modes_are_put_back_even_after_an_error(model, pictures):
 
 
 def test_a_damaged_picture_is_named_with_its_pair(model, pictures):
-    made = type("Made", (), {})()
-    made.name, made.pictures = "lfw", [*pictures[:20], pictures[20][:200], *pictures[21:]]
-    made.index_2N, made.issame_N = np.array([0, 1, 2, 20, 20, 3]), np.array([True, False, True])
-    with pytest.raises(DamagedDataError, match="picture 20 of lfw, first in pair 1: "):
+    damaged = [*pictures[:20], pictures[20][:200], *pictures[21:]]
+    made = VerificationSet("lfw", damaged, np.array([0, 1, 2, 20, 20, 3]), np.array([True, False, True]))
+    with pytest.raises(DamagedDataError, match="the second picture of pair 1 in lfw: "):
         embed_set(model, made)
 
 

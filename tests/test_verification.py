@@ -9,6 +9,7 @@ import torch
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
+from facerec.data.verification import VerificationSet
 from facerec.errors import ConfigError, MissingDataError, NonFiniteError, StorageError, UserError
 from facerec.evaluation.model import Input, Model
 from facerec.evaluation.settings import EvalSettings
@@ -216,15 +217,11 @@ class Pixels(torch.nn.Module):
         return image_BCHW[:, :, ::4, ::3].flatten(1)
 
 
-class MadeSet:
+def made_set(name="made", pairs=40, pictures=25, seed=0):
     """A verification set of decoded pictures, each in several pairs."""
-
-    def __init__(self, name="made", pairs=40, pictures=25, seed=0):
-        rng = np.random.default_rng(seed)
-        self.name = name
-        self.pictures = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(pictures)]
-        self.index_2N = rng.integers(0, pictures, 2 * pairs)
-        self.issame_N = rng.random(pairs) < 0.5
+    rng = np.random.default_rng(seed)
+    pixels = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(pictures)]
+    return VerificationSet(name, pixels, rng.integers(0, pictures, 2 * pairs), rng.random(pairs) < 0.5)
 
 
 @pytest.fixture
@@ -233,7 +230,7 @@ def model():
 
 
 def test_evaluating_a_set_equals_verifying_embeddings_made_by_hand(model):
-    made = MadeSet()
+    made = made_set()
     images = (np.stack(made.pictures).astype(np.float32) - 127.5) / 127.5
     embed = lambda array: array.transpose(0, 3, 1, 2)[:, :, ::4, ::3].reshape(len(array), -1)  # noqa: E731
     plain, mirrored = embed(images)[made.index_2N], embed(images[:, :, ::-1])[made.index_2N]
@@ -246,7 +243,7 @@ def test_evaluating_a_set_equals_verifying_embeddings_made_by_hand(model):
 
 def test_the_log_has_the_lines_people_grep(model, caplog):
     caplog.set_level(logging.INFO, "facerec.evaluation")
-    sets = [MadeSet("lfw"), MadeSet("cfp_fp", seed=1)]
+    sets = [made_set("lfw"), made_set("cfp_fp", seed=1)]
     highest = {"cfp_fp": 0.98765}
     results = evaluate_targets(model, sets, EvalSettings(bootstrap=0), highest=highest)
     lfw = results["lfw"]
@@ -264,7 +261,7 @@ def test_the_log_has_the_lines_people_grep(model, caplog):
 
 
 def test_results_are_written_whole_or_not_at_all(model, tmp_path):
-    results = evaluate_targets(model, [MadeSet("lfw")], EvalSettings(bootstrap=0))
+    results = evaluate_targets(model, [made_set("lfw")], EvalSettings(bootstrap=0))
     path = write_results(tmp_path / "run" / "results.json", results_document(results, model, ckpt="best.pt"))
     written = json.loads(path.read_text())
     assert written["targets"]["lfw"]["accuracy"] == results["lfw"].accuracy

@@ -61,13 +61,6 @@ def embed_set(
     precision: str = "fp32",
 ) -> Embedded:
     """`embed_pictures` for the distinct pictures of a verification set, with errors that name the pair."""
-    index_2N = np.asarray(verification_set.index_2N)
-
-    def where(picture: int) -> str:
-        rows = np.flatnonzero(index_2N == picture)
-        pair = f", first in pair {rows[0] // 2}" if len(rows) else ""
-        return f"picture {picture} of {verification_set.name}{pair}"
-
     return embed_pictures(
         model,
         verification_set.pictures,
@@ -75,7 +68,7 @@ def embed_set(
         batch_size=batch_size,
         flip=flip,
         precision=precision,
-        where=where,
+        where=verification_set.where,
     )
 
 

@@ -10,7 +10,7 @@ pictures."""
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -46,6 +46,7 @@ class PairSet(Protocol):
     def index_2N(self) -> npt.NDArray[np.integer]: ...
     @property
     def issame_N(self) -> Bools: ...
+    def where(self, picture: int, /) -> str: ...
 
 
 _REPORTED = (
@@ -88,6 +89,8 @@ class VerificationResult:
     last."""
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
+    source: PairSet | None = field(default=None, repr=False)
+    """The set that was evaluated, for its pictures; None where only embeddings were given."""
 
     @property
     def protocol(self) -> str:
@@ -251,7 +254,7 @@ def evaluate_set(
     )
     for note in result.notes:
         logger.debug("[%s] %s", verification_set.name, note)
-    return result
+    return replace(result, source=verification_set)
 
 
 def _numpy(array: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:

@@ -1,0 +1,101 @@
+"""Figures of a verification result: which are drawn, what they show, and that nothing global is touched."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from facerec.data.verification import VerificationSet
+from facerec.errors import StorageError
+from facerec.evaluation.verification import verify
+from facerec.reporting.verification_figures import (
+    det_figure,
+    distance_figure,
+    error_figure,
+    figures_of,
+    roc_figure,
+    save_figures,
+)
+
+
+@pytest.fixture(scope="module")
+def result():
+    rng = np.random.default_rng(0)
+    issame = np.arange(300) % 2 == 0
+    centre = rng.normal(size=(300, 2, 16))
+    centre[issame, 1] = centre[issame, 0]
+    embedding = (centre + 0.8 * rng.normal(size=centre.shape)).reshape(600, 16)
+    pictures = [np.full((112, 112, 3), value, np.uint8) for value in range(0, 250, 10)]
+    made = VerificationSet("made", pictures, rng.integers(0, 25, 600), issame)
+    return replace(verify(embedding, issame), source=made)
+
+
+def test_every_figure_is_written_as_a_picture(result, tmp_path):
+    paths = save_figures(tmp_path / "run", "lfw", result)
+    assert [path.name for path in paths] == [
+        f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "errors")
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 800
+            assert len(image.convert("L").getcolors()) > 20
+    assert sorted(path.parent.iterdir()) == sorted(paths)
+
+
+def test_figures_are_made_without_pyplot(result):
+    figures = figures_of("lfw", result)
+    assert all(isinstance(figure, Figure) for figure in figures.values())
+    pyplot = sys.modules.get("matplotlib.pyplot")  # another library may have imported it
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_the_roc_shows_the_rates_of_the_result(result):
+    axes = roc_figure("lfw", result).axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] == pytest.approx(1 / 150)
+    assert f"{result.accuracy:.5f}" in axes.get_title() and "300 pairs" in axes.get_title()
+    far, tar = axes.lines[0].get_data()
+    assert np.interp(0.5, far, tar) == pytest.approx(np.interp(0.5, *result.roc()), abs=0.02)
+    said = {text.get_text() for text in axes.texts}
+    assert said == {f"{result.tar_at_far[target]:.4f}" for target in ("1e-1", "1e-2")}
+
+
+def test_the_det_is_logarithmic_on_both_axes(result):
+    axes = det_figure("lfw", result).axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_the_distances_show_the_mean_threshold(result):
+    axes = distance_figure("lfw", result).axes[0]
+    assert axes.lines[0].get_xdata()[0] == result.best_threshold
+
+
+def test_the_errors_show_the_pictures_of_the_pairs(result):
+    figure = error_figure("lfw", result)
+    shown = [image.get_array() for axes in figure.axes for image in axes.images]
+    captions = [text.get_text() for axes in figure.axes for text in axes.texts]
+    first = int(result.wrong_genuine[0])
+    assert captions[0] == f"pair {first}: {result.distance_N[first]:.3f}"
+    grays = [10 * int(index) for index in result.source.index_2N[2 * first : 2 * first + 2]]
+    picture = np.asarray(shown[0])
+    assert [picture[0, 0, 0], picture[0, -1, 0]] == grays
+    assert len(shown) == len(captions) <= 24
+
+
+def test_what_cannot_be_drawn_is_left_out(result):
+    genuine = verify(np.ones((40, 4)), np.ones(20, bool))
+    assert list(figures_of("lfw", genuine)) == ["distances"]
+    issame = np.arange(20) % 2 == 0
+    embedding = np.ones((40, 2))
+    embedding[1::2][~issame] = -1
+    assert list(figures_of("lfw", verify(embedding, issame))) == ["roc", "distances"]
+    assert "errors" not in figures_of("lfw", replace(result, source=None))
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(result, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="could not be written"):
+        save_figures(tmp_path / "file", "lfw", result)
