@@ -38,7 +38,7 @@ def write_insightface(
     exact: bool = True,
     ranges: list[tuple[int, int]] | None = None,
 ) -> None:
-    """An InsightFace pack of tiny "pictures", grouped as they come; keys may begin where float32 is inexact."""
+    """An InsightFace pack of tiny "pictures", grouped as they come; keys may begin beyond float32."""
     starts = [i for i, label in enumerate(label_N) if i == 0 or label != label_N[i - 1]]
     if ranges is None:
         ranges = [(first_key + a, first_key + b) for a, b in pairwise([*starts, len(label_N)])]
