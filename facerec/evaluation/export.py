@@ -1,0 +1,96 @@
+"""Write a trained backbone for other programs: safetensors (weights) or ONNX (weights and network)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facerec.checkpoint import replacing
+from facerec.errors import FacerecError, UserError
+from facerec.evaluation.model import Model
+
+Format = Literal["onnx", "safetensors"]
+
+
+def export(model: Model, path: Path, format: Format) -> Path:
+    """Write the backbone of `model` to `path`, its preprocessing in the file's metadata.
+
+    ``onnx``: input ``image`` (N, 3, size, size) float, prepared as the metadata says; output ``embedding``
+    (N, D), raw. The batch size is free. The file is run once by onnxruntime and compared before it is kept.
+    ``safetensors``: the state dict under the names of the published layout.
+
+    Raises:
+        UserError: the packages of the extra ``export`` are missing.
+        FacerecError: the exported network does not give the same embeddings.
+        StorageError: the file could not be written.
+    """
+    metadata = {"facerec.input": json.dumps(model.input.to_dict()), "facerec.step": str(model.step)}
+    model.backbone.eval()
+    content = _onnx(model, metadata) if format == "onnx" else _safetensors(model.backbone, metadata)
+    with replacing(path) as file:
+        file.write(content)
+    return path
+
+
+def _safetensors(backbone: nn.Module, metadata: dict[str, str]) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise _missing("safetensors", error) from error
+    state = {name: value.contiguous() for name, value in backbone.state_dict().items()}
+    content: bytes = save(state, metadata={"format": "pt", **metadata})
+    return content
+
+
+def _onnx(model: Model, metadata: dict[str, str]) -> bytes:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch's exporter needs it and would say so less clearly
+    except ImportError as error:
+        raise _missing("onnx", error) from error
+    size = model.input.size
+    example_BCHW = torch.zeros(2, 3, size, size)
+    backbone = model.backbone.cpu()
+    program = torch.onnx.export(
+        backbone,
+        (example_BCHW,),
+        input_names=["image"],
+        output_names=["embedding"],
+        dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    content: bytes = proto.SerializeToString()
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        _compare(backbone, session, torch.rand(batch, 3, size, size) * 2 - 1)
+    return content
+
+
+def _compare(backbone: nn.Module, session: object, image_BCHW: Tensor) -> None:
+    """Raise `FacerecError` unless both give the same directions, to a cosine of 1 − 1e-5."""
+    with torch.inference_mode():
+        expected_BD = backbone(image_BCHW).numpy()
+    (got_BD,) = session.run(None, {"image": image_BCHW.numpy()})  # type: ignore[attr-defined]
+    cosine_B = (expected_BD * got_BD).sum(1) / (
+        np.linalg.norm(expected_BD, axis=1) * np.linalg.norm(got_BD, axis=1)
+    )
+    if not cosine_B.min() > 1 - 1e-5:
+        raise FacerecError(
+            f"the exported network gives other embeddings (cosine {cosine_B.min():.6f} with the original); "
+            "nothing was written"
+        )
+
+
+def _missing(format: str, error: ImportError) -> UserError:
+    return UserError(f"format={format}: needs the package {error.name}; pip install 'facerec[export]'")
