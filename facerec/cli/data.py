@@ -1,4 +1,4 @@
-"""`facerec-data SUBCOMMAND`: look after data sets. A module of `facerec.cli.data_commands` is a sub-command."""
+"""`facerec-data SUBCOMMAND`: look after data sets. One module of `data_commands` a sub-command."""
 
 from __future__ import annotations
 

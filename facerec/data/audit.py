@@ -74,10 +74,11 @@ class _Place(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Records checked together, and `Progress.done` after them."""
+    """Records checked together, `Progress.done` after them, and whether they go by key or by number."""
 
     places: list[_Place]
     done: int
+    naming: str = "key"
 
 
 def audit(
@@ -173,18 +174,18 @@ def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piec
                 places.append(_Place(number, begin, min(end, len(view))))
                 offset, number = end, number + 1
                 if len(places) == _CHUNK:
-                    yield _Piece(places, offset)
+                    yield _Piece(places, offset, "record")
                     places = []
         except framing.Broken as broken:
             if places:
-                yield _Piece(places, offset)
+                yield _Piece(places, offset, "record")
                 places = []
             reached = framing.next_record(view, max(broken.offset, offset) + 4)
             reason = f"{broken.place(offset)}; {reached - offset} bytes up to the next record are lost"
             yield Progress(1, 0, [Finding(f"record {number} at offset {offset}", reason)], 0, reached)
             offset, number = reached, number + 1
     if places:
-        yield _Piece(places, offset)
+        yield _Piece(places, offset, "record")
 
 
 def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -> Progress:
@@ -202,9 +203,9 @@ def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -
             seen += 1
             _check_picture(record, pictures)
         except framing.Broken as broken:
-            findings.append(Finding(_named(place), broken.place(place.offset)))
+            findings.append(Finding(_named(piece, place), broken.place(place.offset)))
         except DamagedDataError as problem:
-            findings.append(Finding(_named(place), str(problem)))
+            findings.append(Finding(_named(piece, place), str(problem)))
     return Progress(len(piece.places), seen, findings, unlisted, piece.done)
 
 
@@ -242,8 +243,8 @@ def _is_insightface(reader: RecordReader, index: RecordIndex | None) -> bool:
     return head.flag == 2 and not len(head.payload)
 
 
-def _named(place: _Place) -> str:
-    return f"key {place.key} at offset {place.offset}"
+def _named(piece: _Piece, place: _Place) -> str:
+    return f"{piece.naming} {place.key} at offset {place.offset}"
 
 
 def _audit_verification(path: Path, threads: int) -> Audit:

@@ -18,13 +18,11 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "info",
         help="identities, pictures, sizes and formats of a pack",
-        description="Say what a pack holds: identities, pictures an identity, sizes and formats of a sample, and "
-        "whether `property` and the index agree with it.",
+        description="Say what a pack holds: identities, pictures an identity, sizes and formats of a sample, "
+        "and whether `property` and the index agree with it.",
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "path", type=Path, help="a folder with train.rec, a .rec, or a verification pack (.bin)"
-    )
+    parser.add_argument("path", type=Path, help="folder with train.rec, a .rec, or a verification .bin")
     parser.set_defaults(work=_info)
 
 

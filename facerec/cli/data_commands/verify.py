@@ -20,13 +20,11 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "verify",
         help="read everything in a pack, and name every damaged record",
-        description="Read every record of a pack (its framing, its header, its label), decode every picture, and "
-        "name whatever is damaged with its key and offset, one a line.",
+        description="Read every record of a pack (its framing, its header, its label), decode every picture, "
+        "and name whatever is damaged with its key and offset, one a line.",
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "path", type=Path, help="a folder with train.rec, a .rec, or a verification pack (.bin)"
-    )
+    parser.add_argument("path", type=Path, help="folder with train.rec, a .rec, or a verification .bin")
     parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
     parser.add_argument("--no-pictures", action="store_true", help="do not decode the pictures")
     parser.add_argument("--workers", type=int, help="decoding threads (default: one a processor)")

@@ -1,0 +1,320 @@
+"""`facerec-data`: what it says of sound packs, that it names all damage, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from facerec.cli.data import run
+from facerec.cli.errors import reported
+from facerec.data.audit import Finding, audit
+from facerec.data.recordio import RecordReader
+from facerec.errors import FacerecError, UserError
+
+
+@pytest.fixture
+def golden(recordio_files: Path, tmp_path: Path) -> Path:
+    """A writable copy of the packs that the original mxnet wrote."""
+    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
+
+
+@pytest.fixture
+def pack(golden: Path) -> Path:
+    return golden / "insightface_layout.rec"
+
+
+def overwrite(path: Path, offset: int, wrong: bytes) -> None:
+    """Damage a file without changing its time, as a bad disk does."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(wrong)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def offset_of(path: Path, key: int) -> int:
+    with RecordReader(path) as reader:
+        return reader.offset(key)
+
+
+def findings(path: Path) -> list[Finding]:
+    return [finding for piece in audit(path).progress for finding in piece.findings]
+
+
+# info ------------------------------------------------------------------------------------------------------
+
+
+def test_info_tells_what_a_pack_holds(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pack.parent / "property").write_text("4,112,112")
+    assert run(["info", str(pack)]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
+    assert lines["file"] == f"{pack}, 72.2 kB, 17 records"
+    assert lines["layout"] == "InsightFace (keys 1 … 12 are pictures)"
+    assert lines["identities"] == "4, labels 0 … 3, no gaps"
+    assert lines["pictures"] == "12; of one identity 3 (least), 3 (median), 3 (most)"
+    assert lines["formats"] == "12 of 12 sampled: JPEG 112×112 RGB"
+    assert lines["property"] == "4,112,112: agrees with the labels"
+    assert lines["index"] == "insightface_layout.idx, 17 lines, keys without gaps; parsed now"
+
+
+def test_info_shows_a_disagreeing_property_and_mixed_formats(
+    golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (golden / "property").write_text("85742,112,112")
+    run(["info", str(golden / "im2rec_layout.rec")])
+    said = capsys.readouterr().out
+    assert "85742,112,112: DISAGREES with the labels" in said
+    assert "im2rec (every record is a picture)" in said
+    assert "PNG" in said and "JPEG" in said
+
+
+def test_info_of_lfw_shows_how_many_pictures_identities_have(
+    lfw_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["info", str(lfw_root)])
+    said = capsys.readouterr().out
+    assert "5,140, labels 0 … 5139, no gaps" in said
+    assert "1     3,641 ########################################\n" in said
+    assert "128-255         2 #\n" in said
+
+
+def test_info_of_a_verification_pack_counts_pairs(lfw_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["info", str(lfw_root / "lfw_set10.bin")])
+    said = capsys.readouterr().out
+    assert "600: 300 of one person, 300 of two" in said and "1,200, 785 of them distinct" in said
+
+
+# verify ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["insightface_layout", "insightface_two_labels", "im2rec_layout"])
+@pytest.mark.parametrize("indexed", [True, False], ids=["with index", "without index"])
+def test_verify_of_a_sound_pack_ends_with_0(
+    golden: Path, capsys: pytest.CaptureFixture[str], name: str, indexed: bool
+) -> None:
+    if not indexed:
+        (golden / f"{name}.idx").unlink()
+    before = sorted(path.name for path in golden.iterdir() if path.suffix != ".cache")
+    assert run(["verify", str(golden / f"{name}.rec")]) == 0
+    pictures = {"im2rec_layout": (9, 9)}.get(name, (17, 12))
+    assert f"{pictures[0]} records, {pictures[1]} pictures, 0 damaged" in capsys.readouterr().out
+    after = sorted(path.name for path in golden.iterdir() if path.suffix != ".cache")
+    assert after == before, "verifying repairs nothing"
+
+
+def test_verify_of_lfw_ends_with_0(lfw_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(lfw_root)]) == 0
+    assert "16,591 records, 11,450 pictures, 0 damaged" in capsys.readouterr().out
+
+
+def test_verify_names_every_damaged_record_and_ends_with_1(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offsets = {key: offset_of(pack, key) for key in (2, 4, 6, 8, 10, 14)}
+    overwrite(pack, offsets[2], b"\0\0\0\0")  # magic
+    overwrite(pack, offsets[4] + 4, (100).to_bytes(4, "little"))  # length, too short
+    overwrite(pack, offsets[6] + 8, b"\xff\xff\xff\x7f")  # flag
+    overwrite(pack, offsets[8] + 12, b"\x00\x00\x80\xbf")  # label −1
+    overwrite(pack, offsets[10] + 1032, b"\xff\xd9" * 9)  # its picture ends too early
+    overwrite(pack, offsets[14] + 4, b"\xff\xff\xff\x1f")  # length, beyond the file
+    assert run(["verify", str(pack)]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last.endswith(": 17 records, 9 pictures, 6 damaged"), "three have no header to say what they are"
+    for key, said in {
+        2: "bad magic number 0x00000000",
+        4: "its length is wrong: it ends at",
+        6: "announces 2147483647 labels",
+        8: "label -1 is not a whole number",
+        10: "",
+        14: "truncated: a part claims 536870911 bytes",
+    }.items():
+        (line,) = (line for line in lines if line.startswith(f"key {key} at offset {offsets[key]}: "))
+        assert said in line
+    assert len(lines) == 6
+
+
+def test_verify_without_pictures_checks_the_records_only(pack: Path) -> None:
+    overwrite(pack, offset_of(pack, 10) + 1032, b"\xff\xd9" * 9)
+    assert run(["verify", str(pack)]) == 1
+    assert run(["verify", str(pack), "--no-pictures"]) == 0
+
+
+def test_verify_without_an_index_goes_on_behind_the_damage(pack: Path) -> None:
+    offsets = {key: offset_of(pack, key) for key in (2, 3, 9)}
+    pack.with_suffix(".idx").unlink()
+    overwrite(pack, offsets[2], b"\0")
+    overwrite(pack, offsets[9] + 40, b"\0" * 2000)
+    found = findings(pack)
+    assert [finding.place for finding in found] == [
+        f"record 2 at offset {offsets[2]}",
+        f"record 9 at offset {offsets[9]}",
+    ]
+    assert f"{offsets[3] - offsets[2]} bytes up to the next record are lost" in found[0].reason
+
+
+def test_verify_of_a_cut_off_pack_names_the_first_lost_record_and_counts_the_rest(pack: Path) -> None:
+    at = offset_of(pack, 9)
+    os.truncate(pack, at + 100)
+    found = findings(pack)
+    assert found[0].place == f"key 9 at offset {at}" and "truncated" in found[0].reason
+    assert found[1].place.startswith("keys 10 … 16 (7 records) at offset")
+    assert len(found) == 2
+
+
+def test_verify_says_when_the_index_leaves_records_out(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idx = pack.with_suffix(".idx")
+    idx.write_text("".join(line for line in idx.open() if not line.startswith(("5\t", "6\t", "16\t"))))
+    assert run(["verify", str(pack)]) == 0
+    assert "3 records are not in the index" in capsys.readouterr().out
+
+
+def test_verify_names_a_malformed_index_line_and_checks_the_records_all_the_same(pack: Path) -> None:
+    pack.with_suffix(".idx").write_text("0\t0\nwhat\n")
+    overwrite(pack, 6776, b"\0")
+    index, record = findings(pack)
+    assert "line 2" in index.reason
+    assert record.place == "record 3 at offset 6776"
+
+
+def test_verify_of_a_verification_pack_names_its_damaged_pictures(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RecordReader(pack) as reader:
+        pictures = [bytes(reader.payload(key)) for key in (1, 2, 3)]
+    bins = [pictures[0], pictures[1], pictures[2], pictures[2][:40]]
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((bins, [True, False])))
+    assert run(["verify", str(tmp_path / "lfw.bin")]) == 1
+    assert "4 records, 4 pictures, 1 damaged" in capsys.readouterr().out
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 72_211), st.binary(min_size=1, max_size=9)), max_size=4),
+    cut=st.one_of(st.none(), st.integers(0, 72_211)),
+    indexed=st.booleans(),
+)
+def test_verify_finds_every_record_that_cannot_be_read(
+    recordio_files: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: list[tuple[int, bytes]],
+    cut: int | None,
+    indexed: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    rec = bytearray((recordio_files / "insightface_layout.rec").read_bytes())
+    for at, wrong in changes:
+        rec[at : at + len(wrong)] = wrong
+    (folder / "a.rec").write_bytes(rec[:cut])
+    if indexed:
+        shutil.copy(recordio_files / "insightface_layout.idx", folder / "a.idx")
+    found = findings(folder / "a.rec")
+    if found or not indexed or not rec[:cut]:
+        assert all("\n" not in f"{finding.place}{finding.reason}" for finding in found)
+        return
+    with RecordReader(folder / "a.rec") as reader:
+        assert all(reader[key].payload is not None for key in range(17))
+
+
+# index -----------------------------------------------------------------------------------------------------
+
+
+def test_index_writes_what_the_original_wrote(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    idx = pack.with_suffix(".idx")
+    right = idx.read_bytes()
+    idx.unlink()
+    assert run(["index", str(pack)]) == 0
+    assert capsys.readouterr().out == f"{idx}: 17 records\n"
+    assert idx.read_bytes() == right
+
+
+def test_index_replaces_nothing_unless_forced_and_keeps_the_old_one(pack: Path) -> None:
+    idx = pack.with_suffix(".idx")
+    idx.write_text("mine")
+    with pytest.raises(UserError, match="is already there; --force replaces it"):
+        run(["index", str(pack)])
+    assert idx.read_text() == "mine"
+    assert run(["index", str(pack), "--force"]) == 0
+    assert len(idx.read_text().splitlines()) == 17
+    assert idx.with_name(f"{idx.name}.old").read_text() == "mine"
+
+
+def test_index_of_a_damaged_pack_writes_nothing(pack: Path) -> None:
+    overwrite(pack, 6776, b"\0")
+    before = pack.with_suffix(".idx").read_bytes()
+    with pytest.raises(FacerecError, match=r"offset 6776: bad magic .* wrong keys"):
+        run(["index", str(pack), "--force"])
+    assert pack.with_suffix(".idx").read_bytes() == before
+
+
+def test_index_can_be_written_elsewhere(pack: Path, tmp_path: Path) -> None:
+    assert run(["index", str(pack), "--output", str(tmp_path / "b.idx")]) == 0
+    assert (tmp_path / "b.idx").read_bytes() == pack.with_suffix(".idx").read_bytes()
+
+
+# How it ends -----------------------------------------------------------------------------------------------
+
+
+def facerec_data(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user starts it."""
+    program = "from facerec.cli.data import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["info"], ["verify"], ["index"]], ids=str)
+def test_help_has_an_example_and_needs_no_torch(command: list[str]) -> None:
+    program = (
+        "import sys\nfrom facerec.cli.data import run\n"
+        "try:\n    run(sys.argv[1:])\nfinally:\n    assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ("example:" in ended.stdout) == bool(command)
+    assert max(map(len, ended.stdout.splitlines())) <= 100
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["inof"], 2, "invalid choice: 'inof'"),
+        ([], 2, "SUBCOMMAND"),
+        (["info"], 2, "info: the following arguments are required: path; see `facerec-data info --help`"),
+        (["info", "/nowhere"], 2, "/nowhere: no such file or folder"),
+        (["verify", "/nowhere"], 2, "/nowhere: no such file or folder"),
+        (["verify", ".", "--workers", "0"], 2, "--workers=0: must be 1 or more"),
+    ],
+)
+def test_a_users_mistake_ends_with_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, said: str
+) -> None:
+    assert reported("facerec-data", lambda: run(arguments)) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("facerec-data: ") and said in line
+
+
+def test_a_damaged_pack_ends_with_1_and_a_traceback_on_request_only(pack: Path) -> None:
+    overwrite(pack, 0, b"\0")
+    ended = facerec_data("info", pack)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+    assert f"key 0 at offset 0 of {pack}: bad magic number" in ended.stderr
+    assert "Traceback" in facerec_data("info", pack, FACEREC_TRACEBACK="1").stderr
