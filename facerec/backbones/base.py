@@ -1,17 +1,107 @@
-"""What every backbone shares: the registry and the way to make one by name."""
+"""What every backbone shares: the registry, the way to make one by name, and the contract of its forward pass.
+
+Shapes: B pictures of C = 3 channels, H×W pixels; D is the length of the embedding.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from facerec.errors import ConfigError, require
 from facerec.registry import Registry
 
 BACKBONES = Registry("backbone", "facerec.backbones")
 
 
-def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) -> nn.Module:
+class Backbone(nn.Module):
+    """A network from face pictures to embeddings.
+
+    Families subclass it and write `_embed`; their entries of the state dict carry the published names.
+
+    Args:
+        embedding_size: D, 1 or more.
+        input_size: height and width of the pictures in pixels, one number for a square.
+        multiple: height and width must be multiples of this.
+
+    Raises:
+        ConfigError: for an `embedding_size` or `input_size` out of range.
+    """
+
+    def __init__(self, embedding_size: int, input_size: int | Sequence[int], multiple: int = 16) -> None:
+        super().__init__()
+        require(embedding_size >= 1, "backbone.embedding_size", embedding_size, "must be 1 or more")
+        self.embedding_size = embedding_size
+        self.input_size = picture_size(input_size, multiple)
+        self._frozen: tuple[str, ...] = ()
+        self._frozen_batch_norm = False
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Raw embeddings (B, D), not normalised, of float pictures (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ConfigError: for pictures of another shape than (B, 3, \\*input_size).
+        """
+        if image_BCHW.ndim != 4 or image_BCHW.shape[1] != 3 or image_BCHW.shape[2:] != self.input_size:
+            height, width = self.input_size
+            raise ConfigError(
+                "backbone.input_size",
+                [height, width],
+                f"the backbone takes pictures (B, 3, {height}, {width}), not {tuple(image_BCHW.shape)}; "
+                "resize them or build the backbone for their size",
+            )
+        return self._embed(image_BCHW)
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed although they are matrices (position embeddings)."""
+        return set()
+
+    def freeze(self, parts: bool | Sequence[str], batch_norm: bool = False) -> list[str]:
+        """Take parts of the backbone out of training; what is frozen also keeps its running statistics.
+
+        Args:
+            parts: true for everything, or prefixes of parameter names by whole words
+                (``layer1`` is all of ``layer1.*``, not ``layer10.*``).
+            batch_norm: keep the running statistics of every batch norm, so that also the layers in training
+                see the statistics the backbone was made with (few pictures a person, small batches).
+
+        Returns:
+            The names of the parameters now frozen.
+
+        Raises:
+            ConfigError: for a prefix that no parameter has.
+        """
+        prefixes = ("",) if parts is True else () if parts is False else tuple(parts)
+        names = [name for name, _ in self.named_parameters()]
+        for prefix in prefixes:
+            children = ", ".join(name for name, _ in self.named_children())
+            known = any(_within(name, prefix) for name in names)
+            require(known, "backbone.frozen", prefix, f"no parameter is called so; the parts are {children}")
+        frozen = [name for name in names if any(_within(name, prefix) for prefix in prefixes)]
+        for name, parameter in self.named_parameters():
+            if name in set(frozen):
+                parameter.requires_grad_(False)
+        self._frozen, self._frozen_batch_norm = prefixes, batch_norm
+        self.train(self.training)
+        return frozen
+
+    def train(self, mode: bool = True) -> Backbone:
+        """`nn.Module.train`, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            statistics = self._frozen_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if statistics or (name and any(_within(name, prefix) for prefix in self._frozen)):
+                module.training = False
+        return self
+
+
+def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) -> Backbone:
     """A freshly initialised backbone by its published name.
 
     Args:
@@ -26,3 +116,35 @@ def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) 
         facerec.errors.ConfigError: unknown name or parameter, or a value out of range.
     """
     return BACKBONES.create(name, {"embedding_size": embedding_size, **parameters})
+
+
+def picture_size(input_size: int | Sequence[int], multiple: int) -> tuple[int, int]:
+    """Height and width from one number or two; `ConfigError` unless both are multiples of `multiple`."""
+    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    good = len(sides) == 2 and all(side >= multiple and side % multiple == 0 for side in sides)
+    mend = f"must be a multiple of {multiple}, or a list [height, width] of two"
+    require(good, "backbone.input_size", input_size, mend)
+    return sides[0], sides[1]
+
+
+def require_fraction(name: str, value: float) -> None:
+    """`ConfigError` unless the setting `name` is a fraction to leave out: 0 or more and less than 1."""
+    require(0 <= value < 1, f"backbone.{name}", value, "must be 0 or more and less than 1")
+
+
+def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
+    """`layers` one after the other, outside of any autocast region.
+
+    The embedding itself is computed in float32, as the published fp16 training code does: it costs less than
+    a hundredth of the network, and eight bits of mantissa would blur the cosines.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return in_full_precision(x.float(), *layers)
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _within(name: str, prefix: str) -> bool:
+    return prefix == "" or name == prefix or name.startswith(f"{prefix}.")

@@ -1,0 +1,118 @@
+"""iresnet18 … 200, the improved residual networks in the layout of InsightFace's arcface_torch.
+
+Source: ArcFace (1801.07698) and the published code (conv1, bn1, prelu, layer1–4, bn2, fc, features); its units
+have one batch norm more than those of face.evoLVe's ``ir_*``, hence the other parameter counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+from facerec.backbones.prelu import PReLU
+
+STAGES = {
+    "18": (2, 2, 2, 2),
+    "34": (3, 4, 6, 3),
+    "50": (3, 4, 14, 3),
+    "100": (3, 13, 30, 3),
+    "200": (6, 26, 60, 6),
+}
+WIDTHS = (64, 128, 256, 512)
+
+
+class Block(nn.Module):
+    """norm, 3×3 convolution, norm, PReLU, 3×3 convolution (which holds the stride), norm, plus the input."""
+
+    def __init__(self, incoming: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(incoming)
+        self.conv1 = nn.Conv2d(incoming, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.prelu = PReLU(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride > 1 or incoming != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(incoming, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        out = self.bn3(self.conv2(out))
+        return out.add_(x if self.downsample is None else self.downsample(x))
+
+
+class IResNet(Backbone):
+    """The network behind every name of this layout.
+
+    Args:
+        stages: blocks of each of the four layers.
+        embedding_size: D.
+        dropout: share of the last feature map set to 0 in training, 0 … <1.
+        zero_init_residual: start the second batch norm of every block at 0, so that each block is the identity
+            at first (the published option, also off there).
+        input_size: pixels, multiples of 16; 112 is published.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        *,
+        embedding_size: int,
+        dropout: float,
+        zero_init_residual: bool,
+        input_size: int | list[int],
+    ) -> None:
+        super().__init__(embedding_size, input_size)
+        require_fraction("dropout", dropout)
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.prelu = PReLU(64)
+        incoming = 64
+        for number, (channels, count) in enumerate(zip(WIDTHS, stages, strict=True), start=1):
+            blocks = [Block(incoming if i == 0 else channels, channels, 1 if i else 2) for i in range(count)]
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+            incoming = channels
+        self.bn2 = nn.BatchNorm2d(512)
+        self.dropout = nn.Dropout(dropout)
+        height, width = (side // 16 for side in self.input_size)
+        self.fc = nn.Linear(512 * height * width, embedding_size)
+        self.features = nn.BatchNorm1d(embedding_size)
+        # The heads normalise the embedding; the published code therefore fixes this scale at 1.
+        self.features.weight.requires_grad = False
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.1)
+            elif isinstance(module, Block) and zero_init_residual:
+                nn.init.zeros_(module.bn2.weight)
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        x = self.prelu(self.bn1(self.conv1(image_BCHW)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.dropout(self.bn2(x).flatten(1))
+        return in_full_precision(x, self.fc, self.features)
+
+
+def _register(name: str, stages: Sequence[int]) -> None:
+    @BACKBONES.register(name)
+    def build(
+        embedding_size: int = 512,
+        dropout: float = 0.0,
+        zero_init_residual: bool = False,
+        input_size: int | list[int] = 112,
+    ) -> Backbone:
+        return IResNet(
+            stages,
+            embedding_size=embedding_size,
+            dropout=dropout,
+            zero_init_residual=zero_init_residual,
+            input_size=input_size,
+        )
+
+
+for _depth, _stages in STAGES.items():
+    _register(f"iresnet{_depth}", _stages)

@@ -1,0 +1,115 @@
+"""resnet50/101/152: the bottleneck ResNet with a face embedding at its end, in face.evoLVe's layout.
+
+Source: He et al. (1512.03385) as torchvision names it (conv1, bn1, layer1–4), followed by the BN–Dropout–FC–BN
+of ArcFace (bn_o1, dropout, fc, bn_o2). Its first layers halve the picture twice, so that 112×112 ends as 4×4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+
+STAGES = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+WIDTHS = (64, 128, 256, 512)
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 (which holds the stride) and 1×1 convolution, each with a batch norm, plus the input."""
+
+    def __init__(self, incoming: int, width: int, stride: int) -> None:
+        super().__init__()
+        outgoing = width * EXPANSION
+        self.conv1 = nn.Conv2d(incoming, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outgoing, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outgoing)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or incoming != outgoing:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(incoming, outgoing, 1, stride, bias=False), nn.BatchNorm2d(outgoing)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out.add_(x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(Backbone):
+    """The network behind every name of this layout.
+
+    Args:
+        stages: blocks of each of the four layers.
+        embedding_size: D.
+        dropout: share of the last feature map set to 0 in training, 0 … <1.
+        zero_init_residual: start the last batch norm of every block at 0 (1706.02677), on in the published code.
+        input_size: pixels, multiples of 16; 112 is published.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        *,
+        embedding_size: int,
+        dropout: float,
+        zero_init_residual: bool,
+        input_size: int | list[int],
+    ) -> None:
+        super().__init__(embedding_size, input_size)
+        require_fraction("dropout", dropout)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        incoming = 64
+        for number, (width, count) in enumerate(zip(WIDTHS, stages, strict=True), start=1):
+            blocks = []
+            for i in range(count):
+                blocks.append(Bottleneck(incoming, width, 2 if i == 0 and number > 1 else 1))
+                incoming = width * EXPANSION
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.bn_o1 = nn.BatchNorm2d(incoming)
+        self.dropout = nn.Dropout(dropout)
+        rows, columns = (-(-side // 32) for side in self.input_size)
+        self.fc = nn.Linear(incoming * rows * columns, embedding_size)
+        self.bn_o2 = nn.BatchNorm1d(embedding_size)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck) and zero_init_residual:
+                nn.init.zeros_(module.bn3.weight)
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image_BCHW))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.dropout(self.bn_o1(x)).flatten(1)
+        return in_full_precision(x, self.fc, self.bn_o2)
+
+
+def _register(name: str, stages: Sequence[int]) -> None:
+    @BACKBONES.register(name)
+    def build(
+        embedding_size: int = 512,
+        dropout: float = 0.5,
+        zero_init_residual: bool = True,
+        input_size: int | list[int] = 112,
+    ) -> Backbone:
+        return ResNet(
+            stages,
+            embedding_size=embedding_size,
+            dropout=dropout,
+            zero_init_residual=zero_init_residual,
+            input_size=input_size,
+        )
+
+
+for _depth, _stages in STAGES.items():
+    _register(f"resnet{_depth}", _stages)

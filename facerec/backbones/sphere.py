@@ -1,0 +1,81 @@
+"""sphere20/36/64, the networks of SphereFace (1704.08063, Table 2): PReLU, no batch norm, biased convolutions.
+
+The entry names are those of the paper's Caffe model and of sphereface_pytorch (conv1_1, relu1_1, …, fc5). The
+paper's pictures are 112 high and 96 wide: ``input_size: [112, 96]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from facerec.backbones.base import BACKBONES, Backbone, in_full_precision
+from facerec.backbones.prelu import PReLU
+
+# Residual units of each of the four stages.
+STAGES = {"20": (1, 2, 4, 1), "36": (2, 4, 8, 2), "64": (3, 8, 16, 3)}
+WIDTHS = (64, 128, 256, 512)
+
+
+class SphereNet(Backbone):
+    """The network behind every name of this layout.
+
+    Each stage is a convolution of stride 2 with PReLU, then residual units of two convolutions with PReLU.
+
+    Args:
+        stages: residual units of each of the four stages.
+        embedding_size: D.
+        input_size: pixels, multiples of 16.
+    """
+
+    def __init__(self, stages: Sequence[int], *, embedding_size: int, input_size: int | list[int]) -> None:
+        super().__init__(embedding_size, input_size)
+        self.stages = tuple(stages)
+        incoming = 3
+        for stage, (channels, units) in enumerate(zip(WIDTHS, stages, strict=True), start=1):
+            for layer in range(1, 2 * units + 2):
+                first = layer == 1
+                convolution = nn.Conv2d(incoming, channels, 3, 2 if first else 1, padding=1)
+                # Without batch norm the start decides: residual branches begin near 0 (Caffe's gaussian of
+                # 0.01), the rest at Caffe's xavier, uniform with variance 1 / fan_in.
+                if first:
+                    _xavier(convolution.weight)
+                else:
+                    nn.init.normal_(convolution.weight, std=0.01)
+                nn.init.zeros_(convolution.bias)
+                self.add_module(f"conv{stage}_{layer}", convolution)
+                self.add_module(f"relu{stage}_{layer}", PReLU(channels))
+                incoming = channels
+        height, width = (side // 16 for side in self.input_size)
+        self.fc5 = nn.Linear(512 * height * width, embedding_size)
+        _xavier(self.fc5.weight)
+        nn.init.zeros_(self.fc5.bias)
+
+    def _layer(self, x: Tensor, stage: int, layer: int) -> Tensor:
+        return getattr(self, f"relu{stage}_{layer}")(getattr(self, f"conv{stage}_{layer}")(x))
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        x = image_BCHW
+        for stage, units in enumerate(self.stages, start=1):
+            x = self._layer(x, stage, 1)
+            for unit in range(units):
+                inner = self._layer(x, stage, 2 * unit + 2)
+                x = x + self._layer(inner, stage, 2 * unit + 3)
+        return in_full_precision(x.flatten(1), self.fc5)
+
+
+def _xavier(weight: Tensor) -> None:
+    bound = math.sqrt(3 / weight[0].numel())
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def _register(name: str, stages: Sequence[int]) -> None:
+    @BACKBONES.register(name)
+    def build(embedding_size: int = 512, input_size: int | list[int] = 112) -> Backbone:
+        return SphereNet(stages, embedding_size=embedding_size, input_size=input_size)
+
+
+for _depth, _stages in STAGES.items():
+    _register(f"sphere{_depth}", _stages)
