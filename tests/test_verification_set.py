@@ -163,7 +163,7 @@ def test_a_pickle_that_would_run_a_program_is_refused_by_name(pack, tmp_path: Pa
         (b"(cos\nsystem\nS'echo'\no.", "os.system"),
         (b"cbuiltins\ngetattr\n.", "builtins.getattr"),
         (b"cnumpy.testing._private.utils\nrunstring\n.", "numpy.testing._private.utils.runstring"),
-        (b"\x80\x04\x8c\x0bnumpy._core\x8c\x0ddefchararray.x\x93.", "numpy._core.defchararray.x"),
+        (b"\x80\x04\x8c\x0bnumpy._core\x8c\x0edefchararray.x\x93.", "numpy._core.defchararray.x"),
         (b"\x80\x02cnumpy\nload\n.", "numpy.load"),
         (b"\x80\x02c_codecs\ndecode\n.", "_codecs.decode"),
         (b"Psomewhere\n.", "stored elsewhere"),

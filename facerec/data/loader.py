@@ -155,7 +155,7 @@ class Loader:
         pending: deque[_Pending] = deque()
         try:
             for begin, end in self._spans(start):
-                pending.append(self._submit(pool, epoch, begin, end))
+                pending.append(self._submit(pool, epoch, begin, end, first=begin == start))
                 if len(pending) > self.prefetch:
                     yield self._finish(pending.popleft(), epoch)
             while pending:
@@ -179,8 +179,13 @@ class Loader:
             begin = start + k * step
             yield begin, min(begin + step, len(self.faces))
 
-    def _submit(self, pool: ThreadPoolExecutor, epoch: int, begin: int, end: int) -> _Pending:
+    def _submit(self, pool: ThreadPoolExecutor, epoch: int, begin: int, end: int, first: bool) -> _Pending:
         index_B = self.order.take(epoch, *share(begin, end, self.rank, self.world_size))
+        # The disk begins now, several batches before a thread would wait for it with the interpreter's lock.
+        if self.order.shuffle == "block":
+            self.faces.prefetch(self.order.to_read(epoch, begin, end, first=first).tolist())
+        else:
+            self.faces.prefetch(index_B.tolist())
         shape = (len(index_B), self.height, self.width, 3)
         image_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
         slots_BHWC = image_BHWC.numpy()

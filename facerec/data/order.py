@@ -64,11 +64,14 @@ class Order:
             return permute(position_N, self.count, (self.seed, epoch))
         return self._blocks(epoch).take(position_N)
 
-    def windows(self, epoch: int, start: int, stop: int) -> list[list[range]]:
-        """For ``block``: the runs of neighbours that positions start … stop−1 read from, a list a window."""
-        if self.shuffle != "block" or start >= stop:
-            return []
-        return self._blocks(epoch).runs(start, stop)
+    def to_read(self, epoch: int, start: int, stop: int, *, first: bool = False) -> Positions:
+        """For ``block``: what a disk should begin to read when positions start … stop−1 are about to be
+        decoded.
+
+        It is the like part of the next window, as it is stored, so that the disk goes through one block after
+        the other; with `first` also the whole window that `start` lies in.
+        """
+        return self._blocks(epoch).to_read(start, stop, first)
 
     def _blocks(self, epoch: int) -> _Blocks:
         if self._blocks_of is None or self._blocks_of[0] != epoch:
@@ -102,14 +105,25 @@ class _Blocks:
             out_N[mine] = self.first[place] + mixed - self.begin[place]
         return out_N
 
-    def runs(self, start: int, stop: int) -> list[list[range]]:
-        windows = np.searchsorted(self.window_begin, (start, stop - 1), side="right") - 1
-        found = []
-        for window in range(windows[0], windows[1] + 1):
-            places = slice(window * self.window, (window + 1) * self.window)
-            pairs = zip(self.first[places].tolist(), self.length[places].tolist(), strict=True)
-            found.append([range(first, first + length) for first, length in pairs])
-        return found
+    def to_read(self, start: int, stop: int, first: bool) -> Positions:
+        begin = self.window_begin
+        window = int(np.searchsorted(begin, start, side="right")) - 1
+        parts = [self.stored(window)] if first else []
+        while window < len(begin) - 1 and begin[window] < stop:
+            # A window's last stretch takes all that remains: the next window may be the longer one.
+            low = max(start, begin[window]) - begin[window]
+            high = stop - begin[window] if stop < begin[window + 1] else None
+            parts.append(self.stored(window + 1)[low:high])
+            window += 1
+        return np.concatenate(parts)
+
+    def stored(self, window: int) -> Positions:
+        """The pictures of a window as they are stored; none for the window behind the last."""
+        places = slice(window * self.window, (window + 1) * self.window)
+        order = np.argsort(self.first[places])
+        first_B, length_B = self.first[places][order], self.length[places][order]
+        begin_B = np.cumsum(length_B) - length_B
+        return np.arange(length_B.sum()) + np.repeat(first_B - begin_B, length_B)
 
 
 def permute(position_N: Positions, count: int, key: tuple[int, ...]) -> Positions:

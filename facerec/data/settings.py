@@ -1,0 +1,99 @@
+"""The settings of the config group `data`: which pictures, in what order, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from facerec.errors import require
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which face set, and how it is loaded.
+
+    Args:
+        kind: how the pictures are stored, a module of `facerec.data.sources`: ``rec``, ``folder``,
+            ``synthetic``, ``orl``.
+        name: of the data set, for logs and errors; null: the name of its folder.
+        root: where it is: a folder, or a `.rec`.
+        targets: the verification sets it is usually judged by, each a `.bin` file in `eval.root`.
+        identities, images: how many there are: for ``synthetic`` to make, for others what is usual, so that a
+            pack that differs is noticed; null: not known.
+        obtain: what to get and where from, for the error where it is missing.
+        options: settings of the kind's own, see its module.
+        size: height and width of the pictures in pixels, or [height, width].
+        workers: decoding threads of a process; null: one a core, eight at most.
+        shuffle: ``full`` any picture at any time; ``block`` whole blocks of neighbours, for hard disks;
+            ``none``.
+        block_size: neighbouring pictures in a block.
+        window: blocks that are mixed with each other. The pictures of two windows should fit into memory.
+        mirror: mirror half of the pictures, another half each epoch.
+        on_error: what to do at a picture that does not decode: ``raise`` stops the run and names it, ``skip``
+            takes the next one instead, and counts.
+        drop_last: leave out the rest of an epoch that fills no batch; null: only where it has fewer than two
+            pictures for each process, which batch norm cannot take.
+        prefetch: batches decoded ahead of the model.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    kind: str = "rec"
+    name: str | None = None
+    root: str | None = None
+    targets: list[str] = field(default_factory=list)
+    identities: int | None = None
+    images: int | None = None
+    obtain: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    size: int | list[int] = 112
+    workers: int | None = None
+    shuffle: Literal["full", "block", "none"] = "full"
+    block_size: int = 1024
+    window: int = 64
+    mirror: bool = True
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_last: bool | None = None
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        for key in ("identities", "images", "workers", "block_size", "window", "prefetch"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"data.{key}", value, "must be 1 or more")
+        require(
+            len(self.shape) == 2 and all(16 <= side <= 1024 for side in self.shape),
+            "data.size",
+            self.size,
+            "must be 16 to 1024 pixels, or [height, width]",
+        )
+        for key, choices in (("shuffle", ("full", "block", "none")), ("on_error", ("raise", "skip"))):
+            value = getattr(self, key)
+            require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width) of the pictures in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `facerec.data.loader.Loader` that are settings of this group."""
+        return {
+            "size": self.shape,
+            "workers": self.workers or min(8, cores()),
+            "shuffle": self.shuffle,
+            "block_size": self.block_size,
+            "window": self.window,
+            "on_error": self.on_error,
+            "mirror": self.mirror,
+            "drop_last": self.drop_last,
+            "prefetch": self.prefetch,
+        }
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

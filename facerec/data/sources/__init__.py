@@ -1,0 +1,70 @@
+"""Where training pictures come from, by kind; a new kind is a module here, and needs no other change.
+
+A module registers a function from (settings, its own options) to a `FaceSet`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from facerec.data.faces import FaceSet
+from facerec.data.settings import DataSettings
+from facerec.errors import ConfigError, MissingDataError, nearest
+from facerec.registry import Registry, build
+
+__all__ = ["SOURCES", "existing_root", "open_faces"]
+
+SOURCES = Registry("data.kind", "facerec.data.sources")
+log = logging.getLogger(__name__)
+
+
+def open_faces(settings: DataSettings) -> FaceSet:
+    """The face set that `settings` describe.
+
+    Raises:
+        ConfigError: an unknown kind or option.
+        MissingDataError: the data are not there (the message says what to get, where to put it, and what
+            works without), or have fewer than two identities.
+        DamagedDataError: they are there and cannot be read.
+    """
+    if settings.kind not in SOURCES.names():
+        raise ConfigError(
+            "data.kind", settings.kind, f"no such kind; {nearest(settings.kind, SOURCES.names())}"
+        )
+    faces: FaceSet = build(
+        SOURCES.builder(settings.kind), "data.options", settings.options, settings=settings
+    )
+    if faces.num_classes < 2:
+        raise MissingDataError(
+            f"{faces.name} at {faces.root} has {faces.num_classes} identity; training needs two or more"
+        )
+    usual = (settings.identities or faces.num_classes, settings.images or len(faces))
+    if usual != (faces.num_classes, len(faces)):
+        log.warning(
+            "%s at %s has %s identities and %s pictures; usual are %s and %s",
+            faces.name,
+            faces.root,
+            *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
+        )
+    return faces
+
+
+def existing_root(settings: DataSettings) -> Path:
+    """`settings.root`, which must be there.
+
+    Raises:
+        ConfigError: it is not given.
+        MissingDataError: it is not there.
+    """
+    if not settings.root:
+        raise ConfigError("data.root", settings.root, "must be the folder of the data")
+    root = Path(settings.root)
+    if not root.exists():
+        name = settings.name or settings.kind
+        what = f"get {settings.obtain} and put it there" if settings.obtain else "put the data there"
+        raise MissingDataError(
+            f"data.root={root}: there is no such folder for data={name}; {what}, or set data.root (or "
+            "FACEREC_DATA, the folder of all data sets); data=orl and data=synthetic work right now"
+        )
+    return root

@@ -1,0 +1,107 @@
+"""data.kind=folder: aligned pictures in a folder for each identity."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from facerec.data.faces import EncodedFaces, FaceSet
+from facerec.data.settings import DataSettings
+from facerec.data.sources import SOURCES, existing_root
+from facerec.errors import DamagedDataError, MissingDataError, require
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class FolderFaces(EncodedFaces):
+    """The pictures ``root/identity/picture``, identities and pictures in the order of their names.
+
+    Args:
+        root: the folder; its sub-folders are the identities. Names that begin with a dot, files that are no
+            pictures (by their ending: JPEG, PNG, WebP, BMP) and folders without pictures are passed over.
+        name: for logs; default: the folder's name.
+        min_images: leave out identities with fewer pictures.
+
+    Raises:
+        MissingDataError: there are no pictures in sub-folders.
+    """
+
+    classes: list[str]
+
+    def __init__(self, root: Path, name: str | None = None, min_images: int = 1) -> None:
+        self.root = root
+        self.name = name or root.absolute().name
+        self.classes = []
+        self._files: list[str] = []
+        counts: list[int] = []
+        passed_over = 0
+        try:
+            folders = sorted(_visible(root, folders=True))
+            for identity in folders:
+                files = sorted(file for file in _visible(root / identity) if file.lower().endswith(ENDINGS))
+                if len(files) < max(1, min_images):
+                    passed_over += 1
+                    continue
+                self.classes.append(identity)
+                self._files.extend(files)
+                counts.append(len(files))
+        except OSError as error:
+            raise MissingDataError(f"{error.filename or root} cannot be read: {error.strerror}") from error
+        if not self.classes:
+            raise MissingDataError(_nothing_in(root, len(folders), min_images))
+        if passed_over:
+            log.warning("%s: %d folders with too few pictures were left out", root, passed_over)
+        self.label_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+
+    def path(self, i: int) -> Path:
+        """Where picture i is."""
+        return self.root / self.classes[int(self.label_N[i])] / self._files[i]
+
+    def encoded(self, i: int) -> bytes:
+        path = self.path(i)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DamagedDataError(f"{path} cannot be read: {error.strerror}") from error
+
+    def where(self, i: int) -> str:
+        return str(self.path(i))
+
+    def describe(self) -> str:
+        counts = f"{self.num_classes:,} identities, {len(self):,} pictures"
+        return f"{self.name}: {counts}, from the folders in {self.root}"
+
+
+@SOURCES.register("folder")
+def open_folder(settings: DataSettings, min_images: int = 1) -> FaceSet:
+    """The folder `settings.root`; option ``min_images`` leaves out identities with fewer pictures."""
+    require(min_images >= 1, "data.options.min_images", min_images, "must be 1 or more")
+    return FolderFaces(existing_root(settings), settings.name, min_images)
+
+
+def _visible(folder: Path, folders: bool = False) -> list[str]:
+    """Names of the files (or folders) in `folder` that are not hidden."""
+    with os.scandir(folder) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
+        ]
+
+
+def _nothing_in(root: Path, folders: int, min_images: int) -> str:
+    """Why there is nothing to train on in `root`, and what to do."""
+    wanted = f"{root} must hold a folder for each identity with its pictures ({', '.join(ENDINGS)})"
+    if folders:
+        least = f" {min_images} or more" if min_images > 1 else ""
+        return f"{wanted}; it holds {folders} folders, none with{least} pictures"
+    if any(name.lower().endswith(ENDINGS) for name in _visible(root)):
+        return f"{wanted}; it holds loose pictures, move each person's into a folder"
+    if list(root.glob("*.rec")):
+        return f"{wanted}; it holds a pack, use data=rec data.root={root}"
+    return f"{wanted}; it holds no folders"
