@@ -6,7 +6,7 @@ Shapes: B batch, C classes, D embedding size.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -72,15 +72,19 @@ class Samples(NamedTuple):
 
 
 class HeadOptions(TypedDict, total=False):
-    """Settings that every head with class weights takes.
+    """What every head with class weights takes, of which the first two are required.
 
     Attributes:
+        num_classes: C ≥ 1.
+        embedding_size: D ≥ 1.
         init: start of the class weights: deviation of a zero-mean normal, or ``"xavier"`` (uniform,
             ±√(6/(C+D))), or ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start).
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
         block_size: classes a block; null takes what fits the cache.
     """
 
+    num_classes: Required[int]
+    embedding_size: Required[int]
     init: float | str
     memory: Memory
     block_size: int | None
@@ -93,8 +97,6 @@ class ClassHead(Head):
     how both make the loss (`loss`).
 
     Args:
-        num_classes: C ≥ 1.
-        embedding_size: D ≥ 1.
         options: see `HeadOptions`.
 
     Attributes:
@@ -104,32 +106,29 @@ class ClassHead(Head):
 
     normalise_weight: ClassVar[bool] = True
     has_bias: ClassVar[bool] = False
+    default_init: ClassVar[float | str] = 0.01
 
-    def __init__(self, num_classes: int, embedding_size: int, **options: Unpack[HeadOptions]) -> None:
+    def __init__(self, **options: Unpack[HeadOptions]) -> None:
         super().__init__()
-        require(num_classes >= 1, "head.num_classes", num_classes, "must be 1 or more")
-        require(embedding_size >= 1, "head.embedding_size", embedding_size, "must be 1 or more")
-        self.num_classes = num_classes
-        self.init = options.get("init", 0.01)
+        self.num_classes, self.embedding_size = options["num_classes"], options["embedding_size"]
+        self.init = options.get("init", self.default_init)
         self.memory: Memory = options.get("memory", "auto")
         self.block_size = options.get("block_size")
-        require(
-            self.block_size is None or self.block_size >= 1,
-            "head.block_size",
-            self.block_size,
-            "must be 1 or more",
-        )
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
-        self.bias = nn.Parameter(torch.zeros(num_classes)) if self.has_bias else None
+        require(self.num_classes >= 1, "head.num_classes", self.num_classes, "must be 1 or more")
+        require(self.embedding_size >= 1, "head.embedding_size", self.embedding_size, "must be 1 or more")
+        usable = self.block_size is None or self.block_size >= 1
+        require(usable, "head.block_size", self.block_size, "must be 1 or more, or null")
+        self.weight = nn.Parameter(torch.empty(self.num_classes, self.embedding_size))
+        self.bias = nn.Parameter(torch.zeros(self.num_classes)) if self.has_bias else None
         initialise(self.weight, self.init)
 
-    def query(self, embedding_BD: Tensor) -> Tensor:
-        """What is multiplied with the class weights; by default the unit vector of the embedding."""
-        return nn.functional.normalize(embedding_BD)
+    def query(self, samples: Samples) -> Tensor:
+        """What is multiplied with the class weights; by default the unit vectors of the embeddings."""
+        return samples.embedding_BD * inverse_norm(samples.norm_B)[:, None]
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         """What each other class adds, given the targets' products (B); runs without gradient."""
-        raise NotImplementedError
+        return Scaled()
 
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each sample (B), and statistics of this head's own."""
@@ -139,31 +138,41 @@ class ClassHead(Head):
         """Loss and statistics of a batch.
 
         Args:
-            embedding_BD: raw embeddings; computed in fp32 (or float64) whatever the autocast around it, since
-                a rounding of 1e-3 in a cosine is 0.06 in a logit at s=64.
-            label_B: int64 in [0, C).
+            embedding_BD: raw embeddings; computed in the weights' fp32 (or float64) whatever the autocast
+                around it, since a rounding of 1e-3 in a cosine is 0.06 in a logit at s=64.
+            label_B: integers in [0, C).
 
         Raises:
             DamagedDataError: a label outside [0, C).
         """
+        check_labels(label_B, self.num_classes)
         with torch.autocast(embedding_BD.device.type, enabled=False):
-            if embedding_BD.dtype in (torch.float16, torch.bfloat16):
-                embedding_BD = embedding_BD.float()
-            check_labels(label_B, self.num_classes)
-            samples = Samples(embedding_BD, label_B, torch.linalg.vector_norm(embedding_BD, dim=1))
-            sums = class_sums(
-                self.query(embedding_BD),
-                self.weight,
-                label_B,
-                lambda target_B: self.others(target_B, samples),
-                bias_C=self.bias,
-                normalise_weight=self.normalise_weight,
-                memory=self.memory,
-                block_size=self.block_size,
-            )
+            embedding_BD = embedding_BD.to(self.weight.dtype)
+            norm_B = torch.linalg.vector_norm(embedding_BD, dim=1)
+            samples = Samples(embedding_BD, label_B.long(), norm_B)
+            sums = self.sums(samples)
             loss_B, own_statistics = self.loss(sums, samples)
-            statistics = describe_step(sums, samples.norm_B)
+            statistics = describe_step(sums, norm_B)
         return HeadOutput(loss_B.mean(), statistics | {k: v.detach() for k, v in own_statistics.items()})
+
+    def sums(self, samples: Samples) -> ClassSums:
+        """The walk over the classes."""
+        return class_sums(
+            self.query(samples),
+            self.weight,
+            samples.label_B,
+            lambda target_B: self.others(target_B, samples),
+            bias_C=self.bias,
+            normalise_weight=self.normalise_weight,
+            memory=self.memory,
+            block_size=self.block_size,
+        )
+
+
+class MarginOptions(HeadOptions, total=False):
+    """`HeadOptions` and ``s``, the scale of the logits, > 0; 64 by default."""
+
+    s: float
 
 
 class MarginHead(ClassHead):
@@ -171,12 +180,11 @@ class MarginHead(ClassHead):
 
     Args:
         s: scale of the logits, > 0.
+        options: see `HeadOptions`.
     """
 
-    def __init__(
-        self, num_classes: int, embedding_size: int, *, s: float = 64.0, **options: Unpack[HeadOptions]
-    ):
-        super().__init__(num_classes, embedding_size, **options)
+    def __init__(self, *, s: float = 64.0, **options: Unpack[HeadOptions]) -> None:
+        super().__init__(**options)
         require(s > 0, "head.s", s, "must be greater than 0")
         self.s = s
 
@@ -199,6 +207,14 @@ def cross_entropy(target_B: Tensor, others_B: Tensor) -> Tensor:
     return softplus(others_B - target_B, threshold=50)
 
 
+def inverse_norm(norm: Tensor) -> Tensor:
+    """1/‖x‖, and 0 with no gradient for x shorter than 1e-6, which has no direction to speak of.
+
+    Otherwise an embedding of zeros would get a gradient of 1/ε, which is infinite in fp16.
+    """
+    return torch.where(norm > 1e-6, 1.0 / norm.clamp_min(1e-6), 0.0)
+
+
 def sine(cosine: Tensor) -> Tensor:
     """√(1−c²), its slope kept finite at |c| = 1, where the exact one is infinite."""
     return (1 - cosine * cosine).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
@@ -219,17 +235,17 @@ def describe_step(sums: ClassSums, norm_B: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def initialise(weight_CD: Tensor, init: float | str) -> None:
+def initialise(weight: Tensor, init: float | str) -> None:
     """Fill class weights as `HeadOptions` says; raises `ConfigError` for an unknown start."""
     if init == "xavier":
-        nn.init.xavier_uniform_(weight_CD)
+        nn.init.xavier_uniform_(weight.flatten(0, -2))
     elif init == "sface":
-        nn.init.normal_(weight_CD, std=2 * math.sqrt(2 / len(weight_CD)))
+        nn.init.normal_(weight, std=2 * math.sqrt(2 / len(weight)))
     elif isinstance(init, str):
         raise ConfigError("head.init", init, "must be xavier, sface or a deviation such as 0.01")
     else:
         require(init > 0, "head.init", init, "a deviation must be greater than 0")
-        nn.init.normal_(weight_CD, std=init)
+        nn.init.normal_(weight, std=init)
 
 
 def check_labels(label_B: Tensor, num_classes: int) -> None:

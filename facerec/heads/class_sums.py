@@ -5,8 +5,8 @@ B×C logits are never needed whole: the weight rows are taken a block at a time,
 each. `memory="keep"` keeps the blocks of products for the backward pass (the logits themselves, nothing
 more); ``"recompute"`` multiplies again instead and keeps nothing.
 
-Shapes: B batch, C classes, D embedding size, K classes of one block. Blocks are held as K×B, so that whatever
-belongs to a sample broadcasts along the last axis.
+Shapes: B batch, C classes, D embedding size, K classes of one block, S sub-centres a class (where a head has
+them). Blocks are held as K×B, so that whatever belongs to a sample broadcasts along the last axis.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Memory = Literal["auto", "keep", "recompute"]
+Reduction = Literal["logsumexp", "sum"]
 
 
 class Term(ABC):
@@ -29,7 +30,7 @@ class Term(ABC):
         reduction: ``"logsumexp"`` (softmax family) or ``"sum"``.
     """
 
-    reduction: Literal["logsumexp", "sum"] = "logsumexp"
+    reduction: Reduction = "logsumexp"
 
     @abstractmethod
     def value(self, product_KB: Tensor) -> Tensor:
@@ -38,6 +39,10 @@ class Term(ABC):
     @abstractmethod
     def slope(self, product_KB: Tensor) -> Tensor | float:
         """Derivative of `value`, elementwise; a number where it is constant."""
+
+    def extra(self, product_KB: Tensor) -> tuple[Tensor, ...]:
+        """Further summands, whose plain sums over the other classes a head wants; without gradient."""
+        return ()
 
 
 class Scaled(Term):
@@ -57,18 +62,17 @@ class Elementwise(Term):
     """Any differentiable elementwise function; its slope is taken by autograd, one block at a time.
 
     Args:
-        function: from K×B products to K×B summands; what it detaches counts as constant.
+        function: from K×B products to K×B summands, not in place; what it detaches counts as constant.
         reduction: how the summands are joined.
     """
 
-    def __init__(
-        self, function: Callable[[Tensor], Tensor], reduction: Literal["logsumexp", "sum"] = "logsumexp"
-    ) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], reduction: Reduction = "logsumexp") -> None:
         self.function = function
         self.reduction = reduction
 
     def value(self, product_KB: Tensor) -> Tensor:
-        return self.function(product_KB)
+        value_KB = self.function(product_KB)
+        return value_KB.clone() if value_KB is product_KB else value_KB
 
     def slope(self, product_KB: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -87,6 +91,7 @@ class ClassSums(NamedTuple):
         cosine_B: cosine with the own class, whatever the products are (no gradient).
         hardest_B: largest cosine among the other classes (no gradient; −inf where there are none).
         mean_B: mean cosine of the other classes (no gradient; NaN where there are none).
+        extra: the sums of `Term.extra` (no gradient).
     """
 
     target_B: Tensor
@@ -95,11 +100,12 @@ class ClassSums(NamedTuple):
     cosine_B: Tensor
     hardest_B: Tensor
     mean_B: Tensor
+    extra: tuple[Tensor, ...]
 
 
 def class_sums(
     query_BD: Tensor,
-    weight_CD: Tensor,
+    weight: Tensor,
     label_B: Tensor,
     term: Callable[[Tensor], Term],
     *,
@@ -112,26 +118,28 @@ def class_sums(
 
     Args:
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
-        weight_CD: class weights as they are stored.
+        weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
+            products the largest counts.
         label_B: target class of each sample, int64 in [0, C).
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
-        memory: keep the products for the backward pass, recompute them, or decide by free memory.
+        memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
         block_size: classes a block; by default as many as fit a cache-sized block.
 
     Returns:
         `ClassSums`; `target_B`, `others_B` and `target_norm_B` carry gradients to query, weight and bias.
     """
-    batch, classes = len(query_BD), len(weight_CD)
-    block_size = block_size or _block_size(batch, query_BD)
-    keep = memory == "keep" or (
-        memory == "auto" and _products_fit(batch * classes * query_BD.element_size(), query_BD)
+    if weight.ndim == 3 and not (normalise_weight and bias_C is None):
+        raise ValueError("sub-centres need normalised weights and no bias")
+    batch, classes, centres = len(query_BD), len(weight), weight[0].numel() // weight.shape[-1]
+    if memory == "auto":
+        memory = "keep" if _products_fit(batch * classes * query_BD.element_size(), query_BD) else "recompute"
+    block_size = min(block_size or _block_size(batch * centres, query_BD), classes)
+    target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
+        query_BD, weight, bias_C, label_B, term, normalise_weight, memory == "keep", block_size
     )
-    outputs = _ClassSums.apply(
-        query_BD, weight_CD, bias_C, label_B, term, normalise_weight, keep, min(block_size, classes)
-    )
-    return ClassSums(*outputs)
+    return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra))
 
 
 class _ClassSums(torch.autograd.Function):
@@ -139,7 +147,7 @@ class _ClassSums(torch.autograd.Function):
     def forward(
         ctx: Any,
         query_BD: Tensor,
-        weight_CD: Tensor,
+        weight: Tensor,
         bias_C: Tensor | None,
         label_B: Tensor,
         make_term: Callable[[Tensor], Term],
@@ -147,88 +155,163 @@ class _ClassSums(torch.autograd.Function):
         keep: bool,
         block_size: int,
     ) -> tuple[Tensor, ...]:
-        own_BD = weight_CD[label_B]
-        own_norm_B = _norm(own_BD)
-        target_B = (query_BD * own_BD).sum(1)
-        if normalise:
-            target_B = target_B / own_norm_B
-        if bias_C is not None:
-            target_B = target_B + bias_C[label_B]
-        inverse_norm_C = 1.0 / _norm(weight_CD)
+        products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
+        own_row_B, target_B, cosine_B, own_norm_B = products.own(label_B)
         term = make_term(target_B)
 
         total = _RunningSum(term.reduction, target_B)
+        extra: list[Tensor] = []
         hardest_B = torch.full_like(target_B, -torch.inf)
-        cosine_sum_B = torch.zeros_like(target_B)
-        kept = []
-        for rows in _blocks(len(weight_CD), block_size):
-            product_KB = _product(query_BD, weight_CD, bias_C, inverse_norm_C if normalise else None, rows)
+        mean_B = -cosine_B  # so that adding up all classes leaves the others
+        kept: list[Tensor | None] = []
+        for block in _blocks(len(weight), block_size):
+            product_KB, winner_KB = products.of(block)
             if keep:
-                kept.append(product_KB)
-            total.add(_fill_own(term.value(product_KB), label_B, rows.start, total.neutral))
-            cosine_KB = product_KB if normalise else _cosines_of(product_KB, bias_C, inverse_norm_C, rows)
-            cosine_sum_B += cosine_KB.sum(0)
-            _fill_own(cosine_KB, label_B, rows.start, -torch.inf)
+                kept += product_KB, winner_KB
+            total.add(_fill_own(term.value(product_KB), label_B, block, total.neutral))
+            sums = [_fill_own(one_KB, label_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
+            extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
+            cosine_KB = products.cosine(product_KB, block)
+            mean_B += cosine_KB.sum(0)
+            _fill_own(cosine_KB, label_B, block, -torch.inf)
             hardest_B = torch.maximum(hardest_B, cosine_KB.amax(0))
-            if normalise:  # the products themselves were covered, not a copy of them
-                _fill_own(product_KB, label_B, rows.start, target_B)
+            if cosine_KB is product_KB:  # the products themselves were covered, not a copy of them
+                _fill_own(product_KB, label_B, block, target_B)
         others_B = total.result()
 
-        query_norm_B = _norm(query_BD)
-        own_cosine_B = (query_BD * own_BD).sum(1) / own_norm_B
-        mean_B = (cosine_sum_B - own_cosine_B) / (len(weight_CD) - 1 or torch.nan) / query_norm_B
-        cosine_B, hardest_B = own_cosine_B / query_norm_B, hardest_B / query_norm_B
-
-        ctx.save_for_backward(query_BD, weight_CD, bias_C, label_B, inverse_norm_C, others_B, *kept)
-        ctx.term, ctx.normalise, ctx.block_size, ctx.kept = term, normalise, block_size, keep
-        ctx.mark_non_differentiable(cosine_B, hardest_B, mean_B)
-        return target_B, others_B, own_norm_B, cosine_B, hardest_B, mean_B
+        length_B = _norm(query_BD)  # so far the statistics were of x·ŵ
+        mean_B = mean_B / (len(weight) - 1 or torch.nan)
+        statistics = (cosine_B / length_B, hardest_B / length_B, mean_B / length_B)
+        ctx.save_for_backward(
+            query_BD, weight, bias_C, products.inverse_norm_R, label_B, own_row_B, others_B, *kept
+        )
+        ctx.term, ctx.normalise, ctx.block_size = term, normalise, block_size
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*statistics, *extra)
+        return target_B, others_B, own_norm_B, *statistics, *extra
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_target_B: Tensor, grad_others_B: Tensor, grad_norm_B: Tensor, *_: Tensor
+        ctx: Any,
+        grad_target_B: Tensor | None,
+        grad_others_B: Tensor | None,
+        grad_norm_B: Tensor | None,
+        *_: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        query_BD, weight_CD, bias_C, label_B, inverse_norm_C, others_B, *kept = ctx.saved_tensors
+        query_BD, weight, bias_C, inverse_norm_R, label_B, own_row_B, others_B, *kept = ctx.saved_tensors
         term: Term = ctx.term
-        divisor_C = inverse_norm_C if ctx.normalise else None
+        grad_target_B = torch.zeros_like(others_B) if grad_target_B is None else grad_target_B
+        grad_others_B = torch.zeros_like(others_B) if grad_others_B is None else grad_others_B
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
-        grad_query_BD = torch.zeros_like(query_BD)
-        grad_weight_CD = torch.empty_like(weight_CD)
-        grad_bias_C = None if bias_C is None else torch.empty_like(bias_C)
-        for number, rows in enumerate(_blocks(len(weight_CD), ctx.block_size)):
-            weight_KD, inverse_norm_K = weight_CD[rows], inverse_norm_C[rows, None]
-            if ctx.kept:
-                product_KB = kept[number]
-            else:
-                product_KB = _product(query_BD, weight_CD, bias_C, divisor_C, rows)
-            slope_KB = term.slope(product_KB)
-            if term.reduction == "logsumexp":
-                share_KB = term.value(product_KB).sub_(finite_B).exp_()  # the others' softmax
-                grad_KB = share_KB.mul_(slope_KB * grad_others_B)
-            else:
-                grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
-            _fill_own(grad_KB, label_B, rows.start, grad_target_B)
-            if grad_bias_C is not None:
-                grad_bias_C[rows] = grad_KB.sum(1)
-            if ctx.normalise:
-                # d(x·w/‖w‖)/dw = x/‖w‖ − w·(x·w/‖w‖)/‖w‖²
-                along_K = (grad_KB * product_KB).sum(1, keepdim=True)
-                grad_KB.mul_(inverse_norm_K)
-                torch.mm(grad_KB, query_BD, out=grad_weight_CD[rows])
-                grad_weight_CD[rows].addcmul_(weight_KD, along_K.mul_(inverse_norm_K.square()), value=-1.0)
-            else:
-                torch.mm(grad_KB, query_BD, out=grad_weight_CD[rows])
-            grad_query_BD.addmm_(grad_KB.t(), weight_KD)
-        own_BD = weight_CD[label_B] * inverse_norm_C[label_B, None]
-        grad_weight_CD.index_add_(0, label_B, own_BD * grad_norm_B[:, None])
-        return grad_query_BD, grad_weight_CD, grad_bias_C, None, None, None, None, None
+        with torch.autocast(query_BD.device.type, enabled=False):
+            products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
+            gradients = _Gradients(products)
+            for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
+                product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
+                slope_KB = term.slope(product_KB)
+                if term.reduction == "logsumexp":
+                    share_KB = term.value(product_KB).sub_(finite_B).exp_()  # the others' softmax
+                    grad_KB = share_KB.mul_(slope_KB * grad_others_B)
+                else:
+                    grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
+                _fill_own(grad_KB, label_B, block, grad_target_B)
+                gradients.add(grad_KB, winner_KB, block)
+            if grad_norm_B is not None:
+                gradients.add_norm(grad_norm_B, own_row_B)
+        weight_grad = gradients.weight_RD.view_as(weight)
+        return gradients.query_BD, weight_grad, gradients.bias_C, None, None, None, None, None
+
+
+class _Products:
+    """Products of a batch with one block of classes at a time; R rows of weights, S of them a class."""
+
+    def __init__(
+        self,
+        query_BD: Tensor,
+        weight: Tensor,
+        bias_C: Tensor | None,
+        inverse_norm_R: Tensor,
+        normalise: bool,
+    ) -> None:
+        self.query_BD, self.bias_C, self.normalise = query_BD, bias_C, normalise
+        self.weight_RD, self.inverse_norm_R = weight.flatten(0, -2), inverse_norm_R
+        self.centres = len(self.weight_RD) // len(weight)
+
+    def rows(self, block: slice) -> slice:
+        """Rows of weights that belong to a block of classes."""
+        return slice(block.start * self.centres, block.stop * self.centres)
+
+    def of(self, block: slice) -> tuple[Tensor, Tensor | None]:
+        """Products with a block, and of each which sub-centre won, where there are several."""
+        rows = self.rows(block)
+        product_RB = torch.mm(self.weight_RD[rows], self.query_BD.t())
+        if self.normalise:
+            product_RB.mul_(self.inverse_norm_R[rows, None])
+        if self.bias_C is not None:
+            product_RB.add_(self.bias_C[rows, None])
+        if self.centres == 1:
+            return product_RB, None
+        product_KB, winner_KB = product_RB.view(-1, self.centres, len(self.query_BD)).max(1)
+        return product_KB, winner_KB.to(torch.uint8)
+
+    def own(self, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each sample's row of weights, the product with it, x·ŵ of it, and the row's norm."""
+        row_BS = label_B[:, None] * self.centres + torch.arange(self.centres, device=label_B.device)
+        raw_BS = (self.weight_RD[row_BS] * self.query_BD[:, None]).sum(2)
+        unit_B, winner_B = (raw_BS * self.inverse_norm_R[row_BS]).max(1)
+        row_B, raw_B = (x.gather(1, winner_B[:, None])[:, 0] for x in (row_BS, raw_BS))
+        product_B = unit_B if self.normalise else raw_B
+        if self.bias_C is not None:
+            product_B = product_B + self.bias_C[label_B]
+        return row_B, product_B, unit_B, 1.0 / self.inverse_norm_R[row_B]
+
+    def cosine(self, product_KB: Tensor, block: slice) -> Tensor:
+        """Products as those with unit rows and without bias: the same tensor if they are that already."""
+        if self.bias_C is not None:
+            product_KB = product_KB - self.bias_C[block, None]
+        return product_KB if self.normalise else product_KB * self.inverse_norm_R[block, None]
+
+
+class _Gradients:
+    """Gradients to query, weight and bias, gathered one block at a time."""
+
+    def __init__(self, products: _Products) -> None:
+        self.products = products
+        self.query_BD = torch.zeros_like(products.query_BD)
+        self.weight_RD = torch.empty_like(products.weight_RD)
+        self.bias_C = None if products.bias_C is None else torch.empty_like(products.bias_C)
+
+    def add(self, grad_KB: Tensor, winner_KB: Tensor | None, block: slice) -> None:
+        """Let the gradient of a block's products flow back (`grad_KB` is used up)."""
+        rows = self.products.rows(block)
+        weight_RD, into_RD = self.products.weight_RD[rows], self.weight_RD[rows]
+        if self.bias_C is not None:
+            torch.sum(grad_KB, 1, out=self.bias_C[rows])
+        if winner_KB is not None:  # only the sub-centre that won is moved
+            grad_KSB = grad_KB.new_zeros(len(grad_KB), self.products.centres, grad_KB.shape[1])
+            grad_KB = grad_KSB.scatter_(1, winner_KB[:, None].long(), grad_KB[:, None]).flatten(0, 1)
+        if self.products.normalise:
+            inverse_norm_R1 = self.products.inverse_norm_R[rows, None]
+            grad_KB.mul_(inverse_norm_R1)
+            torch.mm(grad_KB, self.products.query_BD, out=into_RD)
+            # What lies along w would change its length only, and the length has been divided out.
+            along_R1 = torch.linalg.vecdot(into_RD, weight_RD)[:, None]
+            into_RD.addcmul_(weight_RD, along_R1 * inverse_norm_R1.square(), value=-1.0)
+        else:
+            torch.mm(grad_KB, self.products.query_BD, out=into_RD)
+        self.query_BD.addmm_(grad_KB.t(), weight_RD)
+
+    def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
+        """Let the gradient of the samples' ‖W_y‖ flow back."""
+        scale_B = self.products.inverse_norm_R[row_B] * grad_B
+        self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
 
 
 class _RunningSum:
     """A sum or log-sum-exp over blocks, numerically safe whatever order they come in."""
 
-    def __init__(self, reduction: str, like_B: Tensor) -> None:
+    def __init__(self, reduction: Reduction, like_B: Tensor) -> None:
         self.log = reduction == "logsumexp"
         self.neutral = -torch.inf if self.log else 0.0
         self.largest_B = torch.full_like(like_B, -torch.inf)
@@ -258,31 +341,12 @@ def _norm(rows_ND: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows_ND, dim=1).clamp_min(torch.finfo(rows_ND.dtype).tiny ** 0.5)
 
 
-def _product(
-    query_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, inverse_norm_C: Tensor | None, rows: slice
-) -> Tensor:
-    product_KB = torch.mm(weight_CD[rows], query_BD.t())
-    if inverse_norm_C is not None:
-        product_KB.mul_(inverse_norm_C[rows, None])
-    if bias_C is not None:
-        product_KB.add_(bias_C[rows, None])
-    return product_KB
-
-
-def _cosines_of(product_KB: Tensor, bias_C: Tensor | None, inverse_norm_C: Tensor, rows: slice) -> Tensor:
-    """Products of raw weights, with the bias taken off and divided by the weights' norms."""
-    if bias_C is not None:
-        product_KB = product_KB - bias_C[rows, None]
-    return product_KB * inverse_norm_C[rows, None]
-
-
-def _fill_own(block_KB: Tensor, label_B: Tensor, start: int, value: Tensor | float) -> Tensor:
+def _fill_own(block_KB: Tensor, label_B: Tensor, block: slice, value: Tensor | float) -> Tensor:
     """Write `value` where a class of this block is the sample's own. B numbers move; the host never waits."""
-    local_B = label_B - start
-    inside_B = (local_B >= 0) & (local_B < len(block_KB))
-    row_1B = local_B.clamp(0, len(block_KB) - 1)[None]
-    block_KB.scatter_(0, row_1B, torch.where(inside_B, value, block_KB.gather(0, row_1B)[0])[None])
-    return block_KB
+    row_B = label_B - block.start
+    inside_B = (row_B >= 0) & (row_B < len(block_KB))
+    row_1B = row_B.clamp(0, len(block_KB) - 1)[None]
+    return block_KB.scatter_(0, row_1B, torch.where(inside_B, value, block_KB.gather(0, row_1B)[0])[None])
 
 
 def _block_size(batch: int, like: Tensor) -> int:
@@ -292,7 +356,11 @@ def _block_size(batch: int, like: Tensor) -> int:
 
 
 def _products_fit(size: int, like: Tensor) -> bool:
-    """Whether `size` bytes of kept products are a small part of what memory is free."""
+    """Whether `size` bytes of kept products are a small part of the memory there is.
+
+    A GPU's whole memory is asked, not what is free: that is known without waiting, and a step does not choose
+    otherwise than the one before because the allocator has meanwhile kept that memory for it.
+    """
     if like.device.type == "cuda":
-        return size < torch.cuda.mem_get_info(like.device)[0] // 4
+        return size < torch.cuda.get_device_properties(like.device).total_memory // 8
     return size < 2**30

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from facerec.errors import require
-from facerec.heads.base import HEADS, HeadOptions, MarginHead, sine
+from facerec.heads.base import HEADS, MarginHead, MarginOptions, sine
+
+
+def require_cosine_margin(name: str, m: float) -> None:
+    """`ConfigError` unless the setting `name` is a margin that fits between cosines."""
+    require(0 <= m < 2, f"head.{name}", m, "a cosine margin must be from 0 to below 2")
+
+
+def require_angle(name: str, m: float) -> None:
+    """`ConfigError` unless the setting `name` is an angle that a margin may have."""
+    require(0 <= m <= math.pi / 2, f"head.{name}", m, "an angular margin must be from 0 to π/2 (radians)")
 
 
 @HEADS.register("cosface")
@@ -17,21 +27,13 @@ class CosFace(MarginHead):
     """Target cos θ_y − m: an additive cosine margin. Wang et al. 2018 (CosFace, AM-Softmax).
 
     Args:
-        s: scale, > 0; 64 here, 30 is common for CASIA.
-        m: margin in [0, 2); 0.35 here, 0.40 is common for CASIA. m=0 is `normface`.
+        m: margin in [0, 2); 0.35 here, 0.40 is common for CASIA (with s=30). m=0 is `normface`.
+        options: see `MarginOptions`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        *,
-        s: float = 64.0,
-        m: float = 0.35,
-        **options: Unpack[HeadOptions],
-    ) -> None:
-        super().__init__(num_classes, embedding_size, s=s, **options)
-        require(0 <= m < 2, "head.m", m, "a cosine margin must be from 0 to below 2")
+    def __init__(self, *, m: float = 0.35, **options: Unpack[MarginOptions]) -> None:
+        super().__init__(**options)
+        require_cosine_margin("m", m)
         self.m = m
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
@@ -43,27 +45,24 @@ class ArcFace(MarginHead):
     """Target cos(θ_y + m): an additive angular margin. Deng et al. 2019, CVPR, equation 3.
 
     Args:
-        s: scale, > 0.
         m: margin in radians, in [0, π/2]; m=0 is `normface`.
         easy_margin: past θ = π/2 leave the cosine as it is; otherwise continue past θ = π − m with
             cos θ − m·sin m, which keeps falling.
         straight_through: back-propagate derivative 1 instead of sin(θ+m)/sin θ, as a widespread
             implementation does that changes the cosines in place; to reproduce its runs.
+        options: see `MarginOptions`.
     """
 
     def __init__(
         self,
-        num_classes: int,
-        embedding_size: int,
         *,
-        s: float = 64.0,
         m: float = 0.5,
         easy_margin: bool = False,
         straight_through: bool = False,
-        **options: Unpack[HeadOptions],
+        **options: Unpack[MarginOptions],
     ) -> None:
-        super().__init__(num_classes, embedding_size, s=s, **options)
-        require(0 <= m <= math.pi / 2, "head.m", m, "an angular margin must be from 0 to π/2 (radians)")
+        super().__init__(**options)
+        require_angle("m", m)
         self.m = m
         self.easy_margin = easy_margin
         self.straight_through = straight_through
@@ -81,27 +80,19 @@ class Combined(MarginHead):
     otherwise as ψ of SphereFace, (−1)^k·cos(m1·θ + m2) − 2k, which falls without a jump.
 
     Args:
-        s: scale, > 0.
         m1: angular factor, > 0; m1=1, m3=0 is `arcface`, m1=1, m2=0 is `cosface`.
         m2: angular margin in radians, in [0, π/2].
         m3: cosine margin, in [0, 2).
+        options: see `MarginOptions`.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        *,
-        s: float = 64.0,
-        m1: float = 1.0,
-        m2: float = 0.3,
-        m3: float = 0.2,
-        **options: Unpack[HeadOptions],
+        self, *, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **options: Unpack[MarginOptions]
     ) -> None:
-        super().__init__(num_classes, embedding_size, s=s, **options)
+        super().__init__(**options)
         require(m1 > 0, "head.m1", m1, "must be greater than 0")
-        require(0 <= m2 <= math.pi / 2, "head.m2", m2, "an angular margin must be from 0 to π/2 (radians)")
-        require(0 <= m3 < 2, "head.m3", m3, "a cosine margin must be from 0 to below 2")
+        require_angle("m2", m2)
+        require_cosine_margin("m3", m3)
         self.m1, self.m2, self.m3 = m1, m2, m3
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
@@ -122,8 +113,18 @@ def add_angle(cosine: Tensor, m: float | Tensor, easy: bool = False) -> Tensor:
         m: angle in radians, in [0, π/2]; a number, or a tensor of the same shape.
         easy: instead of the decreasing continuation, add the angle only while cos θ > 0.
     """
-    m = torch.as_tensor(m, dtype=cosine.dtype, device=cosine.device)
-    margin = cosine * m.cos() - sine(cosine) * m.sin()
+    cos_m, sin_m = _cos_sin(m)
+    margin = rotate(cosine, m)
     if easy:
         return torch.where(cosine > 0, margin, cosine)
-    return torch.where(cosine > -m.cos(), margin, cosine - m * m.sin())
+    return torch.where(cosine > -cos_m, margin, cosine - m * sin_m)
+
+
+def rotate(cosine: Tensor, m: float | Tensor) -> Tensor:
+    """cos(θ + m) from cos θ, whatever θ + m is; its slope is finite at θ = 0 and π."""
+    cos_m, sin_m = _cos_sin(m)
+    return cosine * cos_m - sine(cosine) * sin_m
+
+
+def _cos_sin(m: Any) -> tuple[Any, Any]:
+    return (m.cos(), m.sin()) if isinstance(m, Tensor) else (math.cos(m), math.sin(m))

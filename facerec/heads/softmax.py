@@ -1,11 +1,22 @@
-"""Softmax without a margin: plain, and over normalised weights and embeddings."""
+"""Softmax without a margin: plain, over normalised embeddings, and over normalised weights as well."""
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from facerec.heads.base import HEADS, ClassHead, MarginHead, Samples, cross_entropy
-from facerec.heads.class_sums import ClassSums, Scaled, Term
+from facerec.errors import require
+from facerec.heads.base import (
+    HEADS,
+    ClassHead,
+    HeadOptions,
+    MarginHead,
+    Samples,
+    cross_entropy,
+    inverse_norm,
+)
+from facerec.heads.class_sums import ClassSums
 
 
 @HEADS.register("softmax")
@@ -18,14 +29,31 @@ class Softmax(ClassHead):
     normalise_weight = False
     has_bias = True
 
-    def query(self, embedding_BD: Tensor) -> Tensor:
-        return embedding_BD
-
-    def others(self, target_B: Tensor, samples: Samples) -> Term:
-        return Scaled()
+    def query(self, samples: Samples) -> Tensor:
+        return samples.embedding_BD
 
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         return cross_entropy(sums.target_B, sums.others_B), {}
+
+
+@HEADS.register("l2softmax")
+class L2Softmax(Softmax):
+    """Cross entropy over z_j = W_j·(α·x/‖x‖) + b_j: embeddings on a sphere of radius α, weights free.
+
+    Ranjan et al. 2017, "L2-constrained Softmax", arXiv 1703.09507, with α fixed.
+
+    Args:
+        alpha: radius α > 0, 16 here.
+        options: see `HeadOptions`.
+    """
+
+    def __init__(self, *, alpha: float = 16.0, **options: Unpack[HeadOptions]) -> None:
+        super().__init__(**options)
+        require(alpha > 0, "head.alpha", alpha, "a radius must be greater than 0")
+        self.alpha = alpha
+
+    def query(self, samples: Samples) -> Tensor:
+        return samples.embedding_BD * (self.alpha * inverse_norm(samples.norm_B))[:, None]
 
 
 @HEADS.register("normface")

@@ -1,4 +1,4 @@
-"""A-Softmax (SphereFace): a multiplicative angular margin, annealed in."""
+"""Multiplicative angular margins, annealed in: A-Softmax (SphereFace) and L-Softmax."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 from typing import Literal, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facerec.errors import require
-from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
-from facerec.heads.class_sums import ClassSums, Scaled, Term
+from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy, inverse_norm
+from facerec.heads.class_sums import ClassSums
 
 
 def psi(cosine: Tensor, m: int) -> Tensor:
     """ψ(θ) = (−1)^k·cos(mθ) − 2k for θ ∈ [kπ/m, (k+1)π/m]; falls without a jump from 1 to 1 − 2m.
 
-    Liu et al. 2017, CVPR, equation 6. cos(mθ) is the Chebyshev polynomial T_m(cos θ), whose slope is finite
+    Liu et al. 2017, CVPR, "SphereFace". cos(mθ) is the Chebyshev polynomial T_m(cos θ), whose slope is finite
     everywhere; k is taken from the angle without gradient, and is m−1 (not m) at θ = π.
 
     Args:
@@ -36,8 +36,13 @@ def psi(cosine: Tensor, m: int) -> Tensor:
 
 
 class AnnealOptions(HeadOptions, total=False):
-    """The course of λ, all ≥ 0; the defaults are those of the released SphereFace solver."""
+    """`HeadOptions`, the factor m of the angle (1, 2, 3 or 4; 1 is no margin) and the course of λ.
 
+    The course is λ = max(lambda_min, base·(1 + gamma·iter)^(−power)), all ≥ 0; by default that of the
+    released SphereFace solver: base=1000, gamma=0.12, power=1, lambda_min=5.
+    """
+
+    m: Literal[1, 2, 3, 4]
     base: float
     gamma: float
     power: float
@@ -49,31 +54,24 @@ class Annealed(ClassHead):
 
     target = (λ·plain + margin)/(1+λ), λ = max(λ_min, base·(1 + γ·iter)^(−power)), iter counting the steps of
     the optimizer; it is in the checkpoint.
-
-    Args:
-        m: angular factor, 1, 2, 3 or 4; 1 is no margin.
-        options: see `AnnealOptions` and `HeadOptions`.
     """
 
     iteration: Tensor
 
     def __init__(
         self,
-        num_classes: int,
-        embedding_size: int,
         *,
-        m: Literal[1, 2, 3, 4],
+        m: Literal[1, 2, 3, 4] = 4,
         base: float = 1000.0,
         gamma: float = 0.12,
         power: float = 1.0,
         lambda_min: float = 5.0,
         **options: Unpack[HeadOptions],
     ) -> None:
-        super().__init__(num_classes, embedding_size, **options)
+        super().__init__(**options)
         for name, value in {"base": base, "gamma": gamma, "power": power, "lambda_min": lambda_min}.items():
             require(value >= 0, f"head.{name}", value, "must be 0 or more")
-        self.base, self.gamma, self.power, self.lambda_min = base, gamma, power, lambda_min
-        self.m = m
+        self.m, self.base, self.gamma, self.power, self.lambda_min = m, base, gamma, power, lambda_min
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
     def after_step(self) -> None:
@@ -81,14 +79,40 @@ class Annealed(ClassHead):
 
     def weight_of_plain(self) -> Tensor:
         """λ at the present step, a scalar tensor on the head's device."""
-        growth = 1 + self.gamma * self.iteration
+        growth = 1 + self.gamma * self.iteration.to(self.weight.dtype)
         return (self.base * growth**-self.power).clamp_min(self.lambda_min)
 
-    def query(self, embedding_BD: Tensor) -> Tensor:
-        return embedding_BD
+    def query(self, samples: Samples) -> Tensor:
+        return samples.embedding_BD
 
-    def others(self, target_B: Tensor, samples: Samples) -> Term:
-        return Scaled()
+    def margin(self, sums: ClassSums, samples: Samples) -> Tensor:
+        """The target logits with the whole margin."""
+        raise NotImplementedError
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        plain = self.weight_of_plain()
+        target_B = (plain * sums.target_B + self.margin(sums, samples)) / (1 + plain)
+        return cross_entropy(target_B, sums.others_B), {"lambda": plain}
+
+
+@HEADS.register("lsoftmax")
+class LSoftmax(Annealed):
+    """L-Softmax: z_j = ‖W_j‖·‖x‖·cos θ_j; target ‖W_y‖·‖x‖·ψ(θ_y), annealed. Lengths of weights stay free.
+
+    Liu et al. 2016, ICML, "Large-Margin Softmax Loss", arXiv 1612.02295.
+
+    Args:
+        options: see `AnnealOptions`; m=1 is softmax without bias.
+    """
+
+    normalise_weight = False
+
+    def __init__(self, **options: Unpack[AnnealOptions]) -> None:
+        super().__init__(**options)
+
+    def margin(self, sums: ClassSums, samples: Samples) -> Tensor:
+        inverse_B = inverse_norm(samples.norm_B) / sums.target_norm_B
+        return samples.norm_B * sums.target_norm_B * psi(sums.target_B * inverse_B, self.m)
 
 
 @HEADS.register("sphereface")
@@ -98,33 +122,21 @@ class SphereFace(Annealed):
     Liu et al. 2017, CVPR, "SphereFace", arXiv 1704.08063.
 
     Args:
-        m: angular factor, 1, 2, 3 or 4 (default 4); m=1 is softmax over normalised weights.
         normalize_gradient: for the target class, rescale the two coefficients of ∂(‖x‖ψ)/∂x, that of the unit
             vector W_y and that of x, to unit joint length, as the released Caffe layer does. Not the true
             gradient; that of the weights stays true.
-        options: see `AnnealOptions` and `HeadOptions`.
+        options: see `AnnealOptions`; m=1 is softmax over normalised weights.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        *,
-        m: Literal[1, 2, 3, 4] = 4,
-        normalize_gradient: bool = False,
-        **options: Unpack[AnnealOptions],
-    ) -> None:
-        super().__init__(num_classes, embedding_size, m=m, **options)
+    def __init__(self, *, normalize_gradient: bool = False, **options: Unpack[AnnealOptions]) -> None:
+        super().__init__(**options)
         self.normalize_gradient = normalize_gradient
 
-    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-        length_B = samples.norm_B.clamp_min(torch.finfo(samples.norm_B.dtype).tiny ** 0.5)
-        margin_B = samples.norm_B * psi(sums.target_B / length_B, self.m)
+    def margin(self, sums: ClassSums, samples: Samples) -> Tensor:
+        margin_B = samples.norm_B * psi(sums.target_B * inverse_norm(samples.norm_B), self.m)
         if self.normalize_gradient:
             margin_B = margin_B + self.gradient_correction(sums.cosine_B, samples)
-        weight = self.weight_of_plain()
-        target_B = (weight * sums.target_B + margin_B) / (1 + weight)
-        return cross_entropy(target_B, sums.others_B), {"lambda": weight}
+        return margin_B
 
     def gradient_correction(self, cosine_B: Tensor, samples: Samples) -> Tensor:
         """Zero in value; its gradient to x turns the true ∂(‖x‖ψ)/∂x into the rescaled one.
@@ -137,9 +149,10 @@ class SphereFace(Annealed):
             value_B = psi(variable_B, self.m)
             (slope_B,) = torch.autograd.grad(value_B.sum(), variable_B)
         along_w_B = slope_B
-        along_x_B = (value_B.detach() - cosine_B * slope_B) / norm_B.detach().clamp_min(1e-12)
-        excess_B = (along_w_B.square() + along_x_B.square()).rsqrt() - 1
-        own_BD = nn.functional.normalize(self.weight.detach()[label_B])
+        along_x_B = (value_B.detach() - cosine_B * slope_B) * inverse_norm(norm_B.detach())
+        length_B = (along_w_B.square() + along_x_B.square()).sqrt()
+        excess_B = 1 / length_B.clamp_min(torch.finfo(length_B.dtype).eps) - 1
+        own_BD = torch.nn.functional.normalize(self.weight.detach()[label_B])
         direction_BD = along_w_B[:, None] * own_BD + along_x_B[:, None] * embedding_BD.detach()
         surrogate_B = (excess_B[:, None] * direction_BD * embedding_BD).sum(1)
         return surrogate_B - surrogate_B.detach()

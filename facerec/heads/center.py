@@ -1,0 +1,60 @@
+"""Center loss: a softmax that also draws every embedding to a centre of its class."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from facerec.errors import require
+from facerec.heads.base import HEADS, HeadOptions, Samples
+from facerec.heads.class_sums import ClassSums
+from facerec.heads.processes import sum_over_processes
+from facerec.heads.softmax import Softmax
+
+
+@HEADS.register("center")
+class Center(Softmax):
+    """Cross entropy of `softmax` + λ/2·mean_i ‖x_i − centre_{y_i}‖².
+
+    After a batch in training mode centre_j moves by −α·Δ_j, Δ_j = Σ_{y_i=j}(centre_j − x_i)/(1 + n_j), n_j
+    the samples of class j among the batches of all processes; the optimizer does not move it. Wen et al.
+    2016, ECCV, "A Discriminative Feature Learning Approach", equations 4 and 5.
+
+    Args:
+        lambda_c: λ ≥ 0, weight of the distances; 0.003.
+        alpha: α in [0, 1], rate of the centres; 0.5.
+        options: see `HeadOptions`.
+
+    Attributes:
+        centre_CD: (C, D) buffer, zero at the start.
+    """
+
+    centre_CD: Tensor
+
+    def __init__(
+        self, *, lambda_c: float = 0.003, alpha: float = 0.5, **options: Unpack[HeadOptions]
+    ) -> None:
+        super().__init__(**options)
+        require(lambda_c >= 0, "head.lambda_c", lambda_c, "must be 0 or more")
+        require(0 <= alpha <= 1, "head.alpha", alpha, "a rate must be from 0 to 1")
+        self.lambda_c, self.alpha = lambda_c, alpha
+        self.register_buffer("centre_CD", torch.zeros_like(self.weight))
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_B, statistics = super().loss(sums, samples)
+        offset_BD = samples.embedding_BD - self.centre_CD[samples.label_B]
+        distance_B = offset_BD.square().sum(1)
+        if self.training:
+            self.move_centres(offset_BD.detach(), samples.label_B)
+        return loss_B + self.lambda_c / 2 * distance_B, statistics | {"centre_distance": distance_B.mean()}
+
+    @torch.no_grad()
+    def move_centres(self, offset_BD: Tensor, label_B: Tensor) -> None:
+        """Move the centres by what the embeddings are away from them (x − centre)."""
+        sum_CD = torch.zeros_like(self.centre_CD).index_add_(0, label_B, offset_BD)
+        one_B = torch.ones_like(label_B, dtype=sum_CD.dtype)
+        count_C = torch.zeros_like(sum_CD[:, 0]).index_add_(0, label_B, one_B)
+        sum_CD, count_C = sum_over_processes(sum_CD), sum_over_processes(count_C)
+        self.centre_CD.addcdiv_(sum_CD, 1 + count_C[:, None], value=self.alpha)

@@ -1,0 +1,215 @@
+"""Heads that also change hard negatives: MV-Softmax, CurricularFace, NPCFace and ArcNegFace."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from facerec.errors import require
+from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
+from facerec.heads.class_sums import ClassSums, Term
+from facerec.heads.margins import ArcFace, add_angle, require_angle, require_cosine_margin, rotate
+from facerec.heads.processes import mean_over_processes
+
+
+class HardNegatives(Term):
+    """s·c; but s·(quadratic·c² + linear·c + constant) for hard negatives, those with c above a threshold."""
+
+    def __init__(
+        self,
+        s: float,
+        threshold_B: Tensor,
+        *,
+        quadratic: float = 0.0,
+        linear: float | Tensor = 1.0,
+        constant: float = 0.0,
+    ) -> None:
+        self.s, self.threshold_B = s, threshold_B
+        self.quadratic, self.linear, self.constant = quadratic, linear, constant
+
+    def value(self, product_KB: Tensor) -> Tensor:
+        hard_KB = (self.quadratic * product_KB).add_(self.linear).mul_(product_KB).add_(self.constant)
+        return torch.where(product_KB > self.threshold_B, hard_KB, product_KB).mul_(self.s)
+
+    def slope(self, product_KB: Tensor) -> Tensor:
+        hard_KB = (2 * self.quadratic * product_KB).add_(self.linear)
+        return torch.where(product_KB > self.threshold_B, hard_KB, 1.0).mul_(self.s)
+
+
+@HEADS.register("mvsoftmax")
+class MVSoftmax(MarginHead):
+    """`cosface` or `arcface`, with the negatives that win against its target raised.
+
+    These become c_j + t·(c_j + 1), or with fixed weights c_j + t. Wang et al. 2020, AAAI, "Mis-classified
+    Vector Guided Softmax Loss", arXiv 1912.00833.
+
+    Args:
+        s: scale, > 0; 32.
+        kind: margin of the target, ``am`` (cos θ − m) or ``arc`` (cos(θ + m)).
+        m: margin; 0.35, and 0.5 is common for ``arc``.
+        t: emphasis of hard negatives, ≥ 0; 0.2. t=0 is `cosface` or `arcface`.
+        adaptive: c_j + t·(c_j + 1), otherwise the fixed c_j + t.
+        easy_margin: the margin only for targets it leaves positive (``am``) or with θ < π/2 (``arc``), as the
+            released code does.
+        options: see `HeadOptions`.
+    """
+
+    def __init__(
+        self,
+        *,
+        s: float = 32.0,
+        kind: Literal["am", "arc"] = "am",
+        m: float = 0.35,
+        t: float = 0.2,
+        adaptive: bool = True,
+        easy_margin: bool = False,
+        **options: Unpack[HeadOptions],
+    ) -> None:
+        super().__init__(s=s, **options)
+        (require_cosine_margin if kind == "am" else require_angle)("m", m)
+        require(t >= 0, "head.t", t, "must be 0 or more")
+        self.kind, self.m, self.t = kind, m, t
+        self.adaptive, self.easy_margin = adaptive, easy_margin
+
+    def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
+        if self.kind == "arc":
+            return add_angle(cosine_B, self.m, easy=self.easy_margin)
+        margin_B = cosine_B - self.m
+        return torch.where(margin_B > 0, margin_B, cosine_B) if self.easy_margin else margin_B
+
+    def others(self, target_B: Tensor, samples: Samples) -> Term:
+        threshold_B = target_B - self.m if self.kind == "am" else rotate(target_B, self.m)
+        linear = 1 + self.t if self.adaptive else 1.0
+        return HardNegatives(self.s, threshold_B, linear=linear, constant=self.t)
+
+
+@HEADS.register("curricularface")
+class CurricularFace(ArcFace):
+    """`arcface` whose hard negatives, c_j > cos(θ_y + m), become c_j·(t + c_j).
+
+    t ← ema·mean(cos θ_y) + (1 − ema)·t before each batch in training mode, from 0: hard negatives count
+    little early and more as the targets' cosines grow. It is that of all processes together, and in the
+    checkpoint. Huang et al. 2020, CVPR, "CurricularFace", arXiv 2004.00288.
+
+    Args:
+        m: margin in radians, in [0, π/2]; 0.5.
+        ema: momentum of t, in (0, 1]; 0.01.
+        options: see `MarginOptions`.
+    """
+
+    t: Tensor
+
+    def __init__(self, *, m: float = 0.5, ema: float = 0.01, **options: Unpack[MarginOptions]) -> None:
+        super().__init__(m=m, **options)
+        require(0 < ema <= 1, "head.ema", ema, "a momentum must be greater than 0 and at most 1")
+        self.ema = ema
+        self.register_buffer("t", torch.zeros(()))
+
+    def others(self, target_B: Tensor, samples: Samples) -> Term:
+        if self.training:
+            self.t.lerp_(mean_over_processes(target_B.mean()).to(self.t.dtype), self.ema)
+        threshold_B = rotate(target_B, self.m)
+        return HardNegatives(self.s, threshold_B, quadratic=1.0, linear=self.t.clone())
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_B, _ = super().loss(sums, samples)
+        return loss_B, {"t": self.t.clone()}
+
+
+@HEADS.register("npcface")
+class NPCFace(MarginHead):
+    """Hard negatives become t·c_j + a, and the harder they are, the wider the target's angular margin.
+
+    c_j is hard where c_j > cos(θ_y + m_hard). The target is cos(θ_y + m̃), m̃ = m0 + m1·(mean c_j of the hard
+    negatives, without gradient; 0 if there are none). Zeng et al. 2021, AAAI, "NPCFace", arXiv 2007.10172.
+
+    Args:
+        m0: margin in radians without hard negatives, in [0, π/2]; 0.4.
+        m1: what hard negatives add to it, ≥ 0; 0.2.
+        t: factor of hard negatives, ≥ 0; 1.1.
+        a: what is added to them, ≥ 0; 0.2.
+        m_hard: angle in radians beyond the target's within which a negative is hard, in [0, π/2]; 0.5, as in
+            the released code.
+        easy_margin: the margin only while θ_y < π/2, as in the released code; otherwise as in `arcface`.
+        options: see `MarginOptions`.
+    """
+
+    def __init__(
+        self,
+        *,
+        m0: float = 0.4,
+        m1: float = 0.2,
+        t: float = 1.1,
+        a: float = 0.2,
+        m_hard: float = 0.5,
+        easy_margin: bool = True,
+        **options: Unpack[MarginOptions],
+    ) -> None:
+        super().__init__(**options)
+        require_angle("m0", m0)
+        require_angle("m_hard", m_hard)
+        for name, value in {"m1": m1, "t": t, "a": a}.items():
+            require(value >= 0, f"head.{name}", value, "must be 0 or more")
+        self.m0, self.m1, self.t, self.a, self.m_hard = m0, m1, t, a, m_hard
+        self.easy_margin = easy_margin
+
+    def others(self, target_B: Tensor, samples: Samples) -> Term:
+        threshold_B = rotate(target_B, self.m_hard)
+        return CountedHardNegatives(self.s, threshold_B, linear=self.t, constant=self.a)
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        cosine_B, count_B = sums.extra
+        m_B = self.m0 + self.m1 * cosine_B / count_B.clamp_min(1)
+        target_B = add_angle(sums.target_B, m_B, easy=self.easy_margin)
+        statistics = {"margin": m_B.mean(), "hard_negatives": count_B.mean()}
+        return cross_entropy(self.s * target_B, sums.others_B), statistics
+
+
+class CountedHardNegatives(HardNegatives):
+    """`HardNegatives` that also sums the hard ones' cosines and counts them."""
+
+    def extra(self, product_KB: Tensor) -> tuple[Tensor, ...]:
+        hard_KB = (product_KB > self.threshold_B).to(product_KB.dtype)
+        return hard_KB * product_KB, hard_KB
+
+
+@HEADS.register("arcneg")
+class ArcNegFace(ArcFace):
+    """`arcface` whose negatives become t_j·c_j + t_j − 1, t_j = α·exp(−(c_j − target)²/σ) without gradient.
+
+    The target in t_j is the cosine with its margin: the nearer a negative is to it, the more it weighs. Liu
+    et al. 2019, ICCV Workshops, "Towards Flops-constrained Face Recognition", arXiv 1909.00632.
+
+    Args:
+        m: margin in radians, in [0, π/2]; 0.5.
+        alpha: α > 0; 1.2.
+        sigma: σ > 0; 2.
+        options: see `MarginOptions`.
+    """
+
+    def __init__(
+        self, *, m: float = 0.5, alpha: float = 1.2, sigma: float = 2.0, **options: Unpack[MarginOptions]
+    ) -> None:
+        super().__init__(m=m, **options)
+        for name, value in {"alpha": alpha, "sigma": sigma}.items():
+            require(value > 0, f"head.{name}", value, "must be greater than 0")
+        self.alpha, self.sigma = alpha, sigma
+
+    def others(self, target_B: Tensor, samples: Samples) -> Term:
+        return NearNegatives(self.s, self.alpha, self.sigma, self.target(target_B, samples.norm_B))
+
+
+class NearNegatives(Term):
+    """s·(t·c + t − 1), t = α·exp(−(c − centre)²/σ) constant to the gradient."""
+
+    def __init__(self, s: float, alpha: float, sigma: float, centre_B: Tensor) -> None:
+        self.s, self.alpha, self.sigma, self.centre_B = s, alpha, sigma, centre_B
+
+    def value(self, product_KB: Tensor) -> Tensor:
+        return self.slope(product_KB).mul_(product_KB + 1).sub_(self.s)
+
+    def slope(self, product_KB: Tensor) -> Tensor:
+        distance_KB = (product_KB - self.centre_B).square_()
+        return distance_KB.div_(-self.sigma).exp_().mul_(self.s * self.alpha)

@@ -1,0 +1,59 @@
+"""The length of an embedding as a measure of picture quality: running statistics, and what is reported."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from facerec.errors import require
+from facerec.heads.processes import sum_over_processes
+
+
+class RunningNorm(nn.Module):
+    """Standardises norms with their running mean and deviation, which move in training mode only.
+
+    Mean and deviation start at 20 and 100, as AdaFace's do; each call in training mode first takes in its own
+    batch. They are those of all processes together, and in the checkpoint.
+
+    Args:
+        ema: momentum, in (0, 1]: the share of the newest batch.
+
+    Attributes:
+        mean, deviation: scalar buffers.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, ema: float) -> None:
+        super().__init__()
+        require(0 < ema <= 1, "head.ema", ema, "a momentum must be greater than 0 and at most 1")
+        self.ema = ema
+        self.register_buffer("mean", torch.tensor(20.0))
+        self.register_buffer("deviation", torch.tensor(100.0))
+
+    @torch.no_grad()
+    def forward(self, norm_B: Tensor, epsilon: float = 0.0) -> Tensor:
+        """(norm − mean)/(deviation + epsilon), without gradient."""
+        if self.training:
+            total, count = sum_over_processes(torch.stack([norm_B.sum(), torch.ones_like(norm_B).sum()]))
+            mean = total / count
+            squares = sum_over_processes((norm_B - mean).square().sum())
+            deviation = (squares / (count - 1).clamp_min(1)).sqrt()  # of one sample: 0
+            self.mean.lerp_(mean.to(self.mean.dtype), self.ema)
+            self.deviation.lerp_(deviation.to(self.mean.dtype), self.ema)
+        spread = (self.deviation + epsilon).clamp_min(torch.finfo(self.deviation.dtype).tiny)
+        return (norm_B - self.mean) / spread
+
+
+@torch.no_grad()
+def describe_quality(quality_B: Tensor) -> dict[str, Tensor]:
+    """Mean, deviation, and the 5th, 50th and 95th percentile of a batch's qualities, as scalar tensors."""
+    low, middle, high = quality_B.quantile(quality_B.new_tensor([0.05, 0.5, 0.95]))
+    return {
+        "quality_mean": quality_B.mean(),
+        "quality_deviation": quality_B.std(correction=0),
+        "quality_p05": low,
+        "quality_p50": middle,
+        "quality_p95": high,
+    }

@@ -1,0 +1,33 @@
+"""Sub-centre ArcFace: several weight rows a class, of which the nearest counts."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import nn
+
+from facerec.errors import require
+from facerec.heads.base import HEADS, MarginOptions, initialise
+from facerec.heads.margins import ArcFace
+
+
+@HEADS.register("subcenter")
+class SubCenter(ArcFace):
+    """`arcface` over c_j, the largest of the cosines with the K sub-centres of class j.
+
+    So a class may keep its noisy or hard pictures in a sub-centre of their own. The weight is (C, K, D). Deng
+    et al. 2020, ECCV, "Sub-center ArcFace".
+
+    Args:
+        k: sub-centres a class, from 1 to 255; 3. k=1 is `arcface`.
+        m: margin in radians, in [0, π/2]; 0.5.
+        options: see `MarginOptions`.
+    """
+
+    def __init__(self, *, k: int = 3, m: float = 0.5, **options: Unpack[MarginOptions]) -> None:
+        super().__init__(m=m, **options)
+        require(1 <= k <= 255, "head.k", k, "must be from 1 to 255")
+        self.k = k
+        self.weight = nn.Parameter(torch.empty(self.num_classes, k, self.embedding_size))
+        initialise(self.weight, self.init)
