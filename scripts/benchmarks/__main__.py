@@ -1,0 +1,36 @@
+"""Run one benchmark: `scripts/benchmark NAME [--json FILE]`.
+
+Every other module of this folder but `table` is a benchmark. It offers ``rows(options)``, which yields
+`table.Row`, and may offer ``add_options(parser)``.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import table
+
+
+def main() -> int:
+    folder = Path(__file__).parent
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__main__", "table"))
+    parser = argparse.ArgumentParser(
+        prog="benchmark", description="Measure against the floor and the common way."
+    )
+    choices = parser.add_subparsers(metavar="NAME", required=True, dest="name")
+    for name in names:
+        text = (folder / f"{name}.py").read_text().partition('"""')[2].partition('"""')[0]
+        one = choices.add_parser(name, help=text.splitlines()[0], description=text)
+        one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+        if name in sys.argv[1:2]:  # only the benchmark that is asked for is imported
+            add_options = getattr(importlib.import_module(name), "add_options", None)
+            if add_options is not None:
+                add_options(one)
+    options = parser.parse_args()
+    table.show(importlib.import_module(options.name).rows(options), options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
