@@ -110,7 +110,7 @@ def face(folder: Path, person: int, photograph: int) -> bytes:
     return encoded
 
 
-def test_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
+def draw_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
     """(person, photograph), (person, photograph), same: the 900 pairs in the order of the file.
 
     People are counted from 0 among the ten of the test.
@@ -141,7 +141,7 @@ def _write(out: Path, faces: list[list[bytes]]) -> None:
     tested = faces[TRAINED:]
     pictures: list[bytes] = []
     issame: list[bool] = []
-    for (person_a, which_a), (person_b, which_b), same in test_pairs():
+    for (person_a, which_a), (person_b, which_b), same in draw_pairs():
         pictures += [tested[person_a][which_a], tested[person_b][which_b]]
         issame.append(same)
     write_verification(out / "orl.bin", pictures, issame)

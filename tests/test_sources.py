@@ -1,0 +1,222 @@
+"""Sources of training pictures: each kind opens, is deterministic, and says what is missing."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from facerec.data.decode import decode
+from facerec.data.faces import EncodedFaces, PixelFaces
+from facerec.data.loader import Loader
+from facerec.data.settings import DataSettings
+from facerec.data.sources import SOURCES, open_faces
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError
+from facerec.registry import build
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path.stem != "base")
+
+
+def picture(path: Path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (shade, shade, shade)).save(path)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Three people, with all sorts of other things lying about."""
+    root = tmp_path / "people"
+    picture(root / "Bo" / "2.png", 20)
+    picture(root / "Bo" / "10.JPG", 10)
+    picture(root / "Ada Ärger" / "a.jpeg", 30)
+    picture(root / "ada" / "x.webp", 40)
+    picture(root / "ada" / "y.bmp", 50)
+    picture(root / ".hidden" / "z.png", 60)
+    picture(root / "Bo" / "._2.png", 70)
+    picture(root / "loose.png", 80)
+    (root / "Bo" / "notes.txt").write_text("no picture")
+    (root / "empty").mkdir()
+    (root / "ada" / "deeper.png").mkdir()
+    return root
+
+
+def folder(root: Path, **options: object) -> DataSettings:
+    return DataSettings(kind="folder", root=str(root), options=options)
+
+
+def test_identities_are_folders_in_the_order_of_their_names(people: Path, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        faces = open_faces(folder(people))
+    assert isinstance(faces, EncodedFaces)
+    assert faces.classes == ["Ada Ärger", "Bo", "ada"]
+    assert faces.label_N.tolist() == [0, 1, 1, 2, 2]
+    assert [Path(faces.where(i)).name for i in range(5)] == ["a.jpeg", "10.JPG", "2.png", "x.webp", "y.bmp"]
+    assert decode(faces.encoded(2))[0, 0].tolist() == [20, 20, 20]
+    assert faces.describe() == f"people: 3 identities, 5 pictures, from the folders in {people}"
+    assert "1 folders with too few pictures were left out" in caplog.text
+
+
+def test_identities_with_few_pictures_can_be_left_out(people: Path) -> None:
+    faces = open_faces(folder(people, min_images=2))
+    assert faces.classes == ["Bo", "ada"]
+    assert faces.label_N.tolist() == [0, 0, 1, 1]
+    with pytest.raises(ConfigError, match=r"data\.options\.min_images=0: must be 1 or more"):
+        open_faces(folder(people, min_images=0))
+    with pytest.raises(
+        ConfigError, match=r"data\.options\.min_image=2: no such setting; did you mean min_images"
+    ):
+        open_faces(folder(people, min_image=2))
+
+
+def test_a_folder_that_is_something_else_is_told_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="it holds no folders"):
+        open_faces(folder(tmp_path))
+    (tmp_path / "train.rec").touch()
+    with pytest.raises(MissingDataError, match=r"it holds a pack, use data=rec data\.root="):
+        open_faces(folder(tmp_path))
+    picture(tmp_path / "1.png", 0)
+    with pytest.raises(MissingDataError, match="loose pictures, move each person's into a folder"):
+        open_faces(folder(tmp_path))
+    (tmp_path / "one").mkdir()
+    with pytest.raises(MissingDataError, match="it holds 1 folders, none with pictures"):
+        open_faces(folder(tmp_path))
+    picture(tmp_path / "one" / "1.png", 0)
+    with pytest.raises(MissingDataError, match="has 1 identity; training needs two or more"):
+        open_faces(folder(tmp_path))
+
+
+def test_a_picture_that_went_away_is_named(people: Path) -> None:
+    faces = open_faces(folder(people))
+    (people / "Bo" / "2.png").unlink()
+    with pytest.raises(DamagedDataError, match=r"Bo/2\.png cannot be read: No such file"):
+        faces.encoded(2)
+
+
+@pytest.mark.parametrize("kind", ["folder", "synthetic", "orl"])
+def test_face_sets_can_be_pickled_for_other_processes(kind: str, people: Path, tmp_path: Path) -> None:
+    root = str(people if kind == "folder" else tmp_path / "made")
+    faces = open_faces(DataSettings(kind=kind, root=root))
+    other = pickle.loads(pickle.dumps(faces))
+    assert len(other) == len(faces)
+    if isinstance(faces, EncodedFaces):
+        assert bytes(other.encoded(3)) == bytes(faces.encoded(3))
+    else:
+        assert np.array_equal(other.pixels(3), faces.pixels(3))
+
+
+def test_synthetic_pictures_are_the_same_each_time_and_differ_from_each_other() -> None:
+    settings = DataSettings(kind="synthetic", identities=7, images=30, size=[32, 24])
+    faces, again = open_faces(settings), open_faces(settings)
+    assert isinstance(faces, PixelFaces)
+    assert (len(faces), faces.num_classes) == (30, 7)
+    assert np.bincount(faces.label_N).min() >= 4
+    pictures = [faces.pixels(i) for i in range(30)]
+    assert all(one.shape == (32, 24, 3) and one.dtype == np.uint8 for one in pictures)
+    assert all(np.array_equal(one, again.pixels(i)) for i, one in enumerate(pictures))
+    assert len({one.tobytes() for one in pictures}) == 30
+    alike = np.abs(pictures[0].astype(int) - pictures[7]).mean()
+    other = np.abs(pictures[0].astype(int) - pictures[1]).mean()
+    assert alike < other / 2  # 0 and 7 are one identity
+
+
+def test_synthetic_data_of_any_size_cost_no_storage() -> None:
+    faces = open_faces(DataSettings(kind="synthetic", identities=85_742, images=1_000_000))
+    assert len(faces) == 1_000_000
+    assert faces.pixels(999_999).shape == (112, 112, 3)
+    with pytest.raises(ConfigError, match=r"data\.images=5: must be data\.identities=10 or more"):
+        open_faces(DataSettings(kind="synthetic", identities=10, images=5))
+
+
+def test_a_missing_folder_says_what_to_get_and_what_works_now(tmp_path: Path) -> None:
+    settings = DataSettings(name="ms1mv2", root=str(tmp_path / "faces_emore"), obtain="MS1MV2 of the zoo")
+    with pytest.raises(MissingDataError) as caught:
+        open_faces(settings)
+    text = str(caught.value)
+    assert f"data.root={tmp_path}/faces_emore: there is no such folder for data=ms1mv2" in text
+    assert "get MS1MV2 of the zoo and put it there, or set data.root" in text
+    assert "data=orl and data=synthetic work right now" in text
+    with pytest.raises(ConfigError, match=r"data\.root=None: must be the folder of the data"):
+        open_faces(DataSettings())
+
+
+def test_an_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"data\.kind=recs: no such kind; did you mean rec\? known: "):
+        open_faces(DataSettings(kind="recs"))
+    assert {"folder", "orl", "rec", "synthetic"} <= set(SOURCES.names())
+
+
+def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        faces = open_faces(DataSettings(name="lfw", root=str(lfw_root), identities=5140, images=11_450))
+        assert caplog.text == ""
+        open_faces(DataSettings(name="lfw", root=str(lfw_root), identities=5749, images=13_233))
+    assert "has 5,140 identities and 11,450 pictures; usual are 5,749 and 13,233" in caplog.text
+    assert faces.name == "lfw"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "mend"),
+    [
+        ("size", 0, "16 to 1024"),
+        ("size", [112], "16 to 1024"),
+        ("workers", 0, "1 or more"),
+        ("shuffle", "half", "must be one of full, block, none"),
+        ("on_error", "ignore", "must be one of raise, skip"),
+        ("prefetch", 0, "1 or more"),
+        ("block_size", -1, "1 or more"),
+        ("shuffel", "full", "did you mean shuffle"),
+        ("mirror", 3, "must be true or false"),
+    ],
+)
+def test_settings_are_checked_before_data_are_touched(key: str, value: object, mend: str) -> None:
+    with pytest.raises(ConfigError, match=mend) as caught:
+        build(DataSettings, "data", {key: value})
+    assert caught.value.key == f"data.{key}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configuration_gives_valid_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACEREC_DATA", "/all/data")
+    given = ["data.root=/some/folder"] if name in ("rec", "folder") else []
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(overrides=[f"+data={name}", *given])
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    settings = build(DataSettings, "data", plain["data"])
+    assert settings.kind in SOURCES.names()
+    assert Loader.__init__.__kwdefaults__.keys() >= settings.loading().keys()
+    if name not in ("rec", "folder"):
+        assert settings.name == name
+    if settings.kind in ("rec", "orl") and name != "rec":
+        assert settings.root.startswith("/all/data/")
+        assert settings.targets and settings.identities
+
+
+def test_the_defaults_of_the_files_are_those_of_the_settings() -> None:
+    base = OmegaConf.to_container(OmegaConf.load(CONFIGS / "data" / "base.yaml"))
+    assert base.pop("root") == "???"
+    settings = build(DataSettings, "data", base)
+    assert settings == DataSettings()
+    assert set(base) | {"root"} == set(DataSettings.__dataclass_fields__)
+
+
+def test_a_photograph_in_a_folder_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    half = Image.new("RGB", (112, 112))
+    half.paste((255, 255, 255), (0, 0, 112, 56))
+    buffer = io.BytesIO()
+    half.transpose(Image.Transpose.ROTATE_180).save(buffer, "JPEG", exif=exif)
+    for person in ("a", "b"):
+        (tmp_path / person).mkdir()
+        (tmp_path / person / "1.jpg").write_bytes(buffer.getvalue())
+    (batch,) = Loader(open_faces(folder(tmp_path)), 2).batches(0)
+    assert batch.image_BHWC[:, :50].min() > 250
+    assert batch.image_BHWC[:, 60:].max() < 5
