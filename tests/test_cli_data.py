@@ -187,6 +187,12 @@ def test_verify_names_a_malformed_index_line_and_checks_the_records_all_the_same
     assert record.place == "record 3 at offset 6776"
 
 
+def test_verify_leaves_another_packs_index_aside(golden: Path) -> None:
+    shutil.copy(golden / "hard_payloads.idx", golden / "insightface_layout.idx")
+    (only,) = findings(golden / "insightface_layout.rec")
+    assert only.place == "insightface_layout.idx" and "it was left aside" in only.reason
+
+
 def test_verify_of_a_verification_pack_names_its_damaged_pictures(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -398,6 +398,7 @@ def test_an_empty_file_holds_no_records(tmp_path: Path) -> None:
 
 def test_an_unknown_key_is_a_key_error(golden: Path) -> None:
     with RecordReader(golden / "sparse_keys.rec") as reader:
+        assert list(reader) == [5, 1, 900, 42]
         assert 900 in reader and 899 not in reader and "900" not in reader
         with pytest.raises(KeyError):
             reader[899]

@@ -7,7 +7,6 @@ at the next place where a record may begin.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +18,10 @@ import numpy as np
 
 from facerec.data import framing
 from facerec.data.decode import decode
-from facerec.data.index import RecordIndex, default_path, read_index
+from facerec.data.index import RecordIndex, default_path, read_index, strays
 from facerec.data.record import Record, unpack
 from facerec.data.recordio import RecordReader
+from facerec.data.settings import cores
 from facerec.data.verification import load_verification
 from facerec.errors import DamagedDataError
 
@@ -97,7 +97,7 @@ def audit(
         MissingDataError: where there is no such file.
         DamagedDataError: where a `.bin` cannot be read at all.
     """
-    threads = workers or len(os.sched_getaffinity(0))
+    threads = workers or cores()
     if path.suffix == ".bin":
         return _audit_verification(path, threads)
     reader = RecordReader(path)
@@ -109,8 +109,10 @@ def audit(
             index = read_index(index_path)
         except DamagedDataError as problem:
             first = [Finding(index_path.name, str(problem))]
-    if index is not None and not len(index) and len(reader.view):
-        first, index = [Finding(index_path.name, "lists no records")], None
+    if index is not None and len(reader.view):
+        trouble = _useless(index, reader.view)
+        if trouble is not None:
+            first, index = [Finding(index_path.name, f"{trouble}; it was left aside")], None
     insightface = _is_insightface(reader, index)
 
     def check(piece: _Piece) -> Progress:
@@ -119,6 +121,16 @@ def audit(
     if index is None:
         return Audit(len(reader.view), _in_threads(check, _walked(reader.view, first), threads))
     return Audit(len(index), _in_threads(check, _indexed(reader.view, index), threads))
+
+
+def _useless(index: RecordIndex, view: memoryview) -> str | None:
+    """Why an index says nothing about the file; one that only goes beyond the file's end still does."""
+    if not len(index):
+        return "it lists no records"
+    inside_N = index.offset_N[index.offset_N < len(view)]
+    if not len(inside_N):
+        return None
+    return strays(RecordIndex({"offset": inside_N}, 0, "parsed"), view)
 
 
 def _in_threads(

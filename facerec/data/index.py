@@ -259,9 +259,9 @@ def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> N
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
-        if keep_old:
-            with contextlib.suppress(FileNotFoundError, FileExistsError):
-                os.link(idx_path, idx_path.with_name(f"{idx_path.name}.old"))
+        old = idx_path.with_name(f"{idx_path.name}.old")
+        if keep_old and idx_path.exists() and not old.exists():
+            idx_path.replace(old)
         Path(temporary).replace(idx_path)
     except OSError as problem:
         if temporary:
@@ -269,20 +269,28 @@ def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> N
         raise StorageError(f"{idx_path}: cannot write the index: {problem.strerror}") from None
 
 
-def _misfit(index: RecordIndex, view: memoryview, rec_path: Path, idx_path: Path) -> str | None:
-    """Why `index` does not belong to the `.rec` in `view`, from a look at some records; None where it does.
+def strays(index: RecordIndex, view: memoryview) -> str | None:
+    """Says so where no record begins at half or more of a sample of the offsets, else None.
 
-    One damaged record does not make an index stale: half of the sample must be off.
+    Fewer are damaged records, which do not make an index stale.
     """
+    row_S = np.unique(np.linspace(0, len(index) - 1, _SAMPLES).astype(np.int64))
+    wrong = [offset for offset in index.offset_N[row_S].tolist() if not framing.begins(view, offset)]
+    if 2 * len(wrong) >= len(row_S):
+        return f"no record begins at {len(wrong)} of {len(row_S)} offsets tried, such as {wrong[0]}"
+    return None
+
+
+def _misfit(index: RecordIndex, view: memoryview, rec_path: Path, idx_path: Path) -> str | None:
+    """Why `index` does not belong to the `.rec` in `view`, from a look at some records, else None."""
     if not len(index):
         return "it is empty" if len(view) else None
     highest = int(index.offset_N.max())
     if highest + 8 > len(view):
         return f"it points to offset {highest}, beyond the {len(view)} bytes of {rec_path.name}"
-    row_S = np.unique(np.linspace(0, len(index) - 1, _SAMPLES).astype(np.int64))
-    wrong = [offset for offset in index.offset_N[row_S].tolist() if not framing.begins(view, offset)]
-    if 2 * len(wrong) >= len(row_S):
-        return f"no record begins at {len(wrong)} of {len(row_S)} offsets tried, such as {wrong[0]}"
+    trouble = strays(index, view)
+    if trouble is not None:
+        return trouble
     try:
         _, end = framing.assemble(view, highest)
     except framing.Broken:

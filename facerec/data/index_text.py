@@ -52,7 +52,9 @@ def parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _count_newlines(text: mmap.mmap) -> int:
     byte = np.frombuffer(text, np.uint8)
-    return sum(np.count_nonzero(byte[at : at + _BLOCK] == _NEWLINE) for at in range(0, len(byte), _BLOCK))
+    return sum(
+        int(np.count_nonzero(byte[at : at + _BLOCK] == _NEWLINE)) for at in range(0, len(byte), _BLOCK)
+    )
 
 
 def _columns(text: mmap.mmap, position: int, most: int) -> tuple[np.ndarray, np.ndarray, int]:

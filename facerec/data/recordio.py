@@ -93,6 +93,9 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.keys.tolist())
+
     def __contains__(self, key: object) -> bool:
         try:
             self.index.row(key)  # type: ignore[arg-type]
