@@ -145,7 +145,7 @@ def _embed_share(
     device = model.device
     views: npt.NDArray[np.float32] | None = None
     done = 0
-    batches = _decoded(pictures, mine, min(batch_size, len(mine)), model.input.size, threads, where)
+    batches = _decoded(pictures, mine, min(batch_size, len(mine)), model.input.shape, threads, where)
     progress = tqdm(total=len(mine), desc=name, unit="img", leave=False, disable=None)
     with model.evaluating(), progress:
         for image_BHWC, filled in batches:
@@ -171,9 +171,9 @@ def _embed_share(
 
 
 def _decoded(
-    pictures: Sequence[Any], mine: range, batch_size: int, size: int, threads: int | None, where: Where
+    pictures: Sequence[Any], mine: range, batch_size: int, shape: tuple[int, ...], threads: int | None, where: Where
 ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Batches of decoded pictures (batch_size, size, size, 3) and how many of them are filled; the last one
+    """Batches of decoded pictures (batch_size, height, width, 3) and how many of them are filled; the last one
     is
     padded with black, so that every batch has one shape: one kernel choice, one compiled graph.
     """
@@ -186,7 +186,7 @@ def _decoded(
             if start is None:
                 return
             stop = min(start + batch_size, mine.stop)
-            out = np.zeros((batch_size, size, size, 3), np.uint8)
+            out = np.zeros((batch_size, *shape, 3), np.uint8)
             tasks = [
                 pool.submit(
                     _decode_some, pictures, range(at, min(at + _SLICE, stop)), out[at - start :], where

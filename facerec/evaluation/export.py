@@ -53,8 +53,7 @@ def _onnx(model: Model, metadata: dict[str, str]) -> bytes:
         import onnxscript  # noqa: F401 - torch's exporter needs it and would say so less clearly
     except ImportError as error:
         raise _missing("onnx", error) from error
-    size = model.input.size
-    example_BCHW = torch.zeros(2, 3, size, size)
+    example_BCHW = torch.zeros(2, 3, *model.input.shape)
     backbone = model.backbone.cpu()
     program = torch.onnx.export(
         backbone,
@@ -73,7 +72,7 @@ def _onnx(model: Model, metadata: dict[str, str]) -> bytes:
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
-        _compare(backbone, session, torch.rand(batch, 3, size, size) * 2 - 1)
+        _compare(backbone, session, torch.rand(batch, 3, *model.input.shape) * 2 - 1)
     return content
 
 

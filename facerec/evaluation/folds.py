@@ -67,7 +67,7 @@ def fold_of(pairs: int, folds: int) -> Ints:
 
 
 def cross_validate(
-    distance_N: Floats, issame_N: Bools, folds: int = 10, thresholds: Thresholds = "grid"
+    distance_N: Floats, issame_N: Bools, folds: int | Ints = 10, thresholds: Thresholds = "grid"
 ) -> Folds:
     """Accuracy of a threshold chosen on the other folds, for each fold.
 
@@ -77,7 +77,7 @@ def cross_validate(
     Args:
         distance_N: distance of each pair, finite.
         issame_N: whether the pair is genuine.
-        folds: number of folds, see `fold_of`.
+        folds: number of folds, see `fold_of`; or the fold of each pair, where a protocol gives it.
         thresholds: the candidates. ``grid``: 0, 0.01, …, 3.99, as published. ``exact``: all thresholds that
             can differ on the other folds, that is the midpoints of their sorted distances (and one below and
             one above them all); the fold's own distances have no say.
@@ -85,16 +85,16 @@ def cross_validate(
     Raises:
         ConfigError: unless 2 ≤ `folds` ≤ N.
     """
-    fold_N = fold_of(len(distance_N), folds)
+    fold_N, count = _folds(len(distance_N), folds)
     search = _search(distance_N, thresholds)
-    accuracy_F, threshold_F = search.choose(_count(search, distance_N, issame_N, fold_N, folds))
+    accuracy_F, threshold_F = search.choose(_count(search, distance_N, issame_N, fold_N, count))
     return Folds(accuracy_F, threshold_F, fold_N)
 
 
 def bootstrap_accuracy(
     distance_N: Floats,
     issame_N: Bools,
-    folds: int = 10,
+    folds: int | Ints = 10,
     thresholds: Thresholds = "grid",
     *,
     resamples: int,
@@ -106,7 +106,7 @@ def bootstrap_accuracy(
     threshold search. Pairs count as independent, though people and pictures occur in several: an interval
     over identities would be wider.
     """
-    fold_N = fold_of(len(distance_N), folds)
+    fold_N, folds = _folds(len(distance_N), folds)
     search = _search(distance_N, thresholds)
     count_F2J = _count(search, distance_N, issame_N, fold_N, folds)
     rng = np.random.default_rng(seed)
@@ -130,6 +130,16 @@ def interval(sorted_R: Floats, coverage: float = 0.95) -> tuple[float, float]:
     """The central percentile interval of bootstrap values (ascending)."""
     low, high = np.quantile(sorted_R, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
+
+
+def _folds(pairs: int, folds: int | Ints) -> tuple[Ints, int]:
+    """The fold of each pair, from 0, and how many there are."""
+    if isinstance(folds, int | np.integer):
+        return fold_of(pairs, int(folds)), int(folds)
+    names, fold_N = np.unique(folds, return_inverse=True)
+    require(len(fold_N) == pairs, "folds", len(fold_N), f"must be a fold for each of the {pairs} pairs")
+    require(len(names) >= 2, "folds", names.tolist(), "must name two folds or more")
+    return fold_N, len(names)
 
 
 class _Search(Protocol):

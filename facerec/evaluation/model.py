@@ -36,7 +36,8 @@ class Input:
             order of `channels`.
         channels: ``rgb`` or ``bgr``, the order in which the backbone wants the channels (pictures come as
             RGB).
-        size: height and width in pixels.
+        size: height and width in pixels, or [height, width]; pictures of another size are resized by the
+            short side and cut from the middle.
 
     Raises:
         ConfigError: for a value out of range.
@@ -45,7 +46,7 @@ class Input:
     mean: Numbers = 127.5
     std: Numbers = 127.5
     channels: Literal["rgb", "bgr"] = "rgb"
-    size: int = 112
+    size: int | list[int] = 112
 
     def __post_init__(self) -> None:
         for key in ("mean", "std"):
@@ -56,7 +57,8 @@ class Input:
             require(key == "mean" or min(numbers) > 0, f"input.{key}", value, "must be greater than 0")
             object.__setattr__(self, key, float(numbers[0]) if len(numbers) == 1 else [*map(float, numbers)])
         require(self.channels in ("rgb", "bgr"), "input.channels", self.channels, "must be rgb or bgr")
-        require(self.size >= 1, "input.size", self.size, "must be 1 pixel or more")
+        good = len(self.shape) == 2 and min(self.shape) >= 1
+        require(good, "input.size", self.size, "must be a number of pixels, or [height, width]")
 
     def normalise(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """Pictures as the backbone wants them, on the device where they are.
@@ -74,12 +76,18 @@ class Input:
             self._constant(self.std, image_BCHW)
         )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width) in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint and results.json keep them."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.size}×{self.size} {self.channels}, (x − {self.mean}) / {self.std}"
+        size = "×".join(map(str, self.shape))
+        return f"{size} {self.channels}, (x − {self.mean}) / {self.std}"
 
     @staticmethod
     def _constant(value: Numbers, like: torch.Tensor) -> torch.Tensor | float:
@@ -144,11 +152,11 @@ class Model:
             UserError: for pictures of another type or size.
         """
         image_BHWC = torch.as_tensor(images_BHWC)
-        size = self.input.size
-        if image_BHWC.dtype != torch.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[1:] != (size, size, 3):
+        wanted = (*self.input.shape, 3)
+        if image_BHWC.dtype != torch.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[1:] != wanted:
             raise UserError(
                 f"pictures are {image_BHWC.dtype} of shape {tuple(image_BHWC.shape)}; this model takes uint8 "
-                f"RGB of shape (B, {size}, {size}, 3)"
+                f"RGB of shape (B, {', '.join(map(str, wanted))})"
             )
         parts = []
         with self.evaluating():

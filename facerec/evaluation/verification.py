@@ -82,6 +82,8 @@ class VerificationResult:
     flip: bool
     genuine_pairs: int
     notes: list[str]
+    protocol: str
+    """The protocol's name, as it is to be said with the number."""
     distance_N: Floats = field(repr=False)
     issame_N: Bools = field(repr=False)
     wrong_genuine: Ints = field(repr=False)
@@ -91,13 +93,6 @@ class VerificationResult:
     """Impostor pairs called same, likewise."""
     source: PairSet | None = field(default=None, repr=False)
     """The set that was evaluated, for its pictures; None where only embeddings were given."""
-
-    @property
-    def protocol(self) -> str:
-        """The protocol's name, as it is to be said with the number."""
-        flip = "flip-TTA (e + e')" if self.flip else "no flip"
-        search = "grid 0, 0.01, …, 3.99" if self.thresholds == "grid" else "exact threshold search"
-        return f"verification, {self.folds} folds in file order, {flip}, {search}"
 
     def roc(self) -> tuple[Floats, Floats]:
         """False and true accept rates, ascending, from (0, 0) to (1, 1)."""
@@ -133,7 +128,7 @@ def verify(
     issame_N: npt.ArrayLike | torch.Tensor,
     *,
     flipped_2ND: npt.ArrayLike | torch.Tensor | None = None,
-    folds: int = 10,
+    folds: int | Ints = 10,
     thresholds: Thresholds = "grid",
     bootstrap: int = 0,
     seed: int = 0,
@@ -197,7 +192,7 @@ def verify(
         eer=separation.eer(),
         tar_at_far=tar_at_far,
         pairs=len(same),
-        folds=folds,
+        folds=len(validated.accuracy_F),
         fold_accuracy=validated.accuracy_F.tolist(),
         fold_threshold=validated.threshold_F.tolist(),
         accuracy_noflip=noflip if mirrored is not None else validated.accuracy,
@@ -207,6 +202,7 @@ def verify(
         flip=mirrored is not None,
         genuine_pairs=int(same.sum()),
         notes=_notes(compared.zero, tar_at_far, separation),
+        protocol=_protocol(len(validated.accuracy_F), mirrored is not None, thresholds),
         distance_N=distance_N,
         issame_N=same,
         wrong_genuine=wrong_genuine,
@@ -368,6 +364,12 @@ def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Int
     nearest = np.argsort(np.abs(beyond_N), kind="stable")
     called_same = (beyond_N < 0)[nearest]
     return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
+
+
+def _protocol(folds: int, flip: bool, thresholds: str) -> str:
+    view = "flip-TTA (e + e')" if flip else "no flip"
+    search = "grid 0, 0.01, …, 3.99" if thresholds == "grid" else "exact threshold search"
+    return f"verification, {folds} folds in file order, {view}, {search}"
 
 
 def _notes(zero: int, tar_at_far: dict[str, float | None], separation: Separation) -> list[str]:

@@ -1,0 +1,203 @@
+"""Read the lists of the template protocols: YTF's splits, and IJB-B's and IJB-C's faces, scores and pairs.
+
+Shape suffixes: R rows of the face list, P pictures, T templates, V videos, N pairs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.errors import DamagedDataError, MissingDataError
+from facerec.evaluation.templates import FaceList, Ints
+
+_PORTION = 1 << 25  # bytes of a pair list that are parsed at once
+
+
+@dataclass(frozen=True)
+class VideoPairs:
+    """YTF: `video_V` are folders (``Name/k``), pairs index them, `split_N` is the fold of each pair."""
+
+    video_V: list[str]
+    first_N: Ints
+    second_N: Ints
+    issame_N: npt.NDArray[np.bool_]
+    split_N: Ints
+
+
+def read_ytf_splits(path: Path) -> VideoPairs:
+    """Read ``splits.txt``: a header line, then ``split, first video, second video, is same``.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is wrong.
+    """
+    known: dict[str, int] = {}
+    rows = []
+    for number, line in list(_lines(path))[1:]:
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) != 4 or not fields[0].isdigit() or fields[3] not in ("0", "1"):
+            raise _wrong(path, number, line, "split, first video, second video, is same (0 or 1)")
+        first, second = (known.setdefault(video, len(known)) for video in fields[1:3])
+        rows.append((int(fields[0]), first, second, int(fields[3])))
+    if not rows:
+        raise DamagedDataError(f"{path} holds no pairs")
+    split, first_N, second_N, same = np.array(rows).T
+    return VideoPairs(list(known), first_N, second_N, same.astype(bool), split)
+
+
+@dataclass(frozen=True)
+class IjbLists:
+    """IJB-B or IJB-C: file names, landmarks and detector scores of the pictures, who is in which template,
+    the listed pairs of templates."""
+
+    name_P: list[str]
+    landmarks_P52: npt.NDArray[np.float32]
+    score_P: npt.NDArray[np.float32]
+    faces: FaceList
+    first_N: Ints
+    second_N: Ints
+    issame_N: npt.NDArray[np.bool_]
+
+
+def read_ijb(folder: Path, name: str) -> IjbLists:
+    """Read the three lists of `name` (``ijbb`` or ``ijbc``) in `folder`.
+
+    Raises:
+        MissingDataError: a list is missing.
+        DamagedDataError: naming the line that is wrong, or the picture or template that one list has and the
+            other has not.
+    """
+    name_R, template_R, medium_R = _read_faces(folder / f"{name}_face_tid_mid.txt")
+    scores = folder / f"{name}_name_5pts_score.txt"
+    number_of, landmarks_P52, score_P = _read_scores(scores)
+    try:
+        picture_R = np.array([number_of[one] for one in name_R])
+    except KeyError as error:
+        raise DamagedDataError(f"{scores}: lacks the picture {error}, which the face list names") from None
+    template, template_R = np.unique(template_R, return_inverse=True)
+    pairs = folder / f"{name}_template_pair_label.txt"
+    first_N, second_N, issame_N = read_template_pairs(pairs)
+    faces = FaceList(picture_R, template_R.astype(np.int32), medium_R)
+    first_N, second_N = (_rows_of(ids, template, pairs) for ids in (first_N, second_N))
+    return IjbLists(list(number_of), landmarks_P52, score_P, faces, first_N, second_N, issame_N)
+
+
+def read_template_pairs(path: Path) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """Read ``template 1, template 2, label`` lines, 15.7 million of them in IJB-C, at NumPy's speed.
+
+    Returns:
+        Template ids, int32, and whether the pair is genuine.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is wrong.
+    """
+    ids, labels = [], []
+    lines = 0
+    for chunk in _portions(path):
+        count = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # what NumPy says of text that is no number
+            try:
+                number: Ints = np.fromstring(chunk.decode("ascii", "replace"), dtype=np.int64, sep=" ")
+            except (DeprecationWarning, ValueError):
+                number = np.empty(0, np.int64)
+        good = len(number) == 3 * count and np.isin(number[2::3], (0, 1)).all()
+        if not good or number.min(initial=0) < 0 or number.max(initial=0) >= 2**31:
+            number = _slowly(path, chunk, lines)
+        ids.append(number.reshape(-1, 3)[:, :2].astype(np.int32))
+        labels.append(number[2::3] == 1)
+        lines += count
+    if not ids:
+        raise DamagedDataError(f"{path} holds no pairs")
+    both = np.concatenate(ids)
+    ids.clear()
+    return both[:, 0].copy(), both[:, 1].copy(), np.concatenate(labels)
+
+
+def _read_faces(path: Path) -> tuple[list[str], Ints, Ints]:
+    names, numbers = [], []
+    for number, line in _lines(path):
+        fields = line.split()
+        if len(fields) != 3 or not (fields[1].isdigit() and fields[2].lstrip("-").isdigit()):
+            raise _wrong(path, number, line, "image name, template id, media id")
+        names.append(fields[0])
+        numbers.append((int(fields[1]), int(fields[2])))
+    if not names:
+        raise DamagedDataError(f"{path} holds no faces")
+    template_R, medium_R = np.array(numbers, np.int64).T
+    return names, template_R, medium_R
+
+
+def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Number of each picture by name, its landmarks and its score."""
+    number_of: dict[str, int] = {}
+    values = []
+    for number, line in _lines(path):
+        name, *rest = line.split()
+        try:
+            row = [float(field) for field in rest]
+        except ValueError:
+            row = []
+        if len(row) != 11 or not np.isfinite(row).all():
+            raise _wrong(path, number, line, "name, five landmarks x y, score")
+        if name in number_of:
+            raise _wrong(path, number, line, "a picture that was not named before")
+        number_of[name] = len(number_of)
+        values.append(row)
+    table = np.array(values, np.float32).reshape(-1, 11)
+    return number_of, table[:, :10].reshape(-1, 5, 2), table[:, 10]
+
+
+def _rows_of(id_N: Ints, template: Ints, path: Path) -> npt.NDArray[np.int32]:
+    """Which template each id is."""
+    row_N = np.searchsorted(template, id_N).astype(np.int32)
+    wrong = template[np.minimum(row_N, len(template) - 1)] != id_N
+    if wrong.any():
+        missing = int(id_N[int(np.argmax(wrong))])
+        raise DamagedDataError(f"{path}: names template {missing}, of which the face list has no picture")
+    return row_N
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    if not path.is_file():
+        raise MissingDataError(f"there is no list {path}; it belongs to the protocol's published files")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.strip()
+
+
+def _portions(path: Path) -> Iterator[bytes]:
+    """The file in portions of whole lines."""
+    if not path.is_file():
+        raise MissingDataError(f"there is no list {path}; it belongs to the protocol's published files")
+    with path.open("rb") as file:
+        while chunk := file.read(_PORTION):
+            yield chunk + file.readline()
+
+
+def _slowly(path: Path, chunk: bytes, lines: int) -> Ints:
+    """A portion with blank or wrong lines, line by line."""
+    numbers = []
+    for number, line in enumerate(chunk.decode("utf-8", "replace").splitlines(), lines + 1):
+        fields = line.split()
+        if not fields:
+            continue
+        good = len(fields) == 3 and all(field.isdigit() and len(field) < 10 for field in fields)
+        if not good or fields[2] not in ("0", "1"):
+            raise _wrong(path, number, line, "template 1, template 2, label (0 or 1)")
+        numbers += [int(field) for field in fields]
+    return np.array(numbers, np.int64)
+
+
+def _wrong(path: Path, number: int, line: str, expected: str) -> DamagedDataError:
+    shown = line if len(line) <= 60 else line[:60] + "…"
+    return DamagedDataError(f"{path}, line {number}: {shown!r} is not {expected}")
