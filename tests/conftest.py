@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# The suite runs in a process a core; threads of their own would only make them wait for each other. Set before
+# anything imports torch, and inherited by the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"

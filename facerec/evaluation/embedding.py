@@ -171,10 +171,15 @@ def _embed_share(
 
 
 def _decoded(
-    pictures: Sequence[Any], mine: range, batch_size: int, shape: tuple[int, ...], threads: int | None, where: Where
+    pictures: Sequence[Any],
+    mine: range,
+    batch_size: int,
+    shape: tuple[int, ...],
+    threads: int | None,
+    where: Where,
 ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Batches of decoded pictures (batch_size, height, width, 3) and how many of them are filled; the last one
-    is
+    """Batches of decoded pictures (batch_size, height, width, 3) and how many of them are filled; the last
+    one is
     padded with black, so that every batch has one shape: one kernel choice, one compiled graph.
     """
     starts = iter(range(mine.start, mine.stop, batch_size))

@@ -121,9 +121,7 @@ def writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"output_dir={folder}: cannot be written ({error.strerror})"
-        ) from error
+        raise UserError(f"output_dir={folder}: cannot be written ({error.strerror})") from error
 
 
 def resume_from(setting: str | None, folder: Path) -> Path | None:
@@ -146,7 +144,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
 def describe_run(trainer: Trainer) -> None:
     """Say in the log what is about to be trained, on what, and how."""
     loader, settings, config = trainer.loader, trainer.settings, trainer.config
-    backbone, size = trainer.backbone, trainer.input.size
+    backbone, shape = trainer.backbone, trainer.input.shape
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     steps = -(-loader.batches_per_epoch() // settings.accumulate)
     whole = steps * settings.epochs if settings.max_steps is None else settings.max_steps
@@ -154,7 +152,7 @@ def describe_run(trainer: Trainer) -> None:
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
-        f"{gflops(backbone, size):.2f} GFLOPs (multiply-adds) at {size}×{size}",
+        f"{gflops(backbone, shape):.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
         "schedule": f"{config['schedule']['name']} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",

@@ -1,0 +1,271 @@
+"""facerec-train and facerec-eval as a user meets them: processes, files, exit statuses, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from facerec import checkpoint
+from facerec.data.orl import pack_orl
+
+SMALL = [
+    "backbone=mobilefacenet",
+    "backbone.embedding_size=32",
+    "data.size=112",
+    "trainer.batch_size=16",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "schedule=constant",
+    "optimizer.lr=0.01",
+    "eval.bootstrap=20",
+]
+
+
+def command(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a console script of this environment as a process of its own."""
+    program = Path(sys.executable).with_name(name)
+    return subprocess.run(
+        [str(program), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def failed(run: subprocess.CompletedProcess[str], status: int = 2) -> str:
+    """The one line that a failed command printed."""
+    assert run.returncode == status, run.stderr + run.stdout
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1, run.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def orl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("orl")
+    pack_orl(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run_folder(orl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the ORL faces, evaluated on the people it has not seen."""
+    folder = tmp_path_factory.mktemp("run")
+    run = command(
+        "facerec-train", *SMALL, f"data.root={orl}", "trainer.max_steps=4", "output_dir=out", cwd=folder
+    )
+    assert run.returncode == 0, run.stderr
+    (folder / "stdout").write_text(run.stdout)
+    return folder
+
+
+def test_a_run_leaves_what_the_manual_says(run_folder: Path) -> None:
+    out = run_folder / "out"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"epoch", "loss", "lr", "samples_per_second", "grad_norm", "accuracy", "target_cosine"} <= rows[
+        0
+    ].keys()
+    results = json.loads((out / "results.json").read_text())
+    assert results["step"] == 4
+    target = results["targets"]["orl"]
+    assert target["pairs"] == 900 and target["folds"] == 10
+    assert {
+        "accuracy",
+        "accuracy_std",
+        "best_threshold",
+        "xnorm",
+        "auc",
+        "eer",
+        "tar_at_far",
+    } <= target.keys()
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", ".hydra/config.yaml", "train.log"):
+        assert (out / name).is_file(), name
+    assert any((out / "tensorboard").iterdir())
+    assert any(out.glob("*.png"))
+
+
+def test_the_log_says_what_is_trained_and_keeps_the_lines_that_people_grep(run_folder: Path) -> None:
+    log = (run_folder / "out" / "train.log").read_text().splitlines()
+    heads = [line.split()[0] for line in log[:8]]
+    assert heads == ["data", "backbone", "head", "optimizer", "schedule", "device", "input", "evaluation"]
+    assert any(line.startswith("[orl][4]XNorm: ") for line in log)
+    assert any(line.startswith("[orl][4]Accuracy-Flip: 0.") and "+-0." in line for line in log)
+    assert any(line.startswith("[orl][4]Best-Threshold: ") for line in log)
+    assert any(line.startswith("highest_acc: [0.") for line in log)
+
+
+def test_the_checkpoint_alone_is_enough_to_evaluate_and_gives_the_same_numbers(run_folder: Path) -> None:
+    run = command("facerec-eval", "ckpt=out/checkpoints/last.pt", "output_dir=ev", cwd=run_folder)
+    assert run.returncode == 0, run.stderr
+    trained = json.loads((run_folder / "out" / "results.json").read_text())["targets"]["orl"]
+    evaluated = json.loads((run_folder / "ev" / "results.json").read_text())["targets"]["orl"]
+    for key in ("accuracy", "accuracy_std", "best_threshold"):
+        assert evaluated[key] == trained[key]
+    assert evaluated["xnorm"] == pytest.approx(trained["xnorm"], rel=1e-5)
+
+
+def test_the_same_command_goes_on_where_it_was(run_folder: Path, orl: Path) -> None:
+    more = command(
+        "facerec-train", *SMALL, f"data.root={orl}", "trainer.max_steps=5", "output_dir=out", cwd=run_folder
+    )
+    assert more.returncode == 0, more.stderr
+    assert "resumed from" in more.stdout and "step 4" in more.stdout
+    steps = [
+        json.loads(row)["step"] for row in (run_folder / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_a_run_is_never_overwritten_unasked(run_folder: Path, orl: Path) -> None:
+    run = command(
+        "facerec-train", *SMALL, f"data.root={orl}", "output_dir=out", "trainer.resume=null", cwd=run_folder
+    )
+    assert "holds a run already" in failed(run)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends_the_command(
+    tmp_path: Path, orl: Path, number: signal.Signals, status: int
+) -> None:
+    program = Path(sys.executable).with_name("facerec-train")
+    arguments = [*SMALL, f"data.root={orl}", "trainer.epochs=1000", "output_dir=out", "eval.targets=[]"]
+    process = subprocess.Popen([str(program), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert checkpoint.load(tmp_path / "out" / "checkpoints" / "last.pt")["step"] >= 2
+
+
+def test_a_sweep_leaves_a_folder_a_run_and_one_table(tmp_path: Path, orl: Path) -> None:
+    run = command(
+        "facerec-train",
+        "-m",
+        *SMALL,
+        f"data.root={orl}",
+        "trainer.max_steps=1",
+        "eval.figures=false",
+        "output_dir=sweep",
+        "head.m=0.3,0.5",
+        "head.s=32,64",
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    table = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
+    assert table[0] == "run,head.m,head.s,orl,mean"
+    assert sorted(row.split(",")[1:3] for row in table[1:]) == [
+        ["0.3", "32"],
+        ["0.3", "64"],
+        ["0.5", "32"],
+        ["0.5", "64"],
+    ]
+    assert all((tmp_path / "sweep" / str(n) / "results.json").is_file() for n in range(4))
+    assert "| head.m | head.s | orl" in run.stdout
+
+
+def test_a_pack_of_the_published_layout_trains_under_its_name(tmp_path: Path, orl: Path) -> None:
+    run = command(
+        "facerec-train",
+        "head=arcface",
+        "data=ms1mv2",
+        *SMALL,
+        f"data.root={orl}",
+        "eval.targets=[orl]",
+        "trainer.max_steps=1",
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "highest_acc" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "head.m=-1",
+            r"head.m=-1: an angular margin must be from 0 to π/2 (radians) (from the command line)",
+        ),
+        ("head.m=wide", "head.m=wide: must be a number"),
+        ("head=arcfase", "head=arcfase: no such head; did you mean arcface?"),
+        ("trainer.precision=fp8", "trainer.precision=fp8: must be one of fp32, bf16, fp16"),
+        ("trainer.epoch=3", "trainer.epoch: no such setting (from the command line); did you mean epochs?"),
+        ("+trainer.foo=3", "trainer.foo=3: no such setting"),
+        ("trainer.batch_size=0", "trainer.batch_size=0: must be 1 or more"),
+        ("trainer.device=tpu", "trainer.device=tpu: must be auto, cpu, cuda, cuda:N or mps"),
+        ("optimizer.lr=0", "optimizer.lr=0: must be greater than 0"),
+        ("backbone=ir_5", "backbone=ir_5: no such backbone; did you mean ir_50?"),
+        ("seed=-1", "seed=-1: must be a whole number, 0 or more"),
+        ("nonsense", "nonsense: is not of the form key=value"),
+        ("trainer.resume=nowhere.pt", "trainer.resume=nowhere.pt: no such file"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_any_data_is_touched(
+    tmp_path: Path, setting: str, message: str
+) -> None:
+    run = command("facerec-train", "data=rec", "data.root=/nowhere", setting, cwd=tmp_path)
+    line = failed(run)
+    assert line.startswith("facerec-train: ")
+    assert message.split("did you")[0] in line and message.partition("did you")[2] in line
+
+
+def test_a_missing_data_set_says_what_works_now(tmp_path: Path) -> None:
+    line = failed(command("facerec-train", "data=ms1mv2", cwd=tmp_path, FACEREC_DATA=str(tmp_path / "none")))
+    assert "faces_emore" in line and "data=orl" in line
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path, orl: Path) -> None:
+    (tmp_path / "file").touch()
+    run = command("facerec-train", *SMALL, f"data.root={orl}", "output_dir=file/run", cwd=tmp_path)
+    assert "file/run" in failed(run)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path, run_folder: Path) -> None:
+    state = checkpoint.load(run_folder / "out" / "checkpoints" / "best.pt")
+    state["config"]["backbone"] = {"name": "mbf", "embedding_size": 32}
+    checkpoint.save(tmp_path / "other.pt", state)
+    line = failed(command("facerec-eval", "ckpt=other.pt", cwd=tmp_path))
+    assert "do not fit the backbone mbf" in line
+
+
+def test_help_is_quick_to_come_and_does_not_load_torch(tmp_path: Path) -> None:
+    for name in ("facerec-train", "facerec-eval", "facerec-export", "facerec-data"):
+        run = command(name, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+        assert run.returncode == 0, run.stderr
+        assert name in run.stdout
+        assert "| torch\n" not in run.stderr and " torch\n" not in run.stderr
+        assert not list(tmp_path.iterdir()), "asking for help leaves nothing behind"
+
+
+def test_an_export_gives_the_same_embeddings_elsewhere(run_folder: Path) -> None:
+    run = command("facerec-export", "ckpt=out/checkpoints/best.pt", "format=safetensors", cwd=run_folder)
+    assert run.returncode == 0, run.stderr
+    from safetensors.torch import load_file
+
+    weights = load_file(run_folder / "out" / "checkpoints" / "best.safetensors")
+    state = checkpoint.load(run_folder / "out" / "checkpoints" / "best.pt")["backbone"]
+    assert weights.keys() == state.keys()
+    again = command("facerec-export", "ckpt=out/checkpoints/best.pt", "format=safetensors", cwd=run_folder)
+    assert "force=true" in failed(again)
+
+
+@pytest.mark.slow
+def test_an_onnx_export_runs_with_any_batch_size(run_folder: Path) -> None:
+    run = command(
+        "facerec-export", "ckpt=out/checkpoints/best.pt", "format=onnx", "out=face.onnx", cwd=run_folder
+    )
+    assert run.returncode == 0, run.stderr
+    assert (run_folder / "face.onnx").stat().st_size > 3_000_000
