@@ -1,11 +1,11 @@
-"""Fixtures shared by all tests: small real files of the repository and, where present, the larger shared data."""
+"""Fixtures shared by all tests: small files of the repository, and larger shared data where present."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# The suite runs in a process a core; threads of their own would only make them wait for each other. Set before
+# The suite runs a process a core; threads of their own would only make them wait for each other. Set before
 # anything imports torch, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
