@@ -1,8 +1,8 @@
 """The IR networks of AdaFace and CVLface: units with one more batch norm, and no affine part at the end.
 
 Source: AdaFace (2204.00964) and its published code; the entries have the names of the ``ir_50`` family but
-other numbers inside a unit, so that weights of one do not fit the other. The published models of this lineage
-take BGR pictures (CVLface: RGB), and their embedding comes out normalised; here it is raw as everywhere.
+other numbers inside a unit, so that weights of one do not fit the other. AdaFace's own weights take BGR
+pictures. Its networks return the normalised embedding and its length; here it is raw as everywhere.
 """
 
 from __future__ import annotations

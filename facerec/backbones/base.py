@@ -1,4 +1,4 @@
-"""What every backbone shares: the registry, the way to make one by name, and the contract of its forward pass.
+"""What every backbone shares: the registry, making one by name, and the contract of the forward pass.
 
 Shapes: B pictures of C = 3 channels, H×W pixels; D is the length of the embedding.
 """
@@ -22,6 +22,9 @@ class Backbone(nn.Module):
 
     Families subclass it and write `_embed`; their entries of the state dict carry the published names.
 
+    Attributes:
+        foreign: prefixes of entries that published files of the family hold besides the backbone's own.
+
     Args:
         embedding_size: D, 1 or more.
         input_size: height and width of the pictures in pixels, one number for a square.
@@ -31,13 +34,13 @@ class Backbone(nn.Module):
         ConfigError: for an `embedding_size` or `input_size` out of range.
     """
 
+    foreign: tuple[str, ...] = ()
+
     def __init__(self, embedding_size: int, input_size: int | Sequence[int], multiple: int = 16) -> None:
         super().__init__()
         require(embedding_size >= 1, "backbone.embedding_size", embedding_size, "must be 1 or more")
         self.embedding_size = embedding_size
         self.input_size = picture_size(input_size, multiple)
-        self._frozen: tuple[str, ...] = ()
-        self._frozen_batch_norm = False
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Raw embeddings (B, D), not normalised, of float pictures (B, 3, H, W) in [-1, 1].
@@ -61,44 +64,6 @@ class Backbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are never decayed although they are matrices (position embeddings)."""
         return set()
-
-    def freeze(self, parts: bool | Sequence[str], batch_norm: bool = False) -> list[str]:
-        """Take parts of the backbone out of training; what is frozen also keeps its running statistics.
-
-        Args:
-            parts: true for everything, or prefixes of parameter names by whole words
-                (``layer1`` is all of ``layer1.*``, not ``layer10.*``).
-            batch_norm: keep the running statistics of every batch norm, so that also the layers in training
-                see the statistics the backbone was made with (few pictures a person, small batches).
-
-        Returns:
-            The names of the parameters now frozen.
-
-        Raises:
-            ConfigError: for a prefix that no parameter has.
-        """
-        prefixes = ("",) if parts is True else () if parts is False else tuple(parts)
-        names = [name for name, _ in self.named_parameters()]
-        for prefix in prefixes:
-            children = ", ".join(name for name, _ in self.named_children())
-            known = any(_within(name, prefix) for name in names)
-            require(known, "backbone.frozen", prefix, f"no parameter is called so; the parts are {children}")
-        frozen = [name for name in names if any(_within(name, prefix) for prefix in prefixes)]
-        for name, parameter in self.named_parameters():
-            if name in set(frozen):
-                parameter.requires_grad_(False)
-        self._frozen, self._frozen_batch_norm = prefixes, batch_norm
-        self.train(self.training)
-        return frozen
-
-    def train(self, mode: bool = True) -> Backbone:
-        """`nn.Module.train`, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for name, module in self.named_modules():
-            statistics = self._frozen_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if statistics or (name and any(_within(name, prefix) for prefix in self._frozen)):
-                module.training = False
-        return self
 
 
 def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) -> Backbone:
@@ -138,13 +103,9 @@ def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
     The embedding itself is computed in float32, as the published fp16 training code does: it costs less than
     a hundredth of the network, and eight bits of mantissa would blur the cosines.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return in_full_precision(x.float(), *layers)
     for layer in layers:
         x = layer(x)
     return x
-
-
-def _within(name: str, prefix: str) -> bool:
-    return prefix == "" or name == prefix or name.startswith(f"{prefix}.")

@@ -1,7 +1,7 @@
-"""IR and IR-SE, the improved residual networks in the layout of face.evoLVe: input_layer, body, output_layer.
+"""IR and IR-SE, the improved residual networks as face.evoLVe lays them out: input_layer, body, output_layer.
 
-Source: ArcFace (1801.07698), section 3.2 and its reference code; entry names of the state dict are those of the
-published face.evoLVe models. "101" has 100 layers by the same count; the names are the published ones.
+Source: ArcFace (1801.07698), section 3.2; the entries of the state dict are named as in the published models.
+"101" has 100 layers by the count that gives the others theirs; its name is the published one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
 from facerec.backbones.prelu import PReLU
 
-# Units of each of the four stages, of 64, 128, 256 and 512 channels.
+# Units of each of the four stages.
 STAGES = {"50": (3, 4, 14, 3), "101": (3, 13, 30, 3), "152": (3, 8, 36, 3)}
 WIDTHS = (64, 128, 256, 512)
 
 
 class Subsample(nn.Module):
-    """Every `stride`-th pixel of every `stride`-th row: max pooling with a window of one pixel, without its cost."""
+    """Every `stride`-th pixel of every `stride`-th row: what max pooling by single pixels gives, for less."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """iresnet18 … 200, the improved residual networks in the layout of InsightFace's arcface_torch.
 
-Source: ArcFace (1801.07698) and the published code (conv1, bn1, prelu, layer1–4, bn2, fc, features); its units
-have one batch norm more than those of face.evoLVe's ``ir_*``, hence the other parameter counts.
+Source: ArcFace (1801.07698) and the published code (conv1, bn1, prelu, layer1–4, bn2, fc, features); its
+units have one batch norm more than those of face.evoLVe's ``ir_*``, hence the other parameter counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ STAGES = {
     "100": (3, 13, 30, 3),
     "200": (6, 26, 60, 6),
 }
-WIDTHS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
@@ -46,6 +45,12 @@ class Block(nn.Module):
         return out.add_(x if self.downsample is None else self.downsample(x))
 
 
+def _layer(incoming: int, channels: int, count: int) -> nn.Sequential:
+    """`count` blocks, the first of which halves height and width."""
+    rest = [Block(channels, channels, 1) for _ in range(count - 1)]
+    return nn.Sequential(Block(incoming, channels, 2), *rest)
+
+
 class IResNet(Backbone):
     """The network behind every name of this layout.
 
@@ -53,8 +58,8 @@ class IResNet(Backbone):
         stages: blocks of each of the four layers.
         embedding_size: D.
         dropout: share of the last feature map set to 0 in training, 0 … <1.
-        zero_init_residual: start the second batch norm of every block at 0, so that each block is the identity
-            at first (the published option, also off there).
+        zero_init_residual: start the second batch norm of every block at 0, so that each block passes
+            its input on at first (the published option, also off there).
         input_size: pixels, multiples of 16; 112 is published.
     """
 
@@ -72,11 +77,11 @@ class IResNet(Backbone):
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.prelu = PReLU(64)
-        incoming = 64
-        for number, (channels, count) in enumerate(zip(WIDTHS, stages, strict=True), start=1):
-            blocks = [Block(incoming if i == 0 else channels, channels, 1 if i else 2) for i in range(count)]
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
-            incoming = channels
+        first, second, third, fourth = stages
+        self.layer1 = _layer(64, 64, first)
+        self.layer2 = _layer(64, 128, second)
+        self.layer3 = _layer(128, 256, third)
+        self.layer4 = _layer(256, 512, fourth)
         self.bn2 = nn.BatchNorm2d(512)
         self.dropout = nn.Dropout(dropout)
         height, width = (side // 16 for side in self.input_size)
@@ -92,7 +97,8 @@ class IResNet(Backbone):
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(image_BCHW)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
         x = self.dropout(self.bn2(x).flatten(1))
         return in_full_precision(x, self.fc, self.features)
 

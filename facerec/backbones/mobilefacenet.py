@@ -1,8 +1,8 @@
 """MobileFaceNet of the paper (1804.07573, Table 1), about a million parameters.
 
-The entry names are those of the published lineage TreB1eN/InsightFace_Pytorch and face.evoLVe (conv1, conv2_dw,
-conv_23, conv_3, …, linear, bn). The paper's embedding has 128 numbers; most published weights have 512.
-InsightFace's wider network of the same kind is ``mbf``.
+The entry names are those of TreB1eN/InsightFace_Pytorch and face.evoLVe (conv1, conv2_dw, conv_23, conv_3, …,
+linear, bn). The paper's embedding has 128 numbers; most published weights have 512. InsightFace's wider
+network of the same kind is ``mbf``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Elements a thread handles at a time: few enough to stay in the cache, enough to be worth waking the threads for.
+# Elements a thread handles at a time: few enough for its cache, enough to be worth waking it.
 PIECE = 1 << 17
 
 

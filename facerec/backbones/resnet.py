@@ -1,7 +1,8 @@
 """resnet50/101/152: the bottleneck ResNet with a face embedding at its end, in face.evoLVe's layout.
 
-Source: He et al. (1512.03385) as torchvision names it (conv1, bn1, layer1–4), followed by the BN–Dropout–FC–BN
-of ArcFace (bn_o1, dropout, fc, bn_o2). Its first layers halve the picture twice, so that 112×112 ends as 4×4.
+Source: He et al. (1512.03385) as torchvision names it (conv1, bn1, layer1–4), followed by the
+BN–Dropout–FC–BN of ArcFace (bn_o1, dropout, fc, bn_o2). Its first layers quarter the picture, so that 112×112
+ends as 4×4.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
 
 STAGES = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
-WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
 
 
@@ -43,6 +43,12 @@ class Bottleneck(nn.Module):
         return self.relu(out.add_(x if self.downsample is None else self.downsample(x)))
 
 
+def _layer(incoming: int, width: int, count: int, stride: int) -> nn.Sequential:
+    """`count` blocks, the first of which holds the stride."""
+    rest = [Bottleneck(width * EXPANSION, width, 1) for _ in range(count - 1)]
+    return nn.Sequential(Bottleneck(incoming, width, stride), *rest)
+
+
 class ResNet(Backbone):
     """The network behind every name of this layout.
 
@@ -50,7 +56,8 @@ class ResNet(Backbone):
         stages: blocks of each of the four layers.
         embedding_size: D.
         dropout: share of the last feature map set to 0 in training, 0 … <1.
-        zero_init_residual: start the last batch norm of every block at 0 (1706.02677), on in the published code.
+        zero_init_residual: start the last batch norm of every block at 0 (1706.02677); on in the published
+            code.
         input_size: pixels, multiples of 16; 112 is published.
     """
 
@@ -69,17 +76,15 @@ class ResNet(Backbone):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        incoming = 64
-        for number, (width, count) in enumerate(zip(WIDTHS, stages, strict=True), start=1):
-            blocks = []
-            for i in range(count):
-                blocks.append(Bottleneck(incoming, width, 2 if i == 0 and number > 1 else 1))
-                incoming = width * EXPANSION
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
-        self.bn_o1 = nn.BatchNorm2d(incoming)
+        first, second, third, fourth = stages
+        self.layer1 = _layer(64, 64, first, stride=1)
+        self.layer2 = _layer(256, 128, second, stride=2)
+        self.layer3 = _layer(512, 256, third, stride=2)
+        self.layer4 = _layer(1024, 512, fourth, stride=2)
+        self.bn_o1 = nn.BatchNorm2d(2048)
         self.dropout = nn.Dropout(dropout)
         rows, columns = (-(-side // 32) for side in self.input_size)
-        self.fc = nn.Linear(incoming * rows * columns, embedding_size)
+        self.fc = nn.Linear(2048 * rows * columns, embedding_size)
         self.bn_o2 = nn.BatchNorm1d(embedding_size)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -89,7 +94,8 @@ class ResNet(Backbone):
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image_BCHW))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
         x = self.dropout(self.bn_o1(x)).flatten(1)
         return in_full_precision(x, self.fc, self.bn_o2)
 

@@ -1,4 +1,4 @@
-"""sphere20/36/64, the networks of SphereFace (1704.08063, Table 2): PReLU, no batch norm, biased convolutions.
+"""sphere20/36/64, the networks of SphereFace (1704.08063, Table 2): PReLU, biases, no batch norm.
 
 The entry names are those of the paper's Caffe model and of sphereface_pytorch (conv1_1, relu1_1, …, fc5). The
 paper's pictures are 112 high and 96 wide: ``input_size: [112, 96]``.
@@ -30,6 +30,8 @@ class SphereNet(Backbone):
         input_size: pixels, multiples of 16.
     """
 
+    foreign = ("fc6.",)  # the A-Softmax layer of sphereface_pytorch
+
     def __init__(self, stages: Sequence[int], *, embedding_size: int, input_size: int | list[int]) -> None:
         super().__init__(embedding_size, input_size)
         self.stages = tuple(stages)
@@ -44,6 +46,7 @@ class SphereNet(Backbone):
                     _xavier(convolution.weight)
                 else:
                     nn.init.normal_(convolution.weight, std=0.01)
+                assert convolution.bias is not None
                 nn.init.zeros_(convolution.bias)
                 self.add_module(f"conv{stage}_{layer}", convolution)
                 self.add_module(f"relu{stage}_{layer}", PReLU(channels))

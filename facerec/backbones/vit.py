@@ -1,7 +1,7 @@
 """vit_t/s/b/l, the vision transformers of InsightFace's arcface_torch for 112×112 faces.
 
-Source: the published code and the sizes it trains on WebFace42M (1.5, 5.7, 11.4 and 25.3 GFLOPs). Patches of 9×9
-pixels, 12×12 of them, so that 4 pixels at the right and the bottom are not seen; ReLU6 between the layers of
+Source: the published code, in the sizes it trains on WebFace42M (1.5, 5.7, 11.4 and 25.3 GFLOPs). 12×12
+patches of 9×9 pixels, so that 4 pixels at the right and the bottom are not seen; ReLU6 between the layers of
 the MLP; no class token: the embedding is computed from all tokens side by side.
 
 Shapes: B pictures, N tokens (144), E width of a token, D length of the embedding.
@@ -104,8 +104,8 @@ class VisionTransformer(Backbone):
         size: width of a token and number of blocks.
         embedding_size: D.
         drop_path: chance to leave out a branch of the last block in training, growing from 0 at the first.
-        mask_ratio: share of the tokens replaced by the learned mask token in training. (The published code masks
-            a tenth whenever its own setting is above 0.)
+        mask_ratio: share of the tokens replaced by the learned mask token in training. (The published code
+            masks a tenth whenever its own setting is above 0.)
         input_size: pixels, multiples of 16; 112 is published.
     """
 

@@ -10,13 +10,17 @@ _NEVER_DECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn
 
 
 def decayed_and_not(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The trainable parameters of `module` by name: those that take weight decay, and those that do not."""
+    """The trainable parameters of `module` by name: those that take weight decay, and those that do not.
+
+    A module may except more of its parameters by a method ``no_weight_decay() -> set[str]``.
+    """
+    excepted: set[str] = getattr(module, "no_weight_decay", set)()
     decayed: dict[str, nn.Parameter] = {}
     plain: dict[str, nn.Parameter] = {}
     for prefix, part in module.named_modules():
         for name, parameter in part.named_parameters(prefix=prefix, recurse=False):
             if parameter.requires_grad:
-                never = isinstance(part, _NEVER_DECAYED) or name.endswith("bias")
+                never = isinstance(part, _NEVER_DECAYED) or name.endswith("bias") or name in excepted
                 (plain if never else decayed)[name] = parameter
     return decayed, plain
 

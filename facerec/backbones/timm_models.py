@@ -1,0 +1,77 @@
+"""``timm``: any model of that library, its embedding batch-normalised as in ArcFace (1801.07698)."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+from facerec.errors import ConfigError, nearest
+
+
+@BACKBONES.register("timm")
+class TimmBackbone(Backbone):
+    """A model of timm whose classifier is the linear layer of the embedding, and a batch norm after it.
+
+    Args:
+        model: timm's name, e.g. ``convnext_atto``; its entries lie below ``model.``.
+        embedding_size: D.
+        dropout: timm's ``drop_rate``, 0 … <1.
+        input_size: pixels; models made for one size only are built for this one.
+        imagenet: start from the weights that timm publishes; downloads them.
+        options: further keyword arguments of ``timm.create_model``, e.g. ``{drop_path_rate: 0.1}``.
+
+    Raises:
+        ConfigError: timm is not installed, has no such model, or the model does not take these options.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        embedding_size: int = 512,
+        dropout: float = 0.0,
+        input_size: int | list[int] = 112,
+        imagenet: bool = False,
+        options: dict | None = None,
+    ) -> None:
+        super().__init__(embedding_size, input_size, multiple=1)
+        require_fraction("dropout", dropout)
+        timm = _timm(model)
+        given: dict[str, Any] = {"drop_rate": dropout} if dropout else {}
+        pretrained_cfg = timm.get_pretrained_cfg(model)
+        if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+            given["img_size"] = self.input_size
+        # Built without memory to try the settings out, a model has nowhere to put published weights.
+        published = imagenet and torch.get_default_device().type != "meta"
+        try:
+            self.model: nn.Module = timm.create_model(
+                model, pretrained=published, num_classes=embedding_size, **{**given, **(options or {})}
+            )
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError("backbone.model", model, f"timm cannot build it so: {reason}") from error
+        self.norm = nn.BatchNorm1d(embedding_size)
+
+    def no_weight_decay(self) -> set[str]:
+        exempt = getattr(self.model, "no_weight_decay", set)
+        return {f"model.{name}" for name in exempt()}
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        return in_full_precision(self.model(image_BCHW), self.norm)
+
+
+def _timm(model: str) -> ModuleType:
+    """The library, imported only here; `ConfigError` where it is missing or does not know `model`."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        mend = "timm is not installed; pip install 'facerec[timm]'"
+        raise ConfigError("backbone", "timm", mend) from error
+    if not timm.is_model(model):
+        similar = timm.list_models(f"*{model.split('_')[0]}*") or timm.list_models()[:20]
+        raise ConfigError("backbone.model", model, f"timm has no such model; {nearest(model, similar[:20])}")
+    return timm

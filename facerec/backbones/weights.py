@@ -1,0 +1,210 @@
+"""Weights of other lineages: read a file, find the backbone in it, and load it whole or not at all."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from facerec import checkpoint
+from facerec.backbones.base import BACKBONES, create_backbone
+from facerec.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+# Where checkpoints keep the network: ours, InsightFace's, Lightning's, and the usual others.
+WRAPPERS = ("backbone", "state_dict_backbone", "state_dict", "model", "model_state_dict", "net")
+# A counter that old and converted files lack; batch norm with a momentum never reads it.
+COUNTER = "num_batches_tracked"
+INPUT_SIZES = (112, 224, (112, 96))
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
+    """Load the weights in `path` into `backbone`.
+
+    Accepted are checkpoints of facerec, state dicts of the published layouts (bare or as a training program
+    wraps them, behind any prefix such as ``module.`` or ``model.``) and safetensors files. What lies outside
+    of the backbone (a head's class weights) is left out, and the log says so.
+
+    Args:
+        backbone: what to load into; unchanged unless everything fits.
+        path: a file; it is read as data and nothing in it is run.
+
+    Raises:
+        CheckpointError: no such file, unreadable, or entries that are missing, left over or of another shape.
+    """
+    where = f"backbone.pretrained={path}"
+    weights = read_weights(path, where)
+    match = _match(weights, _shapes(backbone.state_dict()), getattr(backbone, "foreign", ()))
+    if not match.fits:
+        raise CheckpointError(f"{where}: does not fit the backbone: {match}{_mend(weights)}")
+    state = backbone.state_dict()
+    for name in state:
+        if match.prefix + name in weights:
+            state[name] = weights[match.prefix + name]
+    backbone.load_state_dict(state)
+    left_out = f"; left out: {_few(match.outside)}" if match.outside else ""
+    log.info("%s: %d entries loaded%s", where, len(state), left_out)
+
+
+def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:
+    """The tensors by name in a checkpoint, state dict or safetensors file, out of their wrappers.
+
+    Args:
+        path: the file.
+        where: how messages name it; ``ckpt=PATH`` by default.
+
+    Raises:
+        CheckpointError: no such file, unreadable, or without tensors.
+    """
+    path = Path(path)
+    where = where or f"ckpt={path}"
+    if path.suffix == ".safetensors" and path.is_file():
+        content: Any = _read_safetensors(path, where)
+    else:
+        try:
+            content = checkpoint.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
+    while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
+        content = inner
+    weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        keys = _few(map(str, content)) or "nothing"
+        raise CheckpointError(f"{where}: has no weights; a state dict is wanted, this holds {keys}")
+    return weights
+
+
+def recognise(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Which known backbone a state dict fits, by the names and shapes of its entries.
+
+    Args:
+        weights: tensors by name, with or without a common prefix, as `read_weights` gives them.
+
+    Returns:
+        Settings for `create_backbone` (name, embedding_size, input_size), or None.
+    """
+    for name in BACKBONES.names():
+        parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
+        if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
+            continue  # timm: any network at all
+        expected, foreign = _known(name, 512, 112)
+        match = _match(weights, expected, foreign)
+        if match.missing or match.unexpected:
+            continue
+        # All families end with the embedding: its first dimension is D.
+        last = next(entry for entry in reversed(expected) if not entry.endswith(COUNTER))
+        shape = weights[match.prefix + last].shape
+        embedding_size = shape[0] if shape else 0
+        if embedding_size == 0:
+            continue
+        for input_size in INPUT_SIZES:
+            expected, foreign = _known(name, embedding_size, input_size)
+            if _match(weights, expected, foreign).fits:
+                size = input_size if isinstance(input_size, int) else list(input_size)
+                return {"name": name, "embedding_size": embedding_size, "input_size": size}
+    return None
+
+
+class _Match(NamedTuple):
+    """How the entries of a file compare with those of a network; an error message lists the differences."""
+
+    prefix: str
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+    outside: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        parts = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.misshapen),
+        )
+        return "; ".join(f"{len(names)} {what} ({_few(names)})" for what, names in parts if names)
+
+
+def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[str]) -> _Match:
+    """Compare under the prefix below which most of the expected entries are."""
+    prefix = max(
+        _prefixes(weights), key=lambda p: (sum(p + name in weights for name in expected), -len(p), p)
+    )
+    found = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+    outside = [name for name in weights if not name.startswith(prefix)]
+    outside += [prefix + name for name in sorted(found) if name.startswith(tuple(foreign))]
+    misshapen = []
+    for name, shape in expected.items():
+        if name in found and (given := tuple(weights[prefix + name].shape)) != shape:
+            misshapen.append(f"{name} {list(given)} for {list(shape)}")
+    return _Match(
+        prefix,
+        [name for name in expected if name not in found and not name.endswith(COUNTER)],
+        sorted(name for name in found - expected.keys() if not name.startswith(tuple(foreign))),
+        misshapen,
+        outside,
+    )
+
+
+def _prefixes(names: Iterable[str]) -> set[str]:
+    """Everything up to a dot in `names`, and the empty prefix: ``module.``, ``module.body.``, …"""
+    prefixes = {""}
+    for name in names:
+        parts = name.split(".")[:-1]
+        prefixes.update(".".join(parts[: i + 1]) + "." for i in range(len(parts)))
+    return prefixes
+
+
+@functools.cache
+def _known(name: str, embedding_size: int, input_size: int | tuple[int, int]) -> tuple[Shapes, Iterable[str]]:
+    """Entries of a backbone, built without memory, and the prefixes of what its files hold besides."""
+    size = input_size if isinstance(input_size, int) else list(input_size)
+    with torch.device("meta"):
+        backbone = create_backbone(name, embedding_size=embedding_size, input_size=size)
+    return _shapes(backbone.state_dict()), backbone.foreign
+
+
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _mend(weights: Mapping[str, Tensor]) -> str:
+    known = recognise(weights)
+    if known is None:
+        return "; it is none of the known backbones"
+    settings = [f"backbone={known.pop('name')}"]
+    settings += [f"backbone.{key}={value}" for key, value in known.items()]
+    return f"; it fits {' '.join(settings)}"
+
+
+def _few(names: Iterable[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(
+            f"{where}: reading it needs safetensors; pip install 'facerec[export]'"
+        ) from error
+    try:
+        content: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{where}: not a safetensors file, or a damaged one ({error})") from error
+    return content
