@@ -307,6 +307,7 @@ def test_help_has_an_example_and_needs_no_torch(command: list[str]) -> None:
         (["info"], 2, "info: the following arguments are required: path; see `facerec-data info --help`"),
         (["info", "/nowhere"], 2, "/nowhere: no such file or folder"),
         (["verify", "/nowhere"], 2, "/nowhere: no such file or folder"),
+        (["verify", __file__, "--index", "/no.idx"], 2, "/no.idx: there is no such index"),
         (["verify", ".", "--workers", "0"], 2, "--workers=0: must be 1 or more"),
     ],
 )

@@ -23,7 +23,7 @@ from facerec.data.record import Record, unpack
 from facerec.data.recordio import RecordReader
 from facerec.data.settings import cores
 from facerec.data.verification import load_verification
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, MissingDataError
 
 _CHUNK = 64  # records a thread reads at a time
 
@@ -94,7 +94,7 @@ def audit(
         workers: threads; default: one a processor.
 
     Raises:
-        MissingDataError: where there is no such file.
+        MissingDataError: where there is no such file, or no index of the name given.
         DamagedDataError: where a `.bin` cannot be read at all.
     """
     threads = workers or cores()
@@ -103,6 +103,10 @@ def audit(
     reader = RecordReader(path)
     first: list[Finding] = []
     index = None
+    if index_path is not None and not index_path.is_file():
+        raise MissingDataError(
+            f"{index_path}: there is no such index; leave it out to check {path.name} without"
+        )
     index_path = index_path or default_path(path)
     if index_path.is_file():
         try:

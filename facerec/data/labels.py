@@ -124,12 +124,16 @@ def picture_labels(
 
 def _anchors(range_I2: np.ndarray, first_key: int, count: int) -> np.ndarray:
     """Positions whose own labels are read: at both sides of every border, and evenly spread ones."""
-    border_B = range_I2.ravel()
-    border_B = np.unique(border_B[(border_B >= 0) & (border_B < 2.0**53)]).astype(np.int64) - first_key
-    doubt = slack(float(border_B.max(initial=0) + first_key))
-    near = [border_B + i for i in range(-doubt - 1, doubt + 1)]
-    anchor = np.concatenate([[0, count - 1], np.linspace(0, count - 1, _SAMPLED).astype(np.int64), *near])
-    return np.unique(anchor[(anchor >= 0) & (anchor < count)])
+    key_B = range_I2.ravel()
+    key_B = key_B[(key_B >= 0) & (key_B < first_key + count + 2.0**29)]
+    doubt_B = np.where(key_B < EXACT, 0, np.spacing(key_B.astype(np.float32)) // 2).astype(np.int64)
+    position_B = key_B.astype(np.int64) - first_key
+    read_N = np.zeros(count, bool)
+    read_N[np.linspace(0, count - 1, _SAMPLED).astype(np.int64)] = True
+    for i in range(int(doubt_B.max(initial=0)) + 1):
+        for side_B in (position_B - 1 - i, position_B + i):
+            read_N[side_B[(doubt_B >= i) & (side_B >= 0) & (side_B < count)]] = True
+    return np.flatnonzero(read_N)
 
 
 def dense(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
