@@ -23,7 +23,6 @@ def psi(cosine: Tensor, m: int) -> Tensor:
         cosine: cos θ, any shape; rounding may carry it past ±1.
         m: 1, 2, 3 or 4.
     """
-    cosine = cosine.clamp(-1, 1)
     square = cosine * cosine
     multiple = {
         1: lambda: cosine,
@@ -31,7 +30,7 @@ def psi(cosine: Tensor, m: int) -> Tensor:
         3: lambda: (4 * square - 3) * cosine,
         4: lambda: 8 * square * (square - 1) + 1,
     }[m]()
-    k = (cosine.detach().acos() * m / math.pi).floor().clamp_max(m - 1)
+    k = (cosine.detach().clamp(-1, 1).acos() * m / math.pi).floor().clamp_max(m - 1)
     return (1 - 2 * (k % 2)) * multiple - 2 * k
 
 

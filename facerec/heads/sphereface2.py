@@ -68,7 +68,7 @@ class SphereFace2(ClassHead):
 
     def stretch(self, cosine: Tensor) -> Tensor:
         """g, elementwise."""
-        stretched = 2 * ((cosine.clamp(-1, 1) + 1) / 2) ** self.t - 1
+        stretched = 2 * ((cosine + 1) / 2).clamp_min(0) ** self.t - 1
         return cosine + (stretched - cosine).detach() if self.straight_through else stretched
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
