@@ -153,7 +153,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
             return None
     elif isinstance(value, hint):
         return value
-    raise ConfigError(key, value, f"must be {_spoken(hint)}, not {type(value).__name__}")
+    raise ConfigError(key, value, f"must be {_spoken(hint)}")
 
 
 def _spoken(hint: Any) -> str:

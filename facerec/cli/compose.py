@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from facerec.errors import ConfigError, UserError, nearest
+from facerec.errors import ConfigError, FacerecError, UserError, nearest
 
 Task = Callable[[dict[str, Any], Path], Any]
 
@@ -37,9 +39,13 @@ def compose_and_run(config_name: str, task: Task) -> None:
 
     The configuration comes as plain values, its `output_dir` being the folder that Hydra really uses.
 
+    A run of a sweep in this process that fails does not keep the others from running.
+
     Raises:
         UserError: a setting that does not exist, or cannot be composed.
+        FacerecError: what `task` raised, of a sweep the first.
     """
+    failures: list[FacerecError] = []
 
     def job(config: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -48,14 +54,22 @@ def compose_and_run(config_name: str, task: Task) -> None:
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             assert isinstance(plain, dict)
             return task({str(key): value for key, value in plain.items()}, folder)
-        except ConfigError as error:
-            raise _with_origin(error) from error
+        except FacerecError as error:
+            failure = _with_origin(error) if isinstance(error, ConfigError) else error
+            if not _in_this_process():
+                raise failure from error
+            # Raised after Hydra has returned: it would print lines of its own, and end a sweep here.
+            failures.append(failure)
+            logging.getLogger(__name__).debug("run failed", exc_info=error)
+            return None
 
     with _errors_pass_through():
         try:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise _as_user_error(error, config_name) from error
+    if failures:
+        raise failures[0]
 
 
 @contextmanager
@@ -70,6 +84,12 @@ def _errors_pass_through() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _in_this_process() -> bool:
+    """Whether the run is one of this very process, and not one that a launcher has started elsewhere."""
+    config = HydraConfig.get()
+    return config.mode == RunMode.RUN or config.launcher._target_.endswith("BasicLauncher")
 
 
 def _with_origin(error: ConfigError) -> ConfigError:
