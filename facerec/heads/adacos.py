@@ -53,7 +53,7 @@ class AdaCos(ClassHead):
     def adapt(self, sums: ClassSums) -> None:
         """Move s on, given the log-sum-exp of the others at the present s."""
         # Relative to e^s, which no e^{s·c} exceeds, nothing overflows.
-        mean = mean_over_processes((sums.others_B - self.s).exp().mean())
+        mean = mean_over_processes((sums.others_B - self.s).exp())
         median = mean_over_processes(sums.target_B.clamp(-1, 1).acos().median())
         s = (mean.log() + self.s) / median.clamp_max(math.pi / 4).cos()
         self.s.copy_(s.clamp_min(LEAST_SCALE))

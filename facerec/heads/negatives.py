@@ -109,7 +109,7 @@ class CurricularFace(ArcFace):
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         if self.training:
-            self.t.lerp_(mean_over_processes(target_B.mean()).to(self.t.dtype), self.ema)
+            self.t.lerp_(mean_over_processes(target_B).to(self.t.dtype), self.ema)
         threshold_B = rotate(target_B, self.m)
         return HardNegatives(self.s, threshold_B, quadratic=1.0, linear=self.t.clone())
 

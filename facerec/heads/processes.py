@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,8 +15,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return x
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of `x` over all processes, the same on each; `x` itself where there is only one."""
-    if dist.is_available() and dist.is_initialized():
-        return sum_over_processes(x) / dist.get_world_size()
-    return x
+def mean_over_processes(x_N: Tensor) -> Tensor:
+    """The mean of the elements that all processes have together, however many each has; the same on each."""
+    total, count = sum_over_processes(torch.stack([x_N.sum(), torch.ones_like(x_N).sum()]))
+    return total / count

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.errors import require
-from facerec.heads.processes import sum_over_processes
+from facerec.heads.processes import mean_over_processes, sum_over_processes
 
 
 class RunningNorm(nn.Module):
@@ -36,9 +36,9 @@ class RunningNorm(nn.Module):
     def forward(self, norm_B: Tensor, epsilon: float = 0.0) -> Tensor:
         """(norm − mean)/(deviation + epsilon), without gradient."""
         if self.training:
-            total, count = sum_over_processes(torch.stack([norm_B.sum(), torch.ones_like(norm_B).sum()]))
-            mean = total / count
+            mean = mean_over_processes(norm_B)
             squares = sum_over_processes((norm_B - mean).square().sum())
+            count = sum_over_processes(torch.ones_like(norm_B).sum())
             deviation = (squares / (count - 1).clamp_min(1)).sqrt()  # of one sample: 0
             self.mean.lerp_(mean.to(self.mean.dtype), self.ema)
             self.deviation.lerp_(deviation.to(self.mean.dtype), self.ema)

@@ -1,0 +1,145 @@
+"""Running state of heads: in checkpoints, moving in training only, repeatable, and equal on all processes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from facerec.heads import HEADS, create_head
+from facerec.heads.base import Head
+
+CLASSES, SIZE, BATCH = 6, 5, 8
+STATEFUL = ["adacos", "adaface", "center", "curricularface", "lsoftmax", "sface_quality", "sphereface"]
+
+
+def make(name: str, **parameters: Any) -> Head:
+    torch.manual_seed(0)
+    head = create_head(name, num_classes=CLASSES, embedding_size=SIZE, **parameters)
+    torch.nn.init.normal_(head.weight)
+    return head
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = 3 * torch.randn(BATCH, SIZE, generator=generator)
+    return x, torch.randint(CLASSES, (BATCH,), generator=generator)
+
+
+def train(head: Head, steps: range) -> list[float]:
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    losses = []
+    for step in steps:
+        optimizer.zero_grad()
+        loss = head(*batch(step)).loss
+        loss.backward()
+        optimizer.step()
+        head.after_step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_heads_with_state_are_those_that_have_buffers() -> None:
+    names = [name for name in HEADS.names() if name not in ("triplet", "contrastive")]
+    assert [name for name in names if list(make(name).buffers())] == STATEFUL
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_resumed_from_its_state_dict_a_head_goes_on_exactly(name: str) -> None:
+    straight = train(make(name), range(6))
+    head = make(name)
+    first = train(head, range(3))
+    file = io.BytesIO()
+    torch.save(head.state_dict(), file)
+    file.seek(0)
+    resumed = make(name)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert first + train(resumed, range(3, 6)) == straight
+
+    forgetful = make(name)
+    forgetful.load_state_dict({k: v for k, v in head.state_dict().items() if k == "weight"}, strict=False)
+    assert first + train(forgetful, range(3, 6)) != straight
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_state_moves_in_training_mode_only_and_carries_no_gradient(name: str) -> None:
+    head = make(name)
+    before = {k: v.clone() for k, v in head.named_buffers()}
+    head.eval()(*batch(0))
+    assert all(torch.equal(v, before[k]) for k, v in head.named_buffers())
+    head.train()(*batch(0))
+    head.after_step()
+    assert any(not torch.equal(v, before[k]) for k, v in head.named_buffers())
+    assert not any(v.requires_grad for v in head.buffers())
+
+
+@pytest.mark.parametrize("name", ["adaface", "sface_quality"])
+def test_running_norm_follows_mean_and_deviation(name: str) -> None:
+    head = make(name, ema=0.1)
+    mean, deviation = 20.0, 100.0
+    for step in range(3):
+        norm = batch(step)[0].norm(dim=1)
+        head(*batch(step))
+        mean = 0.9 * mean + 0.1 * float(norm.mean())
+        deviation = 0.9 * deviation + 0.1 * float(norm.std())
+    assert float(head.norm.mean) == pytest.approx(mean, rel=1e-5)
+    assert float(head.norm.deviation) == pytest.approx(deviation, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adaface", "magface", "sface_quality"])
+def test_quality_heads_report_the_distribution_of_quality(name: str) -> None:
+    statistics = make(name)(*batch(0)).statistics
+    keys = ["quality_mean", "quality_deviation", "quality_p05", "quality_p50", "quality_p95"]
+    mean, deviation, low, middle, high = (float(statistics[key]) for key in keys)
+    assert low < middle < high
+    assert low < mean < high
+    assert deviation > 0
+    if name == "magface":
+        assert mean == pytest.approx(float(batch(0)[0].norm(dim=1).mean()))
+
+
+def test_random_margins_repeat_with_the_seed() -> None:
+    head = make("elasticface", sigma=0.2)
+
+    def loss(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return head(*batch(0)).loss.detach()
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    """A process of two: trains every stateful head on its half of each batch and saves the state."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    states = {}
+    for name in STATEFUL:
+        head = make(name)
+        for step in range(3):
+            x, y = batch(step)
+            mine = slice(0, 3) if rank == 0 else slice(3, BATCH)  # halves of unequal size
+            head(x[mine], y[mine])
+            head.after_step()
+        states[name] = dict(head.named_buffers())
+    torch.save(states, f"{folder}/state{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_state_is_equal_on_all_processes_and_that_of_the_whole_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"state{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name in STATEFUL:
+        alone = make(name)
+        for step in range(3):
+            alone(*batch(step))
+            alone.after_step()
+        for key, value in alone.named_buffers():
+            assert torch.equal(first[name][key], second[name][key]), (name, key)
+            if name != "adacos":  # whose median is the mean of two
+                torch.testing.assert_close(first[name][key], value)
