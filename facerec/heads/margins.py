@@ -72,6 +72,14 @@ class ArcFace(MarginHead):
         return cosine_B + (margin_B - cosine_B).detach() if self.straight_through else margin_B
 
 
+class ArcOptions(MarginOptions, total=False):
+    """`MarginOptions` and the parameters of `ArcFace`."""
+
+    m: float
+    easy_margin: bool
+    straight_through: bool
+
+
 @HEADS.register("combined")
 class Combined(MarginHead):
     """Target cos(m1·θ_y + m2) − m3. Deng et al. 2019, CVPR, equation 4.

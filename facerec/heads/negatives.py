@@ -10,7 +10,7 @@ from torch import Tensor
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
 from facerec.heads.class_sums import ClassSums, Term
-from facerec.heads.margins import ArcFace, add_angle, require_angle, require_cosine_margin, rotate
+from facerec.heads.margins import ArcFace, ArcOptions, add_angle, require_angle, require_cosine_margin, rotate
 from facerec.heads.processes import mean_over_processes
 
 
@@ -94,15 +94,14 @@ class CurricularFace(ArcFace):
     checkpoint. Huang et al. 2020, CVPR, "CurricularFace", arXiv 2004.00288.
 
     Args:
-        m: margin in radians, in [0, π/2]; 0.5.
         ema: momentum of t, in (0, 1]; 0.01.
-        options: see `MarginOptions`.
+        options: see `ArcFace`.
     """
 
     t: Tensor
 
-    def __init__(self, *, m: float = 0.5, ema: float = 0.01, **options: Unpack[MarginOptions]) -> None:
-        super().__init__(m=m, **options)
+    def __init__(self, *, ema: float = 0.01, **options: Unpack[ArcOptions]) -> None:
+        super().__init__(**options)
         require(0 < ema <= 1, "head.ema", ema, "a momentum must be greater than 0 and at most 1")
         self.ema = ema
         self.register_buffer("t", torch.zeros(()))
@@ -183,16 +182,13 @@ class ArcNegFace(ArcFace):
     et al. 2019, ICCV Workshops, "Towards Flops-constrained Face Recognition", arXiv 1909.00632.
 
     Args:
-        m: margin in radians, in [0, π/2]; 0.5.
         alpha: α > 0; 1.2.
         sigma: σ > 0; 2.
-        options: see `MarginOptions`.
+        options: see `ArcFace`.
     """
 
-    def __init__(
-        self, *, m: float = 0.5, alpha: float = 1.2, sigma: float = 2.0, **options: Unpack[MarginOptions]
-    ) -> None:
-        super().__init__(m=m, **options)
+    def __init__(self, *, alpha: float = 1.2, sigma: float = 2.0, **options: Unpack[ArcOptions]) -> None:
+        super().__init__(**options)
         for name, value in {"alpha": alpha, "sigma": sigma}.items():
             require(value > 0, f"head.{name}", value, "must be greater than 0")
         self.alpha, self.sigma = alpha, sigma

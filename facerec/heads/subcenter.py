@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from facerec.errors import require
-from facerec.heads.base import HEADS, MarginOptions, initialise
-from facerec.heads.margins import ArcFace
+from facerec.heads.base import HEADS, initialise
+from facerec.heads.margins import ArcFace, ArcOptions
 
 
 @HEADS.register("subcenter")
@@ -21,12 +21,11 @@ class SubCenter(ArcFace):
 
     Args:
         k: sub-centres a class, from 1 to 255; 3. k=1 is `arcface`.
-        m: margin in radians, in [0, π/2]; 0.5.
-        options: see `MarginOptions`.
+        options: see `ArcFace`.
     """
 
-    def __init__(self, *, k: int = 3, m: float = 0.5, **options: Unpack[MarginOptions]) -> None:
-        super().__init__(m=m, **options)
+    def __init__(self, *, k: int = 3, **options: Unpack[ArcOptions]) -> None:
+        super().__init__(**options)
         require(1 <= k <= 255, "head.k", k, "must be from 1 to 255")
         self.k = k
         self.weight = nn.Parameter(torch.empty(self.num_classes, k, self.embedding_size))
