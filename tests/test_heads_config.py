@@ -14,8 +14,8 @@ from facerec.heads import HEADS, create_head
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "head"
 TABLE = """softmax normface l2softmax lsoftmax sphereface cosface arcface combined sface sface_quality center
-    triplet contrastive adaface magface curricularface elasticface subcenter mvsoftmax circle sphereface2 adacos
-    arcneg npcface"""
+    triplet contrastive adaface magface curricularface elasticface subcenter mvsoftmax circle sphereface2
+    adacos arcneg npcface"""
 
 
 def config(name: str) -> dict[str, Any]:
