@@ -14,7 +14,7 @@ import table
 
 def main() -> int:
     folder = Path(__file__).parent
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__main__", "table"))
+    names = sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "table")
     parser = argparse.ArgumentParser(
         prog="benchmark", description="Measure against the floor and the common way."
     )
