@@ -13,6 +13,7 @@ from facerec.data.align import TEMPLATE_52, align
 from facerec.errors import DamagedDataError, MissingDataError, NonFiniteError
 from facerec.evaluation import templates as templates_module
 from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.identification import identify
 from facerec.evaluation.model import Input, Model
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.template_lists import read_ijb, read_template_pairs, read_ytf_splits
@@ -319,3 +320,39 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     templates = 2 * 23124 * 512 * 4 / 2**20
     assert int(done.stdout) / 1024 - templates < 1024
+
+
+def test_ijb_1n_searches_the_probes_in_each_gallery(ijb, tmp_path):
+    root, rows, crops, _ = ijb
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "loose_crop").symlink_to(root / "loose_crop")
+    for path in (root / "meta").iterdir():
+        (tmp_path / "meta" / path.name).symlink_to(path)
+    template_of = [int(row.split()[1]) for row in rows[:10]]  # ten templates, their pictures ten rows apart
+    lists = {"gallery_G1": range(3), "gallery_G2": range(3, 5), "probe_mixed": range(5, 10)}
+    subject = [100, 101, 102, 103, 104, 100, 101, 103, 104, 102]
+    for name, members in lists.items():
+        lines = [f"{template_of[at]},{subject[at]},img/{at}.jpg" for at in members for _ in range(2)]
+        (tmp_path / "meta" / f"ijbc_1N_{name}.csv").write_text(
+            "\n".join(["TEMPLATE_ID,SUBJECT_ID,FILENAME", *lines])
+        )
+    model = Model(Pixels(), Input(size=112))
+    results = evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)
+    assert sorted(results) == sorted(
+        f"ijbc{search}{score}" for search in ("", "_1n_G1", "_1n_G2") for score in ("", "_detector_score")
+    )
+    aligned = [align(pixels, landmarks) for pixels, landmarks, _ in crops]
+    embedding_PD = embed_pictures(model, aligned).summed_PD
+    faces = FaceList(np.arange(30), np.arange(30) % 10, np.array([int(row.split()[2]) for row in rows]))
+    unit = naive_templates(embedding_PD, faces)
+    probe, gallery = list(lists["probe_mixed"]), list(lists["gallery_G1"])
+    expected = identify(unit[probe], np.array(subject)[probe], unit[gallery], np.array(subject)[gallery])
+    assert results["ijbc_1n_G1"].cmc == expected.cmc
+    assert (results["ijbc_1n_G1"].mated_probes, results["ijbc_1n_G2"].mated_probes) == (3, 2)
+    assert "IJB-C 1:N" in results["ijbc_1n_G2"].protocol
+    (tmp_path / "meta" / "ijbc_1N_gallery_G2.csv").write_text("TEMPLATE_ID,SUBJECT_ID\n4711,3\n")
+    with pytest.raises(DamagedDataError, match=r"gallery_G2\.csv: names template 4711"):
+        evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)
+    (tmp_path / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
+    with pytest.raises(MissingDataError, match=r"there is no list .*gallery_G2\.csv"):
+        evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)

@@ -20,6 +20,17 @@ FAR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5", "1e-6")
 """The FAR targets reported, as they are written in results.json."""
 
 
+def accepted_at(far: float, impostors: int) -> int:
+    """The largest number n of impostor pairs with n / `impostors` ≤ `far`, compared as floats."""
+    accepted = int(far * impostors)
+    # The product may round across a whole number; the definition compares a quotient.
+    while accepted < impostors and (accepted + 1) / impostors <= far:
+        accepted += 1
+    while accepted > 0 and accepted / impostors > far:
+        accepted -= 1
+    return accepted
+
+
 class Separation:
     """How well genuine and impostor distances separate, over all thresholds; both are sorted once.
 
@@ -59,12 +70,7 @@ class Separation:
     def threshold_at_far(self, far: float) -> float:
         """The largest threshold t with #(impostor d < t) / I ≤ `far`; infinity where all may be accepted."""
         count = len(self.impostor_I)
-        allowed = int(far * count)
-        # far * count may round across a whole number; the definition compares a quotient.
-        while allowed < count and (allowed + 1) / count <= far:
-            allowed += 1
-        while allowed > 0 and allowed / count > far:
-            allowed -= 1
+        allowed = accepted_at(far, count)
         return float(self.impostor_I[allowed]) if allowed < count else float("inf")
 
     def auc(self) -> float | None:

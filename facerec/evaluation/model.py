@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from facerec.errors import CheckpointError, ConfigError, UserError, require
 from facerec.registry import build
 
 Numbers = float | list[float]
+
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Model:
         input: the preprocessing.
         step, epoch: how far it was trained, where known.
         path: the checkpoint it came from, where it came from one.
+        identities: names of the people it was trained on, where they are known.
     """
 
     def __init__(
@@ -114,12 +118,14 @@ class Model:
         step: int | None = None,
         epoch: int | None = None,
         path: Path | None = None,
+        identities: Sequence[str] = (),
     ) -> None:
         self.backbone = backbone
         self.input = input or Input()
         self.step = step
         self.epoch = epoch
         self.path = path
+        self.identities = identities
 
     @property
     def device(self) -> torch.device:
@@ -228,6 +234,7 @@ def load_model(
         step=state.get("step"),
         epoch=state.get("epoch"),
         path=path,
+        identities=_names(state.get("classes")),
     )
 
 
@@ -235,6 +242,11 @@ def _part(container: Any, key: str) -> dict[str, Any]:
     """The mapping called `key` in `container`; empty where there is none."""
     part = container.get(key) if isinstance(container, Mapping) else None
     return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _names(classes: Any) -> Sequence[str]:
+    """The names among the labels of the training set; packs have numbers only."""
+    return [one for one in classes if isinstance(one, str)] if isinstance(classes, list | tuple) else ()
 
 
 def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
@@ -248,7 +260,7 @@ def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
 
 def _load_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], path: Path, name: str) -> None:
     """Strictly, except that the prefixes of wrappers (DistributedDataParallel, torch.compile) are dropped."""
-    plain = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in weights.items()}
+    plain = {_WRAPPED.sub("", key): value for key, value in weights.items()}
     try:
         backbone.load_state_dict(plain)
     except RuntimeError as error:

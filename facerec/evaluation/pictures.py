@@ -27,7 +27,10 @@ class FilePictures(Sequence[Any]):
     """
 
     def __init__(
-        self, paths: Sequence[Path], landmarks_P52: npt.NDArray[np.floating] | None = None, size: int = 112
+        self,
+        paths: Sequence[Path | str],
+        landmarks_P52: npt.NDArray[np.floating] | None = None,
+        size: int = 112,
     ) -> None:
         self.paths = paths
         self.landmarks_P52 = landmarks_P52
@@ -50,7 +53,7 @@ class FilePictures(Sequence[Any]):
         if isinstance(index, slice):
             landmarks = None if self.landmarks_P52 is None else self.landmarks_P52[index]
             return FilePictures(self.paths[index], landmarks, self.size)
-        path = self.paths[index]
+        path = Path(self.paths[index])
         try:
             encoded = path.read_bytes()
         except OSError as error:

@@ -60,6 +60,7 @@ class IjbLists:
     landmarks_P52: npt.NDArray[np.float32]
     score_P: npt.NDArray[np.float32]
     faces: FaceList
+    id_T: Ints
     first_N: Ints
     second_N: Ints
     issame_N: npt.NDArray[np.bool_]
@@ -85,7 +86,32 @@ def read_ijb(folder: Path, name: str) -> IjbLists:
     first_N, second_N, issame_N = read_template_pairs(pairs)
     faces = FaceList(picture_R, template_R.astype(np.int32), medium_R)
     first_N, second_N = (_rows_of(ids, template, pairs) for ids in (first_N, second_N))
-    return IjbLists(list(number_of), landmarks_P52, score_P, faces, first_N, second_N, issame_N)
+    return IjbLists(list(number_of), landmarks_P52, score_P, faces, template, first_N, second_N, issame_N)
+
+
+def read_ijb_subjects(path: Path, id_T: Ints) -> tuple[Ints, Ints]:
+    """Read a gallery or probe list of the 1:N protocol: a header, then ``template id,subject id,…`` lines.
+
+    Args:
+        path: the list; a template has a line for each of its pictures.
+        id_T: published ids of the templates, ascending.
+
+    Returns:
+        Rows of `id_T` and subjects, a template each.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is wrong, or the template that is unknown.
+    """
+    subject_of: dict[int, int] = {}
+    for number, line in list(_lines(path))[1:]:
+        fields = [field.strip().strip('"') for field in line.split(",")]
+        if len(fields) < 2 or not (fields[0].isdigit() and fields[1].isdigit()):
+            raise _wrong(path, number, line, "template id, subject id, …")
+        subject_of.setdefault(int(fields[0]), int(fields[1]))
+    if not subject_of:
+        raise DamagedDataError(f"{path} holds no templates")
+    return _rows_of(np.array(list(subject_of)), id_T, path), np.array(list(subject_of.values()))
 
 
 def read_template_pairs(path: Path) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:

@@ -1,4 +1,4 @@
-"""The template protocols end to end: YTF's ten-fold accuracy, IJB-B's and IJB-C's TAR@FAR.
+"""The template protocols end to end: YTF's ten-fold accuracy, IJB-B's and IJB-C's 1:1 and 1:N.
 
 A layout's folder is given; a model goes in, results with everything that must be said with them come out.
 """
@@ -14,14 +14,18 @@ import numpy as np
 
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.identification import IdentificationResult, identify
 from facerec.evaluation.model import Model
+from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.pictures import FilePictures, picture_files
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.template_lists import read_ijb, read_ytf_splits
-from facerec.evaluation.templates import FaceList, TemplatePool, TemplateResult, judge_pairs
+from facerec.evaluation.template_lists import read_ijb, read_ijb_subjects, read_ytf_splits
+from facerec.evaluation.templates import FaceList, Ints, TemplatePool, TemplateResult, judge_pairs
 from facerec.evaluation.verification import VerificationResult, verify
 
 logger = logging.getLogger("facerec.evaluation")
+
+_Subjects = tuple[Ints, Ints]  # rows of templates, and whose they are
 
 PORTION = 8192  # pictures embedded before they are pooled: 32 MB of embeddings of length 512, both views
 
@@ -86,24 +90,30 @@ def evaluate_ytf(
     )
     used = "all frames" if frames is None else f"{frames} frames a video, evenly spaced"
     said = f"YTF, {result.folds} splits of the list, {used}, {'flip-TTA' if settings.flip else 'no flip'}"
-    return replace(result, flip=settings.flip, accuracy_noflip=None, protocol=said)
+    notes = result.notes + overlap_notes(model, {video.split("/")[0] for video in pairs.video_V}, "YTF")
+    result = replace(result, flip=settings.flip, accuracy_noflip=None, protocol=said, notes=notes)
+    for line in result.log_lines("ytf", model.step):
+        logger.info(line)
+    return result
 
 
 def evaluate_ijb(
     model: Model, root: str | Path, name: str, settings: EvalSettings | None = None
-) -> dict[str, TemplateResult]:
-    """IJB-B or IJB-C 1:1: TAR@FAR over all listed pairs, without and with the detector's score as weight.
+) -> dict[str, TemplateResult | IdentificationResult]:
+    """IJB-B or IJB-C: TAR@FAR over all listed pairs (1:1) and, where its lists are there, 1:N.
 
-    Template = normalised sum over media of the mean within a medium, of raw embeddings e + e'.
+    Template = normalised sum over media of the mean within a medium, of raw embeddings e + e'. Each number
+    comes without and with the detector's score as weight. In 1:N the mixed probes are searched in each of the
+    two galleries; those who are in the other one are the non-mated probes.
 
     Args:
         model: backbone and preprocessing.
-        root: folder with ``loose_crop/`` and the three lists, in ``meta/`` or beside it.
+        root: folder with ``loose_crop/`` and the lists, in ``meta/`` or beside it.
         name: ``ijbb`` or ``ijbc``.
         settings: batch size, flip, precision.
 
     Returns:
-        ``{"ijbc": …, "ijbc_detector_score": …}``.
+        ``{"ijbc": …, "ijbc_detector_score": …}`` and ``ijbc_1n_G1``, ``ijbc_1n_G2`` and so on.
 
     Raises:
         MissingDataError: a list or picture is missing.
@@ -111,29 +121,57 @@ def evaluate_ijb(
     """
     settings = settings or EvalSettings()
     require(name in ("ijbb", "ijbc"), "eval.targets", name, "must be ijbb or ijbc")
+    height, width = model.input.shape
+    require(
+        height == width, "input.size", model.input.size, "must be square: IJB is aligned to that template"
+    )
     root = Path(root)
     meta = root / "meta" if (root / "meta").is_dir() else root
     lists = read_ijb(meta, name)
+    searches = _ijb_searches(meta, name, lists.id_T)
     paths = [root / "loose_crop" / one for one in lists.name_P]
-    pictures = FilePictures(paths, lists.landmarks_P52, model.input.size)
+    pictures = FilePictures(paths, lists.landmarks_P52, height)
     plain, weighted = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
     pool_pictures(model, pictures, [plain, weighted], settings, name)
-    results = {}
-    for key, pool, scored in ((name, plain, False), (f"{name}_detector_score", weighted, True)):
-        results[key] = judge_pairs(
-            pool.unit_TD(),
+    results: dict[str, TemplateResult | IdentificationResult] = {}
+    title = name.upper().replace("IJB", "IJB-")
+    for suffix, pool, scored in (("", plain, False), ("_detector_score", weighted, True)):
+        unit_TD = pool.unit_TD()
+        said = (
+            f"{'flip-TTA' if settings.flip else 'no flip'}, {'with' if scored else 'without'} detector score"
+        )
+        results[name + suffix] = judge_pairs(
+            unit_TD,
             lists.first_N,
             lists.second_N,
             lists.issame_N,
             pictures=len(paths),
             flip=settings.flip,
             detector_score=scored,
-            protocol=f"{name.upper().replace('IJB', 'IJB-')} 1:1, all listed template pairs, cosine, "
-            f"{'flip-TTA' if settings.flip else 'no flip'}, {'with' if scored else 'without'} detector score",
+            protocol=f"{title} 1:1, all listed template pairs, cosine, {said}",
         )
-        for line in results[key].log_lines(key, model.step):
+        for key, (probe, gallery) in searches.items():
+            results[f"{name}_1n_{key}{suffix}"] = identify(
+                unit_TD[probe[0]],
+                probe[1],
+                unit_TD[gallery[0]],
+                gallery[1],
+                protocol=f"{title} 1:N, mixed probes in gallery {key}, cosine, {said}",
+            )
+    for key, result in results.items():
+        for line in result.log_lines(key, model.step):
             logger.info(line)
     return results
+
+
+def _ijb_searches(meta: Path, name: str, id_T: Ints) -> dict[str, tuple[_Subjects, _Subjects]]:
+    """Probes and gallery of each search of the 1:N protocol; none where the probe list is not there."""
+    probes = meta / f"{name}_1N_probe_mixed.csv"
+    if not probes.is_file():
+        return {}
+    probe = read_ijb_subjects(probes, id_T)
+    keys = ("S1", "S2") if name == "ijbb" else ("G1", "G2")
+    return {key: (probe, read_ijb_subjects(meta / f"{name}_1N_gallery_{key}.csv", id_T)) for key in keys}
 
 
 def spaced(frames: Sequence[Path], count: int | None) -> list[Path]:
