@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import pickle
@@ -13,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from facerec.data.augment import AugmentSettings
 from facerec.data.decode import decode
 from facerec.data.faces import EncodedFaces, PixelFaces
 from facerec.data.loader import Loader
@@ -174,12 +176,15 @@ def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) ->
         ("block_size", -1, "1 or more"),
         ("shuffel", "full", "did you mean shuffle"),
         ("mirror", 3, "must be true or false"),
+        ("augment", {"crop": 1.5}, "must be 0 to 1"),
+        ("augment", {"crops": 0.5}, "did you mean crop"),
+        ("augment", {"blur_sigma": 0.0}, "0 to 20 pixels"),
     ],
 )
 def test_settings_are_checked_before_data_are_touched(key: str, value: object, mend: str) -> None:
     with pytest.raises(ConfigError, match=mend) as caught:
         build(DataSettings, "data", {key: value})
-    assert caught.value.key == f"data.{key}"
+    assert caught.value.key.startswith(f"data.{key}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,7 +208,8 @@ def test_the_defaults_of_the_files_are_those_of_the_settings() -> None:
     base = OmegaConf.to_container(OmegaConf.load(CONFIGS / "data" / "base.yaml"))
     assert base.pop("root") == "???"
     settings = build(DataSettings, "data", base)
-    assert settings == DataSettings()
+    assert dataclasses.replace(settings, augment={}) == DataSettings()
+    assert settings.augment == dataclasses.asdict(AugmentSettings())
     assert set(base) | {"root"} == set(DataSettings.__dataclass_fields__)
 
 

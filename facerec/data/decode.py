@@ -4,7 +4,7 @@ The decoder was chosen by measurement (5,999 pictures of the LFW pack, one core,
 JPEG quality 92, the accurate DCT; `scripts/benchmark data` repeats it):
 
     simplejpeg into a given buffer   9,400      cv2              10,000 (BGR, allocates every picture)
-    torchvision.io                   9,100      PIL               4,800
+    torchvision.io (deprecated)      9,100      PIL               4,800
 
 The first three are the same libjpeg-turbo, and cv2's lead is within what one run differs from the next; only
 simplejpeg writes into memory that is already there, so a batch is one buffer and no picture is an object of

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from facerec.data.augment import Augmentation, AugmentSettings
 from facerec.data.decode import Pixels, decode_into, fit_into
 from facerec.data.faces import EncodedFaces, FaceSet, PixelFaces
 from facerec.data.order import Order, Positions, Shuffle, count_batches, mirrored, share
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
         index_B: int64 NumPy array, positions of the pictures in the face set.
         position: samples of the epoch that all processes have taken when this batch is done; `batches`
             resumes there.
+        augment: further changes of the pictures, made on the device as well, if any.
     """
 
     image_BHWC: torch.Tensor
@@ -47,6 +49,7 @@ class Batch(NamedTuple):
     mirror_B: torch.Tensor
     index_B: Positions
     position: int
+    augment: Augmentation | None = None
 
 
 class _Pending(NamedTuple):
@@ -72,6 +75,7 @@ class Loader:
             set that does decode in its place (so in a pack sorted by identity usually one of the same
             person), and counts it.
         mirror: mirror half of the samples.
+        augment: further changes of the pictures; None: none.
         rank, world_size: which process of how many this is.
         drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
             among the processes as evenly as possible, so that they may differ by one picture.
@@ -96,6 +100,7 @@ class Loader:
         window: int = 64,
         on_error: Literal["raise", "skip"] = "raise",
         mirror: bool = True,
+        augment: AugmentSettings | None = None,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool | None = None,
@@ -111,6 +116,7 @@ class Loader:
         self.workers = workers
         self.on_error = on_error
         self.mirror = mirror
+        self.augment = augment if augment is not None and augment.active else None
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
@@ -249,7 +255,10 @@ class Loader:
         label_B.numpy()[:] = self.faces.label_N[index_B]
         if self.mirror:
             mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, index_B)
-        return Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position)
+        augment = None
+        if self.augment is not None:
+            augment = Augmentation(self.augment, self.order.seed, epoch, index_B)
+        return Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position, augment)
 
     def _note(self, reasons: dict[int, str]) -> None:
         """Count pictures that do not decode and name the first few of them in the log."""

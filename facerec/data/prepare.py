@@ -1,4 +1,4 @@
-"""Make a loaded batch ready for the model, on the model's device: mirror, normalise, channels-last.
+"""Make a loaded batch ready for the model, on the model's device: mirror, augment, normalise, channels-last.
 
 Shape suffixes: B batch, H height, W width, C channels.
 """
@@ -26,13 +26,16 @@ def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torc
     still works on the batch before. Nothing here waits for the device.
 
     Returns:
-        Pictures (B, 3, H, W) float32, channels-last in memory, mirrored where the batch says so, and labels
-        (B,) int64.
+        Pictures (B, 3, H, W) float32, channels-last in memory, mirrored and augmented as the batch says, and
+        labels (B,) int64.
     """
     image_BHWC = batch.image_BHWC.to(device, non_blocking=True)
     mirror_B = batch.mirror_B.to(device, non_blocking=True)
     label_B = batch.label_B.to(device, non_blocking=True)
-    return input.normalise(mirror_where(mirror_B, image_BHWC)), label_B
+    image_BHWC = mirror_where(mirror_B, image_BHWC)
+    if batch.augment is not None:
+        image_BHWC = batch.augment(image_BHWC)
+    return input.normalise(image_BHWC), label_B
 
 
 def mirror_where(mirror_B: torch.Tensor, image_BHWC: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from facerec.data.augment import AugmentSettings
 from facerec.errors import require
+from facerec.registry import build
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class DataSettings:
         block_size: neighbouring pictures in a block.
         window: blocks that are mixed with each other. The pictures of two windows should fit into memory.
         mirror: mirror half of the pictures, another half each epoch.
+        augment: further changes of the pictures, see `AugmentSettings`; none by default.
         on_error: what to do at a picture that does not decode: ``raise`` stops the run and names it, ``skip``
             takes the next one instead, and counts.
         drop_last: leave out the rest of an epoch that fills no batch; null: only where it has fewer than two
@@ -54,6 +57,7 @@ class DataSettings:
     block_size: int = 1024
     window: int = 64
     mirror: bool = True
+    augment: dict[str, Any] = field(default_factory=dict)
     on_error: Literal["raise", "skip"] = "raise"
     drop_last: bool | None = None
     prefetch: int = 4
@@ -71,6 +75,7 @@ class DataSettings:
         for key, choices in (("shuffle", ("full", "block", "none")), ("on_error", ("raise", "skip"))):
             value = getattr(self, key)
             require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
+        build(AugmentSettings, "data.augment", self.augment)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,6 +92,7 @@ class DataSettings:
             "window": self.window,
             "on_error": self.on_error,
             "mirror": self.mirror,
+            "augment": build(AugmentSettings, "data.augment", self.augment),
             "drop_last": self.drop_last,
             "prefetch": self.prefetch,
         }
