@@ -53,7 +53,8 @@ class _ChannelsLastPReLU(torch.autograd.Function):
         x_MC, grad_MC, result_MC = (_rows(tensor) for tensor in (x_BCHW, grad_BCHW, result_BCHW))
         step = max(1, PIECE * torch.get_num_threads() // slope_C.numel())
         below = torch.empty_like(x_MC[:step])
-        slope_grad_C = torch.zeros_like(slope_C, dtype=torch.float32)
+        exact = torch.promote_types(slope_C.dtype, torch.float32)
+        slope_grad_C = torch.zeros_like(slope_C, dtype=exact)
         for start in range(0, len(x_MC), step):
             x, grad, result = (tensor[start : start + step] for tensor in (x_MC, grad_MC, result_MC))
             negative = below[: len(x)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,9 +101,9 @@ def recognise(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
         match = _match(weights, expected, foreign)
         if match.missing or match.unexpected:
             continue
-        # All families end with the embedding: its first dimension is D.
-        last = next(entry for entry in reversed(expected) if not entry.endswith(COUNTER))
-        shape = weights[match.prefix + last].shape
+        other, _ = _known(name, 513, 112)
+        sized = next(entry for entry in expected if expected[entry] != other[entry])
+        shape = weights[match.prefix + sized].shape
         embedding_size = shape[0] if shape else 0
         if embedding_size == 0:
             continue
@@ -138,9 +139,7 @@ class _Match(NamedTuple):
 
 def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[str]) -> _Match:
     """Compare under the prefix below which most of the expected entries are."""
-    prefix = max(
-        _prefixes(weights), key=lambda p: (sum(p + name in weights for name in expected), -len(p), p)
-    )
+    prefix = _prefix(weights, expected)
     found = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
     outside = [name for name in weights if not name.startswith(prefix)]
     outside += [prefix + name for name in sorted(found) if name.startswith(tuple(foreign))]
@@ -157,13 +156,15 @@ def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[st
     )
 
 
-def _prefixes(names: Iterable[str]) -> set[str]:
-    """Everything up to a dot in `names`, and the empty prefix: ``module.``, ``module.body.``, …"""
-    prefixes = {""}
+def _prefix(names: Iterable[str], expected: Shapes) -> str:
+    """The prefix, ending with a dot or empty, under which most of the `expected` entries are."""
+    found: Counter[str] = Counter()
     for name in names:
-        parts = name.split(".")[:-1]
-        prefixes.update(".".join(parts[: i + 1]) + "." for i in range(len(parts)))
-    return prefixes
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in expected:
+                found["".join(f"{part}." for part in parts[:i])] += 1
+    return max(found, key=lambda prefix: (found[prefix], -len(prefix), prefix), default="")
 
 
 @functools.cache

@@ -1,0 +1,193 @@
+"""Backbones are the published networks: entries, sizes, and the embeddings the published code computes."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerec.backbones import BACKBONES, create_backbone
+from facerec.backbones.flops import gflops
+
+# Parameters and state-dict entries at 512-d and 112×112, counted on the published code, and GFLOPs: those of
+# InsightFace's table for its networks and their likes, of the papers' layer tables for the others.
+PUBLISHED = {
+    "ir_50": (43_574_976, 349, 6.3),
+    "ir_101": (65_129_792, 674, 12.1),
+    "ir_152": (70_737_600, 687, 12.3),
+    "ir_se_50": (43_797_696, 397, 6.3),
+    "ir_se_101": (65_502_016, 772, 12.1),
+    "ir_se_152": (71_148_736, 787, 12.3),
+    "adaface_ir_18": (24_020_352, 179, 2.6),
+    "adaface_ir_34": (34_134_080, 323, 4.5),
+    "adaface_ir_50": (43_585_600, 467, 6.3),
+    "adaface_ir_101": (65_150_912, 917, 12.1),
+    "iresnet18": (24_025_600, 187, 2.6),
+    "iresnet34": (34_139_328, 331, 4.5),
+    "iresnet50": (43_590_848, 475, 6.3),
+    "iresnet100": (65_156_160, 925, 12.1),
+    "iresnet200": (118_833_920, 1807, 23.5),
+    "resnet50": (40_290_880, 330, 1.1),
+    "resnet101": (59_283_008, 636, 2.0),
+    "resnet152": (74_926_656, 942, 2.95),
+    "mobilefacenet": (1_200_512, 333, 0.22),
+    "mbf": (2_059_520, 333, 0.45),
+    "sphere20": (24_505_664, 62, 2.04),
+    "sphere36": (34_613_824, 110, 3.89),
+    "sphere64": (50_035_520, 194, 7.13),
+    "vit_t": (19_137_792, 150, 1.5),
+    "vit_s": (76_023_296, 150, 5.7),
+    "vit_b": (113_833_472, 282, 11.4),
+    "vit_l": (255_684_352, 282, 25.3),
+}
+
+# A few entries by which published files of a family are known.
+ENTRIES = {
+    "ir_50": {
+        "input_layer.2.weight": [64],
+        "body.0.res_layer.1.weight": [64, 64, 3, 3],
+        "body.3.shortcut_layer.0.weight": [128, 64, 1, 1],
+        "body.23.res_layer.4.running_var": [512],
+        "output_layer.3.weight": [512, 25088],
+    },
+    "ir_se_50": {
+        "body.0.res_layer.5.fc1.weight": [4, 64, 1, 1],
+        "body.23.res_layer.5.fc2.weight": [512, 32, 1, 1],
+    },
+    "adaface_ir_50": {"body.0.res_layer.3.weight": [64], "output_layer.4.running_mean": [512]},
+    "iresnet50": {
+        "prelu.weight": [64],
+        "layer1.0.downsample.0.weight": [64, 64, 1, 1],
+        "layer3.13.bn3.weight": [256],
+        "fc.weight": [512, 25088],
+        "features.running_var": [512],
+    },
+    "resnet50": {
+        "conv1.weight": [64, 3, 7, 7],
+        "layer4.2.conv3.weight": [2048, 512, 1, 1],
+        "bn_o1.weight": [2048],
+        "fc.weight": [512, 32768],
+        "bn_o2.bias": [512],
+    },
+    "mobilefacenet": {
+        "conv1.conv.weight": [64, 3, 3, 3],
+        "conv2_dw.prelu.weight": [64],
+        "conv_23.project.conv.weight": [64, 128, 1, 1],
+        "conv_4.model.5.conv_dw.bn.running_mean": [256],
+        "conv_6_sep.conv.weight": [512, 128, 1, 1],
+        "conv_6_dw.conv.weight": [512, 1, 7, 7],
+        "linear.weight": [512, 512],
+        "bn.weight": [512],
+    },
+    "mbf": {
+        "layers.1.layers.0.weight": [128, 2, 3, 3],
+        "layers.3.layers.3.layers.2.layers.1.bias": [128],
+        "conv_sep.layers.0.weight": [512, 256, 1, 1],
+        "features.layers.0.layers.0.weight": [512, 1, 7, 7],
+        "features.layers.3.running_mean": [512],
+    },
+    "sphere20": {"conv1_1.bias": [64], "relu3_9.weight": [256], "fc5.weight": [512, 25088]},
+    "sphere64": {"conv3_33.weight": [256, 256, 3, 3], "relu4_7.weight": [512]},
+    "vit_t": {
+        "pos_embed": [1, 144, 256],
+        "mask_token": [1, 1, 256],
+        "patch_embed.proj.weight": [256, 3, 9, 9],
+        "blocks.11.attn.qkv.weight": [768, 256],
+        "feature.0.weight": [256, 36864],
+        "feature.3.running_var": [512],
+    },
+}
+
+QUICK = (
+    "ir_50",
+    "ir_se_50",
+    "adaface_ir_18",
+    "iresnet18",
+    "resnet50",
+    "mobilefacenet",
+    "mbf",
+    "sphere20",
+    "vit_t",
+)
+
+
+# What the published code of each network computes from the weights of `fill` and the pictures of `pictures`.
+GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "published_backbones.json").read_text())
+
+
+def weightless(name: str, **parameters: Any) -> nn.Module:
+    with torch.device("meta"):
+        return create_backbone(name, **parameters)
+
+
+def pictures(count: int, height: int, width: int) -> Tensor:
+    values = np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32)
+    return torch.from_numpy(values) * 2 - 1
+
+
+def fill(state: dict[str, Tensor]) -> None:
+    """Weights that depend on nothing but the names and shapes of the entries."""
+    for name, value in state.items():
+        if not value.is_floating_point():
+            continue
+        draw = np.random.default_rng(zlib.crc32(name.encode())).random(tuple(value.shape), dtype=np.float32)
+        uniform = torch.from_numpy(draw)
+        normed = name.removesuffix("weight") + "running_mean" in state
+        if value.ndim > 1:
+            value.copy_((uniform * 2 - 1) * (3 / value[0].numel()) ** 0.5)
+        elif name.endswith("running_var"):
+            value.copy_(0.8 + 0.4 * uniform)
+        elif name.endswith("weight"):
+            value.copy_(0.7 + 0.6 * uniform if normed else 0.2 + 0.4 * uniform)
+        else:
+            value.copy_(0.2 * uniform - 0.1)
+
+
+def test_every_name_is_pinned() -> None:
+    assert {*BACKBONES.names()} == {*PUBLISHED, "timm"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_entries_are_those_of_the_published_network(name: str) -> None:
+    backbone = weightless(name)
+    state = backbone.state_dict()
+    parameters, entries, _ = PUBLISHED[name]
+    assert (sum(p.numel() for p in backbone.parameters()), len(state)) == (parameters, entries)
+    found = {entry: list(state[entry].shape) for entry in ENTRIES.get(name, {})}
+    assert found == ENTRIES.get(name, {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in GOLDEN],
+)
+def test_it_computes_what_the_published_code_computes(name: str) -> None:
+    height, width = GOLDEN[name]["input_size"]
+    backbone = create_backbone(name, input_size=[height, width]).eval()
+    with torch.inference_mode():
+        fill(backbone.state_dict())
+        unit_BD = F.normalize(backbone(pictures(2, height, width)))
+    expected = torch.tensor(GOLDEN[name]["unit_embedding"])
+    torch.testing.assert_close(unit_BD[:, : expected.shape[1]], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in PUBLISHED]
+)
+def test_gflops_are_the_published_ones(name: str) -> None:
+    assert gflops(weightless(name)) == pytest.approx(PUBLISHED[name][2], rel=0.03)
+
+
+def test_mobilefacenet_of_the_paper_has_a_million_parameters() -> None:
+    assert sum(p.numel() for p in weightless("mobilefacenet", embedding_size=128).parameters()) == 1_003_136
+
+
+def test_insightface_fixes_the_scale_of_its_embedding() -> None:
+    assert not weightless("iresnet18").features.weight.requires_grad
