@@ -106,9 +106,9 @@ def identify(
     keep = (ranks + 1) * int(np.bincount(gallery_G).max())
     top = TopK(len(probe), keep)
     entries = 0
-    for first, cosine_PB in cosine_blocks(probe, _all_of(gallery_GD, distractors)):
-        top.add(first, cosine_PB)
-        entries = first + cosine_PB.shape[1]
+    for block in cosine_blocks(probe, _all_of(gallery_GD, distractors)):
+        top.add(block)
+        entries = block.first + len(block)
     score_PK, index_PK = top.score_PK.numpy(), top.index_PK.numpy()
     rank_P = _ranks(score_PK, _identities(index_PK, gallery_G, len(names)), probe_P)
     cmc = [float((rank_P[mated_P] <= rank).mean()) for rank in range(1, ranks + 1)]
@@ -235,11 +235,10 @@ def megaface(
     maxima = PrefixMaxima(len(probe), supported)
     highest = Highest(allowed + 1)
     seen = 0
-    for first, cosine_PB in cosine_blocks(probe, distractors):
-        row_maximum_P = cosine_PB.amax(dim=1)
-        maxima.add(first, cosine_PB, row_maximum_P)
-        highest.add(cosine_PB, row_maximum_P)
-        seen = first + cosine_PB.shape[1]
+    for block in cosine_blocks(probe, distractors):
+        maxima.add(block)
+        highest.add(block)
+        seen = block.first + len(block)
     if seen != count:
         raise UserError(f"{seen} distractors came, {count} were announced")
     maximum_PC = maxima.maximum_PC.numpy()

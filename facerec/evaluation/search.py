@@ -8,6 +8,7 @@ values kept."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 from facerec.errors import NonFiniteError, UserError
 
 Rows = npt.NDArray[np.floating] | torch.Tensor
+
+_TILE = 128
 
 BLOCK = 4096  # gallery entries a block; with 3,530 probes their cosines take 58 MB
 
@@ -48,9 +51,50 @@ def unit(
     return torch.div(rows, torch.where(norm_X1 > 0, norm_X1, 1.0), out=out if fits else None)
 
 
+class CosineBlock:
+    """Cosines of all probes with the gallery entries `first`, `first` + 1, …, float32 (P, B)."""
+
+    def __init__(self, first: int, cosine_PB: torch.Tensor) -> None:
+        self.first = first
+        self.cosine_PB = cosine_PB
+
+    def __len__(self) -> int:
+        """B, the number of entries."""
+        return self.cosine_PB.shape[1]
+
+    def columns(self, start: int, stop: int) -> CosineBlock:
+        """A part of the block, in the same memory."""
+        return CosineBlock(self.first + start, self.cosine_PB[:, start:stop])
+
+    @functools.cached_property
+    def tiled_PTW(self) -> torch.Tensor:
+        """The cosines in tiles; one tile a row where they do not divide evenly."""
+        width = _TILE if len(self) % _TILE == 0 else len(self)
+        return self.cosine_PB.unflatten(1, (-1, width))
+
+    @functools.cached_property
+    def tile_maximum_PT(self) -> torch.Tensor:
+        """The highest cosine of each tile."""
+        return self.tiled_PTW.amax(dim=2)
+
+    @functools.cached_property
+    def maximum_P(self) -> torch.Tensor:
+        """The highest cosine of each probe."""
+        return self.tile_maximum_PT.amax(dim=1)
+
+    def above(self, least_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The cosines above each probe's `least_P`: which probe, which gallery entry, the value; (N,) each,
+        by probe and entry."""
+        probe_N, tile_N = (self.tile_maximum_PT > least_P[:, None]).nonzero(as_tuple=True)
+        value_NW = self.tiled_PTW[probe_N, tile_N]
+        found_N, place_N = (value_NW > least_P[probe_N, None]).nonzero(as_tuple=True)
+        entry_N = self.first + tile_N[found_N] * value_NW.shape[1] + place_N
+        return probe_N[found_N], entry_N, value_NW[found_N, place_N]
+
+
 def cosine_blocks(
     probe_PD: torch.Tensor, gallery: Rows | Iterable[Rows], block: int = BLOCK
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Iterator[CosineBlock]:
     """Cosines of all probes with successive blocks of the gallery.
 
     Args:
@@ -60,8 +104,7 @@ def cosine_blocks(
         block: entries a block.
 
     Yields:
-        The number of the block's first entry, and its cosines (P, B); the same memory is used again for the
-        next block.
+        Blocks; the memory of one is used again for the next.
     """
     portions = [gallery] if isinstance(gallery, np.ndarray | torch.Tensor) else gallery
     buffer = entry_BD = torch.empty(0)
@@ -77,7 +120,7 @@ def cosine_blocks(
             if buffer.shape != shape:
                 buffer = torch.empty(shape)
             torch.mm(probe_PD, entry_BD.T, out=buffer)
-            yield first, buffer
+            yield CosineBlock(first, buffer)
             first += len(entry_BD)
 
 
@@ -87,35 +130,39 @@ class TopK:
     def __init__(self, probes: int, k: int) -> None:
         self.score_PK = torch.full((probes, k), -torch.inf)
         self.index_PK = torch.full((probes, k), -1, dtype=torch.int64)
+        self._seen = 0
 
-    def add(self, first: int, cosine_PB: torch.Tensor) -> None:
-        """Take in the cosines with entries `first`, `first` + 1, …"""
-        rows_R = (cosine_PB.amax(dim=1) > self.score_PK[:, -1]).nonzero()[:, 0]
-        if not len(rows_R):
+    def add(self, block: CosineBlock) -> None:
+        """Take in a block."""
+        k = self.score_PK.shape[1]
+        if self._seen < k:
+            # The first entries set a bar, so that few of the others have to be looked at.
+            seed = min(len(block), max(_TILE, -(-4 * k // _TILE) * _TILE))
+            value, place = block.cosine_PB[:, :seed].topk(min(k, seed), dim=1)
+            self._merge(torch.arange(len(value)), value, place + block.first)
+            self._seen += seed
+            if seed < len(block):
+                self.add(block.columns(seed, len(block)))
             return
-        chosen_RB = cosine_PB if len(rows_R) == len(cosine_PB) else cosine_PB[rows_R]
-        if first == 0:
-            new_score, new_index = chosen_RB.topk(min(self.score_PK.shape[1], chosen_RB.shape[1]), dim=1)
-        else:
-            new_score, new_index = _above(chosen_RB, self.score_PK[rows_R, -1:])
-        score = torch.cat([self.score_PK[rows_R], new_score], dim=1)
-        index = torch.cat([self.index_PK[rows_R], new_index + first], dim=1)
-        # A stable sort keeps the earlier entry in front where two are equal.
-        order = score.argsort(dim=1, descending=True, stable=True)[:, : self.score_PK.shape[1]]
-        self.score_PK[rows_R] = score.gather(1, order)
-        self.index_PK[rows_R] = index.gather(1, order)
+        probe_N, entry_N, value_N = block.above(self.score_PK[:, -1])
+        if len(probe_N):
+            count_P = torch.bincount(probe_N, minlength=len(self.score_PK))
+            place_N = torch.arange(len(probe_N)) - (count_P.cumsum(0) - count_P)[probe_N]
+            probe_R = count_P.nonzero()[:, 0]
+            row_N = ((count_P > 0).cumsum(0) - 1)[probe_N]
+            value = torch.full((len(probe_R), int(count_P.max())), -torch.inf)
+            index = torch.full(value.shape, -1, dtype=torch.int64)
+            value[row_N, place_N] = value_N
+            index[row_N, place_N] = entry_N
+            self._merge(probe_R, value, index)
 
-
-def _above(cosine_RB: torch.Tensor, least_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The few values of each row above `least_R1`, and their columns, padded with −∞ to equal length."""
-    row, column = (cosine_RB > least_R1).nonzero(as_tuple=True)
-    count_R = torch.bincount(row, minlength=len(cosine_RB))
-    place = torch.arange(len(row)) - (count_R.cumsum(0) - count_R)[row]
-    score = torch.full((len(cosine_RB), int(count_R.max())), -torch.inf)
-    index = torch.zeros(score.shape, dtype=torch.int64)
-    score[row, place] = cosine_RB[row, column]
-    index[row, place] = column
-    return score, index
+    def _merge(self, probe_R: torch.Tensor, value: torch.Tensor, index: torch.Tensor) -> None:
+        """Sort more entries of some probes in; of equal ones the earlier stays in front."""
+        value = torch.cat([self.score_PK[probe_R], value], dim=1)
+        index = torch.cat([self.index_PK[probe_R], index], dim=1)
+        order = value.argsort(dim=1, descending=True, stable=True)[:, : self.score_PK.shape[1]]
+        self.score_PK[probe_R] = value.gather(1, order)
+        self.index_PK[probe_R] = index.gather(1, order)
 
 
 class PrefixMaxima:
@@ -129,17 +176,18 @@ class PrefixMaxima:
         self.cuts = cuts
         self.maximum_PC = torch.full((probes, len(cuts)), -torch.inf)
 
-    def add(self, first: int, cosine_PB: torch.Tensor, row_maximum_P: torch.Tensor) -> None:
-        """Take in a block and its row maxima."""
-        stop = first + cosine_PB.shape[1]
+    def add(self, block: CosineBlock) -> None:
+        """Take in a block."""
         for number, cut in enumerate(self.cuts):
-            if first < cut:
-                inside_P = row_maximum_P if stop <= cut else cosine_PB[:, : cut - first].amax(dim=1)
-                torch.maximum(self.maximum_PC[:, number], inside_P, out=self.maximum_PC[:, number])
+            inside = min(cut - block.first, len(block))
+            if inside > 0:
+                whole = inside == len(block)
+                maximum_P = block.maximum_P if whole else block.cosine_PB[:, :inside].amax(dim=1)
+                torch.maximum(self.maximum_PC[:, number], maximum_P, out=self.maximum_PC[:, number])
 
 
 class Highest:
-    """The M highest of all values that pass by, of billions."""
+    """The `count` highest of all values that pass by, of billions."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -147,19 +195,21 @@ class Highest:
         self._held = 0
         self._floor = -torch.inf  # nothing at or below it is among the highest
 
-    def add(self, cosine_PB: torch.Tensor, row_maximum_P: torch.Tensor) -> None:
-        """Take in a block and its row maxima."""
-        rows_R = (row_maximum_P > self._floor).nonzero()[:, 0]
-        if not len(rows_R):
+    def add(self, block: CosineBlock) -> None:
+        """Take in a block."""
+        if self._floor == -torch.inf and len(block) > _TILE:
+            # The first values set a bar, so that few of the others have to be looked at.
+            self.add(block.columns(0, _TILE))
+            self.add(block.columns(_TILE, len(block)))
             return
-        chosen = cosine_PB if len(rows_R) == len(cosine_PB) else cosine_PB[rows_R]
-        self._kept.append(chosen[chosen > self._floor])
+        least_P = torch.full((len(block.cosine_PB),), self._floor)
+        self._kept.append(block.above(least_P)[2])
         self._held += len(self._kept[-1])
         if self._held > 2 * self.count:
             self._prune()
 
     def values(self) -> torch.Tensor:
-        """The highest values, descending; fewer than M where fewer came by."""
+        """The highest values, descending; fewer than `count` where fewer came by."""
         self._prune()
         return self._kept[0].sort(descending=True).values
 
