@@ -1,0 +1,1 @@
+"""Making packs: from folders, lists and other packs; aligning, drawing pairs. One idea a module, no torch."""

@@ -1,0 +1,139 @@
+"""A folder with a sub-folder of photographs for each person becomes a pack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from facerec.data.making.builder import Built, PackBuilder
+from facerec.data.making.pictures import ENDINGS, FaceMaker, Made, in_order
+from facerec.errors import DamagedDataError, MissingDataError
+
+
+class Photograph(NamedTuple):
+    """One file of an identity's folder; `last` where it is the folder's last."""
+
+    identity: str
+    file: str
+    last: bool
+
+    @property
+    def name(self) -> str:
+        """Its path below the folder of identities, as in a `.lst`."""
+        return f"{self.identity}/{self.file}" if self.file else self.identity
+
+
+def pack_folder(folder: Path, out: Path, maker: FaceMaker, *, force: bool = False, workers: int = 1) -> Built:
+    """Pack ``folder/identity/photograph`` into the folder `out`; identities and files in the order of names.
+
+    Names that begin with a dot are passed over. Every other file that gives no picture stands in
+    ``out/report.csv`` with the reason. A run that was stopped is taken up again by the next one with the same
+    settings, where no folder changed meanwhile.
+
+    Raises:
+        MissingDataError: there is no such folder, or not one picture in it that can be packed.
+        UserError: `out` holds a pack already and no `force`.
+        StorageError: `out` cannot be written.
+    """
+    from tqdm import tqdm
+
+    identities = identity_folders(folder)
+    plan = {
+        "folder": str(folder.absolute()),
+        "identities": _digest(folder, identities),
+        "maker": [maker.size, maker.quality, maker.keep, maker.detector is not None, maker.no_face],
+    }
+    with PackBuilder(out, (maker.size, maker.size), force=force, plan=plan) as builder:
+        done = 0 if builder.resumed is None else bisect_right(identities, builder.resumed)
+
+        def make(photograph: Photograph) -> tuple[Photograph, Made | None]:
+            return photograph, None if not photograph.file else make_file(maker, folder / photograph.name)
+
+        with tqdm(
+            total=len(identities),
+            initial=done,
+            desc=f"packing {folder.name}",
+            unit=" identities",
+            disable=None,
+        ) as bar:
+            for photograph, made in in_order(make, _photographs(folder, identities[done:]), workers):
+                if made is None:
+                    builder.note(photograph.name, "dropped", "the folder holds no pictures that can be read")
+                elif made.payload is None:
+                    builder.note(photograph.name, "dropped", made.note)
+                else:
+                    if made.note:
+                        builder.note(photograph.name, "packed", made.note)
+                    builder.add(photograph.name, made.payload)
+                if photograph.last:
+                    builder.end_identity(photograph.identity)
+                    bar.update()
+        return builder.finish()
+
+
+def make_file(maker: FaceMaker, path: Path) -> Made:
+    """The face in a file, or why there is none."""
+    if path.suffix.lower() not in ENDINGS:
+        return Made(None, f"its ending is not one of {', '.join(ENDINGS)}")
+    if any(sign in str(path) for sign in "\t\n\r"):
+        return Made(None, "its name holds a tab or a line break, which a .lst cannot")
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        return Made(None, f"cannot be read: {error.strerror}")
+    return maker.make(encoded)
+
+
+def identity_folders(folder: Path) -> list[str]:
+    """The names of the identities' folders, sorted.
+
+    Raises:
+        MissingDataError: there are none; the message says what is there instead.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            there = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise MissingDataError(
+            f"{folder}: {error.strerror}; give a folder that holds a folder of pictures for each person"
+        ) from None
+    identities = sorted(name for name, is_folder in there if is_folder)
+    if identities:
+        return identities
+    loose = any(name.lower().endswith(ENDINGS) for name, _ in there)
+    hint = "it holds loose pictures, move each person's into a folder" if loose else "it holds no folders"
+    raise MissingDataError(f"{folder}: must hold a folder of pictures for each person; {hint}")
+
+
+def picture_files(folder: Path) -> list[str]:
+    """The names of all files in a folder that are not hidden, sorted; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(one.name for one in entries if not one.name.startswith(".") and one.is_file())
+    except OSError as error:
+        raise DamagedDataError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _photographs(folder: Path, identities: list[str]) -> Iterator[Photograph]:
+    """Every file of every identity; one without file for an empty folder, so that it can be reported."""
+    for identity in identities:
+        try:
+            files = picture_files(folder / identity) or [""]
+        except DamagedDataError:
+            files = [""]
+        for file in files:
+            yield Photograph(identity, file, file == files[-1])
+
+
+def _digest(folder: Path, identities: list[str]) -> str:
+    """Changes when an identity's folder comes or goes, or a file in one of them does."""
+    digest = hashlib.sha256()
+    for identity in identities:
+        digest.update(
+            f"{identity}/{(folder / identity).stat().st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+        )
+    return digest.hexdigest()

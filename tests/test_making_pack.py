@@ -1,0 +1,253 @@
+"""`facerec-data pack`: what becomes of photographs, what is said of others, what a stop leaves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facerec.cli.data import run
+from facerec.data.decode import decode
+from facerec.data.making import builder
+from facerec.data.making.from_folder import pack_folder
+from facerec.data.making.pictures import FaceMaker, Made
+from facerec.data.packs import open_pack
+from facerec.errors import ConfigError, MissingDataError, UserError
+
+PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
+
+
+def picture(seed: int, size: tuple[int, int] = (112, 112), kind: str = "JPEG", orientation: int = 1) -> bytes:
+    """A smooth picture of (width, height) pixels, as an encoded file."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Three people with 2, 3 and 1 pictures, an empty folder, and files that are no pictures."""
+    folder = tmp_path / "photographs"
+    for person, many in (("Ann", 2), ("Bob", 3), ("Cyd", 1), ("Dan", 0)):
+        (folder / person).mkdir(parents=True)
+        for i in range(many):
+            (folder / person / f"{i}.jpg").write_bytes(picture(10 * many + i, (160, 120)))
+    (folder / "Bob" / "notes.txt").write_text("tall")
+    (folder / "Bob" / "cut.jpg").write_bytes(picture(7)[:700])
+    (folder / "Bob" / ".hidden.jpg").write_bytes(b"")
+    return folder
+
+
+def report(out: Path) -> list[list[str]]:
+    with (out / "report.csv").open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in PACK}
+
+
+def test_a_folder_becomes_a_pack_with_names_labels_and_a_report(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    assert run(["pack", str(photographs), str(out)]) == 0
+    pack = open_pack(out)
+    assert (pack.layout, pack.num_classes, pack.label_N.tolist()) == ("InsightFace", 3, [0, 0, 1, 1, 1, 2])
+    names = (out / "train.lst").read_text().splitlines()
+    assert names[2] == "3\t1\tBob/0.jpg" and len(names) == 6
+    assert (out / "property").read_text() == "3,112,112"
+    said = {name: (outcome, reason) for name, outcome, reason in report(out)}
+    assert said.keys() == {"Bob/cut.jpg", "Bob/notes.txt", "Dan"}
+    assert all(outcome == "dropped" for outcome, _ in said.values())
+    assert "its ending is not one of" in said["Bob/notes.txt"][1]
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".cache") == sorted(PACK)
+    assert run(["verify", str(out)]) == 0
+
+
+def test_pictures_are_what_decoding_gives_up_to_the_jpeg(photographs: Path, tmp_path: Path) -> None:
+    run(["pack", str(photographs), str(tmp_path / "out"), "--size", "64", "--quality", "100"])
+    pack = open_pack(tmp_path / "out")
+    wanted = decode((photographs / "Ann" / "1.jpg").read_bytes(), 64).astype(int)
+    assert np.abs(decode(pack.encoded(1), 64) - wanted).max() <= 4
+    assert (tmp_path / "out" / "property").read_text() == "3,64,64"
+
+
+def test_keep_stores_bytes_of_the_right_size_and_no_others(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "Ann"
+    folder.mkdir(parents=True)
+    files = {
+        "a.jpg": picture(1),
+        "b.png": picture(2, kind="PNG"),
+        "c.jpg": picture(3, (113, 112)),
+        "d.jpg": picture(4, orientation=6),
+        "e.jpg": picture(5)[:-900],
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    run(["pack", str(tmp_path / "in"), str(tmp_path / "out"), "--keep"])
+    pack = open_pack(tmp_path / "out")
+    assert [bytes(pack.encoded(i)) in files.values() for i in range(len(pack))] == [True, True, False, False]
+    assert [name for name, *_ in report(tmp_path / "out")] == ["Ann/e.jpg"], "it is cut"
+
+
+def test_a_picture_lying_on_its_side_is_put_upright(tmp_path: Path) -> None:
+    (tmp_path / "in" / "Ann").mkdir(parents=True)
+    (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(picture(4, orientation=6))
+    run(["pack", str(tmp_path / "in"), str(tmp_path / "out"), "--quality", "100"])
+    lying = decode(picture(4)).astype(int)
+    upright = decode(open_pack(tmp_path / "out").encoded(0)).astype(int)
+    assert np.abs(upright - np.rot90(lying, -1)).mean() < 2 < np.abs(upright - lying).mean()
+
+
+def test_the_number_of_threads_changes_nothing(photographs: Path, tmp_path: Path) -> None:
+    for workers in ("1", "3"):
+        run(["pack", str(photographs), str(tmp_path / workers), "--workers", workers])
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_a_pack_is_replaced_only_by_force(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(["pack", str(photographs), str(out)])
+    before = contents(out)
+    with pytest.raises(UserError, match=r"train\.rec: is already there; --force replaces it"):
+        run(["pack", str(photographs), str(out), "--size", "64"])
+    assert contents(out) == before
+    assert run(["pack", str(photographs), str(out), "--size", "64", "--force"]) == 0
+    assert (out / "property").read_text() == "3,64,64"
+
+
+@pytest.mark.parametrize("loose", [True, False])
+def test_a_folder_without_folders_is_refused_and_leaves_nothing(tmp_path: Path, loose: bool) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if loose:
+        (folder / "a.jpg").write_bytes(picture(1))
+    with pytest.raises(MissingDataError, match="loose pictures" if loose else "holds no folders"):
+        run(["pack", str(folder), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_no_picture_can_be_packed_there_is_a_report_and_no_pack(tmp_path: Path) -> None:
+    (tmp_path / "in" / "Ann").mkdir(parents=True)
+    (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(b"nothing")
+    with pytest.raises(MissingDataError, match=r"not one picture could be packed; .*report\.csv says why"):
+        run(["pack", str(tmp_path / "in"), str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.csv"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--size", "8"), ("--quality", "101"), ("--workers", "0")])
+def test_options_out_of_range_are_refused(photographs: Path, tmp_path: Path, option: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option}={value}: must be"):
+        run(["pack", str(photographs), str(tmp_path / "out"), option, value])
+    assert not (tmp_path / "out").exists()
+
+
+# Stopped half way -----------------------------------------------------------------------------------------
+
+
+class StoppingMaker(FaceMaker):
+    """Stops like Ctrl-C once so many photographs are made."""
+
+    left = 10**9
+    made = 0
+
+    def make(self, encoded: bytes | memoryview) -> Made:
+        StoppingMaker.left -= 1
+        StoppingMaker.made += 1
+        if StoppingMaker.left < 0:
+            raise KeyboardInterrupt
+        return super().make(encoded)
+
+
+def stop_after(many: int, folder: Path, out: Path, size: int = 112) -> int:
+    """How many photographs were made."""
+    StoppingMaker.left, StoppingMaker.made = many, 0
+    try:
+        pack_folder(folder, out, StoppingMaker(size))
+    except KeyboardInterrupt:
+        assert not (out / "train.rec").exists()
+    return StoppingMaker.made
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("cut_line", [False, True])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, cut_line: bool
+) -> None:
+    monkeypatch.setattr(builder, "_EVERY", -1.0)
+    stop_after(after, photographs, tmp_path / "out")
+    journal = tmp_path / "out" / ".making" / "journal"
+    if cut_line and journal.exists():
+        with journal.open("a") as file:
+            file.write('{"at": {"train.rec')
+        with (journal.parent / "train.rec").open("ab") as file:
+            file.write(b"half a record")
+    made = stop_after(10**9, photographs, tmp_path / "out")
+    assert made <= 7 and (after == 1 or made < 7), "pictures already in are not made again"
+    assert stop_after(10**9, photographs, tmp_path / "whole") == 7
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_stopped_run_starts_anew_where_folders_or_options_changed(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_EVERY", -1.0)
+    stop_after(4, photographs, tmp_path / "out")
+    assert (tmp_path / "out" / ".making").exists()
+    assert stop_after(10**9, photographs, tmp_path / "out", size=64) == 7
+    (tmp_path / "out" / "train.rec").unlink()
+    stop_after(4, photographs, tmp_path / "out")
+    (photographs / "Ann" / "later.jpg").write_bytes(picture(99))
+    assert stop_after(10**9, photographs, tmp_path / "out") == 8
+    assert len(open_pack(tmp_path / "out")) == 7
+
+
+def test_two_runs_at_once_are_refused(photographs: Path, tmp_path: Path) -> None:
+    with (
+        builder.PackBuilder(tmp_path / "out", (112, 112)),
+        pytest.raises(UserError, match="another facerec-data is writing there"),
+    ):
+        run(["pack", str(photographs), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists(), "what was given up leaves no folder"
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_killed_run_leaves_no_pack_and_the_next_one_completes_it(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    photograph = picture(1, (300, 300), "PNG")
+    for person in range(16):
+        (folder / f"{person:03}").mkdir(parents=True)
+        for i in range(5):
+            (folder / f"{person:03}" / f"{i}.png").write_bytes(photograph)
+    program = "from facerec.cli.data import main; main()"
+    command = [sys.executable, "-c", program, "pack", str(folder), str(out), "--workers", "1"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not (out / ".making" / "ranges").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(started.pid, number)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == status
+    assert b"Traceback" not in said
+    if out.exists():
+        assert [path.name for path in out.iterdir()] == [".making"]
+    assert run(["pack", str(folder), str(out)]) == 0
+    assert len(open_pack(out)) == 80
+    assert not (out / ".making").exists()
