@@ -46,9 +46,11 @@ def compose_and_run(config_name: str, task: Task) -> None:
         FacerecError: what `task` raised, of a sweep the first.
     """
     failures: list[FacerecError] = []
+    begun: list[Path] = []
 
     def job(config: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
+        begun.append(folder)
         try:
             config.output_dir = str(folder)
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -68,6 +70,11 @@ def compose_and_run(config_name: str, task: Task) -> None:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise _as_user_error(error, config_name) from error
+        except OSError as error:
+            if begun:
+                raise
+            # Hydra makes the folder and opens the log in it before the run begins.
+            raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
     if failures:
         raise failures[0]
 
