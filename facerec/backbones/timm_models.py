@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
-from facerec.errors import ConfigError, nearest
+from facerec.errors import ConfigError
 
 
 @BACKBONES.register("timm")
@@ -72,6 +73,7 @@ def _timm(model: str) -> ModuleType:
         mend = "timm is not installed; pip install 'facerec[timm]'"
         raise ConfigError("backbone", "timm", mend) from error
     if not timm.is_model(model):
-        similar = timm.list_models(f"*{model.split('_')[0]}*") or timm.list_models()[:20]
-        raise ConfigError("backbone.model", model, f"timm has no such model; {nearest(model, similar[:20])}")
+        similar = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "timm.list_models() names them all"
+        raise ConfigError("backbone.model", model, f"timm has no such model; {hint}")
     return timm

@@ -70,7 +70,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     backbone = create_backbone(**architecture)
     if start.pretrained and resume is None:
         load_pretrained(backbone, Path(start.pretrained))
-    backbone.requires_grad_(not start.frozen)
+    if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
+        backbone.requires_grad_(False)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = create_head(
         **config["head"], num_classes=faces.num_classes, embedding_size=architecture["embedding_size"]
