@@ -17,7 +17,7 @@ from torch import nn
 from facerec import checkpoint
 from facerec.errors import CheckpointError, NonFiniteError, StorageError
 from facerec.training.loop import Trainer
-from facerec.training.reporter import Reporter
+from facerec.training.reporter import Reporter, Run
 from tests.tiny_run import tiny_trainer
 
 
@@ -27,7 +27,7 @@ class Rows(Reporter):
     def __init__(self) -> None:
         self.rows: list[Mapping[str, Any]] = []
 
-    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+    def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
 
 
@@ -37,9 +37,9 @@ class At(Reporter):
     def __init__(self, step: int, action: Any) -> None:
         self.step, self.action = step, action
 
-    def stepped(self, trainer: Trainer) -> None:
-        if trainer.position.step == self.step:
-            self.action(trainer)
+    def stepped(self, run: Run) -> None:
+        if run.position.step == self.step:
+            self.action(run)
 
 
 def interrupt(_: Trainer) -> None:

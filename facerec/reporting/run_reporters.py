@@ -16,13 +16,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from facerec.evaluation.targets import results_document, write_results
 from facerec.reporting.verification_figures import figures_of, save_figures
-from facerec.training.reporter import Reporter
+from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from facerec.evaluation.verification import VerificationResult
-    from facerec.training.loop import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,8 @@ def run_reporters(folder: Path, *, figures: bool = True) -> list[Reporter]:
 class Console(Reporter):
     """A progress bar on a terminal, a line every `trainer.log_every` steps elsewhere and in the log file."""
 
-    def started(self, trainer: Trainer) -> None:
-        self._began, self._share = time.perf_counter(), trainer.progress().whole
+    def started(self, run: Run) -> None:
+        self._began, self._share = time.perf_counter(), run.progress().whole
         terminal = sys.stderr.isatty()
         self._stack = contextlib.ExitStack()
         self._bar: Any = None
@@ -51,12 +50,12 @@ class Console(Reporter):
             shape = "{percentage:3.0f}%|{bar}| {postfix}"
             self._bar = self._stack.enter_context(tqdm(total=1.0, bar_format=shape, dynamic_ncols=True))
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, run: Run) -> None:
         if self._bar is not None:
-            self._bar.update(min(1.0, trainer.progress().whole) - self._bar.n)
+            self._bar.update(min(1.0, run.progress().whole) - self._bar.n)
 
-    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
-        left = self._time_left(trainer.progress().whole)
+    def logged(self, run: Run, row: Mapping[str, Any]) -> None:
+        left = self._time_left(run.progress().whole)
         speed = f"{row['samples_per_second']:,.0f} samples/s"
         text = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.4g}  {speed}  {left} left"
         if self._bar is not None:
@@ -64,10 +63,10 @@ class Console(Reporter):
         else:
             log.info("step %d  %s  accuracy %.3f", row["step"], text, row.get("accuracy") or 0.0)
 
-    def finished(self, trainer: Trainer) -> None:
+    def finished(self, run: Run) -> None:
         self._stack.close()
-        if trainer.loader.skipped:
-            log.warning("%d pictures that do not decode were skipped", trainer.loader.skipped)
+        if run.loader.skipped:
+            log.warning("%d pictures that do not decode were skipped", run.loader.skipped)
 
     def _time_left(self, whole: float) -> str:
         done = whole - self._share
@@ -83,17 +82,17 @@ class MetricsFile(Reporter):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, run: Run) -> None:
         rows = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [row for row in rows if _step_of(row) <= trainer.position.step]
+        kept = [row for row in rows if _step_of(row) <= run.position.step]
         self._file: TextIO = self.path.open("w", encoding="utf-8")
         self._file.writelines(row + "\n" for row in kept)
 
-    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+    def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
 
-    def finished(self, trainer: Trainer) -> None:
+    def finished(self, run: Run) -> None:
         self._file.close()
 
 
@@ -103,30 +102,30 @@ class TensorBoard(Reporter):
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tensorboard"
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: SummaryWriter = SummaryWriter(
-            str(self.folder), purge_step=trainer.position.step + 1 if trainer.position.step else None
+            str(self.folder), purge_step=run.position.step + 1 if run.position.step else None
         )
 
-    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+    def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         for name, value in row.items():
             if value is not None and name != "step":
                 self._writer.add_scalar(f"train/{name}", value, row["step"])
 
-    def evaluated(self, trainer: Trainer, results: Mapping[str, VerificationResult]) -> None:
-        step = trainer.position.step
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+        step = run.position.step
         for name, result in results.items():
             for key in ("accuracy", "best_threshold", "xnorm", "auc", "eer"):
                 value = getattr(result, key)
                 if value is not None:
                     self._writer.add_scalar(f"{name}/{key}", value, step)
-            if trainer.eval_settings.figures:
+            if run.eval_settings.figures:
                 for kind, figure in figures_of(name, result).items():
                     self._writer.add_figure(f"{name}/{kind}", figure, step)
 
-    def finished(self, trainer: Trainer) -> None:
+    def finished(self, run: Run) -> None:
         self._writer.close()
 
 
@@ -137,9 +136,9 @@ class ResultFiles(Reporter):
         self.folder = folder
         self.figures = figures
 
-    def evaluated(self, trainer: Trainer, results: Mapping[str, VerificationResult]) -> None:
-        document = results_document(results, trainer.model(), ckpt=str(trainer.checkpoints / "last.pt"))
-        write_results(self.folder / "results.json", document | {"highest": trainer.position.highest})
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+        document = results_document(results, run.model(), ckpt=str(run.checkpoints / "last.pt"))
+        write_results(self.folder / "results.json", document | {"highest": run.position.highest})
         if self.figures:
             for name, result in results.items():
                 save_figures(self.folder, name, result)

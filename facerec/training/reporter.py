@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from facerec.evaluation.verification import VerificationResult
-    from facerec.training.loop import Trainer
+from facerec.data.loader import Loader
+from facerec.evaluation.model import Model
+from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.verification import VerificationResult
+from facerec.training.schedule import Progress
+from facerec.training.state import Position
+
+
+class Run(Protocol):
+    """What a reporter may look at: a `facerec.training.loop.Trainer`, or whatever trains in its place."""
+
+    position: Position
+    loader: Loader
+    eval_settings: EvalSettings
+    checkpoints: Path
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        ...
+
+    def model(self) -> Model:
+        """The backbone as it is now, with its preprocessing."""
+        ...
 
 
 class Reporter:
     """Follows a run. Each event does nothing by default; a subclass takes those that it wants."""
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, run: Run) -> None:
         """Before the first step."""
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, run: Run) -> None:
         """After every step; must not wait for the device."""
 
-    def logged(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+    def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         """A row of metrics, as metrics.jsonl has it."""
 
-    def evaluated(self, trainer: Trainer, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         """After an evaluation."""
 
-    def finished(self, trainer: Trainer) -> None:
+    def finished(self, run: Run) -> None:
         """After the last step, also where the run failed or was interrupted."""
