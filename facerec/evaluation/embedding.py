@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +28,26 @@ from facerec.data.decode import decode_into
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
 from facerec.evaluation.model import Model
 
-if TYPE_CHECKING:
-    from facerec.evaluation.verification import PairSet
-
 logger = logging.getLogger("facerec.evaluation")
 
 _AHEAD = 2  # batches being decoded while one is in the model
 _SLICE = 16  # pictures a decoding task, enough to hide the cost of handing it over
 
 Where = Callable[[int], str]
+
+
+class PairSet(Protocol):
+    """What the protocol needs of a verification set (`facerec.data.verification.VerificationSet` is one)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pictures(self) -> Any: ...
+    @property
+    def index_2N(self) -> npt.NDArray[np.integer]: ...
+    @property
+    def issame_N(self) -> npt.NDArray[np.bool_]: ...
+    def where(self, picture: int, /) -> str: ...
 
 
 @dataclass(frozen=True)

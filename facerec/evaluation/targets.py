@@ -10,9 +10,10 @@ from typing import Any
 
 from facerec.checkpoint import replacing
 from facerec.errors import MissingDataError
+from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.model import Model
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.verification import PairSet, VerificationResult, evaluate_set
+from facerec.evaluation.verification import VerificationResult, evaluate_set
 
 logger = logging.getLogger("facerec.evaluation")
 

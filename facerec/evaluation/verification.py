@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from facerec.evaluation.metrics import Bools, Floats, Separation
 if TYPE_CHECKING:
     import torch
 
+    from facerec.evaluation.embedding import PairSet
     from facerec.evaluation.model import Model
     from facerec.evaluation.settings import EvalSettings
 
@@ -33,20 +34,6 @@ NEAREST = 10
 each."""
 
 _ROWS = 256  # rows worked on at once: their intermediate results stay in the cache
-
-
-class PairSet(Protocol):
-    """What the protocol needs of a verification set (`facerec.data.verification.VerificationSet` is one)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def pictures(self) -> Any: ...
-    @property
-    def index_2N(self) -> npt.NDArray[np.integer]: ...
-    @property
-    def issame_N(self) -> Bools: ...
-    def where(self, picture: int, /) -> str: ...
 
 
 _REPORTED = (

@@ -135,13 +135,19 @@ class ResultFiles(Reporter):
     def __init__(self, folder: Path, figures: bool) -> None:
         self.folder = folder
         self.figures = figures
+        self.written: list[Path] = []
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         document = results_document(results, run.model(), ckpt=str(run.checkpoints / "last.pt"))
-        write_results(self.folder / "results.json", document | {"highest": run.position.highest})
+        results_file = self.folder / "results.json"
+        self.written = [write_results(results_file, document | {"highest": run.position.highest})]
         if self.figures:
             for name, result in results.items():
-                save_figures(self.folder, name, result)
+                self.written += save_figures(self.folder, name, result)
+
+    def finished(self, run: Run) -> None:
+        for path in self.written:
+            log.info("wrote %s", path)
 
 
 def _step_of(row: str) -> float:

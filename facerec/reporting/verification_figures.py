@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 
 from facerec.checkpoint import replacing
 from facerec.data.decode import decode
+from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.metrics import FAR_TARGETS, Separation
-from facerec.evaluation.verification import PairSet, VerificationResult
+from facerec.evaluation.verification import VerificationResult
 
 # Colours that people with any colour vision can tell apart (Okabe and Ito).
 GENUINE: Final = "#0072B2"
