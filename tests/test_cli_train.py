@@ -160,6 +160,22 @@ def test_the_same_command_goes_on_where_it_was(run_folder: Path, orl: Path) -> N
     assert steps == [1, 2, 3, 4, 5]
 
 
+def test_a_run_in_two_parts_ends_with_the_bits_of_one_in_one_part(tmp_path: Path, orl: Path) -> None:
+    for folder, steps in (("whole", 3), ("parts", 1), ("parts", 3)):
+        arguments = [*SMALL, f"data.root={orl}", f"trainer.max_steps={steps}", "eval.figures=false"]
+        run = command("facerec-train", *arguments, f"output_dir={folder}", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+    whole, parts = (
+        checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
+    )
+    assert whole["step"] == parts["step"] == 3
+    for part in ("backbone", "head"):
+        for name, value in whole[part].items():
+            assert value.equal(parts[part][name]), name
+    for one, other in zip(*(s["optimizer"]["state"].values() for s in (whole, parts)), strict=True):
+        assert one["momentum_buffer"].equal(other["momentum_buffer"])
+
+
 def test_a_run_is_never_overwritten_unasked(run_folder: Path, orl: Path) -> None:
     run = command(
         "facerec-train", *SMALL, f"data.root={orl}", "output_dir=out", "trainer.resume=null", cwd=run_folder

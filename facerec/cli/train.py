@@ -26,9 +26,8 @@ def _run() -> int:
         trainer = assemble(config, folder, run_reporters(folder, figures=config["eval"]["figures"]))
         results = trainer.fit()
         for name, result in results.items():
-            print(
-                f"{name}: accuracy {result.accuracy:.5f} ± {result.accuracy_std:.5f} on {result.pairs:,} pairs"
-            )
+            accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
+            print(f"{name}: accuracy {accuracy} on {result.pairs:,} pairs")
         print(f"run folder: {folder}")
         if trainer.interrupted is not None:
             ended_by.append(trainer.interrupted)
