@@ -68,7 +68,7 @@ def test_a_folder_becomes_a_pack_with_names_labels_and_a_report(photographs: Pat
     assert (pack.layout, pack.num_classes, pack.label_N.tolist()) == ("InsightFace", 3, [0, 0, 1, 1, 1, 2])
     names = (out / "train.lst").read_text().splitlines()
     assert names[2] == "3\t1\tBob/0.jpg" and len(names) == 6
-    assert (out / "property").read_text() == "3,112,112"
+    assert (out / "property").read_text() == "3,112,112\n"
     said = {name: (outcome, reason) for name, outcome, reason in report(out)}
     assert said.keys() == {"Bob/cut.jpg", "Bob/notes.txt", "Dan"}
     assert all(outcome == "dropped" for outcome, _ in said.values())
@@ -82,7 +82,7 @@ def test_pictures_are_what_decoding_gives_up_to_the_jpeg(photographs: Path, tmp_
     pack = open_pack(tmp_path / "out")
     wanted = decode((photographs / "Ann" / "1.jpg").read_bytes(), 64).astype(int)
     assert np.abs(decode(pack.encoded(1), 64) - wanted).max() <= 4
-    assert (tmp_path / "out" / "property").read_text() == "3,64,64"
+    assert (tmp_path / "out" / "property").read_text() == "3,64,64\n"
 
 
 def test_keep_stores_bytes_of_the_right_size_and_no_others(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_pack_is_replaced_only_by_force(photographs: Path, tmp_path: Path) -> 
         run(["pack", str(photographs), str(out), "--size", "64"])
     assert contents(out) == before
     assert run(["pack", str(photographs), str(out), "--size", "64", "--force"]) == 0
-    assert (out / "property").read_text() == "3,64,64"
+    assert (out / "property").read_text() == "3,64,64\n"
 
 
 @pytest.mark.parametrize("loose", [True, False])

@@ -41,6 +41,7 @@ class Pack(EncodedFaces):
         layout: ``InsightFace`` or ``im2rec``.
         property: what the file `property` says, None where there is none that can be read.
         classes: int64 original labels, growing; they may have gaps.
+        skipped: how many pictures were left out because their records are damaged.
     """
 
     classes: np.ndarray
@@ -64,6 +65,7 @@ class Pack(EncodedFaces):
             arrays = arrays if found is None else found.arrays
         self._shared = found is not None and index.shared
         self.layout: Layout = values["layout"]
+        self.skipped: int = values["skipped"]
         self.label_N = arrays["label"]
         self.classes = arrays["class"]
         self._row_N = arrays.get("row")  # of each picture in the index, where they are not one run of rows

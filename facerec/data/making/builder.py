@@ -79,6 +79,7 @@ class PackBuilder:
         self._size, self._plan = size, plan
         self._stage = out / STAGE
         self._files: dict[str, BinaryIO] = {}
+        self._beside: list[str] = []
         self._at = dict.fromkeys(_GROWING, 0)
         self._key, self._label, self._dropped = 1, 0, 0
         self._first = 1  # key of the first picture of the identity under way
@@ -117,6 +118,12 @@ class PackBuilder:
         if self._plan is not None and time.monotonic() - self._last_line > _EVERY:
             self._write_journal(mark)
 
+    def beside(self, name: str) -> Path:
+        """Where to write a file that shall appear together with the pack, under this name."""
+        if name not in self._beside:
+            self._beside.append(name)
+        return self._stage / name
+
     def finish(self) -> Built:
         """Write the identity records, and put the pack into its place.
 
@@ -143,7 +150,7 @@ class PackBuilder:
             self._files["train.rec"].seek(0)
             self._files["train.rec"].write(head)
             self._flush()
-            (self._stage / "property").write_text(f"{self._label},{self._size[0]},{self._size[1]}", "ascii")
+            (self._stage / "property").write_text(f"{self._label},{self._size[0]},{self._size[1]}\n", "ascii")
             self._close_files()
             with _undisturbed():
                 self._publish()
@@ -152,7 +159,7 @@ class PackBuilder:
     def _publish(self) -> None:
         """At any moment there is the old pack, none, or the new one."""
         (self.out / "train.rec").unlink(missing_ok=True)
-        for name in (*_GROWING[1:-1], "property", "train.rec"):
+        for name in (*_GROWING[1:-1], *self._beside, "property", "train.rec"):
             (self._stage / name).replace(self.out / name)
         self._remove()
 

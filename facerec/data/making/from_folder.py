@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +27,30 @@ class Photograph(NamedTuple):
         return f"{self.identity}/{self.file}" if self.file else self.identity
 
 
-def pack_folder(folder: Path, out: Path, maker: FaceMaker, *, force: bool = False, workers: int = 1) -> Built:
+def pack_folder(
+    folder: Path,
+    out: Path,
+    maker: FaceMaker,
+    *,
+    force: bool = False,
+    workers: int = 1,
+    only: list[str] | None = None,
+    beside: Callable[[PackBuilder], None] | None = None,
+) -> Built:
     """Pack ``folder/identity/photograph`` into the folder `out`; identities and files in the order of names.
 
     Names that begin with a dot are passed over. Every other file that gives no picture stands in
     ``out/report.csv`` with the reason. A run that was stopped is taken up again by the next one with the same
     settings, where no folder changed meanwhile.
+
+    Args:
+        folder: it holds a folder of photographs for each identity.
+        out: the folder of the pack; made where it is missing.
+        maker: makes the faces.
+        force: replace a pack that is there.
+        workers: threads.
+        only: the identities to pack, sorted; default: all.
+        beside: writes what shall appear together with the pack (see `PackBuilder.beside`).
 
     Raises:
         MissingDataError: there is no such folder, or not one picture in it that can be packed.
@@ -41,7 +59,7 @@ def pack_folder(folder: Path, out: Path, maker: FaceMaker, *, force: bool = Fals
     """
     from tqdm import tqdm
 
-    identities = identity_folders(folder)
+    identities = identity_folders(folder) if only is None else only
     plan = {
         "folder": str(folder.absolute()),
         "identities": _digest(folder, identities),
@@ -72,6 +90,8 @@ def pack_folder(folder: Path, out: Path, maker: FaceMaker, *, force: bool = Fals
                 if photograph.last:
                     builder.end_identity(photograph.identity)
                     bar.update()
+        if beside is not None:
+            beside(builder)
         return builder.finish()
 
 

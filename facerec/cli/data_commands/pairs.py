@@ -1,0 +1,74 @@
+"""`facerec-data pairs`: make a verification set of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from facerec.cli.data_commands import Commands
+from facerec.cli.data_options import add_force, add_picture_options, add_workers, face_maker, workers
+
+_EPILOG = """\
+example:
+  facerec-data pairs photographs_of_others data/mine/others.bin --align
+  facerec-data pairs data/mine data/mine/test.bin --count 6000 --seed 1
+  facerec-data pairs lfw-deepfunneled lfw.bin --list pairs.txt --align
+  facerec-data pairs . my.bin --csv pairs.csv
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "pairs",
+        help="make a verification .bin: drawn pairs, or those of a list",
+        description="Write a verification set. Without a list, pairs are drawn from a folder of identities "
+        "or a pack: half of them genuine, ten folds whose people differ. A list is LFW's pairs.txt, or a CSV "
+        "with lines of path,path,label.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "source", type=Path, help="folder of identities, or a pack; with a list, where its paths start"
+    )
+    parser.add_argument("out", type=Path, help="the .bin to write")
+    parser.add_argument("--list", type=Path, metavar="PAIRS.TXT", help="pairs in the format of LFW")
+    parser.add_argument(
+        "--csv", type=Path, help="pairs as path,path,label; label 1 is the same person, 0 another"
+    )
+    parser.add_argument("--count", type=int, help="pairs to draw (default: 600 a fold, or what there is)")
+    parser.add_argument("--folds", type=int, default=10, help="folds to draw (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    add_picture_options(parser)
+    add_workers(parser)
+    add_force(parser)
+    parser.set_defaults(work=_pairs)
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from facerec.data.making.builder import refuse_overwriting
+    from facerec.data.making.pair_lists import read_csv, read_pairs_txt
+    from facerec.data.making.shelves import FolderShelf, PackShelf, Shelf
+    from facerec.data.making.verification_sets import write_drawn, write_listed
+    from facerec.data.packs import open_pack
+    from facerec.data.verification import load_verification
+    from facerec.errors import UserError
+
+    if options.list and options.csv:
+        raise UserError("--list and --csv: give one of them")
+    if options.out.suffix != ".bin":
+        raise UserError(f"{options.out}: the name of a verification set must end in .bin")
+    refuse_overwriting(options.out, options.force)
+    threads = workers(options)
+    if options.list or options.csv:
+        pairs = read_csv(options.csv) if options.csv else read_pairs_txt(options.list).pairs
+        write_listed(options.source, pairs, options.out, face_maker(options), threads)
+    else:
+        is_pack = options.source.is_file() or any(options.source.glob("*.rec"))
+        shelf: Shelf = (
+            PackShelf(open_pack(options.source, damaged="skip"))
+            if is_pack
+            else FolderShelf(options.source, face_maker(options))
+        )
+        write_drawn(
+            shelf, options.out, count=options.count, folds=options.folds, seed=options.seed, workers=threads
+        )
+    print(load_verification(options.out).describe())

@@ -1,0 +1,154 @@
+"""Lists of pairs and of people that others made: LFW's `pairs.txt` and `people.txt`, and CSV files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from facerec.errors import DamagedDataError, MissingDataError
+
+_YES = {"1", "true", "same", "yes", "1.0"}
+_NO = {"0", "false", "different", "no", "0.0", "-1"}
+
+
+class Pair(NamedTuple):
+    """Two pictures by their paths, and whether they show one person."""
+
+    first: str
+    second: str
+    same: bool
+
+
+class Folds(NamedTuple):
+    """Pairs in the order of the file, and how many of them make a fold."""
+
+    pairs: list[Pair]
+    folds: int
+
+
+def lfw_picture(name: str, number: int) -> str:
+    """The path of a picture of LFW."""
+    return f"{name}/{name}_{number:04d}.jpg"
+
+
+def read_pairs_txt(path: Path) -> Folds:
+    """LFW's `pairs.txt`: per fold as many genuine pairs ``name i j`` as impostor pairs ``name i name j``.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is not that.
+    """
+    lines = _lines(path)
+    number, fields = next(lines, (1, []))
+    if len(fields) == 1 and _is_number(fields[0]):  # view 1: one fold
+        fields = ["1", *fields]
+    if len(fields) != 2 or not all(_is_number(field) and int(field) for field in fields):
+        raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
+    folds, each = map(int, fields)
+    pairs: list[Pair] = []
+    for number, fields in lines:
+        same = len(pairs) // each % 2 == 0
+        if len(fields) != (3 if same else 4):
+            wanted = "name<TAB>i<TAB>j" if same else "name<TAB>i<TAB>name<TAB>j"
+            raise _wrong(path, number, f"must be {wanted}")
+        first, i, *second, j = fields
+        if not (_is_number(i) and _is_number(j)):
+            raise _wrong(path, number, "the pictures must be numbers")
+        pairs.append(Pair(lfw_picture(first, int(i)), lfw_picture([first, *second][-1], int(j)), same))
+    if len(pairs) != 2 * folds * each:
+        raise DamagedDataError(
+            f"{path}: holds {len(pairs):,} pairs, its first line announces {2 * folds * each:,}; get it again"
+        )
+    return Folds(pairs, folds)
+
+
+def read_people_txt(path: Path) -> list[dict[str, int]]:
+    """LFW's `people.txt`: of each set, names and how many pictures there are.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is not in order.
+    """
+    lines = _lines(path)
+    number, fields = next(lines, (1, []))
+    if len(fields) != 1 or not _is_number(fields[0]):
+        raise _wrong(path, number, "must be the number of sets")
+    sets: list[dict[str, int]] = []
+    for _ in range(int(fields[0])):
+        number, fields = next(lines, (number + 1, []))
+        if len(fields) != 1 or not _is_number(fields[0]):
+            raise _wrong(path, number, "must be the number of people of a set")
+        people: dict[str, int] = {}
+        for _ in range(int(fields[0])):
+            number, fields = next(lines, (number + 1, []))
+            if len(fields) != 2 or not _is_number(fields[1]):
+                raise _wrong(path, number, "must be name<TAB>number of pictures")
+            people[fields[0]] = int(fields[1])
+        sets.append(people)
+    return sets
+
+
+def read_csv(path: Path) -> list[Pair]:
+    """A CSV of two paths and a label: 1, true, same or yes for one person; 0, false, different or no for two.
+
+    A first line without a dot or a slash in its paths is taken for a header.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is not that, or there are no pairs.
+    """
+    pairs = []
+    for number, line in enumerate(_text(path), 1):
+        fields = [field.strip() for field in next(csv.reader([line]), [])]
+        if not any(fields):
+            continue
+        label = fields[-1].lower()
+        if len(fields) == 3 and number == 1 and not any(sign in "".join(fields[:2]) for sign in "./"):
+            continue  # a header: paths have an ending
+        if len(fields) != 3 or label not in _YES | _NO or not all(fields):
+            raise _wrong(path, number, "must be path,path,label with a label of 1 (same) or 0 (different)")
+        pairs.append(Pair(fields[0], fields[1], label in _YES))
+    if not pairs:
+        raise DamagedDataError(f"{path}: holds no pairs; its lines must be path,path,label")
+    return pairs
+
+
+def read_names(path: Path) -> set[str]:
+    """The names of people in any such list: `pairs.txt`, `people.txt`, or one name a line.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it holds no names.
+    """
+    fields = {field.strip() for line in _text(path) for field in line.split("\t")}
+    names = {field for field in fields if field and not field.isdecimal()}
+    if not names:
+        raise DamagedDataError(f"{path}: holds no names; give pairs.txt, people.txt or one name a line")
+    return names
+
+
+def _text(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise MissingDataError(f"{path}: {error.strerror}; give the path of the list") from None
+    except UnicodeDecodeError as error:
+        raise DamagedDataError(f"{path}: is not text in UTF-8 ({error.reason}); save it as such") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of every line that is not blank; tabs separate where there are any, else spaces."""
+    for number, line in enumerate(_text(path), 1):
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+        if any(fields):
+            yield number, fields
+
+
+def _is_number(field: str) -> bool:
+    return field.isascii() and field.isdecimal() and len(field) <= 9
+
+
+def _wrong(path: Path, number: int, mend: str) -> DamagedDataError:
+    return DamagedDataError(f"{path}, line {number}: {mend}")

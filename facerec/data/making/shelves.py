@@ -1,0 +1,81 @@
+"""Pictures by position with their identities, out of a folder or a pack, to draw pairs from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from facerec.data.decode import decode
+from facerec.data.making.from_folder import identity_folders, make_file, picture_files
+from facerec.data.making.pictures import ENDINGS, FaceMaker, Made
+from facerec.data.packs import Pack
+from facerec.errors import DamagedDataError, MissingDataError
+
+
+class Shelf(Protocol):
+    """N pictures of some identities.
+
+    Attributes:
+        label_N: int64, the identity of each.
+    """
+
+    label_N: np.ndarray
+
+    def make(self, i: int) -> Made:
+        """Picture i as a face, or why there is none; called by several threads at once."""
+
+    def name(self, i: int) -> str:
+        """Where picture i comes from, for people."""
+
+
+class FolderShelf:
+    """The photographs ``folder/identity/photograph``; file names are looked up again when they are needed.
+
+    Raises:
+        MissingDataError: there are none.
+    """
+
+    def __init__(self, folder: Path, maker: FaceMaker) -> None:
+        self._folder, self._maker = folder, maker
+        self._identities = identity_folders(folder)
+        many = [len(_pictures(folder / identity)) for identity in self._identities]
+        if not any(many):
+            raise MissingDataError(f"{folder}: its folders hold no pictures ({', '.join(ENDINGS)})")
+        self._end_C = np.cumsum(many)
+        self.label_N = np.repeat(np.arange(len(many), dtype=np.int64), many)
+        self._files = lru_cache(maxsize=1024)(_pictures)
+
+    def name(self, i: int) -> str:
+        identity = int(self.label_N[i])
+        folder = self._folder / self._identities[identity]
+        file = self._files(folder)[i - int(self._end_C[identity])]  # counted from the end of its folder
+        return f"{self._identities[identity]}/{file}"
+
+    def make(self, i: int) -> Made:
+        return make_file(self._maker, self._folder / self.name(i))
+
+
+class PackShelf:
+    """The pictures of a pack, as they are."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+        self.label_N = pack.label_N
+
+    def name(self, i: int) -> str:
+        return self._pack.where(i)
+
+    def make(self, i: int) -> Made:
+        try:
+            encoded = bytes(self._pack.encoded(i))
+            decode(encoded)
+        except DamagedDataError as error:
+            return Made(None, str(error))
+        return Made(encoded)
+
+
+def _pictures(folder: Path) -> list[str]:
+    return [file for file in picture_files(folder) if file.lower().endswith(ENDINGS)]

@@ -1,0 +1,101 @@
+"""Make the `.bin` of a verification set: from drawn pairs, or from pairs that a list names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from facerec.data.making.drawing import draw_pairs
+from facerec.data.making.from_folder import make_file
+from facerec.data.making.pair_lists import Pair
+from facerec.data.making.pictures import FaceMaker, Made, in_order
+from facerec.data.making.shelves import Shelf
+from facerec.data.verification import write_verification
+from facerec.errors import DamagedDataError, MissingDataError
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+def write_drawn(
+    shelf: Shelf, out: Path, *, count: int | None = None, folds: int = 10, seed: int = 0, workers: int = 1
+) -> int:
+    """Draw pairs (see `draw_pairs`) and write them. A picture without a face, or damaged, is left out with a
+    warning, and the drawing is done again without it.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        UserError: there are too few people or pictures.
+        StorageError: `out` cannot be written.
+    """
+    usable_M = np.arange(len(shelf.label_N))
+    made: dict[int, bytes] = {}
+
+    def make(i: int) -> tuple[int, Made]:
+        return i, shelf.make(i)
+
+    while True:
+        drawn = draw_pairs(shelf.label_N[usable_M], count=count, folds=folds, seed=seed)
+        picture_K2 = usable_M[drawn.picture_K2]
+        missing = [i for i in np.unique(picture_K2).tolist() if i not in made]
+        bad = []
+        for i, result in _shown(in_order(make, missing, workers), len(missing), out):
+            if result.payload is None:
+                bad.append(i)
+                _log.warning("%s: %s; left out", shelf.name(i), result.note)
+            else:
+                made[i] = result.payload
+        if not bad:
+            break
+        usable_M = np.setdiff1d(usable_M, bad)
+    write_verification(out, [made[i] for i in picture_K2.ravel().tolist()], drawn.issame_K)
+    return len(drawn.issame_K)
+
+
+def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker, workers: int = 1) -> None:
+    """Write listed pairs in their order; each picture is made once.
+
+    Args:
+        root: the folder that the paths of the list start from.
+        pairs: what to write.
+        out: the `.bin`.
+        maker: makes the faces.
+        workers: threads.
+
+    Raises:
+        MissingDataError: a picture is not there; the message says which, and how many more.
+        DamagedDataError: one is damaged, or has no face.
+        StorageError: `out` cannot be written.
+    """
+    paths = list(dict.fromkeys(path for pair in pairs for path in pair[:2]))
+    absent = [path for path in paths if not (root / path).is_file()]
+    if absent:
+        more = f" and {len(absent) - 1:,} more of {len(paths):,}" if len(absent) > 1 else ""
+        raise MissingDataError(
+            f"{root / absent[0]}: is in the list, but not there{more}; paths start from {root}"
+        )
+
+    def make(path: str) -> tuple[str, Made]:
+        return path, make_file(maker, root / path)
+
+    made: dict[str, bytes] = {}
+    for path, result in _shown(in_order(make, paths, workers), len(paths), out):
+        if result.payload is None:
+            hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
+            raise DamagedDataError(f"{root / path}: {result.note}{hint}")
+        made[path] = result.payload
+    write_verification(
+        out, [made[path] for pair in pairs for path in pair[:2]], [pair.same for pair in pairs]
+    )
+
+
+def _shown(results: Iterator[Result], total: int, out: Path) -> Iterator[Result]:
+    """The same behind a progress bar."""
+    yield from tqdm(results, total=total, desc=f"pictures of {out.name}", disable=None, delay=0.5)
