@@ -54,6 +54,11 @@ class IdentificationResult:
         """The entry of results.json."""
         return dict(vars(self))
 
+    @property
+    def score(self) -> float:
+        """The one number to compare runs by: rank-1."""
+        return self.cmc[0]
+
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """Ranks, and TPIR at the targets that are supported, five digits."""
         lines = [f"Rank-{rank}: {value:.5f}" for rank, value in self.rank.items()]
@@ -180,6 +185,12 @@ class MegafaceResult:
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json."""
         return dict(vars(self))
+
+    @property
+    def score(self) -> float:
+        """The one number to compare runs by: rank-1 among the most distractors."""
+        supported = [rate for rate in self.rank1.values() if rate is not None]
+        return supported[-1] if supported else float("nan")
 
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """Rank-1 at each supported number of distractors and TAR@FAR, five digits."""

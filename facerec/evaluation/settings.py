@@ -13,6 +13,7 @@ class EvalSettings:
     """What to evaluate and how.
 
     Args:
+        protocol: ``verification``; the others are for `facerec-eval` (`facerec.evaluation.protocols`).
         targets: names of verification sets; target ``lfw`` is the file ``<root>/lfw.bin``.
         root: folder of the ``.bin`` files.
         every_steps: evaluate during training every so many steps; 0: at the end of each epoch only.
@@ -30,6 +31,7 @@ class EvalSettings:
         ConfigError: for a value out of range.
     """
 
+    protocol: str = "verification"
     targets: list[str] = field(default_factory=list)
     root: str = "."
     every_steps: int = 0
@@ -43,6 +45,8 @@ class EvalSettings:
     figures: bool = True
 
     def __post_init__(self) -> None:
+        own = type(self).__dataclass_fields__["protocol"].default
+        require(self.protocol == own, "eval.protocol", self.protocol, f"must be {own} here")
         require(
             len(set(self.targets)) == len(self.targets),
             "eval.targets",

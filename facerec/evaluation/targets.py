@@ -12,6 +12,7 @@ from facerec.checkpoint import replacing
 from facerec.errors import MissingDataError
 from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.model import Model
+from facerec.evaluation.protocols import Result
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verification import VerificationResult, evaluate_set
 
@@ -89,7 +90,7 @@ def evaluate_targets(
 
 
 def results_document(
-    results: Mapping[str, VerificationResult],
+    results: Mapping[str, Result],
     model: Model,
     *,
     step: int | None = None,

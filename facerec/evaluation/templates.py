@@ -183,6 +183,12 @@ class TemplateResult:
         """The entry of results.json."""
         return dict(vars(self))
 
+    @property
+    def score(self) -> float:
+        """The one number to compare runs by: TAR at FAR 1e-4, or at the lowest FAR that is supported."""
+        supported = [tar for far, tar in self.tar_at_far.items() if tar is not None and float(far) >= 1e-4]
+        return supported[-1] if supported else float("nan")
+
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """A line a FAR target that the pairs support, five digits."""
         return [

@@ -99,6 +99,11 @@ class VerificationResult:
             }
         return entry
 
+    @property
+    def score(self) -> float:
+        """The one number to compare runs by: the accuracy."""
+        return self.accuracy
+
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """The lines of the field's habit: XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
         tag = f"[{name}][{step or 0}]"

@@ -32,7 +32,7 @@ from facerec.evaluation.templates import judge_pairs, unit_rows
 from facerec.evaluation.verification import evaluate_set, verify
 
 PARTS = ("metrics", "verification", "templates", "identification")
-ROUNDS = 3
+ROUNDS = 2
 IJBC_GALLERY, IJBC_PROBES, IJBC_PAIRS = 3_531, 19_593, 15_658_489
 FACESCRUB_PEOPLE, FACESCRUB = 80, 3_530
 
