@@ -8,7 +8,7 @@ at the next place where a record may begin.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,7 @@ class Progress(NamedTuple):
         findings: what is damaged among them.
         unlisted: sound records between them that the index does not list.
         done: how far into the work this piece reaches, of `Audit.total`.
+        sound: (key, offset, label) of each picture that is not damaged; none for a `.bin`.
     """
 
     records: int
@@ -56,6 +57,7 @@ class Progress(NamedTuple):
     findings: list[Finding]
     unlisted: int
     done: int
+    sound: Sequence[tuple[int, int, int]] = ()
 
 
 class Audit(NamedTuple):
@@ -208,6 +210,7 @@ def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -
     """Read the records of one piece."""
     findings: list[Finding] = []
     unlisted, seen = 0, 0
+    sound: list[tuple[int, int, int]] = []
     for place in piece.places:
         try:
             raw, end = framing.assemble(view, place.offset)
@@ -217,12 +220,12 @@ def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -
             if insightface and record.flag == 2 and not len(record.payload):
                 continue
             seen += 1
-            _check_picture(record, pictures)
+            sound.append((place.key, place.offset, _check_picture(record, pictures)))
         except framing.Broken as broken:
             findings.append(Finding(_named(piece, place), broken.place(place.offset)))
         except DamagedDataError as problem:
             findings.append(Finding(_named(piece, place), str(problem)))
-    return Progress(len(piece.places), seen, findings, unlisted, piece.done)
+    return Progress(len(piece.places), seen, findings, unlisted, piece.done, sound)
 
 
 def _between(view: memoryview, end: int, following: int) -> int:
@@ -240,7 +243,8 @@ def _between(view: memoryview, end: int, following: int) -> int:
     return count
 
 
-def _check_picture(record: Record, pictures: bool) -> None:
+def _check_picture(record: Record, pictures: bool) -> int:
+    """The label of a sound picture; raises DamagedDataError."""
     label = record.label[0] if isinstance(record.label, tuple) else record.label
     if not (label >= 0 and float(label).is_integer()):
         raise DamagedDataError(f"label {label:g} is not a whole number of 0 or more")
@@ -248,6 +252,7 @@ def _check_picture(record: Record, pictures: bool) -> None:
         raise DamagedDataError("holds no picture")
     if pictures:
         decode(record.payload)
+    return int(label)
 
 
 def _is_insightface(reader: RecordReader, index: RecordIndex | None) -> bool:

@@ -129,6 +129,19 @@ def read_names(path: Path) -> set[str]:
     return names
 
 
+def read_entries(path: Path) -> list[str]:
+    """The lines of a list, without blank ones and spaces around them.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it is empty.
+    """
+    entries = [line.strip() for line in _text(path) if line.strip()]
+    if not entries:
+        raise DamagedDataError(f"{path}: is empty; give one entry a line")
+    return entries
+
+
 def _text(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8-sig").splitlines()

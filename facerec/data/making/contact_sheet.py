@@ -1,0 +1,56 @@
+"""The first faces of a pack on one picture."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from facerec.data.decode import decode
+from facerec.data.packs import Pack
+from facerec.errors import DamagedDataError, StorageError
+
+_SIDE, _COLUMNS, _GAP = 112, 10, 2
+_GROUND = (48, 48, 48)
+
+
+def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
+    """Write a PNG of the first picture of each of the first `count` identities, ten a row.
+
+    A picture that is damaged leaves its place red.
+
+    Returns:
+        The number of faces.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    _, first_C = np.unique(pack.label_N, return_index=True)
+    shown = first_C[:count].tolist()
+    step = _SIDE + _GAP
+    columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
+    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), _GROUND)
+    for place, i in enumerate(shown):
+        corner = (place % _COLUMNS * step + _GAP, place // _COLUMNS * step + _GAP)
+        try:
+            sheet.paste(Image.fromarray(decode(pack.encoded(i), _SIDE)), corner)
+        except DamagedDataError:
+            sheet.paste((160, 0, 0), (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
+    partial = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+        partial = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            sheet.save(file, "PNG")
+        partial.chmod(0o644)
+        partial.replace(out)
+        partial = None
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error.strerror}") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    return len(shown)

@@ -1,0 +1,332 @@
+"""`facerec-data repair`, `filter`, `merge`, `split` and the sheet of `info`: new packs out of old ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from facerec.cli.data import run
+from facerec.data.audit import audit
+from facerec.data.making.rewriting import plain_name, repair
+from facerec.data.packs import Pack, open_pack
+from facerec.data.recordio import Record, RecordWriter
+from facerec.errors import FacerecError, MissingDataError, UserError
+from tests.test_making_pack import picture
+
+
+@pytest.fixture
+def golden(recordio_files: Path, tmp_path: Path) -> Path:
+    """A writable copy of the packs that the original mxnet wrote."""
+    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
+
+
+@pytest.fixture
+def pack(golden: Path) -> Path:
+    """12 pictures of 4 identities, three each, with names."""
+    lines = [
+        f"{key}\t{(key - 1) // 3}\t{['José', 'Sue', 'Kim', 'Ann'][(key - 1) // 3]}/{key}.jpg\n"
+        for key in range(1, 13)
+    ]
+    (golden / "insightface_layout.lst").write_text("".join(lines))
+    return golden / "insightface_layout.rec"
+
+
+def people(pack: Pack) -> dict[int, list[bytes]]:
+    """The pictures of each label."""
+    found: dict[int, list[bytes]] = {}
+    for i, label in enumerate(pack.label_N.tolist()):
+        found.setdefault(label, []).append(bytes(pack.encoded(i)))
+    return found
+
+
+def report(out: Path) -> list[list[str]]:
+    with (out / "report.csv").open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def names(out: Path) -> list[str]:
+    return [line.split("\t")[2] for line in (out / "train.lst").read_text().splitlines()]
+
+
+# filter ----------------------------------------------------------------------------------------------------
+
+
+def test_filter_leaves_out_listed_identities_by_label_or_name(pack: Path, tmp_path: Path) -> None:
+    (tmp_path / "drop.txt").write_text("3\n\n Sue \n")
+    out = tmp_path / "out"
+    assert run(["filter", str(pack), str(out), "--drop", str(tmp_path / "drop.txt")]) == 0
+    old = people(open_pack(pack))
+    assert people(open_pack(out)) == {0: old[0], 1: old[2]}
+    assert names(out) == ["José/1.jpg", "José/2.jpg", "José/3.jpg", "Kim/7.jpg", "Kim/8.jpg", "Kim/9.jpg"]
+    assert [(name, outcome) for name, outcome, _ in report(out)] == [
+        ("Sue", "identity dropped"),
+        ("Ann", "identity dropped"),
+    ]
+    assert run(["verify", str(out)]) == 0
+
+
+def test_filter_finds_the_people_of_a_test_set_however_they_are_spelt(pack: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("1\t1\nJose\t1\t2\nBob\t1\tKIM\t2\n")
+    run(["filter", str(pack), str(tmp_path / "out"), "--overlap", str(tmp_path / "pairs.txt")])
+    assert {name.split("/")[0] for name in names(tmp_path / "out")} == {"Sue", "Ann"}
+    assert plain_name("José_María Aznar") == plain_name("jose maria-aznar") != plain_name("Jose Mario Aznar")
+
+
+def test_filter_by_number_of_pictures(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "x.rec") as writer:
+        for key, label in enumerate((9, 2, 9, 4, 4, 9)):
+            writer.write(key, Record(0, float(label), key, 0, picture(key)))
+    run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "out"), "--min-images", "2"])
+    new = open_pack(tmp_path / "out")
+    assert new.label_N.tolist() == [0, 0, 1, 1, 1], "grouped by identity, 4 before 9"
+    assert names(tmp_path / "out") == ["4/3.jpg", "4/4.jpg", "9/0.jpg", "9/2.jpg", "9/5.jpg"]
+    assert (tmp_path / "out" / "property").read_text() == "2,112,112\n"
+    with pytest.raises(MissingDataError, match="not one picture"):
+        run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "none"), "--min-images", "4"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give --min-images, --drop or --overlap"),
+        (["--drop", "list"], "'Bob' and 1 more: no label or name of"),
+        (["--min-images", "0"], "--min-images=0: must be 1 or more"),
+        (["--drop", "/no/list"], "/no/list: No such file"),
+    ],
+)
+def test_filter_refuses_what_makes_no_sense(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list").write_text("Ann\nBob\n17\n")
+    with pytest.raises(UserError, match=said):
+        run(["filter", str(pack), "out", *arguments])
+    assert not Path("out").exists()
+
+
+def test_an_overlap_of_names_needs_names(golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("Ann")
+    with pytest.raises(UserError, match=r"\.lst: there is none"):
+        run(
+            [
+                "filter",
+                str(golden / "insightface_layout.rec"),
+                str(tmp_path / "out"),
+                "--overlap",
+                str(tmp_path / "names"),
+            ]
+        )
+
+
+# merge, split ----------------------------------------------------------------------------------------------
+
+
+def test_merged_packs_keep_every_identity_apart_and_every_byte(
+    pack: Path, golden: Path, tmp_path: Path
+) -> None:
+    paths = [pack, golden / "im2rec_layout.rec", pack]
+    out = tmp_path / "out"
+    assert run(["merge", *map(str, paths), str(out)]) == 0
+    packs = [open_pack(path) for path in paths]
+    wanted = [pictures for one in packs for _, pictures in sorted(people(one).items())]
+    assert list(people(open_pack(out)).values()) == wanted
+    folders = Counter(name.split("/")[0] for name in names(out))
+    assert len(folders) == len(wanted), "no two identities share a folder"
+    assert {"José", "insightface_layout_José", "im2rec_layout_0"} <= folders.keys()
+    assert run(["unpack", str(out), str(tmp_path / "files")]) == 0
+
+
+def test_one_pack_is_nothing_to_merge(pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give two packs or more"):
+        run(["merge", str(pack), str(tmp_path / "out")])
+
+
+def test_split_parts_share_no_identity_and_lose_none(pack: Path, tmp_path: Path) -> None:
+    for seed in ("0", "0", "1", "2"):
+        folders = [tmp_path / f"{name}{seed}" for name in "ab"]
+        arguments = [f"{folders[0]}=0.75", f"{folders[1]}=0.25", "--seed", seed, "--force"]
+        assert run(["split", str(pack), *arguments]) == 0
+    parts = [open_pack(folder) for folder in folders]
+    assert [part.num_classes for part in parts] == [3, 1]
+    together = sorted(one for part in parts for pictures in people(part).values() for one in pictures)
+    assert together == sorted(one for pictures in people(open_pack(pack)).values() for one in pictures)
+    drawn = {seed: tuple(names(tmp_path / f"b{seed}")) for seed in "012"}
+    assert len(set(drawn.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (["a=0.9", "b=0.2"], "fractions 0.9, 0.2: must be above 0, and at most 1 together"),
+        (["a=1", "b=0"], "must be above 0"),
+        (["a=0.01"], "4 identities are too few"),
+        (["a"], "must be a folder and a fraction"),
+        (["a=0.5", "a=0.5"], "a folder of its own"),
+    ],
+)
+def test_split_refuses_fractions_that_do_not_work(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        run(["split", str(pack), *parts])
+    assert not Path("a").exists() and not Path("b").exists()
+
+
+# repair ----------------------------------------------------------------------------------------------------
+
+
+def overwrite(path: Path, offset: int, wrong: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(wrong)
+
+
+def test_repair_keeps_all_that_is_sound_and_names_the_rest(pack: Path, tmp_path: Path) -> None:
+    old = open_pack(pack)
+    sound = [bytes(old.encoded(i)) for i in range(12)]
+    offsets = old.offset_N.tolist()
+    overwrite(pack, offsets[1], b"\0")
+    overwrite(pack, offsets[7] + 1032, b"\xff\xd9" * 9)
+    out = tmp_path / "out"
+    assert run(["repair", str(pack), str(out)]) == 0
+    new = open_pack(out)
+    assert [bytes(new.encoded(i)) for i in range(10)] == [
+        one for i, one in enumerate(sound) if i not in (1, 7)
+    ]
+    assert new.label_N.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert [place for place, *_ in report(out)] == [f"key {i + 1} at offset {offsets[i]}" for i in (1, 7)]
+    assert "José/2.jpg" not in names(out) and "José/3.jpg" in names(out)
+    assert run(["verify", str(out)]) == 0
+
+
+def test_repair_of_a_cut_pack_without_index_finds_what_is_left(pack: Path, tmp_path: Path) -> None:
+    offsets = open_pack(pack).offset_N.tolist()
+    pack.with_suffix(".idx").unlink()
+    for cache in pack.parent.glob("*.cache"):
+        cache.unlink()
+    overwrite(pack, offsets[3] + 4, b"\xff\xff\xff\x1f")
+    os.truncate(pack, offsets[9] + 50)
+    assert run(["repair", str(pack), str(tmp_path / "out")]) == 0
+    assert len(open_pack(tmp_path / "out")) == 8
+
+
+def test_a_pack_of_damage_alone_cannot_be_repaired(tmp_path: Path) -> None:
+    (tmp_path / "x.rec").write_bytes(b"nothing at all, of several bytes" * 40)
+    with pytest.raises(MissingDataError, match="not one picture"):
+        run(["repair", str(tmp_path / "x.rec"), str(tmp_path / "out")])
+    assert not (tmp_path / "out" / "train.rec").exists()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 72_211), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4
+    ),
+    cut=st.one_of(st.none(), st.integers(0, 72_211)),
+    indexed=st.booleans(),
+)
+def test_a_repaired_pack_is_sound_whatever_happened(
+    recordio_files: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: list[tuple[int, bytes]],
+    cut: int | None,
+    indexed: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    rec = bytearray((recordio_files / "insightface_layout.rec").read_bytes())
+    for at, wrong in changes:
+        rec[at : at + len(wrong)] = wrong
+    (folder / "a.rec").write_bytes(rec[:cut])
+    if indexed:
+        shutil.copy(recordio_files / "insightface_layout.idx", folder / "a.idx")
+    try:
+        built, *_ = repair(folder / "a.rec", folder / "out")
+    except FacerecError:
+        assert not (folder / "out" / "train.rec").exists()
+        return
+    assert len(open_pack(folder / "out")) == built.pictures
+    assert not [
+        finding for piece in audit(folder / "out" / "train.rec").progress for finding in piece.findings
+    ]
+
+
+# Common ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["repair", "filter", "merge", "split", "unpack", "pairs", "lfw", "pack"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run([command, "--help"])
+    assert ended.value.code == 0
+    assert f"example:\n  facerec-data {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["repair", "filter", "merge", "split"])
+def test_nothing_is_overwritten_without_force(pack: Path, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train.rec").write_bytes(b"mine")
+    arguments = {
+        "repair": [str(pack), str(out)],
+        "filter": [str(pack), str(out), "--min-images", "2"],
+        "merge": [str(pack), str(pack), str(out)],
+        "split": [str(pack), f"{out}=0.5"],
+    }[command]
+    with pytest.raises(UserError, match=r"train\.rec: is already there; --force replaces it"):
+        run([command, *arguments])
+    assert (out / "train.rec").read_bytes() == b"mine" and len(list(out.iterdir())) == 1
+    assert run([command, *arguments, "--force"]) == 0
+    assert open_pack(out).num_classes >= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["merge", "unpack"])
+def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals, command: str) -> None:
+    encoded = picture(1)
+    with RecordWriter(tmp_path / "x.rec") as writer:
+        for key in range(20_000):
+            writer.write(key, Record(0, float(key // 10), key, 0, encoded))
+    before = sorted(tmp_path.iterdir())
+    rec, out = str(tmp_path / "x.rec"), tmp_path / "out"
+    arguments = {"merge": [rec, rec, str(out)], "unpack": [rec, str(out)]}[command]
+    growing = {"merge": out / ".making" / "train.rec", "unpack": tmp_path / ".out.partial"}[command]
+    program = "from facerec.cli.data import main; main()"
+    started = subprocess.Popen([sys.executable, "-c", program, command, *arguments], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not growing.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(started.pid, number)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 128 + number and b"Traceback" not in said
+    after = sorted(path for path in tmp_path.iterdir() if path.suffix != ".cache")
+    assert after == before
+
+
+def test_info_writes_a_sheet_of_the_first_faces(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "faces.png"
+    assert run(["info", str(pack), "--faces", str(sheet)]) == 0
+    assert f"the first of 4 identities are on {sheet}" in capsys.readouterr().out
+    with Image.open(sheet) as image:
+        assert image.size == (4 * 114 + 2, 114 + 2)
+        found = np.asarray(image)[2:114, 116:228].astype(int)
+    with Image.open(io.BytesIO(bytes(open_pack(pack).encoded(3)))) as face:
+        assert np.abs(found - np.asarray(face)).max() <= 1
+    with pytest.raises(UserError, match="--force"):
+        run(["info", str(pack), "--faces", str(sheet)])
