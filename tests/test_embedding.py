@@ -166,7 +166,7 @@ PROCESS = """
     import pathlib, sys
     import numpy as np, torch, torch.distributed as dist
     from torch import nn
-    from facerec.errors import DamagedDataError
+    from facerec.errors import DamagedDataError, FacerecError
     from facerec.evaluation.embedding import embed_pictures
     from facerec.evaluation.model import Input, Model
 
@@ -184,6 +184,10 @@ PROCESS = """
         embed_pictures(model, [*pictures[:16], b"damaged"], name="faces")
     except DamagedDataError as error:
         (folder / f"error_of_rank{rank}").write_text(str(error))
+    try:
+        embed_pictures(model if rank != 1 else Model(nn.Linear(3, 3), Input(size=8)), pictures)
+    except (FacerecError, RuntimeError) as error:
+        (folder / f"failure_of_rank{rank}").write_text(f"{type(error).__name__}: {error}")
 """
 
 
@@ -203,6 +207,10 @@ def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
                 close(stored["mirrored"], expected.mirrored_PD)
     for rank in range(3):  # the damaged picture is in the last process's share, and stops all of them
         assert "picture 16 of faces" in (tmp_path / f"error_of_rank{rank}").read_text()
+        failure = (tmp_path / f"failure_of_rank{rank}").read_text()  # one whose model fails stops all, too
+        assert failure.startswith(
+            "RuntimeError" if rank == 1 else "FacerecError: process 1 failed: RuntimeError"
+        )
 
 
 # -- the model --------------------------------------------------------------------------------------------

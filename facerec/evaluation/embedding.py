@@ -122,12 +122,12 @@ def embed_pictures(
     views, error = None, None
     try:
         views = _embed_share(model, pictures, mine, name, batch_size, flip, precision, threads, where)
-    except FacerecError as caught:
+    except Exception as caught:  # whatever it is, the other processes must not wait for this one's share
+        if processes == 1:
+            raise
         error = caught
     if processes > 1:
         views = _gather(views, error, len(pictures), share, 1 + flip, model.device)
-    elif error is not None:
-        raise error
     assert views is not None
     finite_P = np.isfinite(views).all(axis=(0, 2))
     if not finite_P.all():
@@ -248,7 +248,7 @@ def _distributed() -> bool:
 
 def _gather(
     views: npt.NDArray[np.float32] | None,
-    error: FacerecError | None,
+    error: Exception | None,
     pictures: int,
     share: int,
     view_count: int,
@@ -258,7 +258,12 @@ def _gather(
     processes = dist.get_world_size()
     width = 0 if views is None else views.shape[2]
     reports: list[tuple[FacerecError | None, int]] = [(None, 0)] * processes
-    dist.all_gather_object(reports, (error, width))
+    said: FacerecError | None = None
+    if isinstance(error, FacerecError):
+        said = error
+    elif error is not None:
+        said = FacerecError(f"process {dist.get_rank()} failed: {type(error).__name__}: {error}")
+    dist.all_gather_object(reports, (said, width))
     first = next((report for report, _ in reports if report is not None), None)
     if first is not None:
         raise error or first
