@@ -98,8 +98,8 @@ def filter_pack(
         force: replace a pack that is there.
 
     Raises:
-        UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; `out` holds
-            a pack and no `force`.
+        UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; a pack is
+            in `out` and no `force`.
         MissingDataError: nothing is left.
     """
     names = Names(pack)
