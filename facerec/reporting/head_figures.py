@@ -265,14 +265,14 @@ def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure
     made = figure(4.6, 3.2)
     axes = frame(made.subplots(), x=r"$\theta$, degrees", y=r"length of the gradient / $s$")
     degrees, sine_A = angle_A.rad2deg(), angle_A.sin()
-    axes.plot(degrees, sine_A, color=GRAY, lw=0.9, ls=(0, (4, 3)), label=r"$\sin\theta$", zorder=3)
+    axes.plot(degrees, sine_A, color=GRAY, lw=0.9, ls=(0, (4, 3)), label=r"$\sin\theta$")
     pull = r"$r_\mathrm{intra}(\theta_y)\,\sin\theta_y$, towards the own class"
     push = r"$r_\mathrm{inter}(\theta_j)\,\sin\theta_j$, away from another"
     axes.plot(degrees, pull_A * sine_A, color=COLOURS[0], label=pull)
     axes.plot(degrees, push_A * sine_A, color=COLOURS[1], label=push)
     for name, angle, colour in (("a", a, COLOURS[0]), ("b", b, COLOURS[1])):
         axes.axvline(math.degrees(angle), color=colour, lw=0.8, ls=(0, (1, 2)))
-        axes.text(math.degrees(angle), 1.02, f"${name}$", color=colour, ha="center", va="bottom")
+        axes.text(math.degrees(angle), 1.04, f"${name}$", color=colour, ha="center", va="bottom", bbox=_WHITE)
     axes.set(
         xlim=(0, 180),
         xticks=range(0, 181, 30),
@@ -283,6 +283,9 @@ def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure
     return made
 
 
+_WHITE: Final = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+
+
 def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:
     """The softmax of cosines [1, 0.8, 0.6, 0.4, 0.2] at several scales s: what s does to a perfect sample."""
     cosine_C = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
@@ -291,7 +294,7 @@ def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:
     axes.grid(visible=False, axis="x")
     width = 0.8 / len(scales)
     for i, (s, colour) in enumerate(zip(scales, COLOURS, strict=False)):
-        share_C = (s * cosine_C).softmax(0)
+        share_C = (s * cosine_C).softmax(0).numpy()
         places = np.arange(len(cosine_C)) - 0.4 + (i + 0.5) * width
         bars = axes.bar(places, share_C, 0.9 * width, color=colour, label=f"$s={s:g}$")
         axes.bar_label(bars, [f"{x:.2f}" for x in share_C.tolist()], fontsize=6, padding=1.5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -51,9 +51,9 @@ def paper() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure, `width` by `height` inches."""
-    made = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    made = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(made)
     return made
 

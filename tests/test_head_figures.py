@@ -1,0 +1,136 @@
+"""Figures of the heads show what the formulas say, and one command makes them."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerec.cli.errors import reported
+from facerec.cli.figures import FIGURES, run
+from facerec.errors import ConfigError, UserError
+from facerec.heads import HEADS
+from facerec.reporting import digit_figures, head_figures
+from facerec.reporting.head_figures import CURVES, head_of_two, set_quality, target_logit
+
+ANGLES = torch.linspace(0.01, math.pi - 0.01, 50, dtype=torch.float64)
+COSINE = ANGLES.cos()
+
+
+def test_every_head_with_class_weights_has_a_curve() -> None:
+    drawn = {line.head for lines in CURVES.values() for line in lines}
+    assert drawn == set(HEADS.names()) - {"triplet", "contrastive"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "norm", "right"),
+    [
+        ("softmax", {}, 3.0, COSINE),
+        ("l2softmax", {}, 3.0, COSINE),
+        ("normface", {}, 3.0, COSINE),
+        ("center", {"lambda_c": 0.0}, 3.0, COSINE),
+        ("adacos", {}, 1.0, COSINE),
+        ("cosface", {"m": 0.2}, 1.0, COSINE - 0.2),
+        (
+            "arcface",
+            {"m": 0.02},
+            1.0,
+            torch.where(math.pi > ANGLES + 0.02, (ANGLES + 0.02).cos(), COSINE - 4e-4),
+        ),
+        (
+            "sphereface",
+            {"m": 2, "base": 0.0, "lambda_min": 0.0},
+            5.0,
+            torch.where(math.pi / 2 > ANGLES, 1, -1) * (2 * ANGLES).cos()
+            - torch.where(math.pi / 2 > ANGLES, 0, 2),
+        ),
+        ("sphereface2", {"t": 1.0, "m": 0.2}, 1.0, COSINE - 0.2),
+        ("circle", {"m": 0.25}, 1.0, (1.25 - COSINE) * (COSINE - 0.75)),
+        ("sface", {}, 1.0, COSINE / (1 + torch.exp(-80 * (ANGLES - 0.87)))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_target_logit_is_found_from_the_loss(
+    name: str, parameters: dict, norm: float, right: torch.Tensor
+) -> None:
+    curve = target_logit(head_of_two(name, **parameters), ANGLES, norm)
+    torch.testing.assert_close(curve, right.double(), rtol=1e-7, atol=1e-7)
+
+
+def test_quality_and_hard_negatives_move_the_curves() -> None:
+    head = head_of_two("adaface", h=1e9)
+    set_quality(head, -1)
+    angle = (ANGLES + 0.4).clamp(1e-3, math.pi - 1e-3)
+    torch.testing.assert_close(target_logit(head, ANGLES), angle.cos(), rtol=1e-6, atol=1e-6)
+    npcface = head_of_two("npcface")
+    assert (target_logit(npcface, ANGLES, hard=0.6)[:20] < target_logit(npcface, ANGLES)[:20]).all()
+
+
+def test_arcface_wins_where_its_angle_is_smaller_by_the_margin() -> None:
+    own, other = torch.tensor([0.2, 0.2, 1.0]).double(), torch.tensor([0.8, 0.6, 1.4]).double()
+    assert head_figures._wins(head_of_two("arcface"), own, other, 1, 1).tolist() == [True, False, False]
+    assert head_figures._wins(head_of_two("softmax"), own, other, 1, 1).tolist() == [True, True, True]
+    assert head_figures._wins(head_of_two("softmax"), own, other, 1, 1.5).tolist() == [False, False, True]
+    sface = head_of_two("sface")  # at rest: own angle below a = 0.87, the other's above b = 1.22
+    assert head_figures._wins(sface, own, torch.tensor([1.3, 1.1, 1.4]).double(), 1, 1).tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_sface_figure_follows_its_parameters() -> None:
+    axes = head_figures.sface_gradients(k=20, a=0.5, b=1.0).axes[0]
+    _, pull, push = (line.get_ydata() for line in axes.lines[:3])
+    degrees = axes.lines[0].get_xdata()
+    radians = np.radians(degrees)
+    np.testing.assert_allclose(pull, np.sin(radians) / (1 + np.exp(-20 * (radians - 0.5))), atol=1e-7)
+    np.testing.assert_allclose(push, np.sin(radians) / (1 + np.exp(20 * (radians - 1.0))), atol=1e-7)
+
+
+def test_scaled_softmax_shows_the_softmax() -> None:
+    axes = head_figures.scaled_softmax((1, 10)).axes[0]
+    heights = [bar.get_height() for bar in axes.containers[1]]
+    exponential = np.exp(10 * np.array([1, 0.8, 0.6, 0.4, 0.2]))
+    np.testing.assert_allclose(heights, exponential / exponential.sum())
+
+
+def test_networks_learn_the_digits() -> None:
+    digits = digit_figures.load()
+    start = digit_figures.warm_start(digits, 3, 120)
+    for name in ("arcface", "triplet", "subcenter"):
+        embedding, direction, _ = digit_figures.trained_on(start, digits, name, 20)
+        assert embedding.shape == (1797, 3)
+        assert digit_figures.accuracy(embedding, direction, digits) > 0.8
+
+
+def test_one_command_writes_them_as_png_and_svg(tmp_path: Path) -> None:
+    small = ["--out", str(tmp_path), "--steps", "2", "--heads", "softmax,subcenter,contrastive"]
+    assert run(small) == 0
+    for name in FIGURES:
+        png = (tmp_path / f"heads_{name}.png").read_bytes()
+        width, height = struct.unpack(">II", png[16:24])
+        assert width >= 900 and height >= 400
+        assert "<svg" in (tmp_path / f"heads_{name}.svg").read_text()[:600]
+
+
+def test_same_figure_is_the_same_file(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        run(["scale", "--formats", "svg", "--out", str(tmp_path / folder)])
+    one, two = (tmp_path / folder / "heads_scale.svg" for folder in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="scater: no such figure; did you mean scatter"):
+        run(["scater"])
+    with pytest.raises(ConfigError, match=r"--formats=gif: must be some of png,svg,pdf"):
+        run(["scale", "--formats", "gif"])
+    with pytest.raises(ConfigError, match=r"head\.k=-1"):
+        run(["sface", "--k", "-1", "--out", str(tmp_path)])
+    assert reported("facerec-figures", lambda: run(["--wrong"])) == 2
+    assert capsys.readouterr().err.startswith("facerec-figures: ")
