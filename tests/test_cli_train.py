@@ -303,6 +303,17 @@ def test_help_is_quick_to_come_and_does_not_load_torch(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir()), "asking for help leaves nothing behind"
 
 
+def test_help_that_nobody_reads_to_the_end_complains_of_nothing(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("facerec-train")
+    run = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {program} --help | head -1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.stderr == "" and run.returncode == 0
+
+
 def test_an_export_gives_the_same_embeddings_elsewhere(run_folder: Path) -> None:
     run = command("facerec-export", "ckpt=out/checkpoints/best.pt", "format=safetensors", cwd=run_folder)
     assert run.returncode == 0, run.stderr

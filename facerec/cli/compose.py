@@ -71,7 +71,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             raise _as_user_error(error, config_name) from error
         except OSError as error:
-            if begun:
+            if begun or isinstance(error, BrokenPipeError):
                 raise
             # Hydra makes the folder and opens the log in it before the run begins.
             raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
