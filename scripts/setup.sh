@@ -5,11 +5,10 @@ setup() {
     local extra="$1" python
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     if [ ! -x .venv/bin/python ]; then
-        for python in python3.13 python3.12 python3.11 python3; do
-            if command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        for python in python3 python3.13 python3.12 python3.11 ""; do
+            if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
                 break
             fi
-            python=""
         done
         if [ -z "$python" ]; then
             echo "Python 3.11 or newer is needed, and none was found on the PATH." >&2
