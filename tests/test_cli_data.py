@@ -283,7 +283,7 @@ def facerec_data(*arguments: str | Path, **settings: str) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["verify"], ["index"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["info"], ["verify"], ["index"], ["pack"], ["split"]], ids=str)
 def test_help_has_an_example_and_needs_no_torch(command: list[str]) -> None:
     program = (
         "import sys\nfrom facerec.cli.data import run\n"

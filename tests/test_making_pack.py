@@ -155,6 +155,12 @@ def test_options_out_of_range_are_refused(photographs: Path, tmp_path: Path, opt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pack_inside_of_its_own_folder_is_refused(photographs: Path) -> None:
+    with pytest.raises(UserError, match="would be taken for a person"):
+        run(["pack", str(photographs), str(photographs / "new" / "pack")])
+    assert not (photographs / "new").exists()
+
+
 # Stopped half way -----------------------------------------------------------------------------------------
 
 

@@ -317,6 +317,16 @@ def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals,
     assert after == before
 
 
+def test_what_a_killed_command_left_is_cleared_by_the_next(pack: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "out" / ".making"
+    stage.mkdir(parents=True)
+    for name in ("train.rec", "train.idx", "ranges", "journal"):
+        (stage / name).write_bytes(b"half of something" * 9)
+    assert run(["filter", str(pack), str(tmp_path / "out"), "--min-images", "2"]) == 0
+    assert people(open_pack(tmp_path / "out")) == people(open_pack(pack))
+    assert not stage.exists()
+
+
 def test_info_writes_a_sheet_of_the_first_faces(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

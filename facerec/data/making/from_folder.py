@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from facerec.data.making.builder import Built, PackBuilder
 from facerec.data.making.pictures import ENDINGS, FaceMaker, Made, in_order
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 
 class Photograph(NamedTuple):
@@ -54,11 +54,13 @@ def pack_folder(
 
     Raises:
         MissingDataError: there is no such folder, or not one picture in it that can be packed.
-        UserError: `out` holds a pack already and no `force`.
+        UserError: `out` holds a pack already and no `force`, or lies in `folder`.
         StorageError: `out` cannot be written.
     """
     from tqdm import tqdm
 
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out}: lies in {folder}, and would be taken for a person; choose a place outside")
     identities = identity_folders(folder) if only is None else only
     plan = {
         "folder": str(folder.absolute()),
