@@ -21,6 +21,7 @@ import torch
 from facerec.data.augment import Augmentation, AugmentSettings
 from facerec.data.decode import Pixels, decode_into, fit_into
 from facerec.data.faces import EncodedFaces, FaceSet, PixelFaces
+from facerec.data.identity_sampler import IdentityOrder
 from facerec.data.order import Order, Positions, Shuffle, count_batches, mirrored, share
 from facerec.errors import DamagedDataError, MissingDataError, require
 
@@ -71,6 +72,7 @@ class Loader:
         size: side of the pictures in pixels, or (height, width); others are resized to it (see `decode`).
         workers: decoding threads; 1 or more.
         shuffle, block_size, window: the order, see `Order`.
+        images_per_identity: for ``identity``: pictures of each identity in a batch, see `IdentityOrder`.
         on_error: ``raise`` stops at a picture that does not decode. ``skip`` puts the next one of the face
             set that does decode in its place (so in a pack sorted by identity usually one of the same
             person), and counts it.
@@ -98,6 +100,7 @@ class Loader:
         shuffle: Shuffle = "full",
         block_size: int = 1024,
         window: int = 64,
+        images_per_identity: int = 4,
         on_error: Literal["raise", "skip"] = "raise",
         mirror: bool = True,
         augment: AugmentSettings | None = None,
@@ -122,7 +125,15 @@ class Loader:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.pin = pin
-        self.order = Order(len(faces), seed=seed, shuffle=shuffle, block_size=block_size, window=window)
+        if shuffle == "identity":
+            divides = batch_size % max(1, images_per_identity) == 0
+            mend = f"must divide trainer.batch_size={batch_size}"
+            require(divides, "data.images_per_identity", images_per_identity, mend)
+            self.order: Order = IdentityOrder(
+                faces.label_N, seed=seed, images_per_identity=images_per_identity
+            )
+        else:
+            self.order = Order(len(faces), seed=seed, shuffle=shuffle, block_size=block_size, window=window)
         self._undecodable: set[int] = set()
         if not self.batches_per_epoch():
             raise MissingDataError(

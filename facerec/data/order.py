@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
-Shuffle = Literal["full", "block", "none"]
+Shuffle = Literal["full", "block", "identity", "none"]
 
 _ROUNDS: Final = 8
 _WORD: Final = 2**64 - 1
@@ -32,7 +32,7 @@ class Order:
         seed: any integer.
         shuffle: ``full``: any picture anywhere. ``block``: the data set is cut into blocks of neighbours, the
             blocks are shuffled, and the pictures of `window` blocks at a time are mixed with each other, so a
-            disk reads whole blocks. ``none``: as stored.
+            disk reads whole blocks. ``none``: as stored. (``identity`` is `identity_sampler.IdentityOrder`.)
         block_size: pictures in a block.
         window: blocks that are mixed with each other.
     """

@@ -28,9 +28,13 @@ class DataSettings:
         size: height and width of the pictures in pixels, or [height, width].
         workers: decoding threads of a process; null: one a core, eight at most.
         shuffle: ``full`` any picture at any time; ``block`` whole blocks of neighbours, for hard disks;
-            ``none``.
+            ``identity`` several pictures of each identity in a batch, for pair losses; ``none``.
         block_size: neighbouring pictures in a block.
         window: blocks that are mixed with each other. The pictures of two windows should fit into memory.
+        images_per_identity: for ``identity``: pictures of each in a batch, a divisor of the batch size.
+        label_noise: share of the pictures that get a wrong label, in [0, 1), for experiments.
+        noise_kind: ``uniform`` any other label; ``confusable`` that of an identity that looks alike.
+        noise_seed: chooses which pictures and labels.
         mirror: mirror half of the pictures, another half each epoch.
         augment: further changes of the pictures, see `AugmentSettings`; none by default.
         on_error: what to do at a picture that does not decode: ``raise`` stops the run and names it, ``skip``
@@ -53,9 +57,13 @@ class DataSettings:
     options: dict[str, Any] = field(default_factory=dict)
     size: int | list[int] = 112
     workers: int | None = None
-    shuffle: Literal["full", "block", "none"] = "full"
+    shuffle: Literal["full", "block", "identity", "none"] = "full"
     block_size: int = 1024
     window: int = 64
+    images_per_identity: int = 4
+    label_noise: float = 0.0
+    noise_kind: Literal["uniform", "confusable"] = "uniform"
+    noise_seed: int = 0
     mirror: bool = True
     augment: dict[str, Any] = field(default_factory=dict)
     on_error: Literal["raise", "skip"] = "raise"
@@ -72,7 +80,14 @@ class DataSettings:
             self.size,
             "must be 16 to 1024 pixels, or [height, width]",
         )
-        for key, choices in (("shuffle", ("full", "block", "none")), ("on_error", ("raise", "skip"))):
+        k, noise = self.images_per_identity, self.label_noise
+        require(k >= 2, "data.images_per_identity", k, "must be 2 or more")
+        require(0 <= noise < 1, "data.label_noise", noise, "must be a share from 0 to below 1")
+        for key, choices in (
+            ("shuffle", ("full", "block", "identity", "none")),
+            ("on_error", ("raise", "skip")),
+            ("noise_kind", ("uniform", "confusable")),
+        ):
             value = getattr(self, key)
             require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
         build(AugmentSettings, "data.augment", self.augment)
@@ -90,6 +105,7 @@ class DataSettings:
             "shuffle": self.shuffle,
             "block_size": self.block_size,
             "window": self.window,
+            "images_per_identity": self.images_per_identity,
             "on_error": self.on_error,
             "mirror": self.mirror,
             "augment": build(AugmentSettings, "data.augment", self.augment),

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 from facerec.data.faces import FaceSet
+from facerec.data.noise import with_label_noise
 from facerec.data.settings import DataSettings
 from facerec.errors import ConfigError, MissingDataError, nearest
 from facerec.registry import Registry, build
@@ -47,7 +48,7 @@ def open_faces(settings: DataSettings) -> FaceSet:
             faces.root,
             *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
         )
-    return faces
+    return with_label_noise(faces, settings.label_noise, settings.noise_kind, settings.noise_seed)
 
 
 def existing_root(settings: DataSettings) -> Path:

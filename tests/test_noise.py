@@ -1,0 +1,103 @@
+"""Wrong labels on purpose: how many, which, and that they follow from the seed alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from facerec.data.faces import PixelFaces
+from facerec.data.loader import Loader
+from facerec.data.noise import lookalikes, with_label_noise
+from facerec.data.settings import DataSettings
+from facerec.data.sources import open_faces
+from facerec.errors import ConfigError
+
+
+def people(**given: Any):
+    return open_faces(DataSettings(kind="synthetic", identities=20, images=1000, size=32, **given))
+
+
+def test_the_share_asked_for_is_wrong_and_never_its_own_label() -> None:
+    faces = people(label_noise=0.3)
+    wrong = faces.label_N != faces.clean_label_N
+    assert wrong.sum() == 300
+    assert np.array_equal(faces.clean_label_N, people().label_N)
+    assert set(faces.label_N.tolist()) <= set(range(20))
+    # uniform: a wrong label may be any other
+    assert len(np.unique((faces.label_N - faces.clean_label_N)[wrong] % 20)) == 19
+    assert "300 labels (30 %) made wrong, uniform" in faces.describe()
+
+
+def test_noise_is_a_function_of_its_seed() -> None:
+    one, same, other = (people(label_noise=0.3, noise_seed=seed).label_N for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    # a larger share keeps what a smaller one has made wrong
+    more = people(label_noise=0.5, noise_seed=1)
+    changed = one != more.clean_label_N
+    assert np.array_equal(one[changed], more.label_N[changed])
+
+
+def test_without_noise_the_face_set_is_as_it_was() -> None:
+    faces = people()
+    assert not hasattr(faces, "clean_label_N")
+    assert with_label_noise(faces, 0.0) is faces
+
+
+def test_pictures_and_places_stay_those_of_the_set() -> None:
+    clean, noisy = people(), people(label_noise=0.5)
+    assert np.array_equal(clean.pixels(7), noisy.pixels(7))
+    assert clean.where(7) == noisy.where(7)
+    assert (noisy.num_classes, len(noisy), noisy.root) == (20, 1000, clean.root)
+    batch = next(Loader(noisy, 8, size=32, workers=1).batches(0))
+    assert np.array_equal(batch.label_B.numpy(), noisy.label_N[batch.index_B])
+
+
+class Shades(PixelFaces):
+    """Identities that are stripes of growing width: neighbours look alike."""
+
+    name, root = "shades", Path("shades")
+
+    def __init__(self) -> None:
+        self.label_N = np.repeat(np.arange(8), 5)
+        self.classes = [str(i) for i in range(8)]
+
+    def pixels(self, i: int) -> np.ndarray:
+        picture = np.zeros((32, 32, 3), np.uint8)
+        picture[:, : 2 + 4 * int(self.label_N[i])] = 200
+        return picture
+
+    def where(self, i: int) -> str:
+        return str(i)
+
+    def describe(self) -> str:
+        return "shades"
+
+
+def test_confusable_labels_are_those_of_lookalikes() -> None:
+    alike = lookalikes(Shades(), count=2)
+    assert set(alike[3].tolist()) == {2, 4}
+    faces = with_label_noise(Shades(), 0.5, "confusable", seed=0)
+    wrong = faces.label_N != faces.clean_label_N
+    assert wrong.sum() == 20
+    near = lookalikes(Shades())
+    for old, new in zip(faces.clean_label_N[wrong], faces.label_N[wrong], strict=True):
+        assert new in near[old]
+
+
+@pytest.mark.slow
+def test_confusable_labels_on_real_faces(lfw_root: Path) -> None:
+    faces = open_faces(DataSettings(kind="rec", root=str(lfw_root), label_noise=0.2, noise_kind="confusable"))
+    wrong = faces.label_N != faces.clean_label_N
+    assert wrong.sum() == round(0.2 * len(faces))
+    assert "confusable" in faces.describe()
+
+
+def test_shares_out_of_range_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.label_noise=1: must be a share from 0 to below 1"):
+        DataSettings(label_noise=1.0)
+    with pytest.raises(ConfigError, match=r"data\.noise_kind=near: must be one of uniform, confusable"):
+        DataSettings(noise_kind="near")
