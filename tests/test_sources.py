@@ -170,7 +170,7 @@ def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) ->
         ("size", 0, "16 to 1024"),
         ("size", [112], "16 to 1024"),
         ("workers", 0, "1 or more"),
-        ("shuffle", "half", "must be one of full, block, none"),
+        ("shuffle", "half", "must be one of full, block, identity, none"),
         ("on_error", "ignore", "must be one of raise, skip"),
         ("prefetch", 0, "1 or more"),
         ("block_size", -1, "1 or more"),
