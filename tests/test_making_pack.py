@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from facerec.data.making import builder
 from facerec.data.making.from_folder import pack_folder
 from facerec.data.making.pictures import FaceMaker, Made
 from facerec.data.packs import open_pack
-from facerec.errors import ConfigError, MissingDataError, UserError
+from facerec.errors import ConfigError, MissingDataError, StorageError, UserError
 
 PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
 
@@ -257,3 +258,25 @@ def test_a_killed_run_leaves_no_pack_and_the_next_one_completes_it(
     assert run(["pack", str(folder), str(out)]) == 0
     assert len(open_pack(out)) == 80
     assert not (out / ".making").exists()
+
+
+def test_a_folder_that_takes_no_files_is_a_storage_error(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot write: Not a directory"):
+        run(["pack", str(photographs), str(tmp_path / "file" / "out")])
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_no_pack(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_BUFFER", 0)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limit[1]))
+        with pytest.raises(StorageError, match="cannot write: File too large; nothing there was changed"):
+            run(["pack", str(photographs), str(tmp_path / "out"), "--quality", "100"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not (tmp_path / "out").exists()

@@ -174,8 +174,10 @@ class PackBuilder:
         self._append("train.rec", framed)
 
     def _append(self, name: str, content: bytes) -> None:
-        with self._storage():
+        try:
             self._files[name].write(content)
+        except OSError as problem:
+            raise self._failed(problem) from None
         self._at[name] += len(content)
 
     def _head(self) -> Record:
@@ -249,9 +251,10 @@ class PackBuilder:
         try:
             yield
         except OSError as problem:
-            raise StorageError(
-                f"{self.out}: cannot write: {problem.strerror}; nothing there was changed"
-            ) from None
+            raise self._failed(problem) from None
+
+    def _failed(self, problem: OSError) -> StorageError:
+        return StorageError(f"{self.out}: cannot write: {problem.strerror}; nothing there was changed")
 
     def __enter__(self) -> PackBuilder:
         return self
