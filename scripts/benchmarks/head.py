@@ -1,0 +1,177 @@
+"""Forward and backward of heads over many classes: time and memory, against three matrix products.
+
+The floor of the time are the products alone: samples by classes, and its two gradients, in blocks. That of
+the memory is the weights' gradient. The reference is the loss written plainly: one-hot masks, whole logits.
+"""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from table import Row, in_processes
+from torch import Tensor
+from torch.nn import functional as F
+
+from facerec.heads import create_head
+
+BATCH, SIZE = 256, 512
+WHOLE = 200_000  # more classes than this are too many for the reference
+
+Step = Callable[[], object]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--classes", default="10572,85742", help="with commas; up to 1000000 on 16 GB")
+    parser.add_argument("--heads", default="arcface,sface", help="with commas; all but pair losses")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the best counts")
+    parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for classes in (int(number) for number in options.classes.split(",")):
+        for name in options.heads.split(","):
+            yield from time_rows(name, classes, options.rounds)
+            yield from memory_rows(name, classes)
+
+
+def time_rows(name: str, classes: int, rounds: int) -> Iterator[Row]:
+    """Seconds of a step, keeping and recomputing, floor and reference measured in turn with them."""
+    weight_CD, embedding_BD, label_B = problem(classes)
+    steps = {"floor": floor(weight_CD, embedding_BD)}
+    for memory in ("keep", "recompute"):
+        steps[memory] = head_step(name, memory, weight_CD, embedding_BD, label_B)
+    if name in REFERENCES and classes <= WHOLE:
+        steps["reference"] = reference_step(name, weight_CD, embedding_BD, label_B)
+    quickest = dict.fromkeys(steps, float("inf"))
+    for _ in range(rounds):
+        for key, step in steps.items():
+            gc.collect()
+            start = time.perf_counter()
+            step()
+            quickest[key] = min(quickest[key], time.perf_counter() - start)
+    for memory in ("keep", "recompute"):
+        yield Row(
+            f"{name} C={classes} {memory}",
+            quickest[memory],
+            "s",
+            floor=quickest["floor"],
+            reference=quickest.get("reference"),
+        )
+
+
+def memory_rows(name: str, classes: int) -> Iterator[Row]:
+    """Peak MB above weights and embeddings of a step, each in a process of its own."""
+    gradient = 4 * classes * SIZE / 1e6
+    plain = None
+    if name in REFERENCES and classes <= WHOLE:
+        (plain,) = in_processes(peak, name, "reference", classes)
+    for memory in ("keep", "recompute"):
+        (extra,) = in_processes(peak, name, memory, classes)
+        yield Row(f"{name} C={classes} {memory}, peak memory", extra, "MB", floor=gradient, reference=plain)
+
+
+def peak(name: str, memory: str, classes: int) -> float:
+    """In a fresh process: MB that a step needs above what was there before it (Linux)."""
+    torch.set_num_threads(2)
+    make(name, memory, *problem(512))()  # libraries load, threads start
+    step = make(name, memory, *problem(classes))
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step()
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(key: str) -> float:
+    """A figure of /proc/self/status, in kB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return float(line.split()[1])
+    raise OSError(f"no {key} in /proc/self/status")
+
+
+def problem(classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (C, D), embeddings (B, D) and labels (B)."""
+    generator = torch.Generator().manual_seed(0)
+    weight_CD = torch.randn(classes, SIZE, generator=generator).mul_(0.01)
+    embedding_BD = torch.randn(BATCH, SIZE, generator=generator)
+    return weight_CD, embedding_BD, torch.randint(classes, (BATCH,), generator=generator)
+
+
+def floor(weight_CD: Tensor, embedding_BD: Tensor) -> Step:
+    """The three matrix products of a step, in blocks that stay in the cache, and nothing else."""
+
+    def step() -> None:
+        gradient_CD = torch.empty_like(weight_CD)
+        gradient_BD = torch.zeros_like(embedding_BD)
+        for start in range(0, len(weight_CD), 4096):
+            block_KD = weight_CD[start : start + 4096]
+            product_KB = block_KD @ embedding_BD.t()
+            torch.mm(product_KB, embedding_BD, out=gradient_CD[start : start + 4096])
+            gradient_BD.addmm_(product_KB.t(), block_KD)
+
+    return step
+
+
+def make(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
+    if memory == "reference":
+        return reference_step(name, weight_CD, embedding_BD, label_B)
+    return head_step(name, memory, weight_CD, embedding_BD, label_B)
+
+
+def head_step(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
+    head = create_head(name, num_classes=len(weight_CD), embedding_size=SIZE, memory=memory)
+    if head.weight.shape == weight_CD.shape:
+        head.weight = torch.nn.Parameter(weight_CD)  # one set of weights for all that are compared
+    return _step(lambda x, y: head(x, y).loss, head.weight, embedding_BD, label_B)
+
+
+def reference_step(name: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
+    weight = torch.nn.Parameter(weight_CD)
+    return _step(lambda x, y: REFERENCES[name](x, weight, y), weight, embedding_BD, label_B)
+
+
+def _step(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    weight: torch.nn.Parameter,
+    embedding_BD: Tensor,
+    label_B: Tensor,
+) -> Step:
+    embedding_BD = embedding_BD.clone().requires_grad_()
+
+    def step() -> None:
+        weight.grad = embedding_BD.grad = None
+        loss(embedding_BD, label_B).backward()
+
+    return step
+
+
+def arcface(
+    embedding_BD: Tensor, weight_CD: Tensor, label_B: Tensor, s: float = 64, m: float = 0.5
+) -> Tensor:
+    """ArcFace as it is usually written."""
+    cosine_BC = F.linear(F.normalize(embedding_BD), F.normalize(weight_CD)).clamp(-1, 1)
+    one_hot_BC = torch.zeros_like(cosine_BC).scatter_(1, label_B[:, None], 1.0)
+    target_BC = torch.cos(torch.acos(cosine_BC.clamp(-1 + 1e-7, 1 - 1e-7)) + m)
+    return F.cross_entropy(s * (one_hot_BC * target_BC + (1 - one_hot_BC) * cosine_BC), label_B)
+
+
+def sface(embedding_BD: Tensor, weight_CD: Tensor, label_B: Tensor, s: float = 64, k: float = 80) -> Tensor:
+    """SFace as it is usually written."""
+    cosine_BC = F.linear(F.normalize(embedding_BD), F.normalize(weight_CD)).clamp(-1, 1)
+    one_hot_BC = torch.zeros_like(cosine_BC).scatter_(1, label_B[:, None], 1.0)
+    with torch.no_grad():
+        angle_BC = cosine_BC.acos()
+        intra_BC = s / (1 + torch.exp(-k * (angle_BC - 0.87)))
+        inter_BC = s / (1 + torch.exp(k * (angle_BC - 1.22)))
+    pulled_B = (one_hot_BC * intra_BC * cosine_BC).sum(1)
+    pushed_B = ((1 - one_hot_BC) * inter_BC * cosine_BC).sum(1)
+    return (pushed_B - pulled_B).mean()
+
+
+REFERENCES = {"arcface": arcface, "sface": sface}
