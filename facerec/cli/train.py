@@ -25,7 +25,8 @@ def _run() -> int:
 
         trainer = assemble(config, folder, run_reporters(folder, figures=config["eval"]["figures"]))
         results = trainer.fit()
-        for name, result in results.items():
+        # An interrupted run was not evaluated where it stands; its last evaluation is of an earlier step.
+        for name, result in results.items() if trainer.interrupted is None else ():
             accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
             print(f"{name}: accuracy {accuracy} on {result.pairs:,} pairs")
         print(f"run folder: {folder}")
