@@ -49,11 +49,8 @@ class RunningNorm(nn.Module):
 @torch.no_grad()
 def describe_quality(quality_B: Tensor) -> dict[str, Tensor]:
     """Mean, deviation, and the 5th, 50th and 95th percentile of a batch's qualities, as scalar tensors."""
-    low, middle, high = quality_B.quantile(quality_B.new_tensor([0.05, 0.5, 0.95]))
     return {
         "quality_mean": quality_B.mean(),
         "quality_deviation": quality_B.std(correction=0),
-        "quality_p05": low,
-        "quality_p50": middle,
-        "quality_p95": high,
+        **{f"quality_p{percent:02}": quality_B.quantile(percent / 100) for percent in (5, 50, 95)},
     }
