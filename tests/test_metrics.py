@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from facerec.errors import ConfigError
-from facerec.evaluation.folds import GRID_J, bootstrap_accuracy, cross_validate, fold_of, interval
+from facerec.evaluation.bootstrap import bootstrap, interval
+from facerec.evaluation.folds import GRID_J, cross_validate, fold_of
 from facerec.evaluation.metrics import Separation
 
 
@@ -100,7 +101,7 @@ def test_a_perfectly_separable_set_is_perfect_under_the_exact_search():
     validated = cross_validate(distance, issame, 10, "exact")
     assert validated.accuracy == 1.0
     np.testing.assert_allclose(validated.threshold_F, 1.3, atol=0.01)
-    drawn = bootstrap_accuracy(distance, issame, 10, "exact", resamples=300, seed=0)
+    drawn = bootstrap(distance, issame, 10, "exact", resamples=300, seed=0)["accuracy"]
     assert drawn.min() == 1.0
 
 
@@ -189,10 +190,10 @@ def test_eer_lies_on_the_interpolated_roc(pairs):
 def test_bootstrap_is_seeded_and_as_wide_as_binomial_theory_says():
     distance, issame = random_pairs(2000)
     accuracy = cross_validate(distance, issame, 10).accuracy
-    drawn = bootstrap_accuracy(distance, issame, resamples=800, seed=1)
+    drawn = bootstrap(distance, issame, resamples=800, seed=1)["accuracy"]
     assert drawn.shape == (800,)
-    np.testing.assert_array_equal(drawn, bootstrap_accuracy(distance, issame, resamples=800, seed=1))
-    assert not np.array_equal(drawn, bootstrap_accuracy(distance, issame, resamples=800, seed=2))
+    np.testing.assert_array_equal(drawn, bootstrap(distance, issame, resamples=800, seed=1)["accuracy"])
+    assert not np.array_equal(drawn, bootstrap(distance, issame, resamples=800, seed=2)["accuracy"])
     binomial = np.sqrt(accuracy * (1 - accuracy) / 2000)  # the threshold search adds some
     assert 0.9 * binomial < drawn.std() < 1.5 * binomial
     low, high = interval(drawn)
@@ -208,6 +209,6 @@ def test_bootstrap_equals_resampling_the_pairs_one_by_one_in_distribution(thresh
     for _ in range(300):
         drawn = np.concatenate([rng.choice(np.flatnonzero(fold_N == fold), 30) for fold in range(10)])
         naive.append(cross_validate(distance[drawn], issame[drawn], 10, thresholds).accuracy)
-    ours = bootstrap_accuracy(distance, issame, 10, thresholds, resamples=2000, seed=0)
+    ours = bootstrap(distance, issame, 10, thresholds, resamples=2000, seed=0)["accuracy"]
     assert ours.mean() == pytest.approx(np.mean(naive), abs=4 * np.std(naive) / np.sqrt(300))
     assert ours.std() == pytest.approx(np.std(naive), rel=0.2)

@@ -141,10 +141,12 @@ def _write(out: Path, faces: list[list[bytes]]) -> None:
     tested = faces[TRAINED:]
     pictures: list[bytes] = []
     issame: list[bool] = []
+    people: list[str] = []
     for (person_a, which_a), (person_b, which_b), same in draw_pairs():
         pictures += [tested[person_a][which_a], tested[person_b][which_b]]
         issame.append(same)
-    write_verification(out / "orl.bin", pictures, issame)
+        people += [f"s{TRAINED + person + 1}" for person in (person_a, person_b)]
+    write_verification(out / "orl.bin", pictures, issame, people)
     (out / "property").write_text(f"{TRAINED},{_SIZE},{_SIZE}", "ascii")
     lines = [
         f"{1 + who * EACH + which}\t{who}\ts{who + 1}/{which + 1}.pgm\n"

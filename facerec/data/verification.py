@@ -9,7 +9,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class VerificationSet:
         index_2N: int64, which picture each row is.
         issame_N: bool, whether pair i shows one person.
         path: where it was read from, if anywhere.
+        identity_2N: whose each row is, names, where a file beside the pack says so (`people_path`).
     """
 
     name: str
@@ -38,6 +39,7 @@ class VerificationSet:
     index_2N: npt.NDArray[np.int64]
     issame_N: npt.NDArray[np.bool_]
     path: Path | None = None
+    identity_2N: npt.NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -54,6 +56,7 @@ class VerificationSet:
         return (
             f"{self.name}: {len(self):,} pairs ({same:,} genuine, {len(self) - same:,} impostor) "
             f"of {len(self.pictures):,} distinct pictures from {self.path or 'memory'}"
+            + ("" if self.identity_2N is None else f", {len(np.unique(self.identity_2N)):,} people")
         )
 
 
@@ -87,8 +90,8 @@ def load_verification(path: str | Path) -> VerificationSet:
 
     Raises:
         MissingDataError: there is no such file.
-        DamagedDataError: it is no pickle or a cut one, asks for a class or function no pack needs (named), or
-            what it holds is not 2N pictures and N answers.
+        DamagedDataError: it is no pickle or a cut one, asks for a class or function no pack needs (named),
+            what it holds is not 2N pictures and N answers, or the file of its people does not fit it.
     """
     path = Path(path)
     try:
@@ -100,13 +103,55 @@ def load_verification(path: str | Path) -> VerificationSet:
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise DamagedDataError(f"{path} is no verification pack: a pair (pictures, issame) was expected")
     pictures, issame = map(safe_pickle.plain, content)
-    return verification_set(path.stem, _pictures(path, pictures), _answers(path, issame), path)
+    made = verification_set(path.stem, _pictures(path, pictures), _answers(path, issame), path)
+    return replace(made, identity_2N=read_people(people_path(path), made.issame_N))
+
+
+def people_path(path: Path) -> Path:
+    """The file beside ``lfw.bin`` that says whose its pictures are: ``lfw.people.tsv``."""
+    return path.with_name(f"{path.stem}.people.tsv")
+
+
+def read_people(path: Path, issame_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.str_] | None:
+    """Names of the people of each pair's two pictures, (2N,); None where there is no such file.
+
+    A line a pair: two names with a tab between.
+
+    Raises:
+        DamagedDataError: the lines do not fit the pairs, or contradict an answer; it names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedDataError(f"{path} cannot be read ({error}); mend it or remove it") from error
+    if len(lines) != len(issame_N):
+        raise DamagedDataError(
+            f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; mend or remove it"
+        )
+    names = [line.split("\t") for line in lines]
+    for number, (pair, same) in enumerate(zip(names, issame_N.tolist(), strict=True), 1):
+        if len(pair) != 2 or not all(pair):
+            raise DamagedDataError(f"{path}, line {number}: two names with a tab between were expected")
+        if (pair[0] == pair[1]) != same:
+            said = "the same person" if same else "two people"
+            raise DamagedDataError(
+                f"{path}, line {number}: names {pair[0]} and {pair[1]}, but the pack says {said}"
+            )
+    return np.array(names).reshape(-1)
 
 
 def write_verification(
-    path: str | Path, pictures: Sequence[bytes], issame: Sequence[bool] | np.ndarray
+    path: str | Path,
+    pictures: Sequence[bytes],
+    issame: Sequence[bool] | np.ndarray,
+    people: Sequence[str] | None = None,
 ) -> None:
     """Write a `.bin` pack of 2N encoded pictures and N answers, a plain pickle that every reader takes.
+
+    `people`, the 2N names of who is in the pictures, goes into a file beside it (`people_path`); without, one
+    that an earlier pack of this name left there is removed.
 
     Raises:
         StorageError: it could not be written; a file that was there before still is.
@@ -127,8 +172,14 @@ def write_verification(
             file.flush()
             os.fsync(file.fileno())
         partial.chmod(0o644)
+        people_path(path).unlink(missing_ok=True)
         partial.replace(path)
         partial = None
+        if people is not None:
+            names = [" ".join(name.split()) for name in people]  # tabs and line ends would break the lines
+            rows = zip(names[0::2], names[1::2], strict=True)
+            text = "".join(f"{one}\t{other}\n" for one, other in rows)
+            people_path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror}; free some space there") from error
     finally:

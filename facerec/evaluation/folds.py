@@ -1,12 +1,10 @@
-"""k-fold accuracy of pairs: a threshold chosen on the other folds, applied to the fold; and its bootstrap
-interval.
+"""k-fold accuracy of pairs: a threshold chosen on the other folds, applied to the fold.
 
 A pair is called "same" at threshold t where d < t. All candidates of all folds are judged in one pass: every
 pair falls into one cell between two neighbouring candidates, and sums over cells give the accuracy of each
 candidate.
 
-Shape suffixes: N pairs, F folds, J cells, R bootstrap resamples (or no such dimension); "2" is impostor,
-    genuine.
+Shape suffixes: N pairs, F folds, J cells; "2" is impostor, genuine.
 """
 
 from __future__ import annotations
@@ -85,54 +83,13 @@ def cross_validate(
     Raises:
         ConfigError: unless 2 ≤ `folds` ≤ N.
     """
-    fold_N, count = _folds(len(distance_N), folds)
-    search = _search(distance_N, thresholds)
+    fold_N, count = fold_numbers(len(distance_N), folds)
+    search = threshold_search(distance_N, thresholds)
     accuracy_F, threshold_F = search.choose(_count(search, distance_N, issame_N, fold_N, count))
     return Folds(accuracy_F, threshold_F, fold_N)
 
 
-def bootstrap_accuracy(
-    distance_N: Floats,
-    issame_N: Bools,
-    folds: int | Ints = 10,
-    thresholds: Thresholds = "grid",
-    *,
-    resamples: int,
-    seed: int,
-) -> Floats:
-    """The k-fold accuracy of `resamples` resamples (with replacement) of the pairs, ascending; shape (R,).
-
-    Pairs are resampled within their folds and the thresholds chosen anew, so the spread includes that of the
-    threshold search. Pairs count as independent, though people and pictures occur in several: an interval
-    over identities would be wider.
-    """
-    fold_N, folds = _folds(len(distance_N), folds)
-    search = _search(distance_N, thresholds)
-    count_F2J = _count(search, distance_N, issame_N, fold_N, folds)
-    rng = np.random.default_rng(seed)
-    cells = count_F2J.shape[1] * count_F2J.shape[2]
-    block = max(1, 1_000_000 // (folds * cells))  # keeps each array of a block near 4 MB
-    accuracy_R = np.empty(resamples)
-    for start in range(0, resamples, block):
-        stop = min(start + block, resamples)
-        drawn = np.zeros((stop - start, folds, cells), dtype=np.int32)
-        for fold, count in enumerate(count_F2J.reshape(folds, cells)):
-            # Drawing pairs one by one is drawing the counts of the cells that have any.
-            taken = np.flatnonzero(count)
-            size = int(count.sum())
-            drawn[:, fold, taken] = rng.multinomial(size, count[taken] / size, size=stop - start)
-        accuracy_F, _ = search.choose(drawn.reshape(stop - start, *count_F2J.shape))
-        accuracy_R[start:stop] = accuracy_F.mean(axis=-1)
-    return np.sort(accuracy_R)
-
-
-def interval(sorted_R: Floats, coverage: float = 0.95) -> tuple[float, float]:
-    """The central percentile interval of bootstrap values (ascending)."""
-    low, high = np.quantile(sorted_R, [(1 - coverage) / 2, (1 + coverage) / 2])
-    return float(low), float(high)
-
-
-def _folds(pairs: int, folds: int | Ints) -> tuple[Ints, int]:
+def fold_numbers(pairs: int, folds: int | Ints) -> tuple[Ints, int]:
     """The fold of each pair, from 0, and how many there are."""
     if isinstance(folds, int | np.integer):
         return fold_of(pairs, int(folds)), int(folds)
@@ -142,7 +99,7 @@ def _folds(pairs: int, folds: int | Ints) -> tuple[Ints, int]:
     return fold_N, len(names)
 
 
-class _Search(Protocol):
+class Search(Protocol):
     """Puts distances into cells, and chooses each fold's threshold from the counts of the cells."""
 
     cells: int
@@ -152,12 +109,13 @@ class _Search(Protocol):
     def choose(self, count_F2J: Ints) -> tuple[Floats, Floats]: ...
 
 
-def _search(distance_N: Floats, thresholds: str) -> _Search:
+def threshold_search(distance_N: Floats, thresholds: str) -> Search:
+    """The search over the candidates that `thresholds` names, for these distances."""
     require(thresholds in ("grid", "exact"), "eval.thresholds", thresholds, "must be grid or exact")
     return _Grid() if thresholds == "grid" else _Exact(distance_N)
 
 
-def _count(search: _Search, distance_N: Floats, issame_N: Bools, fold_N: Ints, folds: int) -> Ints:
+def _count(search: Search, distance_N: Floats, issame_N: Bools, fold_N: Ints, folds: int) -> Ints:
     """Counts of pairs by fold, kind and cell, (F, 2, J)."""
     flat_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
     return np.bincount(flat_N, minlength=folds * 2 * search.cells).reshape(folds, 2, search.cells)

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import NonFiniteError, UserError, require
-from facerec.evaluation.folds import Folds, Ints, Thresholds, bootstrap_accuracy, cross_validate, interval
+from facerec.errors import require
+from facerec.evaluation.bootstrap import bootstrap as resample
+from facerec.evaluation.bootstrap import interval, numbered_people
+from facerec.evaluation.distances import as_floats, as_numpy, check_shapes, compare, mean_norm
+from facerec.evaluation.folds import Folds, Ints, Thresholds, cross_validate
 from facerec.evaluation.metrics import Bools, Floats, Separation
 
 if TYPE_CHECKING:
@@ -33,14 +36,16 @@ NEAREST = 10
 """How many of the pairs on the wrong side of the threshold are listed in results.json, nearest and worst
 each."""
 
-_ROWS = 256  # rows worked on at once: their intermediate results stay in the cache
-
-
 _REPORTED = (
     *("accuracy", "accuracy_std", "best_threshold", "xnorm", "auc", "eer", "tar_at_far", "pairs", "folds"),
     *("fold_accuracy", "fold_threshold", "accuracy_noflip", "accuracy_interval", "bootstrap"),
-    *("thresholds", "flip", "genuine_pairs", "protocol", "notes"),
+    *("accuracy_exact", "best_threshold_exact", "auc_interval", "eer_interval", "tar_at_far_interval"),
+    *("interval_over", "identities", "thresholds", "flip", "genuine_pairs", "protocol", "notes"),
 )
+
+
+Interval = tuple[float, float] | None
+"""Both ends of a 95 % interval, or that there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,17 @@ class VerificationResult:
     fold_accuracy: list[float]
     fold_threshold: list[float]
     accuracy_noflip: float | None
-    accuracy_interval: tuple[float, float] | None
+    accuracy_exact: float
+    """The same with the exact threshold search, whatever `thresholds` says."""
+    best_threshold_exact: float
+    accuracy_interval: Interval
+    auc_interval: Interval
+    eer_interval: Interval
+    tar_at_far_interval: dict[str, Interval]
+    interval_over: str | None
+    """What the 95 % intervals come from: ``identities`` or ``pairs`` resampled; None: there are none."""
+    identities: int | None
+    """How many people the set has, where they are known."""
     bootstrap: int
     thresholds: str
     flip: bool
@@ -78,6 +93,8 @@ class VerificationResult:
     last."""
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
+    identity_N2: Ints | None = field(default=None, repr=False)
+    """Whose the two pictures of each pair are, numbers from 0, where that is known."""
     source: PairSet | None = field(default=None, repr=False)
     """The set that was evaluated, for its pictures; None where only embeddings were given."""
 
@@ -88,9 +105,7 @@ class VerificationResult:
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json: plain numbers, lists and words at full precision, None for what is
         undefined."""
-        entry = {name: getattr(self, name) for name in _REPORTED}
-        if self.accuracy_interval is not None:
-            entry["accuracy_interval"] = list(self.accuracy_interval)
+        entry = {name: _plain(getattr(self, name)) for name in _REPORTED}
         for kind, wrong in (("genuine", self.wrong_genuine), ("impostor", self.wrong_impostor)):
             entry[f"wrong_{kind}"] = {
                 "count": len(wrong),
@@ -103,6 +118,16 @@ class VerificationResult:
     def score(self) -> float:
         """The one number to compare runs by: the accuracy."""
         return self.accuracy
+
+    decided = "pairs judged by their fold's threshold"
+
+    @property
+    def right_X(self) -> Bools:
+        """Whether each pair was judged right."""
+        right_N = np.ones(self.pairs, bool)
+        right_N[self.wrong_genuine] = False
+        right_N[self.wrong_impostor] = False
+        return right_N
 
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """The lines of the field's habit: XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
@@ -124,6 +149,7 @@ def verify(
     thresholds: Thresholds = "grid",
     bootstrap: int = 0,
     seed: int = 0,
+    identity_2N: npt.ArrayLike | None = None,
 ) -> VerificationResult:
     """Judge pairs of embeddings by the ten-fold verification protocol.
 
@@ -141,8 +167,10 @@ def verify(
         folds: 2 … N; contiguous in file order, sizes as scikit-learn's ``KFold`` where N is not a multiple.
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 as published; ``exact`` the midpoints of the other
             folds' sorted distances.
-        bootstrap: number of resamples of the pairs for a 95 % interval of the accuracy; 0 for none.
+        bootstrap: number of resamples for 95 % intervals of accuracy, AUC, EER and TAR@FAR; 0 for none.
         seed: of the bootstrap.
+        identity_2N: whose each picture is, names or numbers: people are resampled then; None: pairs are,
+            as if they were independent.
 
     Returns:
         The accuracies (mean ± population deviation over folds), XNorm (mean norm of all rows given, both
@@ -151,35 +179,47 @@ def verify(
 
     Raises:
         ConfigError: for `folds` out of range (so also for fewer pairs than folds) or unknown `thresholds`.
-        UserError: for arrays whose shapes do not fit.
+        UserError: for arrays whose shapes do not fit, or identities that contradict `issame_N`.
         NonFiniteError: for an embedding that holds NaN or infinity; it names the row.
     """
     require(bootstrap >= 0, "eval.bootstrap", bootstrap, "must be 0 (none) or a number of resamples")
-    plain = _floats(embedding_2ND)
-    mirrored = None if flipped_2ND is None else _floats(flipped_2ND)
-    same = np.asarray(_numpy(issame_N)).astype(bool).reshape(-1)
-    _check_shapes(plain, mirrored, same)
+    plain = as_floats(embedding_2ND)
+    mirrored = None if flipped_2ND is None else as_floats(flipped_2ND)
+    same = np.asarray(as_numpy(issame_N)).astype(bool).reshape(-1)
+    check_shapes(plain, mirrored, same)
 
-    compared = _compare(plain, mirrored)
+    compared = compare(plain, mirrored)
     distance_N = compared.distance_N
     noflip = None
     if compared.plain_distance_N is not None:
         noflip = cross_validate(compared.plain_distance_N, same, folds, thresholds).accuracy
 
     validated = cross_validate(distance_N, same, folds, thresholds)
+    exact = validated if thresholds == "exact" else cross_validate(distance_N, same, folds, "exact")
     separation = Separation.of(distance_N, same)
-    spread = None
-    if bootstrap:
-        spread = interval(
-            bootstrap_accuracy(distance_N, same, folds, thresholds, resamples=bootstrap, seed=seed)
-        )
     tar_at_far = separation.tars()
+    supported = [target for target, tar in tar_at_far.items() if tar is not None]
+    identity_N2 = None if identity_2N is None else numbered_people(identity_2N, same)
+    spread: dict[str, Interval] = {}
+    if bootstrap:
+        drawn = resample(
+            distance_N,
+            same,
+            folds,
+            thresholds,
+            resamples=bootstrap,
+            seed=seed,
+            identity_N2=identity_N2,
+            far_targets=supported,
+        )
+        spread = {name: interval(value_R) for name, value_R in drawn.items()}
+    over = "pairs" if identity_N2 is None else "identities"
     wrong_genuine, wrong_impostor = _wrong_pairs(distance_N, same, validated)
     return VerificationResult(
         accuracy=validated.accuracy,
         accuracy_std=validated.accuracy_std,
         best_threshold=validated.threshold,
-        xnorm=_mean_norm(compared.norm, plain.dtype),
+        xnorm=mean_norm(compared.norm, plain.dtype),
         auc=separation.auc(),
         eer=separation.eer(),
         tar_at_far=tar_at_far,
@@ -188,7 +228,14 @@ def verify(
         fold_accuracy=validated.accuracy_F.tolist(),
         fold_threshold=validated.threshold_F.tolist(),
         accuracy_noflip=noflip if mirrored is not None else validated.accuracy,
-        accuracy_interval=spread,
+        accuracy_exact=exact.accuracy,
+        best_threshold_exact=exact.threshold,
+        accuracy_interval=spread.get("accuracy"),
+        auc_interval=spread.get("auc"),
+        eer_interval=spread.get("eer"),
+        tar_at_far_interval={target: spread.get(target) for target in tar_at_far},
+        interval_over=over if bootstrap else None,
+        identities=None if identity_N2 is None else int(identity_N2.max()) + 1,
         bootstrap=bootstrap,
         thresholds=thresholds,
         flip=mirrored is not None,
@@ -199,6 +246,7 @@ def verify(
         issame_N=same,
         wrong_genuine=wrong_genuine,
         wrong_impostor=wrong_impostor,
+        identity_N2=identity_N2,
     )
 
 
@@ -239,114 +287,11 @@ def evaluate_set(
         thresholds=settings.thresholds,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
+        identity_2N=verification_set.identity_2N,
     )
     for note in result.notes:
         logger.debug("[%s] %s", verification_set.name, note)
     return replace(result, source=verification_set)
-
-
-def _numpy(array: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
-    """A NumPy view of a NumPy array, list or torch tensor (bfloat16 widened: NumPy does not have it)."""
-    if hasattr(array, "detach"):
-        tensor = array.detach().cpu()
-        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-    return np.asarray(array)
-
-
-def _floats(array: npt.ArrayLike | torch.Tensor) -> Floats:
-    """float32 or float64, rows contiguous."""
-    given = _numpy(array)
-    wide = given if given.dtype in (np.float32, np.float64) else given.astype(np.float32)
-    return np.ascontiguousarray(wide)
-
-
-def _check_shapes(plain: Floats, mirrored: Floats | None, same: Bools) -> None:
-    if plain.ndim != 2 or len(plain) != 2 * len(same):
-        raise UserError(
-            f"embeddings of shape {plain.shape} do not fit {len(same)} pairs: rows 2i and 2i+1 must be "
-            f"pair i, so ({2 * len(same)}, D) is expected"
-        )
-    if mirrored is not None and mirrored.shape != plain.shape:
-        raise UserError(f"mirrored embeddings have shape {mirrored.shape}, the plain ones {plain.shape}")
-
-
-def _row_norms(rows: Floats) -> Floats:
-    """Euclidean norms in the rows' own precision (those that over- or underflow in it, from double
-    precision)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        norm = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    for row in np.flatnonzero(~((norm > 1e-15) & (norm < np.inf))):
-        largest = np.abs(rows[row]).max(initial=0).astype(np.float64)
-        if 0 < largest < np.inf:
-            norm[row] = largest * np.linalg.norm(rows[row] / largest)
-    return norm
-
-
-def _check_finite(norm_2N: Floats, first_row: int, what: str) -> None:
-    broken = np.flatnonzero(~np.isfinite(norm_2N))
-    if len(broken):
-        row = first_row + int(broken[0])
-        which = "first" if row % 2 == 0 else "second"
-        raise NonFiniteError(
-            f"{what} in row {row} (pair {row // 2}, {which} picture) is not finite; "
-            "check the model's weights and precision"
-        )
-
-
-def _normalised(rows: Floats, norm: Floats) -> Floats:
-    """Rows of unit length, zero rows left 0: the same operations as scikit-learn's ``normalize``, bit for
-    bit."""
-    return rows / np.where(norm == 0, norm.dtype.type(1), norm)[:, None]
-
-
-def _squared_distances(unit: Floats) -> Floats:
-    """‖f1 − f2‖² of rows 2i and 2i + 1."""
-    difference = unit[0::2] - unit[1::2]
-    return np.sum(np.square(difference, out=difference), 1)
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Distances of the pairs, of the plain pictures' embeddings alone where there are mirrored ones, the
-    norms of all rows given, and how many of the compared rows are zero."""
-
-    distance_N: Floats
-    plain_distance_N: Floats | None
-    norm: Floats
-    zero: int
-
-
-def _compare(plain: Floats, mirrored: Floats | None) -> _Compared:
-    """One pass over the rows in blocks that stay in the cache. Rows do not see each other: blocks change
-    nothing."""
-    views = [plain] if mirrored is None else [plain, mirrored]
-    distance = np.empty(len(plain) // 2, dtype=plain.dtype)
-    plain_distance = np.empty_like(distance)
-    norm = np.empty((len(views), len(plain)), dtype=plain.dtype)
-    zero = 0
-    for start in range(0, len(plain), _ROWS):
-        at, pair = slice(start, start + _ROWS), slice(start // 2, (start + _ROWS) // 2)
-        rows = plain[at]
-        norm[0, at] = _row_norms(rows)
-        _check_finite(norm[0, at], start, "embedding")
-        plain_distance[pair] = _squared_distances(_normalised(rows, norm[0, at]))
-        used = norm[0, at]
-        if mirrored is not None:
-            norm[1, at] = _row_norms(mirrored[at])
-            _check_finite(norm[1, at], start, "embedding of the mirrored picture")
-            rows = rows + mirrored[at]
-            used = _row_norms(rows)
-            distance[pair] = _squared_distances(_normalised(rows, used))
-        zero += int((used == 0).sum())
-    if mirrored is None:
-        return _Compared(plain_distance, None, norm.reshape(-1), zero)
-    return _Compared(distance, plain_distance, norm.reshape(-1), zero)
-
-
-def _mean_norm(norms: Floats, dtype: np.dtype[Any]) -> float:
-    """Mean in double precision, so that order does not matter, rounded to the embeddings' precision as
-    published."""
-    return float(dtype.type(norms.mean(dtype=np.float64)))
 
 
 def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Ints, Ints]:
@@ -356,6 +301,13 @@ def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Int
     nearest = np.argsort(np.abs(beyond_N), kind="stable")
     called_same = (beyond_N < 0)[nearest]
     return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists for tuples, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _protocol(folds: int, flip: bool, thresholds: str) -> str:

@@ -30,6 +30,9 @@ class Shelf(Protocol):
     def name(self, i: int) -> str:
         """Where picture i comes from, for people."""
 
+    def person(self, i: int) -> str:
+        """Whose picture i is; different for different identities."""
+
 
 class FolderShelf:
     """The photographs ``folder/identity/photograph``; file names are looked up again when they are needed.
@@ -54,6 +57,9 @@ class FolderShelf:
         file = self._files(folder)[i - int(self._end_C[identity])]  # counted from the end of its folder
         return f"{self._identities[identity]}/{file}"
 
+    def person(self, i: int) -> str:
+        return self._identities[int(self.label_N[i])]
+
     def make(self, i: int) -> Made:
         return make_file(self._maker, self._folder / self.name(i))
 
@@ -67,6 +73,9 @@ class PackShelf:
 
     def name(self, i: int) -> str:
         return self._pack.where(i)
+
+    def person(self, i: int) -> str:
+        return str(int(self.label_N[i]))
 
     def make(self, i: int) -> Made:
         try:

@@ -55,7 +55,9 @@ def write_drawn(
         if not bad:
             break
         usable_M = np.setdiff1d(usable_M, bad)
-    write_verification(out, [made[i] for i in picture_K2.ravel().tolist()], drawn.issame_K)
+    picture_2K = picture_K2.ravel().tolist()
+    people = [shelf.person(i) for i in picture_2K]
+    write_verification(out, [made[i] for i in picture_2K], drawn.issame_K, people)
     return len(drawn.issame_K)
 
 
@@ -91,9 +93,17 @@ def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker,
             hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
             raise DamagedDataError(f"{root / path}: {result.note}{hint}")
         made[path] = result.payload
-    write_verification(
-        out, [made[path] for pair in pairs for path in pair[:2]], [pair.same for pair in pairs]
+    pictures = [made[path] for pair in pairs for path in pair[:2]]
+    write_verification(out, pictures, [pair.same for pair in pairs], _people(pairs))
+
+
+def _people(pairs: Sequence[Pair]) -> list[str] | None:
+    """Whose the listed pictures are, by their folders; None where those contradict an answer."""
+    people = [str(Path(path).parent) for pair in pairs for path in pair[:2]]
+    agree = all(
+        (one == other) == pair.same for one, other, pair in zip(people[::2], people[1::2], pairs, strict=True)
     )
+    return people if agree else None
 
 
 def _shown(results: Iterator[Result], total: int, out: Path) -> Iterator[Result]:

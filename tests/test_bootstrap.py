@@ -1,0 +1,164 @@
+"""Bootstrap over people and pairs: equal to copying pairs naively, and people found where a set has them."""
+
+import numpy as np
+import pytest
+
+from facerec.data.making.pair_lists import Pair
+from facerec.data.making.verification_sets import _people
+from facerec.data.verification import load_verification, people_path, write_verification
+from facerec.errors import DamagedDataError, UserError
+from facerec.evaluation.bootstrap import bootstrap, identity_draw, interval, numbered_people, rate_intervals
+from facerec.evaluation.folds import cross_validate, fold_of
+from facerec.evaluation.metrics import Separation
+from facerec.evaluation.verification import verify
+
+
+def pairs_of_people(people=12, pairs=200, seed=0):
+    """Distances of pairs of known people; people differ in how hard they are. Some distances are tied."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, people, pairs)
+    second = np.where(rng.random(pairs) < 0.5, first, rng.integers(0, people, pairs))
+    same = first == second
+    hardness = rng.normal(0, 0.35, people)
+    distance = np.where(same, 0.9, 1.6) + hardness[first] + hardness[second] + rng.normal(0, 0.15, pairs)
+    return np.clip(distance, 0, 3.99).round(2), same, np.stack([first, second], 1)
+
+
+@pytest.mark.parametrize("thresholds", ["grid", "exact"])
+def test_resampling_people_equals_copying_their_pairs(thresholds):
+    distance, same, identity_N2 = pairs_of_people()
+    fold_N = fold_of(len(same), 5)
+    targets = ["1e-1", "1e-2"]
+    ours = bootstrap(
+        distance, same, 5, thresholds, resamples=40, seed=3, identity_N2=identity_N2, far_targets=targets
+    )
+    rng = np.random.default_rng(3)
+    people = identity_N2.max() + 1
+    for resample in range(40):
+        times = rng.multinomial(people, np.full(people, 1 / people))
+        drawn = np.repeat(np.arange(people), times)  # the people of this resample, copies included
+        copies = []
+        for pair, (one, other) in enumerate(identity_N2):
+            if one == other:  # a genuine pair: once for each copy of its person
+                copies += [pair] * int((drawn == one).sum())
+            else:  # an impostor pair: each copy of the one with each copy of the other
+                copies += [pair for a in drawn if a == one for b in drawn if b == other]
+        copies = np.array(copies)
+        expected = cross_validate(distance[copies], same[copies], fold_N[copies], thresholds)
+        separation = Separation.of(distance[copies], same[copies])
+        assert ours["accuracy"][resample] == pytest.approx(expected.accuracy, abs=1e-12)
+        assert ours["auc"][resample] == pytest.approx(separation.auc(), abs=1e-12)
+        assert ours["eer"][resample] == pytest.approx(separation.eer(), abs=1e-12)
+        for target in targets:
+            allowed = separation.threshold_at_far(float(target))
+            tar = np.mean(separation.genuine_G < allowed)
+            assert ours[target][resample] == pytest.approx(tar, abs=1e-12)
+
+
+def test_the_weight_of_a_pair_is_the_product_of_its_two_people_or_its_one_persons_number():
+    identity_N2 = np.array([[0, 0], [0, 1], [1, 2], [2, 2]])
+    weight_RN = identity_draw(identity_N2, np.random.default_rng(1))(500)
+    times_RI = np.random.default_rng(1).multinomial(3, np.full(3, 1 / 3), size=500)
+    expected = [
+        times_RI[:, 0],
+        times_RI[:, 0] * times_RI[:, 1],
+        times_RI[:, 1] * times_RI[:, 2],
+        times_RI[:, 2],
+    ]
+    np.testing.assert_array_equal(weight_RN, np.stack(expected, 1))
+
+
+def test_an_interval_over_people_is_wider_where_people_differ():
+    distance, same, identity_N2 = pairs_of_people(people=15, pairs=3000)
+    widths = []
+    for people in (None, identity_N2):
+        low, high = interval(bootstrap(distance, same, resamples=300, seed=0, identity_N2=people)["accuracy"])
+        widths.append(high - low)
+    assert widths[1] > 2 * widths[0]
+
+
+def test_a_fold_that_no_person_was_drawn_of_does_not_count():
+    identity_N2 = np.repeat(np.arange(4), 5)[:, None].repeat(2, 1)
+    distance = np.full(20, 0.105)
+    drawn = bootstrap(
+        distance, np.ones(20, bool), 4, resamples=200, seed=0, identity_N2=identity_N2, far_targets=[]
+    )
+    accuracy = drawn["accuracy"]
+    alone = np.isnan(accuracy)  # one person was drawn four times: no other fold to choose a threshold by
+    assert 0 < alone.sum() < 20 and (accuracy[~alone] == 1).all()
+    assert interval(accuracy) == (1, 1)
+    assert interval(drawn["auc"]) is None  # no impostor pairs
+
+
+def test_rates_are_resampled_by_person():
+    cluster = np.repeat(np.arange(30), 10)
+    hit = (cluster % 3 > 0)[None]  # each person is always or never found
+    (low, high), *_ = rate_intervals(hit, cluster, resamples=2000, seed=0)
+    sd = np.sqrt(2 / 9 / 30)
+    assert low == pytest.approx(2 / 3 - 1.96 * sd, abs=0.03)
+    assert high == pytest.approx(2 / 3 + 1.96 * sd, abs=0.03)
+    assert rate_intervals(hit, cluster, resamples=0, seed=0) == [None]
+
+
+def test_results_say_what_was_resampled():
+    rng = np.random.default_rng(0)
+    same = np.arange(60) % 2 == 0
+    embedding = rng.normal(size=(60, 2, 8))
+    embedding[same, 1] = embedding[same, 0] + 0.7 * rng.normal(size=(30, 8))
+    names = [["anna", "anna"] if one else ["bert", f"p{i}"] for i, one in enumerate(same)]
+    over_pairs = verify(embedding.reshape(120, 8), same, bootstrap=100)
+    over_people = verify(embedding.reshape(120, 8), same, bootstrap=100, identity_2N=np.ravel(names))
+    assert (over_pairs.interval_over, over_pairs.identities) == ("pairs", None)
+    assert (over_people.interval_over, over_people.identities) == ("identities", 32)
+    assert verify(embedding.reshape(120, 8), same).interval_over is None
+    for result in (over_pairs, over_people):
+        entry = result.to_dict()
+        for key, value in (("auc_interval", entry["auc"]), ("eer_interval", entry["eer"])):
+            low, high = entry[key]
+            assert low <= value <= high
+        assert entry["tar_at_far_interval"]["1e-3"] is None
+        assert len(entry["tar_at_far_interval"]["1e-1"]) == 2
+
+
+def test_identities_that_contradict_the_answers_are_an_error():
+    with pytest.raises(
+        UserError, match="pair 1 is of one person by its answer, but its identities are b and c"
+    ):
+        numbered_people(["a", "a", "b", "c"], np.array([True, True]))
+    with pytest.raises(UserError, match="3 identities do not fit 2 pairs"):
+        numbered_people(["a", "a", "b"], np.array([True, True]))
+
+
+def test_people_are_kept_beside_a_pack(tmp_path):
+    pictures = [bytes([i]) for i in range(4)]
+    file = tmp_path / "made.bin"
+    write_verification(file, pictures, [True, False], ["anna", "anna", "anna\tb", "<bert>"])
+    assert people_path(file) == tmp_path / "made.people.tsv"
+    loaded = load_verification(file)
+    assert loaded.identity_2N.tolist() == ["anna", "anna", "anna b", "<bert>"]
+    assert "3 people" in loaded.describe()
+    write_verification(file, pictures, [True, False])  # another pack of that name
+    assert load_verification(file).identity_2N is None and not people_path(file).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\ta\n", r"made\.people\.tsv has 1 lines for 2 pairs"),
+        ("a\ta\nb\n", "line 2: two names with a tab between"),
+        ("a\ta\nb\tb\n", "line 2: names b and b, but the pack says two people"),
+        ("a\tb\nb\tc\n", "line 1: names a and b, but the pack says the same person"),
+    ],
+)
+def test_a_file_of_people_that_does_not_fit_is_an_error(tmp_path, text, message):
+    file = tmp_path / "made.bin"
+    write_verification(file, [b"0", b"1", b"2", b"3"], [True, False])
+    people_path(file).write_text(text)
+    with pytest.raises(DamagedDataError, match=message):
+        load_verification(file)
+
+
+def test_listed_pairs_have_people_where_folders_agree_with_the_answers():
+    agreed = [Pair("a/1.jpg", "a/2.jpg", True), Pair("a/1.jpg", "b/1.jpg", False)]
+    assert _people(agreed) == ["a", "a", "a", "b"]
+    assert _people([*agreed, Pair("x/1.jpg", "x/2.jpg", False)]) is None
