@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
 from facerec.heads.class_sums import ClassSums, Scaled, Term
-from facerec.heads.processes import mean_over_processes
+from facerec.processes import mean_over_processes
 
 LEAST_SCALE = 0.5  # the formulas give 0 or less for one or two classes
 

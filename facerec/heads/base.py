@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from facerec import processes
 from facerec.errors import ConfigError, DamagedDataError, require
 from facerec.heads.class_sums import ClassSums, Memory, Scaled, Term, class_sums
+from facerec.heads.sharding import Shard, require_shardable, sample_rows, take_rows
 from facerec.registry import Registry
 
 HEADS = Registry("head", "facerec.heads")
+
+_DRAWN = 4096  # classes drawn at a time; torch draws in groups of 16 numbers, which must not be cut
 
 
 def create_head(name: str, *, num_classes: int, embedding_size: int = 512, **parameters: Any) -> Head:
@@ -47,7 +51,15 @@ class HeadOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """A loss over embeddings and labels; `forward(embedding_BD, label_B)` returns a `HeadOutput`."""
+    """A loss over embeddings and labels; `forward(embedding_BD, label_B)` returns a `HeadOutput`.
+
+    Attributes:
+        shard: which classes this process holds, for a head whose rows are shared out; None: all.
+        shared_out: names of the parameters whose first axis is that of `shard`.
+    """
+
+    shard: Shard | None = None
+    shared_out: tuple[str, ...] = ()
 
     def after_step(self) -> None:
         """Called by the trainer after each step of the optimizer: state that counts steps moves on here."""
@@ -64,11 +76,22 @@ class Head(nn.Module):
 
 
 class Samples(NamedTuple):
-    """A batch as a head sees it: embeddings (B, D), labels (B) and the embeddings' norms (B)."""
+    """A batch as a head sees it: embeddings (B, D), labels (B), the embeddings' norms (B).
+
+    `sizes` is how many samples each process brings, where classes are shared out over processes; None: all of
+    them as many as this one.
+    """
 
     embedding_BD: Tensor
     label_B: Tensor
     norm_B: Tensor
+    sizes: processes.Sizes = None
+
+    def of_all_processes(self) -> Samples:
+        """The samples of all processes one after the other, in every process; gradients find back."""
+        embedding_GD = processes.Gather.apply(self.embedding_BD, self.sizes)
+        label_G = processes.gathered(self.label_B, self.sizes)
+        return Samples(embedding_GD, label_G, torch.linalg.vector_norm(embedding_GD, dim=1), self.sizes)
 
 
 class HeadOptions(TypedDict, total=False):
@@ -81,6 +104,11 @@ class HeadOptions(TypedDict, total=False):
             ±√(6/(C+D))), or ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start).
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
         block_size: classes a block; null takes what fits the cache.
+        sharded: share the class rows out over the processes of torch.distributed, which then compute the loss
+            of all their batches together (see `sharding`); False: every process has all rows.
+        sample_rate: share of the class rows that take part in a step, in (0, 1]; those of the batch's own
+            classes always do, the others are drawn anew each step (Partial FC). The sum over the other
+            classes and what is reported of them are of those rows.
     """
 
     num_classes: Required[int]
@@ -88,6 +116,8 @@ class HeadOptions(TypedDict, total=False):
     init: float | str
     memory: Memory
     block_size: int | None
+    sharded: bool
+    sample_rate: float
 
 
 class ClassHead(Head):
@@ -100,9 +130,12 @@ class ClassHead(Head):
         options: see `HeadOptions`.
 
     Attributes:
-        weight: (C, D) class weights, as the optimizer sees them.
-        bias: (C,) or None.
+        weight: (C, D) class weights, as the optimizer sees them; where they are shared out, the rows of
+            `shard`.
+        bias: (C,) or None; likewise.
     """
+
+    shard: Shard
 
     normalise_weight: ClassVar[bool] = True
     has_bias: ClassVar[bool] = False
@@ -118,9 +151,18 @@ class ClassHead(Head):
         require(self.embedding_size >= 1, "head.embedding_size", self.embedding_size, "must be 1 or more")
         usable = self.block_size is None or self.block_size >= 1
         require(usable, "head.block_size", self.block_size, "must be 1 or more, or null")
-        self.weight = nn.Parameter(torch.empty(self.num_classes, self.embedding_size))
-        self.bias = nn.Parameter(torch.zeros(self.num_classes)) if self.has_bias else None
-        initialise(self.weight, self.init)
+        self.sample_rate = options.get("sample_rate", 1.0)
+        in_range = 0 < self.sample_rate <= 1
+        require(in_range, "head.sample_rate", self.sample_rate, "must be above 0 and at most 1")
+        self.sharded = options.get("sharded", False) and processes.count() > 1
+        self.shard = Shard(0, self.num_classes, self.num_classes)
+        if self.sharded:
+            require_shardable(self.num_classes, processes.count())
+            self.shard = Shard.of(self.num_classes, processes.rank(), processes.count())
+            self.shared_out = ("weight", "bias") if self.has_bias else ("weight",)
+        self.weight = nn.Parameter(torch.empty(self.shard.rows, self.embedding_size))
+        self.bias = nn.Parameter(torch.zeros(self.shard.rows)) if self.has_bias else None
+        initialise(self.weight, self.init, self.shard)
 
     def query(self, samples: Samples) -> Tensor:
         """What is multiplied with the class weights; by default the unit vectors of the embeddings."""
@@ -134,13 +176,14 @@ class ClassHead(Head):
         """The loss of each sample (B), and statistics of this head's own."""
         raise NotImplementedError
 
-    def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
+    def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: processes.Sizes = None) -> HeadOutput:
         """Loss and statistics of a batch.
 
         Args:
             embedding_BD: raw embeddings; computed in the weights' fp32 (or float64) whatever the autocast
                 around it, since a rounding of 1e-3 in a cosine is 0.06 in a logit at s=64.
             label_B: integers in [0, C).
+            sizes: where the classes are shared out, the sizes of all processes' batches if they differ.
 
         Raises:
             DamagedDataError: a label outside [0, C).
@@ -149,23 +192,34 @@ class ClassHead(Head):
         with torch.autocast(embedding_BD.device.type, enabled=False):
             embedding_BD = embedding_BD.to(self.weight.dtype)
             norm_B = torch.linalg.vector_norm(embedding_BD, dim=1)
-            samples = Samples(embedding_BD, label_B.long(), norm_B)
-            sums = self.sums(samples)
+            samples = Samples(embedding_BD, label_B.long(), norm_B, sizes)
+            sums = self.sums(samples.of_all_processes() if self.sharded else samples)
             loss_B, own_statistics = self.loss(sums, samples)
             statistics = describe_step(sums, norm_B)
         return HeadOutput(loss_B.mean(), statistics | {k: v.detach() for k, v in own_statistics.items()})
 
     def sums(self, samples: Samples) -> ClassSums:
-        """The walk over the classes."""
+        """The walk over the classes; where these are shared out, with the samples of all processes."""
+        row_B = samples.label_B
+        weight: Tensor = self.weight
+        bias_C: Tensor | None = self.bias
+        if self.sharded:
+            row_B = self.shard.local(row_B)
+        if self.sample_rate < 1 and self.training:
+            chosen_K, row_B = sample_rows(row_B, len(weight), self.sample_rate)
+            weight = take_rows(weight, chosen_K)
+            bias_C = None if bias_C is None else take_rows(bias_C, chosen_K)
         return class_sums(
             self.query(samples),
-            self.weight,
-            samples.label_B,
+            weight,
+            row_B,
             lambda target_B: self.others(target_B, samples),
-            bias_C=self.bias,
+            bias_C=bias_C,
             normalise_weight=self.normalise_weight,
             memory=self.memory,
             block_size=self.block_size,
+            shared_out=self.sharded,
+            sizes=samples.sizes,
         )
 
 
@@ -235,17 +289,36 @@ def describe_step(sums: ClassSums, norm_B: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def initialise(weight: Tensor, init: float | str) -> None:
-    """Fill class weights as `HeadOptions` says; raises `ConfigError` for an unknown start."""
+def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
+    """Fill class weights as `HeadOptions` says; raises `ConfigError` for an unknown start.
+
+    A process that holds a part of the classes draws the numbers of all, so that together they start from the
+    same weights as a single process would.
+    """
+    bound, deviation = 0.0, 0.0
     if init == "xavier":
-        nn.init.xavier_uniform_(weight.flatten(0, -2))
+        rows = weight.shape[1:-1].numel() * shard.classes
+        bound = math.sqrt(6 / (rows + weight.shape[-1]))
     elif init == "sface":
-        nn.init.normal_(weight, std=2 * math.sqrt(2 / len(weight)))
+        deviation = 2 * math.sqrt(2 / shard.classes)
     elif isinstance(init, str):
         raise ConfigError("head.init", init, "must be xavier, sface or a deviation such as 0.01")
     else:
         require(init > 0, "head.init", init, "a deviation must be greater than 0")
-        nn.init.normal_(weight, std=init)
+        deviation = init
+
+    def draw(rows: Tensor) -> None:
+        rows.normal_(0, deviation) if deviation else rows.uniform_(-bound, bound)
+
+    if shard.whole:
+        draw(weight)
+        return
+    for start in range(0, shard.classes, _DRAWN):
+        block = weight.new_empty(min(_DRAWN, shard.classes - start), *weight.shape[1:])
+        draw(block)
+        first, last = max(start, shard.start), min(start + len(block), shard.stop)
+        if first < last:
+            weight[first - shard.start : last - shard.start] = block[first - start : last - start]
 
 
 def check_labels(label_B: Tensor, num_classes: int) -> None:

@@ -7,10 +7,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from facerec import processes
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, Samples
 from facerec.heads.class_sums import ClassSums
-from facerec.heads.processes import sum_over_processes
 from facerec.heads.softmax import Softmax
 
 
@@ -28,7 +28,7 @@ class Center(Softmax):
         options: see `HeadOptions`.
 
     Attributes:
-        centre_CD: (C, D) buffer, zero at the start.
+        centre_CD: (C, D) buffer, zero at the start; every process has all of them.
     """
 
     centre_CD: Tensor
@@ -40,21 +40,22 @@ class Center(Softmax):
         require(lambda_c >= 0, "head.lambda_c", lambda_c, "must be 0 or more")
         require(0 <= alpha <= 1, "head.alpha", alpha, "a rate must be from 0 to 1")
         self.lambda_c, self.alpha = lambda_c, alpha
-        self.register_buffer("centre_CD", torch.zeros_like(self.weight))
+        self.register_buffer("centre_CD", torch.zeros(self.num_classes, self.embedding_size))
 
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         loss_B, statistics = super().loss(sums, samples)
         offset_BD = samples.embedding_BD - self.centre_CD[samples.label_B]
         distance_B = offset_BD.square().sum(1)
         if self.training:
-            self.move_centres(offset_BD.detach(), samples.label_B)
+            self.move_centres(offset_BD.detach(), samples.label_B, samples.sizes)
         return loss_B + self.lambda_c / 2 * distance_B, statistics | {"centre_distance": distance_B.mean()}
 
     @torch.no_grad()
-    def move_centres(self, offset_BD: Tensor, label_B: Tensor) -> None:
-        """Move the centres by what the embeddings are away from them (x − centre)."""
-        sum_CD = torch.zeros_like(self.centre_CD).index_add_(0, label_B, offset_BD)
-        one_B = torch.ones_like(label_B, dtype=sum_CD.dtype)
-        count_C = torch.zeros_like(sum_CD[:, 0]).index_add_(0, label_B, one_B)
-        sum_CD, count_C = sum_over_processes(sum_CD), sum_over_processes(count_C)
-        self.centre_CD.addcdiv_(sum_CD, 1 + count_C[:, None], value=self.alpha)
+    def move_centres(self, offset_BD: Tensor, label_B: Tensor, sizes: processes.Sizes) -> None:
+        """Move the centres by what the embeddings of all processes are away from them (x − centre)."""
+        offset_GD, label_G = processes.gathered(offset_BD, sizes), processes.gathered(label_B, sizes)
+        count_C = torch.zeros_like(self.centre_CD[:, 0]).index_add_(
+            0, label_G, torch.ones_like(offset_GD[:, 0])
+        )
+        step_GD = offset_GD * (self.alpha / (1 + count_C[label_G]))[:, None]
+        self.centre_CD.index_add_(0, label_G, step_GD)

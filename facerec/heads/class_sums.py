@@ -5,8 +5,12 @@ B×C logits are never needed whole: the weight rows are taken a block at a time,
 each. `memory="keep"` keeps the blocks of products for the backward pass (the logits themselves, nothing
 more); ``"recompute"`` multiplies again instead and keeps nothing.
 
-Shapes: B batch, C classes, D embedding size, K classes of one block, S sub-centres a class (where a head has
-them). Blocks are held as K×B, so that whatever belongs to a sample broadcasts along the last axis.
+Where the classes are shared out over processes, each walks over its own with the samples of all, and three
+reductions of a few numbers a sample join what they found (see `sharding`).
+
+Shapes: B samples (where classes are shared out, those of all processes, unless said otherwise), C classes of
+this process, D embedding size, K classes of one block, S sub-centres a class (where a head has them). Blocks
+are held as K×B, so that whatever belongs to a sample broadcasts along the last axis.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from facerec import processes
 
 Memory = Literal["auto", "keep", "recompute"]
 Reduction = Literal["logsumexp", "sum"]
@@ -106,13 +112,15 @@ class ClassSums(NamedTuple):
 def class_sums(
     query_BD: Tensor,
     weight: Tensor,
-    label_B: Tensor,
+    row_B: Tensor,
     term: Callable[[Tensor], Term],
     *,
     bias_C: Tensor | None = None,
     normalise_weight: bool = True,
     memory: Memory = "auto",
     block_size: int | None = None,
+    shared_out: bool = False,
+    sizes: processes.Sizes = None,
 ) -> ClassSums:
     """Products of each sample with all classes, reduced to the target's and a sum over the others.
 
@@ -120,12 +128,16 @@ def class_sums(
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
         weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
             products the largest counts.
-        label_B: target class of each sample, int64 in [0, C).
+        row_B: target class of each sample, int64 in [0, C); −1 for a class of another process.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
         memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
         block_size: classes a block; by default as many as fit a cache-sized block.
+        shared_out: the processes hold different classes and the samples of all; each returns the numbers of
+            its own samples. The gradient to weight and bias is then that of the mean of all processes'
+            losses, the one to the query what this process's classes have to say.
+        sizes: how many of the samples each process brought, where they are shared out.
 
     Returns:
         `ClassSums`; `target_B`, `others_B` and `target_norm_B` carry gradients to query, weight and bias.
@@ -137,7 +149,16 @@ def class_sums(
         memory = "keep" if _products_fit(batch * classes * query_BD.element_size(), query_BD) else "recompute"
     block_size = min(block_size or _block_size(batch * centres, query_BD), classes)
     target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
-        query_BD, weight, bias_C, label_B, term, normalise_weight, memory == "keep", block_size
+        query_BD,
+        weight,
+        bias_C,
+        row_B,
+        term,
+        normalise_weight,
+        memory == "keep",
+        block_size,
+        shared_out,
+        sizes,
     )
     return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra))
 
@@ -149,46 +170,58 @@ class _ClassSums(torch.autograd.Function):
         query_BD: Tensor,
         weight: Tensor,
         bias_C: Tensor | None,
-        label_B: Tensor,
+        row_B: Tensor,
         make_term: Callable[[Tensor], Term],
         normalise: bool,
         keep: bool,
         block_size: int,
+        shared_out: bool,
+        sizes: processes.Sizes,
     ) -> tuple[Tensor, ...]:
         products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
-        own_row_B, target_B, cosine_B, own_norm_B = products.own(label_B)
+        winner_B, *own = products.own(row_B)
+        mean_B = -own[1]  # so that adding up all classes leaves the others
+        if shared_out:  # a sample's own class is held by one of the processes
+            own = list(processes.sum_over_processes(torch.stack(own)))
+        target_B, cosine_B, norm_B = own
         term = make_term(target_B)
 
         total = _RunningSum(term.reduction, target_B)
         extra: list[Tensor] = []
         hardest_B = torch.full_like(target_B, -torch.inf)
-        mean_B = -cosine_B  # so that adding up all classes leaves the others
         kept: list[Tensor | None] = []
         for block in _blocks(len(weight), block_size):
-            product_KB, winner_KB = products.of(block)
+            product_KB, centre_KB = products.of(block)
             if keep:
-                kept += product_KB, winner_KB
-            total.add(_fill_own(term.value(product_KB), label_B, block, total.neutral))
-            sums = [_fill_own(one_KB, label_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
+                kept += product_KB, centre_KB
+            total.add(_fill_own(term.value(product_KB), row_B, block, total.neutral))
+            sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
             extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
             cosine_KB = products.cosine(product_KB, block)
             mean_B += cosine_KB.sum(0)
-            _fill_own(cosine_KB, label_B, block, -torch.inf)
+            _fill_own(cosine_KB, row_B, block, -torch.inf)
             hardest_B = torch.maximum(hardest_B, cosine_KB.amax(0))
             if cosine_KB is product_KB:  # the products themselves were covered, not a copy of them
-                _fill_own(product_KB, label_B, block, target_B)
+                _fill_own(product_KB, row_B, block, target_B)
+        classes_B = torch.full_like(mean_B, len(weight))
+        if shared_out:
+            hardest_B, mean_B, classes_B, *extra = total.join(hardest_B, mean_B, classes_B, *extra)
         others_B = total.result()
 
         length_B = _norm(query_BD)  # so far the statistics were of x·ŵ
-        mean_B = mean_B / (len(weight) - 1 or torch.nan)
+        mean_B = torch.where(classes_B > 1, mean_B / (classes_B - 1), torch.nan)
         statistics = (cosine_B / length_B, hardest_B / length_B, mean_B / length_B)
         ctx.save_for_backward(
-            query_BD, weight, bias_C, products.inverse_norm_R, label_B, own_row_B, others_B, *kept
+            query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
         )
         ctx.term, ctx.normalise, ctx.block_size = term, normalise, block_size
+        ctx.shared_out, ctx.sizes = shared_out, sizes
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*statistics, *extra)
-        return target_B, others_B, own_norm_B, *statistics, *extra
+        returned = (target_B, others_B, norm_B, *statistics, *extra)
+        if shared_out:
+            returned = tuple(processes.own_share(x_B, sizes).clone() for x_B in returned)
+        ctx.mark_non_differentiable(*returned[3:])
+        return returned
 
     @staticmethod
     @once_differentiable
@@ -199,28 +232,33 @@ class _ClassSums(torch.autograd.Function):
         grad_norm_B: Tensor | None,
         *_: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        query_BD, weight, bias_C, inverse_norm_R, label_B, own_row_B, others_B, *kept = ctx.saved_tensors
+        query_BD, weight, bias_C, inverse_norm_R, row_B, winner_B, others_B, *kept = ctx.saved_tensors
         term: Term = ctx.term
-        grad_target_B = torch.zeros_like(others_B) if grad_target_B is None else grad_target_B
-        grad_others_B = torch.zeros_like(others_B) if grad_others_B is None else grad_others_B
+        own_B = processes.own_share(others_B, ctx.sizes) if ctx.shared_out else others_B
+        grad_target_B = torch.zeros_like(own_B) if grad_target_B is None else grad_target_B
+        grad_others_B = torch.zeros_like(own_B) if grad_others_B is None else grad_others_B
+        if ctx.shared_out:
+            grad_norm_B = torch.zeros_like(own_B) if grad_norm_B is None else grad_norm_B
+            grads_B3 = torch.stack((grad_target_B, grad_others_B, grad_norm_B), 1)
+            grad_target_B, grad_others_B, grad_norm_B = processes.gathered(grads_B3, ctx.sizes).unbind(1)
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
         with torch.autocast(query_BD.device.type, enabled=False):
             products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
-            gradients = _Gradients(products)
+            gradients = _Gradients(products, processes.count() if ctx.shared_out else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
-                product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
+                product_KB, centre_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
                 slope_KB = term.slope(product_KB)
                 if term.reduction == "logsumexp":
                     share_KB = term.value(product_KB).sub_(finite_B).exp_()  # the others' softmax
                     grad_KB = share_KB.mul_(slope_KB * grad_others_B)
                 else:
                     grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
-                _fill_own(grad_KB, label_B, block, grad_target_B)
-                gradients.add(grad_KB, winner_KB, block)
+                _fill_own(grad_KB, row_B, block, grad_target_B)
+                gradients.add(grad_KB, centre_KB, block)
             if grad_norm_B is not None:
-                gradients.add_norm(grad_norm_B, own_row_B)
+                gradients.add_norm(grad_norm_B, winner_B)
         weight_grad = gradients.weight_RD.view_as(weight)
-        return gradients.query_BD, weight_grad, gradients.bias_C, None, None, None, None, None
+        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 7
 
 
 class _Products:
@@ -255,16 +293,23 @@ class _Products:
         product_KB, winner_KB = product_RB.view(-1, self.centres, len(self.query_BD)).max(1)
         return product_KB, winner_KB.to(torch.uint8)
 
-    def own(self, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each sample's row of weights, the product with it, x·ŵ of it, and the row's norm."""
-        row_BS = label_B[:, None] * self.centres + torch.arange(self.centres, device=label_B.device)
+    def own(self, row_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each sample's row of weights, the product with it, x·ŵ of it, and the row's norm.
+
+        For a class of another process the row is −1 and the numbers are 0.
+        """
+        here_B = row_B >= 0
+        row_B = row_B.clamp_min(0)
+        row_BS = row_B[:, None] * self.centres + torch.arange(self.centres, device=row_B.device)
         raw_BS = (self.weight_RD[row_BS] * self.query_BD[:, None]).sum(2)
         unit_B, winner_B = (raw_BS * self.inverse_norm_R[row_BS]).max(1)
-        row_B, raw_B = (x.gather(1, winner_B[:, None])[:, 0] for x in (row_BS, raw_BS))
+        winner_B, raw_B = (x.gather(1, winner_B[:, None])[:, 0] for x in (row_BS, raw_BS))
         product_B = unit_B if self.normalise else raw_B
         if self.bias_C is not None:
-            product_B = product_B + self.bias_C[label_B]
-        return row_B, product_B, unit_B, 1.0 / self.inverse_norm_R[row_B]
+            product_B = product_B + self.bias_C[row_B]
+        numbers = (product_B, unit_B, 1.0 / self.inverse_norm_R[winner_B])
+        product_B, unit_B, norm_B = (torch.where(here_B, number_B, 0.0) for number_B in numbers)
+        return torch.where(here_B, winner_B, -1), product_B, unit_B, norm_B
 
     def cosine(self, product_KB: Tensor, block: slice) -> Tensor:
         """Products as those with unit rows and without bias: the same tensor if they are that already."""
@@ -274,11 +319,12 @@ class _Products:
 
 
 class _Gradients:
-    """Gradients to query, weight and bias, gathered one block at a time."""
+    """Gradients to query, and divided by `share` to weight and bias, gathered one block at a time."""
 
-    def __init__(self, products: _Products) -> None:
-        self.products = products
+    def __init__(self, products: _Products, share: int = 1) -> None:
+        self.products, self.share = products, share
         self.query_BD = torch.zeros_like(products.query_BD)
+        self.shared_query_BD = products.query_BD if share == 1 else products.query_BD / share
         self.weight_RD = torch.empty_like(products.weight_RD)
         self.bias_C = None if products.bias_C is None else torch.empty_like(products.bias_C)
 
@@ -287,23 +333,25 @@ class _Gradients:
         rows = self.products.rows(block)
         weight_RD, into_RD = self.products.weight_RD[rows], self.weight_RD[rows]
         if self.bias_C is not None:
-            torch.sum(grad_KB, 1, out=self.bias_C[rows])
+            torch.sum(grad_KB, 1, out=self.bias_C[rows]).div_(self.share)
         if winner_KB is not None:  # only the sub-centre that won is moved
             grad_KSB = grad_KB.new_zeros(len(grad_KB), self.products.centres, grad_KB.shape[1])
             grad_KB = grad_KSB.scatter_(1, winner_KB[:, None].long(), grad_KB[:, None]).flatten(0, 1)
         if self.products.normalise:
             inverse_norm_R1 = self.products.inverse_norm_R[rows, None]
             grad_KB.mul_(inverse_norm_R1)
-            torch.mm(grad_KB, self.products.query_BD, out=into_RD)
+            torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
             # What lies along w would change its length only, and the length has been divided out.
             along_R1 = torch.linalg.vecdot(into_RD, weight_RD)[:, None]
             into_RD.addcmul_(weight_RD, along_R1 * inverse_norm_R1.square(), value=-1.0)
         else:
-            torch.mm(grad_KB, self.products.query_BD, out=into_RD)
+            torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
         self.query_BD.addmm_(grad_KB.t(), weight_RD)
 
     def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
-        """Let the gradient of the samples' ‖W_y‖ flow back."""
+        """Let the gradient of the samples' ‖W_y‖ flow back to the rows they have here (−1: elsewhere)."""
+        grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.share
+        row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
         self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
 
@@ -327,6 +375,19 @@ class _RunningSum:
         self.sum_B = self.sum_B * (self.largest_B - shift_B).exp() + summand_KB.sub_(shift_B).exp_().sum(0)
         self.largest_B = largest_B
 
+    def join(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+        """Join what the processes have summed, and with it the largest of `hardest_B` and other sums.
+
+        The same two small reductions serve all of them; returns the joint `hardest_B` and `sums`.
+        """
+        largest_B, hardest_B = processes.largest_over_processes(torch.stack((self.largest_B, hardest_B)))
+        if self.log:
+            shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
+            self.sum_B = self.sum_B * (self.largest_B - shift_B).exp()
+        self.largest_B = largest_B
+        self.sum_B, *joint = processes.sum_over_processes(torch.stack((self.sum_B, *sums)))
+        return hardest_B, *joint
+
     def result(self) -> Tensor:
         """The sum so far, B numbers."""
         return self.largest_B + self.sum_B.log() if self.log else self.sum_B
@@ -341,9 +402,9 @@ def _norm(rows_ND: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows_ND, dim=1).clamp_min(torch.finfo(rows_ND.dtype).tiny ** 0.5)
 
 
-def _fill_own(block_KB: Tensor, label_B: Tensor, block: slice, value: Tensor | float) -> Tensor:
+def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | float) -> Tensor:
     """Write `value` where a class of this block is the sample's own. B numbers move; the host never waits."""
-    row_B = label_B - block.start
+    row_B = own_B - block.start
     inside_B = (row_B >= 0) & (row_B < len(block_KB))
     row_1B = row_B.clamp(0, len(block_KB) - 1)[None]
     return block_KB.scatter_(0, row_1B, torch.where(inside_B, value, block_KB.gather(0, row_1B)[0])[None])

@@ -11,7 +11,7 @@ from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
 from facerec.heads.class_sums import ClassSums, Term
 from facerec.heads.margins import ArcFace, ArcOptions, add_angle, require_angle, require_cosine_margin, rotate
-from facerec.heads.processes import mean_over_processes
+from facerec.processes import mean_over_processes
 
 
 class HardNegatives(Term):

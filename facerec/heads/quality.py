@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.errors import require
-from facerec.heads.processes import mean_over_processes, sum_over_processes
+from facerec.processes import mean_over_processes, sum_over_processes
 
 
 class RunningNorm(nn.Module):

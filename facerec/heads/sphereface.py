@@ -7,10 +7,12 @@ from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy, inverse_norm
 from facerec.heads.class_sums import ClassSums
+from facerec.heads.sharding import own_rows
 
 
 def psi(cosine: Tensor, m: int) -> Tensor:
@@ -142,7 +144,7 @@ class SphereFace(Annealed):
 
         ∂(‖x‖ψ(c))/∂x = ψ'(c)·ŵ + (ψ(c) − c·ψ'(c))/‖x‖ · x: the two numbers before ŵ and x are rescaled.
         """
-        embedding_BD, label_B, norm_B = samples
+        embedding_BD, label_B, norm_B, sizes = samples
         with torch.enable_grad():
             variable_B = cosine_B.detach().requires_grad_()
             value_B = psi(variable_B, self.m)
@@ -151,7 +153,7 @@ class SphereFace(Annealed):
         along_x_B = (value_B.detach() - cosine_B * slope_B) * inverse_norm(norm_B.detach())
         length_B = (along_w_B.square() + along_x_B.square()).sqrt()
         excess_B = 1 / length_B.clamp_min(torch.finfo(length_B.dtype).eps) - 1
-        own_BD = torch.nn.functional.normalize(self.weight.detach()[label_B])
+        own_BD = normalize(own_rows(self.weight, label_B, self.shard, sizes))
         direction_BD = along_w_B[:, None] * own_BD + along_x_B[:, None] * embedding_BD.detach()
         surrogate_B = (excess_B[:, None] * direction_BD * embedding_BD).sum(1)
         return surrogate_B - surrogate_B.detach()

@@ -28,5 +28,5 @@ class SubCenter(ArcFace):
         super().__init__(**options)
         require(1 <= k <= 255, "head.k", k, "must be from 1 to 255")
         self.k = k
-        self.weight = nn.Parameter(torch.empty(self.num_classes, k, self.embedding_size))
-        initialise(self.weight, self.init)
+        self.weight = nn.Parameter(torch.empty(self.shard.rows, k, self.embedding_size))
+        initialise(self.weight, self.init, self.shard)

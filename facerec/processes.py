@@ -1,0 +1,146 @@
+"""The other processes of a run: which one this is, and what they tell each other.
+
+Everything here works in a run of one process too, where there is nothing to say. What is written for NCCL
+runs on gloo, line for line.
+
+Shapes: B samples of this process, G samples of all processes, … any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# The names that torch 2.14 gives two collectives; earlier versions know them by others.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+Sizes = Sequence[int] | None
+"""Samples that each process brings; None: all of them as many as this one."""
+
+
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which process this is, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def launched() -> int:
+    """How many processes torchrun (or whatever sets its variables) has started; 1 if it was not used."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Meet the other processes that torchrun has started, and part from them at the end.
+
+    Args:
+        device: what this process computes on; it decides how they talk: NCCL on CUDA, gloo elsewhere and for
+            what is on the CPU.
+    """
+    if launched() == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, the same on each; `x` itself where there is only one."""
+    if count() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def largest_over_processes(x: Tensor) -> Tensor:
+    """The elementwise maximum over all processes, the same on each; `x` itself where there is only one."""
+    if count() > 1:
+        x = x.clone()
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def mean_over_processes(x_N: Tensor) -> Tensor:
+    """The mean of the elements that all processes have together, however many each has; the same on each."""
+    total, number = sum_over_processes(torch.stack([x_N.sum(), torch.ones_like(x_N).sum()]))
+    return total / number
+
+
+def from_first(thing: Any) -> Any:
+    """What process 0 calls `thing` (anything that can be pickled), in every process."""
+    if count() == 1:
+        return thing
+    things = [thing]
+    dist.broadcast_object_list(things, src=0)
+    return things[0]
+
+
+def gathered(x_B: Tensor, sizes: Sizes = None) -> Tensor:
+    """The samples (B, …) of all processes one after the other, (G, …), in every process; no gradient."""
+    if count() == 1:
+        return x_B
+    sizes = sizes or [len(x_B)] * count()
+    padded = _padded(x_B, max(sizes))
+    out = padded.new_empty(len(sizes) * len(padded), *padded.shape[1:])
+    _all_gather(out, padded)
+    if len(set(sizes)) == 1:
+        return out
+    return torch.cat([part[:size] for part, size in zip(out.split(max(sizes)), sizes, strict=True)])
+
+
+def summed_share(x_G: Tensor, sizes: Sizes = None) -> Tensor:
+    """This process's samples (B, …) of the sum of `x_G` over all processes: the counterpart of `gathered`."""
+    if count() == 1:
+        return x_G
+    sizes = sizes or [len(x_G) // count()] * count()
+    parts = (
+        x_G if len(set(sizes)) == 1 else torch.cat([_padded(p, max(sizes)) for p in x_G.split(list(sizes))])
+    )
+    out = x_G.new_empty(max(sizes), *x_G.shape[1:])
+    _reduce_scatter(out, parts.contiguous())
+    return out[: sizes[rank()]]
+
+
+def own_share(x_G: Tensor, sizes: Sizes = None) -> Tensor:
+    """This process's samples (B, …) among those of all processes (G, …)."""
+    if count() == 1:
+        return x_G
+    sizes = sizes or [len(x_G) // count()] * count()
+    return x_G[sum(sizes[: rank()]) :][: sizes[rank()]]
+
+
+class Gather(torch.autograd.Function):
+    """`gathered`, whose backward adds up what the processes have to say of each sample (`summed_share`)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_B: Tensor, sizes: Sizes) -> Tensor:
+        ctx.sizes = sizes
+        return gathered(x_B, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad_G: Tensor) -> tuple[Tensor, None]:
+        return summed_share(grad_G, ctx.sizes), None
+
+
+def _padded(x_B: Tensor, size: int) -> Tensor:
+    """`x_B` with rows of zeros up to `size`; the collectives take equal parts only."""
+    x_B = x_B.contiguous()
+    return x_B if len(x_B) == size else torch.cat([x_B, x_B.new_zeros(size - len(x_B), *x_B.shape[1:])])

@@ -1,0 +1,169 @@
+"""A head whose classes are shared out over processes computes what one process with all of them computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from facerec.errors import ConfigError
+from facerec.heads import HEADS, create_head
+from facerec.heads.base import ClassHead
+from facerec.heads.sharding import Shard, sample_rows, shardable, take_rows
+
+CLASSES, SIZE = 11, 6
+FAMILY = sorted(name for name in HEADS.names() if issubclass(HEADS.builder(name), ClassHead))
+SETTINGS: dict[str, dict[str, Any]] = {
+    "elasticface": {"sigma": 0.0},  # else every process draws margins of its own
+    "sphereface": {"normalize_gradient": True},
+}
+PARTS = {2: [5, 4], 3: [3, 3, 2]}  # samples of each process: the last batch of an epoch is uneven
+
+
+def batch(parts: list[int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = 3 * torch.randn(sum(parts), SIZE, generator=generator, dtype=torch.float64)
+    label = torch.randint(CLASSES, (sum(parts),), generator=generator)
+    label[-1] = label[0]  # a class that two processes have samples of
+    return x.requires_grad_(), label
+
+
+def make(name: str, **further: Any) -> ClassHead:
+    torch.manual_seed(3)
+    settings = {"init": 0.5, "block_size": 2, **SETTINGS.get(name, {}), **further}
+    head = create_head(name, num_classes=CLASSES, embedding_size=SIZE, **settings)
+    assert isinstance(head, ClassHead)
+    return head.double()
+
+
+def step(head: ClassHead, parts: list[int], own: slice, sizes: list[int] | None) -> dict[str, Tensor]:
+    """Two steps, the second of which sees the state that the first left; what came of the second."""
+    x, label = batch(parts)
+    weight = (own.stop - own.start) * len(parts) / sum(parts) if sizes else 1.0
+    out = head(x[own], label[own], sizes)
+    head.zero_grad()
+    x.grad = None
+    head.after_step()
+    out = head(x[own], label[own], sizes)
+    (out.loss * weight).backward()
+    assert x.grad is not None
+    found = {"loss": out.loss.detach(), "x": x.grad[own] / (len(parts) if sizes else 1)}
+    found |= {f"grad {n}": p.grad for n, p in head.named_parameters() if p.grad is not None}
+    found |= {f"start {n}": p.detach() for n, p in head.named_parameters()}
+    found |= {f"state {n}": b for n, b in head.named_buffers()}
+    return found | {f"report {k}": v for k, v in out.statistics.items()}
+
+
+def worker(rank: int, parts: list[int], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(parts))
+    begin = sum(parts[:rank])
+    own = slice(begin, begin + parts[rank])
+    found = {name: step(make(name, sharded=True), parts, own, parts) for name in FAMILY}
+    found["recomputed"] = step(make("arcface", sharded=True, memory="recompute"), parts, own, parts)
+    found["sampled"] = step(make("cosface", sharded=True, sample_rate=0.1), parts, own, parts)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def shared_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each of two or three processes found, by process and head."""
+    folder = tmp_path_factory.mktemp("processes")
+    parts = PARTS[request.param]
+    torch.multiprocessing.spawn(worker, (parts, str(folder)), nprocs=len(parts))
+    return parts, [torch.load(Path(folder) / f"{rank}.pt") for rank in range(len(parts))]
+
+
+@pytest.mark.parametrize("name", [*FAMILY, "recomputed"])
+def test_gradients_state_and_report_are_those_of_one_process(shared_out: Any, name: str) -> None:
+    parts, processes = shared_out
+    found = [process[name] for process in processes]
+    alone = step(make("arcface" if name == "recomputed" else name), parts, slice(0, sum(parts)), None)
+    own = torch.tensor(parts, dtype=torch.float64) / sum(parts)
+
+    def mean(key: str) -> Tensor:
+        return sum((f[key] * share for f, share in zip(found, own, strict=True)), torch.zeros(()).double())
+
+    close = {"rtol": 1e-9, "atol": 1e-10}
+    torch.testing.assert_close(mean("loss"), alone["loss"], **close)
+    torch.testing.assert_close(torch.cat([f["x"] for f in found]), alone["x"], **close)
+    for key, value in alone.items():
+        kind, _, what = key.partition(" ")
+        if kind in ("grad", "start") and what in ("weight", "bias"):
+            torch.testing.assert_close(torch.cat([f[key] for f in found]), value, **close)
+        elif kind == "grad":  # of a parameter that every process has: averaged by the trainer
+            average = sum(f[key] for f in found) / len(found)
+            torch.testing.assert_close(average, value, **close)
+        elif kind == "state" and name != "adacos":  # its median is the mean of the processes' medians
+            for f in found:
+                torch.testing.assert_close(f[key], value, **close)
+        elif kind == "report" and what in ("target_cosine", "hardest_cosine", "other_cosine", "accuracy"):
+            torch.testing.assert_close(mean(key).to(value.dtype), value, rtol=1e-6, atol=1e-7)
+
+
+def test_sampled_rows_hold_the_samples_own_classes_and_alone_get_a_gradient(shared_out: Any) -> None:
+    parts, processes = shared_out
+    _, label = batch(parts)
+    for rank, process in enumerate(processes):
+        shard = Shard.of(CLASSES, rank, len(parts))
+        grad = process["sampled"]["grad weight"]
+        assert grad.is_sparse
+        own = {int(row) for row in shard.local(label) if row >= 0}
+        rows = grad.coalesce().indices()[0].tolist()
+        assert own <= set(rows)
+        assert process["sampled"]["report accuracy"].isfinite()
+
+
+def test_each_process_holds_its_part_and_none_is_left_without() -> None:
+    shards = [Shard.of(10, rank, 4) for rank in range(4)]
+    assert [(s.start, s.stop) for s in shards] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert shards[1].local(torch.tensor([2, 3, 5, 6])).tolist() == [-1, 0, 2, -1]
+    assert shardable(10, 4)
+    assert not shardable(5, 4)  # 2, 2, 1 and none
+
+
+def test_a_sample_of_rows_has_all_own_classes_whatever_the_labels() -> None:
+    torch.manual_seed(0)
+    row = torch.tensor([7, -1, 99, 7, 50])
+    chosen, place = sample_rows(row, 100, 0.2)
+    assert len(chosen) == 20
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert chosen[place[[0, 2, 3, 4]]].tolist() == [7, 99, 7, 50]
+    assert place[1] == -1
+    crowded, _ = sample_rows(torch.arange(60), 100, 0.2)  # more own classes than the rate allows
+    assert len(crowded) == 60
+    again, _ = sample_rows(row, 100, 0.2)
+    assert again.tolist() != chosen.tolist()
+
+
+def test_the_same_seed_samples_the_same_rows() -> None:
+    def draw() -> list[int]:
+        torch.manual_seed(5)
+        return sample_rows(torch.tensor([1]), 1000, 0.01)[0].tolist()
+
+    assert draw() == draw()
+
+
+def test_with_all_rows_sampled_the_loss_is_the_full_one() -> None:
+    weight = torch.randn(6, 3, requires_grad=True)
+    taken = take_rows(weight, torch.arange(6))
+    (taken**2).sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad.to_dense(), 2 * weight.detach())
+
+
+def test_in_evaluation_all_rows_take_part() -> None:
+    x, label = batch([9])
+    full, sampled = make("arcface").eval(), make("arcface", sample_rate=0.1).eval()
+    assert torch.equal(full(x, label).loss, sampled(x, label).loss)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.5])
+def test_a_rate_out_of_range_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match=r"head.sample_rate.*above 0 and at most 1"):
+        create_head("arcface", num_classes=5, embedding_size=4, sample_rate=rate)
