@@ -7,11 +7,13 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from facerec.errors import CheckpointError, StorageError
+
+ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")
 
 
 @contextlib.contextmanager
@@ -63,16 +65,17 @@ def load(path: Path | str) -> dict[str, Any]:
     import torch
 
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"ckpt={path}: {_nearby(path)}")
+    require_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path):
+        refused = str(error).partition("GLOBAL ")[2].split(" ")[0]
+        if not refused and not zipfile.is_zipfile(path):
             raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one") from error
-        refused = str(error).partition("GLOBAL ")[2].split(" ")[0] or "something that is not data"
         raise CheckpointError(
-            f"ckpt={path}: names {refused}, but a checkpoint may hold only tensors and plain values"
+            f"ckpt={path}: names {refused or 'something that is not data'}, but a checkpoint may hold only "
+            "tensors and plain values; where it was made, save the network's state_dict() alone, or export "
+            "it to ONNX"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -82,13 +85,22 @@ def load(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def _nearby(path: Path) -> str:
-    """What to say of a missing checkpoint: which ones are in that folder."""
-    there = sorted(file.name for file in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+def require_file(path: Path) -> None:
+    """Raise `CheckpointError` unless there is such a file; it names those of that folder."""
+    if path.is_file():
+        return
     if path.is_dir():
-        there = sorted(str(file.relative_to(path)) for file in path.rglob("*.pt"))[:5]
-        return f"is a folder; name a file in it ({', '.join(there) or 'there is no .pt file'})"
-    return f"no such file; that folder has {', '.join(there)}" if there else "no such file"
+        there = [str(file.relative_to(path)) for file in _models(path.rglob("*"))]
+        said = f"is a folder; name a file in it ({', '.join(there) or 'there is no model file'})"
+    else:
+        there = [file.name for file in _models(path.parent.glob("*"))]
+        said = f"no such file; that folder has {', '.join(there)}" if there else "no such file"
+    raise CheckpointError(f"ckpt={path}: {said}")
+
+
+def _models(files: Iterable[Path]) -> list[Path]:
+    """The first few model files, by their endings."""
+    return sorted(file for file in files if file.suffix in ENDINGS)[:5]
 
 
 def _os_error_behind(error: BaseException | None) -> OSError | None:

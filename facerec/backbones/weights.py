@@ -43,8 +43,12 @@ def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
         CheckpointError: no such file, unreadable, or entries that are missing, left over or of another shape.
     """
     where = f"backbone.pretrained={path}"
-    weights = read_weights(path, where)
-    match = _match(weights, _shapes(backbone.state_dict()), getattr(backbone, "foreign", ()))
+    load_weights(backbone, read_weights(path, where), where)
+
+
+def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """`load_pretrained` of tensors that were read already; `where` is how messages name their file."""
+    match = _matching(backbone, weights)
     if not match.fits:
         raise CheckpointError(f"{where}: does not fit the backbone: {match}{_mend(weights)}")
     state = backbone.state_dict()
@@ -54,6 +58,11 @@ def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
     backbone.load_state_dict(state)
     left_out = f"; left out: {_few(match.outside)}" if match.outside else ""
     log.info("%s: %d entries loaded%s", where, len(state), left_out)
+
+
+def fits(backbone: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether `load_weights` would load them; a backbone on the meta device will do."""
+    return _matching(backbone, weights).fits
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:
@@ -69,12 +78,20 @@ def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor
     path = Path(path)
     where = where or f"ckpt={path}"
     if path.suffix == ".safetensors" and path.is_file():
-        content: Any = _read_safetensors(path, where)
-    else:
-        try:
-            content = checkpoint.load(path)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
+        return tensors_in(read_safetensors(path, where)[0], where)
+    try:
+        content = checkpoint.load(path)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
+    return tensors_in(content, where)
+
+
+def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    """The tensors by name in what a checkpoint file holds, out of their wrappers.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
         content = inner
     weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -84,16 +101,17 @@ def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor
     return weights
 
 
-def recognise(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None) -> dict[str, Any] | None:
     """Which known backbone a state dict fits, by the names and shapes of its entries.
 
     Args:
         weights: tensors by name, with or without a common prefix, as `read_weights` gives them.
+        names: the backbones to try; None: all.
 
     Returns:
         Settings for `create_backbone` (name, embedding_size, input_size), or None.
     """
-    for name in BACKBONES.names():
+    for name in BACKBONES.names() if names is None else names:
         parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
         if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
             continue  # timm: any network at all
@@ -156,6 +174,10 @@ def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[st
     )
 
 
+def _matching(backbone: nn.Module, weights: Mapping[str, Tensor]) -> _Match:
+    return _match(weights, _shapes(backbone.state_dict()), getattr(backbone, "foreign", ()))
+
+
 def _prefix(names: Iterable[str], expected: Shapes) -> str:
     """The prefix, ending with a dot or empty, under which most of the `expected` entries are."""
     found: Counter[str] = Counter()
@@ -196,16 +218,20 @@ def _few(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def _read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
+def read_safetensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a safetensors file, and the words in its metadata.
+
+    Raises:
+        CheckpointError: it is none, or a damaged one, or the package is missing; it begins with `where`.
+    """
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise CheckpointError(
-            f"{where}: reading it needs safetensors; pip install 'facerec[export]'"
+            f"{where}: reading it needs safetensors; pip install 'facerec[safetensors]'"
         ) from error
     try:
-        content: dict[str, Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{where}: not a safetensors file, or a damaged one ({error})") from error
-    return content

@@ -30,6 +30,8 @@ def export(model: Model, path: Path, format: Format) -> Path:
         StorageError: the file could not be written.
     """
     metadata = {"facerec.input": json.dumps(model.input.to_dict()), "facerec.step": str(model.step)}
+    if "backbone" in model.config:
+        metadata["facerec.backbone"] = json.dumps(model.config["backbone"])
     model.backbone.eval()
     content = _onnx(model, metadata) if format == "onnx" else _safetensors(model.backbone, metadata)
     with replacing(path) as file:

@@ -7,8 +7,6 @@ Shape suffixes: B batch, H height, W width, C channels, D embedding size.
 from __future__ import annotations
 
 import contextlib
-import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from facerec import checkpoint
-from facerec.backbones import create_backbone
-from facerec.backbones.base import BACKBONES
-from facerec.device import autocast, resolve_device
-from facerec.errors import CheckpointError, ConfigError, UserError, require
-from facerec.registry import build
+from facerec.device import autocast
+from facerec.errors import UserError, require
 
 Numbers = float | list[float]
-
-_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True)
@@ -106,8 +98,11 @@ class Model:
         backbone: module from (B, 3, size, size) float to (B, D) raw embeddings.
         input: the preprocessing.
         step, epoch: how far it was trained, where known.
-        path: the checkpoint it came from, where it came from one.
+        path: the file it came from, where it came from one.
         identities: names of the people it was trained on, where they are known.
+        config: the settings it was trained with, as its file says; of an exported one the backbone's alone;
+            empty where the file says nothing.
+        knows_input: whether the preprocessing came with the model; else it was taken for granted or given.
     """
 
     def __init__(
@@ -119,6 +114,8 @@ class Model:
         epoch: int | None = None,
         path: Path | None = None,
         identities: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        knows_input: bool = True,
     ) -> None:
         self.backbone = backbone
         self.input = input or Input()
@@ -126,6 +123,8 @@ class Model:
         self.epoch = epoch
         self.path = path
         self.identities = identities
+        self.config = dict(config or {})
+        self.knows_input = knows_input
 
     @property
     def device(self) -> torch.device:
@@ -197,74 +196,40 @@ class Model:
 
 
 def load_model(
-    path: str | Path, *, device: str = "auto", input: Mapping[str, Any] | None = None, **overrides: Any
+    path: str | Path,
+    *,
+    device: str = "auto",
+    input: Mapping[str, Any] | None = None,
+    backbone: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+    **overrides: Any,
 ) -> Model:
-    """Rebuild a trained backbone and its preprocessing from a checkpoint alone.
+    """Open any model: a checkpoint of a training run, weights of a known backbone, ONNX or TorchScript.
+
+    What a file is, its content decides and not its name (`facerec.evaluation.loading`). A checkpoint brings
+    its backbone and its preprocessing; so does what `facerec-export` wrote. Of other files the log says which
+    preprocessing was taken for them. Nothing in a file is run, unless it is TorchScript and `allow_code`.
 
     Args:
-        path: a checkpoint written by a training run.
+        path: a checkpoint; a state dict (``.pth``, bare or wrapped, or safetensors); an ONNX network (extra
+            ``onnx``); a TorchScript program.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        input: settings that replace the checkpoint's preprocessing; null values do not.
-        overrides: the same as keywords: ``load_model(path, channels="bgr")``.
+        input: settings that replace the file's preprocessing; null values do not.
+        backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
+            known backbone that its entries fit.
+        allow_code: whether a TorchScript program may be run. It can read and write files as you can, so say
+            True only to files whose origin you trust.
+        overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
 
     Returns:
         The model, in eval mode.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of a facerec training run, or weights that do not fit.
-        ConfigError: for an unknown or out-of-range override.
+        CheckpointError: no such file, none of these kinds, or weights that do not fit.
+        ConfigError: for an unknown or out-of-range setting.
+        UserError: a package that is needed to read the file is missing.
     """
-    path = Path(path)
-    state = checkpoint.load(path)
-    settings = _part(state.get("config"), "backbone")
-    missing = [key for key in ("backbone", "input") if not _part(state, key)]
-    if missing or "name" not in settings:
-        raise CheckpointError(
-            f"ckpt={path}: has no {' and no '.join(missing or ['config.backbone.name'])}, so it is not a "
-            "checkpoint of a training run; give its checkpoints/best.pt or checkpoints/last.pt"
-        )
+    from facerec.evaluation.loading import open_model
+
     given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
-    backbone = _build(settings, path)
-    _load_weights(backbone, state["backbone"], path, settings["name"])
-    backbone.eval().to(resolve_device(device))
-    backbone.to(memory_format=torch.channels_last)
-    return Model(
-        backbone,
-        build(Input, "input", {**state["input"], **given}),
-        step=state.get("step"),
-        epoch=state.get("epoch"),
-        path=path,
-        identities=_names(state.get("classes")),
-    )
-
-
-def _part(container: Any, key: str) -> dict[str, Any]:
-    """The mapping called `key` in `container`; empty where there is none."""
-    part = container.get(key) if isinstance(container, Mapping) else None
-    return dict(part) if isinstance(part, Mapping) else {}
-
-
-def _names(classes: Any) -> Sequence[str]:
-    """The names among the labels of the training set; packs have numbers only."""
-    return [one for one in classes if isinstance(one, str)] if isinstance(classes, list | tuple) else ()
-
-
-def _build(settings: Mapping[str, Any], path: Path) -> nn.Module:
-    """The network a checkpoint names, without the settings that say where its weights started from."""
-    try:
-        known = inspect.signature(BACKBONES.builder(settings["name"])).parameters
-        return create_backbone(**{k: v for k, v in settings.items() if k == "name" or k in known})
-    except ConfigError as error:
-        raise CheckpointError(f"ckpt={path}: its backbone cannot be built here: {error}") from error
-
-
-def _load_weights(backbone: nn.Module, weights: Mapping[str, torch.Tensor], path: Path, name: str) -> None:
-    """Strictly, except that the prefixes of wrappers (DistributedDataParallel, torch.compile) are dropped."""
-    plain = {_WRAPPED.sub("", key): value for key, value in weights.items()}
-    try:
-        backbone.load_state_dict(plain)
-    except RuntimeError as error:
-        wrong = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"ckpt={path}: the weights do not fit the backbone {name} it names: {wrong}"
-        ) from None
+    return open_model(Path(path), device=device, input=given, backbone=backbone, allow_code=allow_code)

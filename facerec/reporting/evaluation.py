@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from facerec import checkpoint
 from facerec.errors import ConfigError
 from facerec.evaluation.model import Model, load_model
 from facerec.evaluation.protocols import Result, protocol_settings
@@ -35,7 +34,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
         settings = protocol_settings(given)
         model = _loaded(config, path)
         return _reported(settings.run(model), model, folder, figures=settings.figures)
-    trained_with = checkpoint.load(path).get("config", {}).get("eval", {})
+    model = _loaded(config, path)
+    trained_with = model.config.get("eval", {})
     for key in ("targets", "root"):
         chosen = given[key] if given[key] is not None else (config.get("data") or {}).get(key)
         given[key] = chosen if chosen is not None else trained_with.get(key)
@@ -43,13 +43,18 @@ def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
         raise ConfigError("eval.targets", given["targets"], "must name at least one set, e.g. [lfw]")
     wanted = build(EvalSettings, "eval", given)
     verification_sets = load_targets(wanted)
-    model = _loaded(config, path)
     results = evaluate_targets(model, verification_sets, wanted)
     return _reported(results, model, folder, figures=wanted.figures)
 
 
 def _loaded(config: Mapping[str, Any], path: Path) -> Model:
-    model = load_model(path, device=config["device"], input=config["input"])
+    model = load_model(
+        path,
+        device=config["device"],
+        input=config["input"],
+        backbone=config["backbone"],
+        allow_code=config["allow_code"],
+    )
     log.info("model: %s, step %s, input %s", path, model.step, model.input)
     return model
 
