@@ -212,3 +212,40 @@ def test_bootstrap_equals_resampling_the_pairs_one_by_one_in_distribution(thresh
     ours = bootstrap(distance, issame, 10, thresholds, resamples=2000, seed=0)["accuracy"]
     assert ours.mean() == pytest.approx(np.mean(naive), abs=4 * np.std(naive) / np.sqrt(300))
     assert ours.std() == pytest.approx(np.std(naive), rel=0.2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(coarse_pairs)
+def test_the_curve_for_drawing_is_the_roc_where_it_has_points_for_each_pair(pairs):
+    separation = Separation.of(*pairs)
+    if not separation.both_kinds:
+        return
+    far, tar = separation.roc()
+    exact = set(zip(far.tolist(), tar.tolist(), strict=True))
+    curve = separation.curve(points=2000)
+    drawn = list(zip(curve.far_V.tolist(), curve.tar_V.tolist(), strict=True))
+    assert set(drawn) <= exact and drawn[-1] == (1, 1)
+    assert (np.diff(curve.distance_V) > 0).all()
+    for rate in far:  # the highest TAR within each FAR is kept
+        assert max(t for f, t in exact if f <= rate) == max([t for f, t in drawn if f <= rate], default=0)
+
+
+def test_the_curve_of_many_pairs_is_thin_and_close_on_both_logarithmic_axes():
+    distance, issame = random_pairs(200_000)
+    separation = Separation.of(distance, issame)
+    curve = separation.curve()
+    assert len(curve.far_V) < 450
+    for target in (1e-1, 1e-2, 1e-3, 1e-4):
+        at = np.searchsorted(curve.far_V, target, side="right") - 1
+        assert curve.far_V[at] > 0.9 * target
+        assert curve.tar_V[at] == pytest.approx(separation.tar_at_far(target), rel=0.02)
+
+
+def test_the_histogram_counts_every_finite_pair():
+    distance, issame = random_pairs(500)
+    edges, genuine, impostor = Separation.of(distance, issame).histogram(10)
+    assert (genuine.sum(), impostor.sum()) == (issame.sum(), (~issame).sum())
+    assert (edges[0], edges[-1]) == (distance.min(), distance.max())
+    np.testing.assert_array_equal(genuine, np.histogram(distance[issame], edges)[0])
+    only = Separation(np.array([0.5, np.inf]), np.array([])).histogram(4)
+    assert only.genuine.sum() == 1 and only.impostor.sum() == 0

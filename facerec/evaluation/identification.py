@@ -6,7 +6,7 @@ Shape suffixes: P probes, G gallery entries, N mate pairs, C cuts, K entries kep
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ import numpy.typing as npt
 import torch
 
 from facerec.errors import UserError, require
-from facerec.evaluation.metrics import Separation, accepted_at
+from facerec.evaluation.bootstrap import rate_intervals
+from facerec.evaluation.metrics import Bools, Curve, Separation, accepted_at
 from facerec.evaluation.search import Highest, PrefixMaxima, Rows, TopK, cosine_blocks, unit
 
 Ints = npt.NDArray[np.integer]
+Interval = tuple[float, float] | None
 
 FPIR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4")
 MEGAFACE_CUTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -36,12 +38,19 @@ class IdentificationResult:
             share of non-mated probes above it is within the target; None where there are too few non-mated
             probes.
         probes, mated_probes, gallery, identities, distractors: numbers of them.
+        rank_interval, tpir_at_fpir_interval: 95 % intervals, people of the mated probes resampled, gallery
+            and thresholds held fixed.
         protocol, notes: what is to be said with the numbers.
+        curve: TPIR over FPIR (as true over false accept rate), thinned for drawing; its distances are
+            negative cosines, infinite where a mate was not first.
+        right_X: whether each mated probe's mate was first.
     """
 
     rank: dict[str, float]
+    rank_interval: dict[str, Interval]
     cmc: list[float]
     tpir_at_fpir: dict[str, float | None]
+    tpir_at_fpir_interval: dict[str, Interval]
     probes: int
     mated_probes: int
     gallery: int
@@ -49,10 +58,14 @@ class IdentificationResult:
     distractors: int
     protocol: str
     notes: list[str]
+    curve: Curve | None = field(default=None, repr=False)
+    right_X: Bools | None = field(default=None, repr=False)
+
+    decided = "mated probes found at rank 1"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name not in ("curve", "right_X")}
 
     @property
     def score(self) -> float:
@@ -74,6 +87,8 @@ def identify(
     *,
     distractors: Rows | Iterable[Rows] = (),
     ranks: int = 20,
+    bootstrap: int = 0,
+    seed: int = 0,
     protocol: str = "identification",
 ) -> IdentificationResult:
     """Search probes in a gallery by cosine.
@@ -87,6 +102,8 @@ def identify(
         probe_identity_P, gallery_identity_G: identities, numbers or names.
         distractors: more gallery entries, of people who are no probes; an array or an iterable of arrays.
         ranks: length of the CMC, 1 or more.
+        bootstrap: number of resamples of the mated probes' people for 95 % intervals; 0 for none.
+        seed: of the bootstrap.
         protocol: the protocol's name.
 
     Raises:
@@ -118,12 +135,21 @@ def identify(
     rank_P = _ranks(score_PK, _identities(index_PK, gallery_G, len(names)), probe_P)
     cmc = [float((rank_P[mated_P] <= rank).mean()) for rank in range(1, ranks + 1)]
     first_P = rank_P[mated_P] == 1
-    separation = Separation(np.where(first_P, -score_PK[mated_P, 0], np.inf), -score_PK[~mated_P, 0])
+    found_P = np.where(first_P, -score_PK[mated_P, 0], np.inf)
+    separation = Separation(found_P, -score_PK[~mated_P, 0])
     tpir = separation.tars(FPIR_TARGETS)
+    named = [rank for rank in (1, 5) if rank <= ranks]
+    supported = [target for target, rate in tpir.items() if rate is not None]
+    hits = [rank_P[mated_P] <= rank for rank in named]
+    hits += [found_P < separation.threshold_at_far(float(target)) for target in supported]
+    spread = rate_intervals(np.stack(hits), probe_P[mated_P], resamples=bootstrap, seed=seed)
+    tpir_spread = dict(zip(supported, spread[len(named) :], strict=True))
     return IdentificationResult(
-        rank={str(rank): cmc[rank - 1] for rank in (1, 5) if rank <= ranks},
+        rank={str(rank): cmc[rank - 1] for rank in named},
+        rank_interval={str(rank): one for rank, one in zip(named, spread, strict=False)},
         cmc=cmc,
         tpir_at_fpir=tpir,
+        tpir_at_fpir_interval={target: tpir_spread.get(target) for target in tpir},
         probes=len(probe),
         mated_probes=int(mated_P.sum()),
         gallery=len(gallery_G),
@@ -131,6 +157,8 @@ def identify(
         distractors=entries - len(gallery_G),
         protocol=protocol,
         notes=_unsupported(tpir, "TPIR at FPIR", int((~mated_P).sum()), "non-mated probes"),
+        curve=separation.curve() if separation.both_kinds else None,
+        right_X=first_P,
     )
 
 
@@ -169,22 +197,30 @@ class MegafaceResult:
             100 … distractors; None where there are not so many.
         tar_at_far: share of the mate pairs above the lowest threshold at which the share of (probe,
             distractor) pairs above it is within the target, over all distractors.
+        rank1_interval, tar_at_far_interval: 95 % intervals, people of the probes resampled, distractors and
+            threshold held fixed.
         probes, identities, mate_pairs, distractors: numbers of them.
         protocol, notes: what is to be said with the numbers.
+        right_X: whether each mate is nearer than all of the most distractors.
     """
 
     rank1: dict[str, float | None]
+    rank1_interval: dict[str, Interval]
     tar_at_far: dict[str, float | None]
+    tar_at_far_interval: dict[str, Interval]
     probes: int
     identities: int
     mate_pairs: int
     distractors: int
     protocol: str
     notes: list[str]
+    right_X: Bools | None = field(default=None, repr=False)
+
+    decided = "mates nearer than all distractors"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "right_X"}
 
     @property
     def score(self) -> float:
@@ -210,6 +246,8 @@ def megaface(
     count: int | None = None,
     *,
     cuts: Sequence[int] = MEGAFACE_CUTS,
+    bootstrap: int = 0,
+    seed: int = 0,
     protocol: str = "MegaFace challenge 1",
 ) -> MegafaceResult:
     """Each probe with one mate among many distractors, for each ordered pair of pictures of a person.
@@ -224,6 +262,8 @@ def megaface(
             (memory-mapped ones are read block by block) or an iterable of arrays.
         count: how many distractors there are, where `distractors` is an iterable.
         cuts: numbers of distractors at which rank-1 is wanted, ascending.
+        bootstrap: number of resamples of the probes' people for 95 % intervals; 0 for none.
+        seed: of the bootstrap.
         protocol: the protocol's name.
 
     Raises:
@@ -254,10 +294,12 @@ def megaface(
         raise UserError(f"{seen} distractors came, {count} were announced")
     maximum_PC = maxima.maximum_PC.numpy()
     rank1: dict[str, float | None] = {str(cut): None for cut in cuts}
-    for number, cut in enumerate(supported):
-        rank1[str(cut)] = float((cosine_N > maximum_PC[probe_N, number]).mean())
-    values = highest.values()
-    tar = float((cosine_N > float(values[allowed])).mean()) if 1 / impostors <= far else None
+    hits = [cosine_N > maximum_PC[probe_N, number] for number in range(len(supported))]
+    rank1 |= {str(cut): float(hit_N.mean()) for cut, hit_N in zip(supported, hits, strict=True)}
+    accepted_N = cosine_N > float(highest.values()[allowed])
+    tar = float(accepted_N.mean()) if 1 / impostors <= far else None
+    spread = rate_intervals(np.stack([*hits, accepted_N]), person_P[probe_N], resamples=bootstrap, seed=seed)
+    rank1_spread = {str(cut): one for cut, one in zip(supported, spread, strict=False)}
     notes = _unsupported(rank1, "rank-1 at", count, "distractors")
     notes += _unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
     alone = len(probe) - len(np.unique(probe_N))
@@ -265,13 +307,16 @@ def megaface(
         notes.append(f"{alone} probes are the only picture of their person and have no mate")
     return MegafaceResult(
         rank1=rank1,
+        rank1_interval={cut: rank1_spread.get(cut) for cut in rank1},
         tar_at_far={MEGAFACE_FAR: tar},
+        tar_at_far_interval={MEGAFACE_FAR: None if tar is None else spread[-1]},
         probes=len(probe),
         identities=int(person_P.max()) + 1,
         mate_pairs=len(probe_N),
         distractors=count,
         protocol=protocol,
         notes=notes,
+        right_X=hits[-1] if hits else None,
     )
 
 

@@ -65,6 +65,8 @@ def evaluate_folders(
         _embedded(model, gallery_paths, settings, "gallery"),
         gallery_names,
         distractors=_streamed(model, others, settings, "distractors"),
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
         protocol=f"identification over folders, cosine, {_flip(settings)}",
     )
     notes = result.notes + skip.notes() + overlap_notes(model, {*gallery_names, *probe_names}, name)
@@ -111,6 +113,8 @@ def evaluate_megaface(
         _streamed(model, shuffled, settings, "distractors"),
         len(paths),
         cuts=cuts,
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
         protocol=f"MegaFace challenge 1, cosine, {_flip(settings)}, distractor order of seed {settings.seed}",
     )
     result = replace(

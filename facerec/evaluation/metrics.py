@@ -9,6 +9,7 @@ Shape suffixes: N pairs, G genuine and I impostor pairs, V vertices of a ROC cur
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,22 @@ Bools = npt.NDArray[np.bool_]
 
 FAR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5", "1e-6")
 """The FAR targets reported, as they are written in results.json."""
+
+
+class Curve(NamedTuple):
+    """Some vertices of a ROC, ascending: false and true accept rates, and the distance accepted."""
+
+    far_V: Floats
+    tar_V: Floats
+    distance_V: Floats
+
+
+class Histogram(NamedTuple):
+    """Counts of genuine and impostor distances between `edges`, one more than counts."""
+
+    edges: Floats
+    genuine: npt.NDArray[np.integer]
+    impostor: npt.NDArray[np.integer]
 
 
 def accepted_at(far: float, impostors: int) -> int:
@@ -88,21 +105,72 @@ class Separation:
     def roc(self) -> tuple[Floats, Floats]:
         """False and true accept rates (far_V, tar_V), ascending, from (0, 0) to (1, 1), one vertex for each
         distinct distance."""
-        value = np.unique(np.concatenate([self.genuine_G, self.impostor_I]))
-        far = np.searchsorted(self.impostor_I, value, side="right") / max(1, len(self.impostor_I))
-        tar = np.searchsorted(self.genuine_G, value, side="right") / max(1, len(self.genuine_G))
+        far, tar = self._rates(np.unique(np.concatenate([self.genuine_G, self.impostor_I])))
         return np.concatenate([[0.0], far]), np.concatenate([[0.0], tar])
+
+    def curve(self, points: int = 200) -> Curve:
+        """The ROC for drawing, at up to about twice `points` of its vertices.
+
+        They are evenly spaced in the logarithms of FAR and of 1 − TAR, down to one pair, so that a staircase
+        through them is the ROC to a hair on either logarithmic axis. Needs both kinds of pairs; uses no
+        memory to speak of, however many there are.
+        """
+        genuine, impostor = len(self.genuine_G), len(self.impostor_I)
+        accepted = np.unique(np.geomspace(1, impostor, points).round().astype(np.int64))
+        missed = np.unique(np.geomspace(1, genuine, points).round().astype(np.int64))
+        # Nearest distances not to be accepted any more; the vertex is the last distance before each.
+        beyond = self.impostor_I[np.concatenate([[0], accepted[accepted < impostor]])]
+        enough = self.genuine_G[np.concatenate([[genuine - 1], genuine - 1 - missed[missed < genuine]])]
+        highest = max(self.genuine_G[-1], self.impostor_I[-1])
+        value = np.unique(np.concatenate([self._before(beyond), enough, [highest]]))
+        value = value[value > -np.inf]
+        return Curve(*self._rates(value), value)
+
+    def histogram(self, bins: int = 60) -> Histogram:
+        """Counts in `bins` cells of equal width over all finite distances."""
+        finite = [kind[np.isfinite(kind)] for kind in (self.genuine_G, self.impostor_I)]
+        ends = np.concatenate([kind[[0, -1]] for kind in finite if len(kind)])
+        low, high = float(ends.min()), float(ends.max())
+        edges = np.linspace(low, high if high > low else low + 0.01, bins + 1)
+        genuine, impostor = (np.histogram(kind, edges)[0] for kind in finite)
+        return Histogram(edges, genuine, impostor)
 
     def eer(self) -> float | None:
         """Equal error rate: where FAR = 1 − TAR on the ROC polyline (straight lines between its vertices)."""
         if not self.both_kinds:
             return None
-        far_V, tar_V = self.roc()
-        gap_V = far_V - (1 - tar_V)  # from -1 to 1, not decreasing
-        after = int(np.argmax(gap_V >= 0))
-        before = after - 1
-        share = -gap_V[before] / (gap_V[after] - gap_V[before])
-        return float(far_V[before] + share * (far_V[after] - far_V[before]))
+        # FAR − (1 − TAR) does not decrease from −1 to 1: bisection finds the first vertex where it is ≥ 0.
+        after = min(self._first_even(kind) for kind in (self.genuine_G, self.impostor_I))
+        before = self._before(np.array([after]))
+        (far_before, far), (tar_before, tar) = self._rates(np.array([before[0], after]))
+        low, high = far_before - (1 - tar_before), far - (1 - tar)
+        return float(far_before + -low / (high - low) * (far - far_before))
+
+    def _rates(self, value_V: Floats) -> tuple[Floats, Floats]:
+        """FAR and TAR where distances up to each value are accepted."""
+        far = np.searchsorted(self.impostor_I, value_V, side="right") / max(1, len(self.impostor_I))
+        tar = np.searchsorted(self.genuine_G, value_V, side="right") / max(1, len(self.genuine_G))
+        return far, tar
+
+    def _before(self, value_V: Floats) -> Floats:
+        """The highest distance of either kind below each value, −infinity where there is none."""
+        below = []
+        for kind in (self.genuine_G, self.impostor_I):
+            at = np.searchsorted(kind, value_V, side="left")
+            below.append(np.where(at > 0, kind[np.maximum(at - 1, 0)], -np.inf))
+        return np.maximum(*below)
+
+    def _first_even(self, sorted_X: Floats) -> float:
+        """The first of the distances at which FAR ≥ 1 − TAR; infinity where there is none."""
+        low, high = 0, len(sorted_X)
+        while low < high:
+            middle = (low + high) // 2
+            far, tar = self._rates(sorted_X[middle : middle + 1])
+            if far[0] - (1 - tar[0]) >= 0:
+                high = middle
+            else:
+                low = middle + 1
+        return float(sorted_X[low]) if low < len(sorted_X) else float("inf")
 
     def _tar(self, threshold: float) -> float:
         return float(np.searchsorted(self.genuine_G, threshold, side="left") / len(self.genuine_G))

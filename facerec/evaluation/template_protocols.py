@@ -148,6 +148,9 @@ def evaluate_ijb(
             pictures=len(paths),
             flip=settings.flip,
             detector_score=scored,
+            identity_N=lists.id_T[lists.first_N],
+            bootstrap=settings.bootstrap,
+            seed=settings.seed,
             protocol=f"{title} 1:1, all listed template pairs, cosine, {said}",
         )
         for key, (probe, gallery) in searches.items():
@@ -156,6 +159,8 @@ def evaluate_ijb(
                 probe[1],
                 unit_TD[gallery[0]],
                 gallery[1],
+                bootstrap=settings.bootstrap,
+                seed=settings.seed,
                 protocol=f"{title} 1:N, mixed probes in gallery {key}, cosine, {said}",
             )
     for key, result in results.items():

@@ -10,7 +10,7 @@ embedding size."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from facerec.errors import DamagedDataError, NonFiniteError
-from facerec.evaluation.metrics import FAR_TARGETS, Bools, Floats, Separation
+from facerec.evaluation.bootstrap import rate_intervals
+from facerec.evaluation.metrics import FAR_TARGETS, Bools, Curve, Floats, Histogram, Separation
 
 Ints = npt.NDArray[np.integer]
 
@@ -166,10 +167,13 @@ class TemplateResult:
     """Verification of listed template pairs; `to_dict` gives the entry of results.json.
 
     TAR is that at the largest threshold whose FAR ≤ the target; None where there are too few impostor pairs.
+    Its 95 % intervals resample the people of the genuine pairs, the threshold held fixed.
     """
 
     tar_at_far: dict[str, float | None]
+    tar_at_far_interval: dict[str, tuple[float, float] | None]
     auc: float | None
+    eer: float | None
     pairs: int
     genuine_pairs: int
     templates: int
@@ -178,16 +182,28 @@ class TemplateResult:
     detector_score: bool
     protocol: str
     notes: list[str]
+    curve: Curve | None = field(default=None, repr=False)
+    """The ROC, thinned for drawing; its distances are negative cosines."""
+    histogram: Histogram | None = field(default=None, repr=False)
+    """Of the negative cosines."""
+    right_X: Bools | None = field(default=None, repr=False)
+    """Whether each genuine pair is accepted at the FAR of `score`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json."""
-        return dict(vars(self))
+        left_out = ("curve", "histogram", "right_X")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     @property
     def score(self) -> float:
         """The one number to compare runs by: TAR at FAR 1e-4, or at the lowest FAR that is supported."""
-        supported = [tar for far, tar in self.tar_at_far.items() if tar is not None and float(far) >= 1e-4]
-        return supported[-1] if supported else float("nan")
+        far = scored_far(self.tar_at_far)
+        return float("nan") if far is None else float(self.tar_at_far[far] or 0)
+
+    @property
+    def decided(self) -> str:
+        """What `right_X` is about."""
+        return f"genuine pairs accepted at FAR {scored_far(self.tar_at_far)}"
 
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """A line a FAR target that the pairs support, five digits."""
@@ -196,6 +212,12 @@ class TemplateResult:
             for far, tar in self.tar_at_far.items()
             if tar is not None
         ]
+
+
+def scored_far(tar_at_far: dict[str, float | None]) -> str | None:
+    """The FAR to compare by: 1e-4, or the lowest above it that is supported; None where none is."""
+    supported = [far for far, tar in tar_at_far.items() if tar is not None and float(far) >= 1e-4]
+    return supported[-1] if supported else None
 
 
 def judge_pairs(
@@ -208,6 +230,9 @@ def judge_pairs(
     flip: bool,
     detector_score: bool,
     protocol: str,
+    identity_N: Ints | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
 ) -> TemplateResult:
     """TAR@FAR over listed pairs of templates, compared by cosine.
 
@@ -216,11 +241,24 @@ def judge_pairs(
         first_N, second_N: rows of `unit_TD`.
         issame_N: whether the pair is genuine.
         pictures, flip, detector_score, protocol: what is to be said with the numbers.
+        identity_N: whose the first template of each pair is, for the intervals of TAR; None: there are none.
+        bootstrap: number of resamples for them; 0 for none.
+        seed: of the bootstrap.
     """
     cosine_N = pair_cosines(unit_TD, first_N, second_N)
     np.negative(cosine_N, out=cosine_N)
-    separation = Separation.of(cosine_N, np.asarray(issame_N, bool))
+    same_N = np.asarray(issame_N, bool)
+    separation = Separation.of(cosine_N, same_N)
     tars = separation.tars()
+    genuine_G = cosine_N[same_N]
+    supported = [far for far, tar in tars.items() if tar is not None]
+    accepted = {far: genuine_G < separation.threshold_at_far(float(far)) for far in supported}
+    spread: dict[str, tuple[float, float] | None] = dict.fromkeys(tars)
+    if identity_N is not None and supported:
+        hits = np.stack(list(accepted.values()))
+        intervals = rate_intervals(hits, identity_N[same_N], resamples=bootstrap, seed=seed)
+        spread |= dict(zip(supported, intervals, strict=True))
+    far = scored_far(tars)
     notes = []
     unsupported = [target for target in FAR_TARGETS if tars[target] is None]
     if unsupported:
@@ -232,7 +270,9 @@ def judge_pairs(
         notes.append(f"{zero} templates are all zeros")
     return TemplateResult(
         tar_at_far=tars,
+        tar_at_far_interval=spread,
         auc=separation.auc(),
+        eer=separation.eer(),
         pairs=len(issame_N),
         genuine_pairs=len(separation.genuine_G),
         templates=len(unit_TD),
@@ -241,4 +281,7 @@ def judge_pairs(
         detector_score=detector_score,
         protocol=protocol,
         notes=notes,
+        curve=separation.curve() if separation.both_kinds else None,
+        histogram=separation.histogram(),
+        right_X=None if far is None else accepted[far],
     )
