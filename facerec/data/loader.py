@@ -42,6 +42,7 @@ class Batch(NamedTuple):
         index_B: int64 NumPy array, positions of the pictures in the face set.
         position: samples of the epoch that all processes have taken when this batch is done; `batches`
             resumes there.
+        sizes: how many pictures of the global batch each process takes.
         augment: further changes of the pictures, made on the device as well, if any.
     """
 
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     mirror_B: torch.Tensor
     index_B: Positions
     position: int
+    sizes: tuple[int, ...]
     augment: Augmentation | None = None
 
 
@@ -59,6 +61,7 @@ class _Pending(NamedTuple):
     image_BHWC: torch.Tensor
     index_B: Positions
     position: int
+    sizes: tuple[int, ...]
     chunks: list[Future[list[tuple[int, int, dict[int, str]]]]]
 
 
@@ -197,7 +200,8 @@ class Loader:
             yield begin, min(begin + step, len(self.faces))
 
     def _submit(self, pool: ThreadPoolExecutor, epoch: int, begin: int, end: int, first: bool) -> _Pending:
-        index_B = self.order.take(epoch, *share(begin, end, self.rank, self.world_size))
+        shares = [share(begin, end, rank, self.world_size) for rank in range(self.world_size)]
+        index_B = self.order.take(epoch, *shares[self.rank])
         # The disk begins now, several batches before a thread would wait for it with the interpreter's lock.
         if self.order.shuffle == "block":
             self.faces.prefetch(self.order.to_read(epoch, begin, end, first=first).tolist())
@@ -208,7 +212,8 @@ class Loader:
         slots_BHWC = image_BHWC.numpy()
         edges = [*range(0, len(index_B), _CHUNK), len(index_B)]
         chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]
-        return _Pending(image_BHWC, index_B, end, chunks)
+        sizes = tuple(stop - start for start, stop in shares)
+        return _Pending(image_BHWC, index_B, end, sizes, chunks)
 
     def _fill(
         self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int
@@ -269,7 +274,8 @@ class Loader:
         augment = None
         if self.augment is not None:
             augment = Augmentation(self.augment, self.order.seed, epoch, index_B)
-        return Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position, augment)
+        position, sizes = pending.position, pending.sizes
+        return Batch(pending.image_BHWC, label_B, mirror_B, index_B, position, sizes, augment)
 
     def _note(self, reasons: dict[int, str]) -> None:
         """Count pictures that do not decode and name the first few of them in the log."""
