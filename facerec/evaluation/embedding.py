@@ -99,7 +99,7 @@ def embed_pictures(
     """Raw embeddings of encoded or decoded pictures, in their order.
 
     Under torch.distributed each process embeds a contiguous share and every process returns all embeddings;
-    an error in one process is raised in all of them.
+    an error in one process is raised in all of them. One process alone looks into `model.cache` first.
 
     Args:
         model: backbone and preprocessing; it runs in eval mode and is left as it was.
@@ -119,6 +119,12 @@ def embed_pictures(
     if not len(pictures):
         raise UserError(f"{name}: no pictures to embed")
     rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    cache, kept = model.cache if processes == 1 else None, None
+    if cache is not None:
+        kept = cache.path(pictures, name, flip=flip, precision=precision)
+        views = cache.load(kept, len(pictures), 1 + flip)
+        if views is not None:
+            return Embedded(views[0], views[1] if flip else None)
     share = math.ceil(len(pictures) / processes)
     mine = range(min(rank * share, len(pictures)), min((rank + 1) * share, len(pictures)))
     views, error = None, None
@@ -138,6 +144,8 @@ def embed_pictures(
             f"the embedding of {where(first)} is not finite, and {int((~finite_P).sum()) - 1} more; "
             "check the model's weights, and its precision"
         )
+    if cache is not None and kept is not None:
+        cache.store(kept, views)
     return Embedded(views[0], views[1] if flip else None)
 
 

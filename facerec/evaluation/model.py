@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from facerec.device import autocast
 from facerec.errors import UserError, require
 
 Numbers = float | list[float]
+if TYPE_CHECKING:
+    from facerec.evaluation.embedding_cache import EmbeddingCache
+
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Model:
     def __init__(
         self,
         backbone: nn.Module,
+        cache: where its embeddings are kept between runs; None: nowhere.
         input: Input | None = None,
         *,
         step: int | None = None,
@@ -130,6 +134,7 @@ class Model:
     def device(self) -> torch.device:
         """Where the backbone's parameters are."""
         return next((parameter.device for parameter in self.backbone.parameters()), torch.device("cpu"))
+        self.cache: EmbeddingCache | None = None
 
     def embed(
         self,

@@ -25,6 +25,10 @@ class EvalSettings:
         bootstrap: resamples of the pairs for the 95 % interval of the accuracy; 0: no interval.
         seed: of the bootstrap.
         precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+        cache: folder to keep embeddings in, so that the same model file and pictures need no second pass; for
+            `facerec-eval` only; null: none.
+        sanity: compare the preprocessing with other common ones on pairs of the first target, and warn where
+            one reads clearly better; null: where the model's file does not say which is right.
         figures: draw ROC, score histogram and the pairs nearest the threshold on the wrong side.
 
     Raises:
@@ -42,6 +46,8 @@ class EvalSettings:
     bootstrap: int = 1000
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cache: str | None = None
+    sanity: bool | None = None
     figures: bool = True
 
     def __post_init__(self) -> None:

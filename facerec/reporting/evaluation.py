@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from facerec.errors import ConfigError
+from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.model import Model, load_model
 from facerec.evaluation.protocols import Result, protocol_settings
+from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets, load_targets, results_document, write_results
 from facerec.evaluation.verification import VerificationResult
@@ -43,6 +45,8 @@ def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
         raise ConfigError("eval.targets", given["targets"], "must name at least one set, e.g. [lfw]")
     wanted = build(EvalSettings, "eval", given)
     verification_sets = load_targets(wanted)
+    if wanted.sanity or (wanted.sanity is None and not model.knows_input):
+        check_preprocessing(model, verification_sets[0], wanted)
     results = evaluate_targets(model, verification_sets, wanted)
     return _reported(results, model, folder, figures=wanted.figures)
 
@@ -55,6 +59,8 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
         backbone=config["backbone"],
         allow_code=config["allow_code"],
     )
+    if config["eval"].get("cache") is not None:
+        model.cache = EmbeddingCache(config["eval"]["cache"], model)
     log.info("model: %s, step %s, input %s", path, model.step, model.input)
     return model
 

@@ -1,0 +1,120 @@
+"""Embeddings kept between evaluations: the same model file, pictures and preprocessing give them back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.checkpoint import replacing
+from facerec.errors import ConfigError, StorageError
+from facerec.evaluation.model import Model
+
+logger = logging.getLogger("facerec.evaluation")
+
+# To be raised where the way from encoded pictures to embeddings changes: decoding, resizing, mirroring.
+_VERSION: Final = 1
+
+Views = npt.NDArray[np.float32]  # (1 or 2 views, P pictures, D)
+
+
+class EmbeddingCache:
+    """A folder of embeddings, a file for each set of pictures that one model embedded.
+
+    A file is an ``.npz`` without pickle, whose parts carry checksums; one that is damaged counts as none.
+    Files are not removed: empty the folder when it grows too large.
+
+    Args:
+        folder: it is made where it is missing.
+        model: which must have come from a file, and must not be changed afterwards.
+
+    Raises:
+        ConfigError: `folder` is a file.
+    """
+
+    def __init__(self, folder: str | Path, model: Model) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError("eval.cache", str(folder), "is a file; name a folder")
+        if model.path is None:
+            raise ValueError("a model that came from no file has no embeddings to keep")
+        said = {
+            "version": _VERSION,
+            "input": model.input.to_dict(),
+            "backbone": model.config.get("backbone"),
+            "device": model.device.type,
+        }
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+        for file in [model.path, *_referenced(model.path)]:
+            digest.update(_file_digest(file))
+        self._model = digest.hexdigest()
+
+    def path(self, pictures: Sequence[Any], name: str, **how: Any) -> Path:
+        """Where the embeddings of `pictures` are kept; all of them are read, for their content decides.
+
+        Args:
+            pictures: as `embed_pictures` takes them.
+            name: of the set, for people who look into the folder.
+            how: what else the embeddings depend on.
+        """
+        digest = hashlib.sha256(json.dumps([self._model, how], sort_keys=True).encode())
+        for picture in (pictures[i] for i in range(len(pictures))):
+            content = memoryview(
+                np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture
+            )
+            digest.update(f"{content.shape}".encode())
+            digest.update(content.cast("B"))
+        word = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)[:40]
+        return self.folder / f"{word}-{digest.hexdigest()[:32]}.npz"
+
+    def load(self, path: Path, count: int, views: int) -> Views | None:
+        """The embeddings kept at `path`, or None where there are none or the file is damaged (a warning)."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                embedding_VPD: Views = kept["embeddings"]
+        except FileNotFoundError:
+            logger.info("embedding cache: miss, %s is not there yet", path)
+            return None
+        # What a zip or NPY reader meets in a damaged file is whatever the broken field happens to cause.
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            logger.warning("embedding cache: %s is damaged (%s); embedding again", path, error)
+            return None
+        shape = embedding_VPD.shape
+        if embedding_VPD.dtype != np.float32 or len(shape) != 3 or shape[:2] != (views, count):
+            logger.warning(
+                "embedding cache: %s holds %s of shape %s; embedding again", path, embedding_VPD.dtype, shape
+            )
+            return None
+        logger.info("embedding cache: hit, %d pictures from %s", count, path)
+        return embedding_VPD
+
+    def store(self, path: Path, embedding_VPD: Views) -> None:
+        """Keep embeddings at `path`; where that fails there is a warning, for the numbers are not lost."""
+        try:
+            with replacing(path) as file:
+                np.savez(file, embeddings=embedding_VPD)
+        except StorageError as error:
+            logger.warning("embedding cache: %s", error)
+
+
+def _referenced(path: Path) -> list[Path]:
+    """The files beside an ONNX network that hold its numbers: those whose names stand in it."""
+    if path.suffix.lower() != ".onnx":
+        return []
+    content = path.read_bytes()
+    beside = sorted(
+        one for one in path.absolute().parent.iterdir() if one.is_file() and one.name != path.name
+    )
+    return [one for one in beside if one.name.encode() in content]
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,199 @@
+"""Is the preprocessing the one a model was trained with? Ask the model: the right one separates people best.
+
+A network whose file does not say how pictures are to be prepared still gives embeddings when they are
+prepared wrongly, only worse ones. So a few hundred pairs are read in the other common ways, too.
+
+Shape suffixes: N pairs, P pictures, D embedding size, R resamples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.evaluation.embedding import PairSet, embed_pictures
+from facerec.evaluation.metrics import Separation
+from facerec.evaluation.model import Input, Model, Numbers
+from facerec.evaluation.settings import EvalSettings
+
+logger = logging.getLogger("facerec.evaluation")
+
+PAIRS: Final = 300  # read of each preprocessing, half of them genuine
+_RESAMPLES: Final = 400
+# A gain must be this many standard errors: seven others are compared, and pairs that share people are
+# worth fewer than they are.
+_CLEAR: Final = 4.0
+_WORTH: Final = 0.03  # and this part of d′: (x − 127.5)/128 for (x − 127.5)/127.5 is not worth a word
+
+# The common normalisations, of pixels 0 … 255: what to type, mean, std. Those of ImageNet are in RGB order.
+COMMON: Final[tuple[tuple[Numbers, Numbers], ...]] = (
+    (127.5, 127.5),
+    (127.5, 128.0),
+    (0.0, 255.0),
+    ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    (0.0, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one preprocessing separates the pairs.
+
+    Attributes:
+        input: the preprocessing.
+        dprime: the mean cosine of genuine pairs less that of impostor pairs, over the root of their mean
+            variance (d′ of signal detection: Green & Swets 1966). It still tells good models apart where the
+            area under the ROC is 1 for all of them.
+        auc: the area under the ROC.
+        dprime_R: the same of resamples of the pairs, the same ones for every preprocessing.
+    """
+
+    input: Input
+    dprime: float
+    auc: float
+    dprime_R: npt.NDArray[np.float64]
+
+    def clearly_above(self, other: Reading) -> bool:
+        """Whether it separates better than `other` by far more than chance."""
+        gain = self.dprime - other.dprime
+        error = float(np.std(self.dprime_R - other.dprime_R))
+        return gain > max(_CLEAR * error, _WORTH * abs(other.dprime)) and self.auc >= other.auc
+
+
+def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalSettings) -> Input | None:
+    """Compare the model's preprocessing with the common ones, and warn where another reads clearly better.
+
+    RGB is compared with BGR under the normalisation given, then the common normalisations under the order of
+    channels given, then, where one of them is better, both orders under that one.
+
+    Args:
+        model: is left as it was.
+        verification_set: its pairs are taken evenly, `PAIRS` at most.
+        settings: batch size and precision; there is no flip.
+
+    Returns:
+        The preprocessing that reads clearly better, if there is one; the warning says what to type for it.
+    """
+    row_M, same_M = _chosen(verification_set)
+    if not 0 < same_M.sum() < len(same_M):
+        logger.info("preprocessing not checked: %s has pairs of one kind only", verification_set.name)
+        return None
+    used_P, pair_2M = np.unique(row_M, return_inverse=True)
+    pictures = [verification_set.pictures[int(one)] for one in used_P]
+
+    def read(prepared: Input) -> Reading:
+        other = Model(model.backbone, prepared)
+        embedded = embed_pictures(
+            other,
+            pictures,
+            name=f"checking {_order(prepared)}",
+            batch_size=settings.batch_size,
+            flip=False,
+            precision=settings.precision,
+            where=lambda one: verification_set.where(int(used_P[one])),
+        )
+        return _reading(prepared, embedded.plain_PD[pair_2M.reshape(-1)], same_M)
+
+    given = read(model.input)
+    readings = [read(_turned(model.input))]
+    readings += [read(other) for other in _normalised(model.input)]
+    best = max(readings, key=lambda one: one.dprime)
+    if best is not readings[0] and best.clearly_above(given):
+        both = read(_turned(best.input))
+        best = both if both.clearly_above(best) else best
+    count = f"{len(same_M)} pairs of {verification_set.name}"
+    if not best.clearly_above(given):
+        logger.info(
+            "preprocessing checked on %s: no other common one reads clearly better (d′ %.3f; next %.3f, %s)",
+            count,
+            given.dprime,
+            best.dprime,
+            best.input,
+        )
+        return None
+    logger.warning(
+        "the preprocessing looks wrong: on %s, %s separates people clearly better (d′ %.3f, AUC %.4f) than "
+        "%s (d′ %.3f, AUC %.4f); if that is how the model was trained, say %s",
+        count,
+        best.input,
+        best.dprime,
+        best.auc,
+        model.input,
+        given.dprime,
+        given.auc,
+        _overrides(model.input, best.input),
+    )
+    return best.input
+
+
+def _chosen(verification_set: PairSet) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
+    """Pictures, two rows a pair, and answers of pairs taken evenly, as many genuine as impostor at most."""
+    issame_N = np.asarray(verification_set.issame_N)
+    index_N2 = np.asarray(verification_set.index_2N).reshape(-1, 2)
+    kinds = []
+    for kind in (True, False):
+        all_of_it = np.flatnonzero(issame_N == kind)
+        count = min(PAIRS // 2, len(all_of_it))
+        kinds.append(all_of_it[np.linspace(0, len(all_of_it) - 1, count).astype(int)])
+    chosen = np.concatenate(kinds)
+    return index_N2[chosen].reshape(-1), issame_N[chosen]
+
+
+def _reading(
+    prepared: Input, embedding_2ND: npt.NDArray[np.float32], same_N: npt.NDArray[np.bool_]
+) -> Reading:
+    wide = embedding_2ND.astype(np.float64)
+    norm = np.linalg.norm(wide, axis=1, keepdims=True)
+    unit = wide / np.where(norm == 0, 1, norm)
+    cosine_N = (unit[0::2] * unit[1::2]).sum(1)
+    genuine_G, impostor_I = cosine_N[same_N], cosine_N[~same_N]
+    random = np.random.default_rng(0)  # the same resamples for every preprocessing: differences are of pairs
+    genuine_RG = genuine_G[random.integers(0, len(genuine_G), (_RESAMPLES, len(genuine_G)))]
+    impostor_RI = impostor_I[random.integers(0, len(impostor_I), (_RESAMPLES, len(impostor_I)))]
+    auc = Separation(-genuine_G, -impostor_I).auc()
+    dprime = float(_dprime(genuine_G[None], impostor_I[None])[0])
+    return Reading(prepared, dprime, auc or 0.0, _dprime(genuine_RG, impostor_RI))
+
+
+def _dprime(
+    genuine_RG: npt.NDArray[np.float64], impostor_RI: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    spread_R = np.sqrt((genuine_RG.var(1) + impostor_RI.var(1)) / 2)
+    result: npt.NDArray[np.float64] = (genuine_RG.mean(1) - impostor_RI.mean(1)) / np.maximum(spread_R, 1e-6)
+    return result
+
+
+def _turned(prepared: Input) -> Input:
+    """The same with the channels in the other order: each colour keeps its numbers."""
+    mean, std = (value[::-1] if isinstance(value, list) else value for value in (prepared.mean, prepared.std))
+    return replace(prepared, channels="bgr" if prepared.channels == "rgb" else "rgb", mean=mean, std=std)
+
+
+def _normalised(prepared: Input) -> Iterator[Input]:
+    """The common normalisations in the same order of channels, without the one that is given."""
+    for mean, std in COMMON:
+        rgb = replace(prepared, channels="rgb", mean=mean, std=std)
+        other = rgb if prepared.channels == "rgb" else _turned(rgb)
+        if other != prepared:
+            yield other
+
+
+def _overrides(given: Input, better: Input) -> str:
+    """What to type: ``input.channels=bgr input.mean=0 input.std=255``."""
+    words = []
+    for key in ("channels", "mean", "std"):
+        value = getattr(better, key)
+        if value != getattr(given, key):
+            text = f"[{','.join(f'{one:g}' for one in value)}]" if isinstance(value, list) else value
+            text = text if isinstance(text, str) else f"{text:g}"
+            words.append(f"'input.{key}={text}'" if isinstance(value, list) else f"input.{key}={text}")
+    return " ".join(words)
+
+
+def _order(prepared: Input) -> str:
+    return f"{prepared.channels} (x − {prepared.mean}) / {prepared.std}"
