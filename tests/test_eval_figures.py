@@ -14,9 +14,10 @@ from facerec.evaluation.verification import verify
 from facerec.reporting.verification_figures import (
     det_figure,
     distance_figure,
-    error_figure,
     figures_of,
+    pair_figure,
     roc_figure,
+    save_comparison_figures,
     save_figures,
 )
 
@@ -36,7 +37,7 @@ def result():
 def test_every_figure_is_written_as_a_picture(result, tmp_path):
     paths = save_figures(tmp_path / "run", "lfw", result)
     assert [path.name for path in paths] == [
-        f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "errors")
+        f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "pairs")
     ]
     for path in paths:
         with Image.open(path) as image:
@@ -53,7 +54,7 @@ def test_figures_are_made_without_pyplot(result):
 
 
 def test_the_roc_shows_the_rates_of_the_result(result):
-    axes = roc_figure("lfw", result).axes[0]
+    axes = roc_figure("lfw", {"ROC": result}).axes[0]
     assert axes.get_xscale() == "log"
     assert axes.get_xlim()[0] == pytest.approx(1 / 150)
     assert f"{result.accuracy:.5f}" in axes.get_title() and "300 pairs" in axes.get_title()
@@ -64,7 +65,7 @@ def test_the_roc_shows_the_rates_of_the_result(result):
 
 
 def test_the_det_is_logarithmic_on_both_axes(result):
-    axes = det_figure("lfw", result).axes[0]
+    axes = det_figure("lfw", {"DET": result}).axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
@@ -73,16 +74,36 @@ def test_the_distances_show_the_mean_threshold(result):
     assert axes.lines[0].get_xdata()[0] == result.best_threshold
 
 
-def test_the_errors_show_the_pictures_of_the_pairs(result):
-    figure = error_figure("lfw", result)
+def test_the_mosaics_show_the_hardest_pairs_whether_or_not_they_are_wrong(result):
+    figure = pair_figure("lfw", result)
     shown = [image.get_array() for axes in figure.axes for image in axes.images]
-    captions = [text.get_text() for axes in figure.axes for text in axes.texts]
-    first = int(result.wrong_genuine[0])
-    assert captions[0] == f"pair {first}: {result.distance_N[first]:.3f}"
+    captions = [axes.get_title() for axes in figure.axes]
+    first = int(np.argmax(np.where(result.issame_N, result.distance_N, -1)))
+    assert captions[0] == f"pair {first}: {result.distance_N[first]:.3f}, wrong"
+    nearest = int(np.argmin(np.where(result.issame_N, 9, result.distance_N)))
+    assert captions[6].startswith(f"pair {nearest}: ")
     grays = [10 * int(index) for index in result.source.index_2N[2 * first : 2 * first + 2]]
     picture = np.asarray(shown[0])
     assert [picture[0, 0, 0], picture[0, -1, 0]] == grays
-    assert len(shown) == len(captions) <= 24
+    assert len(shown) == len(captions) == 12
+
+
+def test_several_models_share_one_roc_and_have_files_of_their_own(result, tmp_path):
+    rows = np.random.default_rng(1).normal(size=(600, 16))
+    worse = replace(verify(rows, result.issame_N), source=result.source)
+    axes = roc_figure("lfw", {"good": result, "bad": worse}).axes[0]
+    labels = [line.get_label() for line in axes.lines]
+    assert labels[0].startswith("good, AUC") and labels[1].startswith("bad, AUC")
+    assert axes.lines[0].get_color() != axes.lines[1].get_color()
+    paths = save_comparison_figures(tmp_path, "lfw", {"a/good <b>": result, "bad": worse})
+    assert [path.name for path in paths] == [
+        "lfw_roc.png",
+        "lfw_det.png",
+        "lfw_a_good_b__distances.png",
+        "lfw_a_good_b__pairs.png",
+        "lfw_bad_distances.png",
+        "lfw_bad_pairs.png",
+    ]
 
 
 def test_what_cannot_be_drawn_is_left_out(result):
@@ -92,7 +113,7 @@ def test_what_cannot_be_drawn_is_left_out(result):
     embedding = np.ones((40, 2))
     embedding[1::2][~issame] = -1
     assert list(figures_of("lfw", verify(embedding, issame))) == ["roc", "distances"]
-    assert "errors" not in figures_of("lfw", replace(result, source=None))
+    assert "pairs" not in figures_of("lfw", replace(result, source=None))
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(result, tmp_path):

@@ -14,6 +14,9 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.registry import build
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from facerec.evaluation.model import Model
 
 
@@ -26,6 +29,10 @@ class Result(Protocol):
     def notes(self) -> list[str]: ...
     @property
     def score(self) -> float: ...
+    @property
+    def decided(self) -> str: ...
+    @property
+    def right_X(self) -> npt.NDArray[np.bool_] | None: ...
     def to_dict(self) -> dict[str, Any]: ...
 
 

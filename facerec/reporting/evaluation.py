@@ -1,54 +1,135 @@
-"""Evaluate a checkpoint from the command line's configuration, and leave results and pictures."""
+"""Evaluate checkpoints as configured on the command line, and leave results, tables, report and pictures."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec.errors import ConfigError
+from facerec.errors import CheckpointError, ConfigError
+from facerec.evaluation.comparison import Comparison, compare
 from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.model import Model, load_model
 from facerec.evaluation.protocols import Result, protocol_settings
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.targets import evaluate_targets, load_targets, results_document, write_results
+from facerec.evaluation.targets import evaluate_targets, load_targets, write_results
 from facerec.evaluation.verification import VerificationResult
 from facerec.registry import build
-from facerec.reporting.verification_figures import save_figures
+from facerec.reporting.evaluated import Evaluated, distinct_names
+from facerec.reporting.report import write_report
+from facerec.reporting.tables import comparison_lines, screen_table, write_tables
+from facerec.reporting.verification_figures import save_comparison_figures, save_figures
 
 log = logging.getLogger(__name__)
 
+Judge = Callable[[Model], Mapping[str, Result]]
+
 
 def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
-    """Evaluate `config["ckpt"]` on its targets; returns the mean accuracy (or other score).
+    """Evaluate `config["ckpt"]`, one checkpoint or a list of them, on the same targets.
 
-    Targets and their folder are those given, else those of `config["data"]`, else those that the checkpoint
-    was trained with.
+    Targets and their folder are those given, else those of `config["data"]`, else those that the (first)
+    checkpoint was trained with.
+
+    Returns:
+        The mean accuracy (or other score) over targets and models.
 
     Raises:
         UserError: a setting, file or folder that is not as it must be.
     """
-    path = Path(config["ckpt"])
+    paths = _checkpoints(config["ckpt"])
+    names = distinct_names(paths)
+    settings, judge = _judge(config)
+    evaluated = []
+    for name, path in zip(names, paths, strict=True):
+        model = _loaded(config, Path(path))
+        results = judge(model)
+        _say(results)
+        evaluated.append(Evaluated.of(name, model, results))
+    comparisons = _compared(evaluated, settings())
+    for file in write_all(folder, evaluated, comparisons, figures=settings().figures):
+        log.info("wrote %s", file)
+    scores = [result.score for one in evaluated for result in one.results.values()]
+    return sum(scores) / len(scores)
+
+
+def write_all(
+    folder: Path,
+    evaluated: Sequence[Evaluated],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    *,
+    figures: bool,
+) -> list[Path]:
+    """Write results.json, results.md, results.csv, report.html and, if wanted, the figures.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    document: dict[str, Any] = evaluated[0].document
+    if len(evaluated) > 1:
+        document = {
+            "models": [{"name": one.name} | one.document for one in evaluated],
+            "comparisons": {
+                target: [one.to_dict() for one in found] for target, found in comparisons.items()
+            },
+        }
+    written = [write_results(folder / "results.json", document)]
+    written += write_tables(folder, evaluated, comparisons)
+    written.append(write_report(folder / "report.html", evaluated, comparisons, figures=figures))
+    if figures and len(evaluated) == 1:
+        for name, result in evaluated[0].results.items():
+            if isinstance(result, VerificationResult):
+                written += save_figures(folder, name, result)
+    elif figures:
+        for target in dict.fromkeys(target for one in evaluated for target in one.results):
+            by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
+            judged = {name: one for name, one in by_model.items() if isinstance(one, VerificationResult)}
+            if judged:
+                written += save_comparison_figures(folder, target, judged)
+    return written
+
+
+def _checkpoints(given: Any) -> list[str]:
+    paths = [str(path) for path in given] if isinstance(given, list | tuple) else [str(given)]
+    if not paths:
+        raise ConfigError("ckpt", "[]", "must name at least one checkpoint")
+    for path in paths if len(paths) > 1 else []:  # before an hour goes into the first
+        if not Path(path).exists():
+            raise CheckpointError(f"ckpt={path}: there is no such file; name files that are there")
+    return paths
+
+
+def _judge(config: Mapping[str, Any]) -> tuple[Callable[[], EvalSettings], Judge]:
+    """What judges a model, and the settings it uses, which the first model may complete."""
     given = dict(config["eval"])
     if given.get("protocol", "verification") != "verification":
-        settings = protocol_settings(given)
-        model = _loaded(config, path)
-        return _reported(settings.run(model), model, folder, figures=settings.figures)
-    model = _loaded(config, path)
+        protocol = protocol_settings(given)
+        return (lambda: protocol), protocol.run
+    chosen: list[tuple[EvalSettings, Any]] = []
+
+    def judge(model: Model) -> Mapping[str, Result]:
+        if not chosen:
+            settings = _verification_settings(config, model)
+            chosen.append((settings, load_targets(settings)))
+        settings, verification_sets = chosen[0]
+        if settings.sanity or (settings.sanity is None and not model.knows_input):
+            check_preprocessing(model, verification_sets[0], settings)
+        return evaluate_targets(model, verification_sets, settings)
+
+    return (lambda: chosen[0][0]), judge
+
+
+def _verification_settings(config: Mapping[str, Any], model: Model) -> EvalSettings:
+    given = dict(config["eval"])
     trained_with = model.config.get("eval", {})
     for key in ("targets", "root"):
-        chosen = given[key] if given[key] is not None else (config.get("data") or {}).get(key)
-        given[key] = chosen if chosen is not None else trained_with.get(key)
+        value = given[key] if given[key] is not None else (config.get("data") or {}).get(key)
+        given[key] = value if value is not None else trained_with.get(key)
     if not given["targets"]:
         raise ConfigError("eval.targets", given["targets"], "must name at least one set, e.g. [lfw]")
-    wanted = build(EvalSettings, "eval", given)
-    verification_sets = load_targets(wanted)
-    if wanted.sanity or (wanted.sanity is None and not model.knows_input):
-        check_preprocessing(model, verification_sets[0], wanted)
-    results = evaluate_targets(model, verification_sets, wanted)
-    return _reported(results, model, folder, figures=wanted.figures)
+    return build(EvalSettings, "eval", given)
 
 
 def _loaded(config: Mapping[str, Any], path: Path) -> Model:
@@ -65,19 +146,28 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
     return model
 
 
-def _reported(results: Mapping[str, Result], model: Model, folder: Path, *, figures: bool) -> float:
-    """Say what goes with the numbers, write results.json and the figures; returns the mean score."""
+def _say(results: Mapping[str, Result]) -> None:
+    """What goes with the numbers."""
     for name, result in results.items():
         log.info("%s: %s", name, result.protocol)
         if isinstance(result, VerificationResult) and result.accuracy_interval is not None:
             low, high = result.accuracy_interval
-            log.info("%s: accuracy %.5f to %.5f (95 %% interval over pairs)", name, low, high)
+            over = result.interval_over
+            log.info("%s: accuracy %.5f to %.5f (95 %% interval over %s)", name, low, high, over)
         for note in result.notes:
             log.info("%s: %s", name, note)
-    written = [write_results(folder / "results.json", results_document(results, model))]
-    for name, result in results.items():
-        if figures and isinstance(result, VerificationResult):
-            written += save_figures(folder, name, result)
-    for file in written:
-        log.info("wrote %s", file)
-    return sum(result.score for result in results.values()) / len(results)
+
+
+def _compared(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, list[Comparison]]:
+    """Every two models on each target, said as a table and in words; nothing for one model."""
+    if len(evaluated) < 2:
+        return {}
+    comparisons = {}
+    for target in evaluated[0].results:
+        by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
+        found = compare(by_model, bootstrap=settings.bootstrap, seed=settings.seed)
+        if found:
+            comparisons[target] = found
+    for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
+        log.info(line)
+    return comparisons

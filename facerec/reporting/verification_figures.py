@@ -1,46 +1,45 @@
-"""Figures of a verification result: ROC, DET, distances of genuine and impostor pairs, pairs judged wrong.
+"""Figures of verification results: ROC and DET of one or several models, distances, hardest pairs.
 
-They are plain `matplotlib.figure.Figure` objects on the Agg canvas; pyplot and its global state are not used.
+They look as `facerec.reporting.style` says, and need nothing of pyplot and its global state.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from facerec.checkpoint import replacing
-from facerec.data.decode import decode
-from facerec.evaluation.embedding import PairSet
-from facerec.evaluation.metrics import FAR_TARGETS, Separation
+from facerec.evaluation.metrics import FAR_TARGETS, Curve, Separation
 from facerec.evaluation.verification import VerificationResult
+from facerec.reporting.pair_pictures import HardPair, hardest_pairs, pair_pixels
+from facerec.reporting.style import COLOURS, GRAY, figure, frame, paper, save
 
-# Colours that people with any colour vision can tell apart (Okabe and Ito).
-GENUINE: Final = "#0072B2"
-IMPOSTOR: Final = "#D55E00"
-_GRAY: Final = "#5f6368"
-_DPI: Final = 200
-_SHOWN: Final = 6  # pairs a column of the picture of errors
+GENUINE: Final = COLOURS[0]
+IMPOSTOR: Final = COLOURS[1]
+_DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+_ROWS: Final = 3  # of the mosaic of pairs, four pairs each
 
 
 def figures_of(name: str, result: VerificationResult) -> dict[str, Figure]:
-    """All figures of target `name`, by kind: ``roc``, ``det``, ``distances``, and ``errors`` where the
-    result knows its pictures and there are errors. ROC and DET need both kinds of pairs.
+    """All figures of target `name`, by kind: ``roc``, ``det``, ``distances``, and ``pairs`` where the result
+    knows its pictures. ROC and DET need both kinds of pairs, the DET errors to trade off.
     """
     figures = {}
-    if result.auc is not None:
-        figures["roc"] = roc_figure(name, result)
-        if result.eer:  # without any error there is nothing to trade off
-            figures["det"] = det_figure(name, result)
-    figures["distances"] = distance_figure(name, result)
-    if result.source is not None and len(result.wrong_genuine) + len(result.wrong_impostor):
-        figures["errors"] = error_figure(name, result)
+    with paper():
+        if result.auc is not None:
+            figures["roc"] = roc_figure(name, {"ROC": result})
+            if result.eer:
+                figures["det"] = det_figure(name, {"DET": result})
+        figures["distances"] = distance_figure(name, result)
+        if result.source is not None:
+            figures["pairs"] = pair_figure(name, result)
     return figures
 
 
@@ -50,31 +49,111 @@ def save_figures(folder: str | Path, name: str, result: VerificationResult) -> l
     Raises:
         StorageError: a file could not be written.
     """
+    return _saved(folder, name, figures_of(name, result))
+
+
+def save_comparison_figures(
+    folder: str | Path, name: str, results: Mapping[str, VerificationResult]
+) -> list[Path]:
+    """Write ``<folder>/<name>_roc.png`` and ``_det.png`` with the curves of all models, and
+    ``<name>_<model>_distances.png`` and ``_pairs.png`` for each.
+
+    Args:
+        folder: where to.
+        name: of the target.
+        results: by model.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    figures = {}
+    with paper():
+        curved = {model: result for model, result in results.items() if result.auc is not None}
+        if curved:
+            figures["roc"] = roc_figure(name, curved)
+            if any(result.eer for result in curved.values()):
+                figures["det"] = det_figure(name, curved)
+        for model, result in results.items():
+            of_model = re.sub(r"[^\w.=-]+", "_", model)
+            figures[f"{of_model}_distances"] = distance_figure(f"{name}, {model}", result)
+            if result.source is not None:
+                figures[f"{of_model}_pairs"] = pair_figure(f"{name}, {model}", result)
+    return _saved(folder, name, figures)
+
+
+def _saved(folder: str | Path, name: str, figures: Mapping[str, Figure]) -> list[Path]:
     paths = []
-    for kind, figure in figures_of(name, result).items():
-        path = Path(folder) / f"{name}_{kind}.png"
-        with replacing(path) as file:
-            figure.savefig(file, dpi=_DPI, format="png")
-        paths.append(path)
+    with paper():
+        for kind, made in figures.items():
+            paths += save(made, Path(folder), f"{name}_{kind}", ("png",))
     return paths
 
 
-def roc_figure(name: str, result: VerificationResult) -> Figure:
-    """True over false accept rate, the latter logarithmic, down to what the impostor pairs support."""
-    figure, axes = _figure(4.4, 3.9)
-    separation = Separation.of(result.distance_N, result.issame_N)
-    far_V, tar_V = separation.roc()
-    least = 1 / len(separation.impostor_I)
-    axes.plot(
-        np.clip(far_V, least / 2, 1),
-        tar_V,
-        drawstyle="steps-post",
-        color=GENUINE,
-        lw=1.6,
-        label=f"ROC, AUC {result.auc:.5f}",
-    )
+def roc_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
+    """True over false accept rate, the latter logarithmic, down to what the impostor pairs support.
+
+    Args:
+        name: of the target.
+        results: by label; the numbers at each FAR are written at the curve where there is one alone.
+    """
+    made = figure(4.4, 3.9)
+    axes = made.subplots()
+    least, lowest = 1.0, 1.0
+    for number, (label, result) in enumerate(results.items()):
+        curve, few, _ = _curve(result)
+        far_V = np.concatenate([[few / 2], np.maximum(curve.far_V, few / 2)])
+        tar_V = np.concatenate([[0], curve.tar_V])
+        axes.plot(
+            far_V, tar_V, drawstyle="steps-post", label=f"{label}, AUC {result.auc:.5f}", **_line(number)
+        )
+        least = min(least, few)
+        lowest = min(lowest, float(tar_V[far_V <= few * (1 + 1e-9)].max()))
+        if len(results) == 1:
+            _write_tars(axes, result, few)
+            assert result.eer is not None
+            _mark_eer(axes, result.eer, 1 - result.eer)
     chance = np.geomspace(least, 1, 100)
-    axes.plot(chance, chance, color=_GRAY, lw=0.9, ls=(0, (1, 2)), label="chance")
+    axes.plot(chance, chance, color=GRAY, lw=0.9, ls=(0, (1, 2)), label="chance")
+    axes.set(xscale="log", xlim=(least, 1), ylim=(max(0.0, np.floor((lowest - 0.02) * 20) / 20), 1.005))
+    frame(axes, _title(name, results), "false accept rate (log scale)", "true accept rate")
+    return _with_legend(made)
+
+
+def det_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
+    """Detection error trade-off: false reject over false accept rate, both logarithmic."""
+    made = figure(4.4, 4.2)
+    axes = made.subplots()
+    least_far, least_frr = 1.0, 1.0
+    for number, (label, result) in enumerate(results.items()):
+        curve, few, missed = _curve(result)
+        far_V = np.concatenate([[few / 2], np.maximum(curve.far_V, few / 2)])
+        frr_V = np.maximum(1 - np.concatenate([[0], curve.tar_V]), missed / 2)
+        eer = "" if len(results) == 1 else f", EER {result.eer:.5f}"
+        axes.plot(far_V, frr_V, drawstyle="steps-post", label=label + eer, **_line(number))
+        least_far, least_frr = min(least_far, few), min(least_frr, missed)
+        if len(results) == 1:
+            assert result.eer is not None
+            _mark_eer(axes, max(result.eer, few / 2), max(result.eer, missed / 2), result.eer)
+    equal = np.array([min(least_far, least_frr), 1.0])
+    axes.plot(equal, equal, color=GRAY, lw=0.9, ls=(0, (4, 3)), label="equal rates")
+    axes.set(xscale="log", yscale="log", xlim=(least_far, 1), ylim=(least_frr, 1))
+    frame(axes, _title(name, results), "false accept rate (log scale)", "false reject rate (log scale)")
+    return _with_legend(made)
+
+
+def _line(number: int) -> dict[str, Any]:
+    """How the curve of a model is drawn; no two of 28 alike."""
+    return {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number // len(COLOURS) % len(_DASHES)]}
+
+
+def _curve(result: VerificationResult) -> tuple[Curve, float, float]:
+    """The ROC, and the lowest FAR and FRR above 0 that its pairs can show."""
+    separation = Separation.of(result.distance_N, result.issame_N)
+    return separation.curve(), 1 / len(separation.impostor_I), 1 / len(separation.genuine_G)
+
+
+def _write_tars(axes: Axes, result: VerificationResult, least: float) -> None:
+    """The TAR at each FAR that is supported, at its place on the curve."""
     for target in FAR_TARGETS:
         far, tar = float(target), result.tar_at_far[target]
         if tar is None:
@@ -87,44 +166,16 @@ def roc_figure(name: str, result: VerificationResult) -> Figure:
             xytext=(-5 if left else 5, 4),
             textcoords="offset points",
             ha="right" if left else "left",
-            fontsize=7.5,
+            fontsize=8,
             color=GENUINE,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
         )
-    assert result.eer is not None
-    _mark_eer(axes, result.eer, 1 - result.eer)
-    lowest = tar_V[np.searchsorted(far_V, least)]
-    axes.set(xscale="log", xlim=(least, 1), ylim=(max(0.0, np.floor((lowest - 0.02) * 20) / 20), 1.005))
-    return _finished(figure, axes, name, result, "false accept rate (log scale)", "true accept rate")
-
-
-def det_figure(name: str, result: VerificationResult) -> Figure:
-    """Detection error trade-off: false reject over false accept rate, both logarithmic."""
-    figure, axes = _figure(4.4, 4.2)
-    separation = Separation.of(result.distance_N, result.issame_N)
-    far_V, tar_V = separation.roc()
-    least_far, least_frr = 1 / len(separation.impostor_I), 1 / len(separation.genuine_G)
-    axes.plot(
-        np.clip(far_V, least_far / 2, 1),
-        np.clip(1 - tar_V, least_frr / 2, 1),
-        drawstyle="steps-post",
-        color=GENUINE,
-        lw=1.6,
-        label="DET",
-    )
-    equal = np.array([min(least_far, least_frr), 1.0])
-    axes.plot(equal, equal, color=_GRAY, lw=0.9, ls=(0, (4, 3)), label="equal rates")
-    assert result.eer is not None
-    _mark_eer(axes, max(result.eer, least_far / 2), max(result.eer, least_frr / 2), result.eer)
-    axes.set(xscale="log", yscale="log", xlim=(least_far, 1), ylim=(least_frr, 1))
-    return _finished(
-        figure, axes, name, result, "false accept rate (log scale)", "false reject rate (log scale)"
-    )
 
 
 def distance_figure(name: str, result: VerificationResult) -> Figure:
     """Histogram of the distances of genuine and impostor pairs, with the mean threshold of the folds."""
-    figure, axes = _figure(4.4, 3.9)
+    made = figure(4.4, 3.9)
+    axes = made.subplots()
     distance_N, issame_N = result.distance_N, result.issame_N
     low, high = float(distance_N.min()), float(distance_N.max())
     edges = np.linspace(low, high if high > low else low + 0.01, 61)
@@ -139,81 +190,41 @@ def distance_figure(name: str, result: VerificationResult) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     # between unit vectors d = 2 − 2 cos, and the other way round
     cosine = axes.secondary_xaxis("top", functions=(_cosine_of, _distance_of))
-    cosine.set_xlabel("cosine", fontsize=9, labelpad=4)
-    cosine.tick_params(labelsize=8, length=3, width=0.7)
-    return _finished(
-        figure,
-        axes,
-        name,
-        result,
-        "squared distance of the unit embeddings",
-        "share of each kind's pairs",
-    )
+    cosine.set_xlabel("cosine", labelpad=4)
+    x, y = "squared distance of the unit embeddings", "share of each kind's pairs"
+    frame(axes, _title(name, {"": result}), x, y)
+    return _with_legend(made)
 
 
-def error_figure(name: str, result: VerificationResult) -> Figure:
-    """The pairs on the wrong side of their fold's threshold: the nearest to it and the farthest."""
-    assert result.source is not None, "this result was not made from pictures"
-    figure = _canvas(6.6, 5.6)
-    left, right = figure.subfigures(1, 2, wspace=0.04)  # type: ignore[misc]
-    kinds = (
-        ("genuine pairs called different", result.wrong_genuine, GENUINE),
-        ("impostor pairs called same", result.wrong_impostor, IMPOSTOR),
-    )
-    for block, (title, wrong, colour) in zip((left, right), kinds, strict=True):
-        block.suptitle(f"{len(wrong):,} {title}", fontsize=9.5, color=colour, y=0.925)
-        grid = block.subplots(_SHOWN, 2, gridspec_kw={"wspace": 0.1, "hspace": 0.28})
-        block.subplots_adjust(left=0.04, right=0.96, top=0.845, bottom=0.03)
-        for column, (caption, pairs) in enumerate(
-            (("nearest the threshold", wrong[:_SHOWN]), ("farthest from it", wrong[::-1][:_SHOWN]))
-        ):
-            grid[0, column].set_title(caption, fontsize=8, color=_GRAY, pad=12)
-            for row in range(_SHOWN):
-                axes = grid[row, column]
-                axes.set_axis_off()
-                if row < len(pairs):
-                    pair = int(pairs[row])
-                    axes.imshow(_pair_picture(result.source, pair), interpolation="lanczos")
-                    axes.text(
-                        0.5,
-                        1.04,
-                        f"pair {pair}: {result.distance_N[pair]:.3f}",
-                        transform=axes.transAxes,
-                        ha="center",
-                        va="bottom",
-                        fontsize=6.5,
-                    )
-    figure.suptitle(
-        f"{name}: pairs judged wrong, mean threshold {result.best_threshold:.3f}", fontsize=10.5, y=0.985
-    )
-    return figure
+def pair_figure(name: str, result: VerificationResult) -> Figure:
+    """Two mosaics: the genuine pairs farthest apart and the impostor pairs nearest to each other."""
+    made = figure(6.8, 4.3, layout=None)
+    made.suptitle(f"{name}: hardest pairs, mean threshold {result.best_threshold:.3f}", y=0.975)
+    blocks = zip(("genuine", "impostor"), hardest_pairs(result, 4 * _ROWS // 2), strict=True)
+    for side, (kind, pairs) in enumerate(blocks):
+        wrong = len(result.wrong_genuine if kind == "genuine" else result.wrong_impostor)
+        title = "genuine, farthest apart" if kind == "genuine" else "impostor, nearest to each other"
+        colour = GENUINE if kind == "genuine" else IMPOSTOR
+        left = 0.02 + 0.5 * side
+        made.text(
+            left + 0.23, 0.9, f"{title} ({wrong:,} judged wrong)", color=colour, ha="center", va="center"
+        )
+        for at, pair in enumerate(pairs):
+            row, column = divmod(at, 2)
+            place = (left + 0.235 * column, 0.615 - 0.29 * row, 0.225, 0.225)
+            _draw_pair(made.add_axes(place), result, pair)
+    return made
 
 
-def _pair_picture(source: PairSet, pair: int) -> np.ndarray:
-    """The two pictures of a pair side by side, a white line between them."""
-    both = [source.pictures[int(source.index_2N[2 * pair + side])] for side in (0, 1)]
-    left, right = (one if getattr(one, "ndim", 1) == 3 else decode(one) for one in both)
+def _draw_pair(axes: Axes, result: VerificationResult, pair: HardPair) -> None:
+    """The two pictures side by side, their distance, and whether they were judged wrong."""
+    assert result.source is not None
+    left, right = pair_pixels(result.source, pair.pair)
     line = np.full((left.shape[0], max(1, left.shape[1] // 28), 3), 255, np.uint8)
-    return np.concatenate([left, line, right], axis=1)
-
-
-def _canvas(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = _canvas(width, height)
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots()
-    axes.grid(which="major", color="#d9dce0", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=3, width=0.7)
-    axes.tick_params(which="minor", length=1.5, width=0.5)
-    for spine in axes.spines.values():
-        spine.set_linewidth(0.7)
-    return figure, axes
+    axes.imshow(np.concatenate([left, line, right], axis=1), interpolation="lanczos")
+    axes.set_axis_off()
+    said = f"pair {pair.pair}: {pair.distance:.3f}" + (", wrong" if pair.wrong else "")
+    axes.set_title(said, fontsize=8, pad=2.5)
 
 
 def _cosine_of(distance: ArrayLike) -> ArrayLike:
@@ -229,17 +240,15 @@ def _mark_eer(axes: Axes, far: float, rate: float, eer: float | None = None) -> 
     axes.plot(far, rate, "s", color="white", mec="black", ms=4.5, mew=0.9, zorder=4, ls="", label=label)
 
 
-def _finished(figure: Figure, axes: Axes, name: str, result: VerificationResult, x: str, y: str) -> Figure:
-    """Labels, legend, and a title that says what was measured, so that a picture alone can be quoted."""
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    flip = "flip-TTA" if result.flip else "no flip"
-    accuracy = f"accuracy {result.accuracy:.5f} ± {result.accuracy_std:.5f}"
-    axes.set_title(
-        f"{name}: {accuracy}\n{result.pairs:,} pairs, {result.folds} folds, {flip}",
-        fontsize=9,
-        linespacing=1.5,
-        pad=8,
-    )
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, columnspacing=1.6)
-    return figure
+def _title(name: str, results: Mapping[str, VerificationResult]) -> str:
+    """What was measured, so that a picture alone can be quoted."""
+    first = next(iter(results.values()))
+    measured = f"{first.pairs:,} pairs, {first.folds} folds, {'flip-TTA' if first.flip else 'no flip'}"
+    if len(results) > 1:
+        return f"{name}: {measured}"
+    return f"{name}: accuracy {first.accuracy:.5f} ± {first.accuracy_std:.5f}\n{measured}"
+
+
+def _with_legend(made: Figure) -> Figure:
+    made.legend(loc="outside lower center", ncols=3 if len(made.axes[0].lines) < 7 else 2, columnspacing=1.6)
+    return made

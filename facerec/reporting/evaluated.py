@@ -1,0 +1,74 @@
+"""A model that was judged, with what has to be said of it, and names that tell models apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from facerec.errors import ConfigError
+from facerec.evaluation.model import Model
+from facerec.evaluation.protocols import Result
+from facerec.evaluation.targets import results_document
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Results of one model by target, and what to say of the model; the model itself may be gone.
+
+    Attributes:
+        name: short, different for each model of a comparison.
+        results: by target.
+        document: results.json of this model.
+        facts: checkpoint, step, backbone, preprocessing and so on, for people.
+    """
+
+    name: str
+    results: Mapping[str, Result]
+    document: dict[str, Any]
+    facts: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, name: str, model: Model, results: Mapping[str, Result]) -> Evaluated:
+        """What is kept of `model`."""
+        parameters = sum(one.numel() for one in model.backbone.parameters())
+        backbone = model.config.get("backbone", {}).get("name") or type(model.backbone).__name__
+        facts = [("Checkpoint", str(model.path) if model.path is not None else "in memory")]
+        if model.step is not None:
+            facts.append(("Step", f"{model.step:,}"))
+        facts.append(("Backbone", f"{backbone}, {parameters:,} parameters" if parameters else str(backbone)))
+        taken = "" if model.knows_input else " (not in the file: given, or taken for granted)"
+        facts.append(("Preprocessing", f"{model.input}{taken}"))
+        for key in ("head", "data"):
+            trained = model.config.get(key)
+            if isinstance(trained, Mapping) and trained.get("name"):
+                facts.append(("Trained with" if key == "head" else "Trained on", str(trained["name"])))
+        return cls(name, results, results_document(results, model), facts)
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """A short name for each checkpoint: the parts of its path in which it differs from the others.
+
+    ``runs/a/checkpoints/best.pt`` and ``runs/b/checkpoints/best.pt`` become ``a`` and ``b``; one alone is
+    called by its file.
+
+    Raises:
+        ConfigError: two of the paths are the same file.
+    """
+    whole = [Path(path).expanduser().resolve() for path in paths]
+    for at, path in enumerate(whole):
+        if path in whole[:at]:
+            raise ConfigError("ckpt", paths[at], "is given twice; name each checkpoint once")
+    if len(paths) == 1:
+        return [PurePath(paths[0]).name]
+    parts = [path.parts for path in whole]
+    shortest = min(map(len, parts))
+    lead = next((i for i in range(shortest) if len({one[i] for one in parts}) > 1), shortest)
+    trail = next(
+        (i for i in range(shortest - lead) if len({one[-1 - i] for one in parts}) > 1), shortest - lead
+    )
+    names = ["/".join(one[lead : len(one) - trail]) for one in parts]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    return ["/".join(one[max(0, lead - 1) :]) for one in parts]

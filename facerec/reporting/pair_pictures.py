@@ -1,0 +1,89 @@
+"""The hardest pairs of a verification result, and their pictures as small JPEG files to embed."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from facerec.data.decode import decode
+from facerec.evaluation.embedding import PairSet
+from facerec.evaluation.verification import VerificationResult
+
+SIDE = 112
+_LARGEST = 6000  # bytes of a picture that is embedded as it is
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class HardPair:
+    """A pair, how far apart its pictures are, and whether it was judged wrong."""
+
+    pair: int
+    genuine: bool
+    distance: float
+    wrong: bool
+    people: tuple[str, str] | None
+
+    @property
+    def kind(self) -> str:
+        """``genuine`` or ``impostor``."""
+        return "genuine" if self.genuine else "impostor"
+
+
+def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[HardPair], list[HardPair]]:
+    """The genuine pairs farthest apart and the impostor pairs nearest to each other, worst first, whether or
+    not they were judged wrong.
+    """
+    distance_N = np.asarray(result.distance_N, np.float64)
+    right_N = result.right_X
+    names = getattr(result.source, "identity_2N", None)
+
+    def pairs(genuine: bool) -> list[HardPair]:
+        chosen = np.flatnonzero(result.issame_N == genuine)
+        key = -distance_N[chosen] if genuine else distance_N[chosen]
+        worst = chosen[np.argsort(key, kind="stable")[:count]]
+        return [
+            HardPair(
+                pair,
+                genuine,
+                float(distance_N[pair]),
+                not right_N[pair],
+                None if names is None else (str(names[2 * pair]), str(names[2 * pair + 1])),
+            )
+            for pair in worst.tolist()
+        ]
+
+    return pairs(True), pairs(False)
+
+
+def pair_pixels(source: PairSet, pair: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two pictures of a pair, uint8 RGB."""
+    first, second = (_pixels(source.pictures[int(source.index_2N[2 * pair + side])]) for side in (0, 1))
+    return first, second
+
+
+def data_uris(source: PairSet, pair: int) -> list[str]:
+    """Both pictures of a pair as ``data:`` addresses of JPEG files, at most `SIDE` pixels high."""
+    return [_data_uri(source.pictures[int(source.index_2N[2 * pair + side])]) for side in (0, 1)]
+
+
+def _data_uri(picture: Any) -> str:
+    if isinstance(picture, bytes) and picture[:2] == b"\xff\xd8" and len(picture) <= _LARGEST:
+        encoded = picture
+    else:
+        pixels = _pixels(picture)
+        if max(pixels.shape[:2]) > SIDE:
+            picture = Image.fromarray(pixels)
+            picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            pixels = np.asarray(picture)
+        encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
+    return "data:image/jpeg;base64," + base64.b64encode(encoded).decode()
+
+
+def _pixels(picture: Any) -> np.ndarray:
+    return picture if getattr(picture, "ndim", 1) == 3 else decode(picture)

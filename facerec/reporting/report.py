@@ -1,0 +1,255 @@
+"""report.html: one self-contained page of what an evaluation found; it fetches nothing, all is escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+import facerec
+from facerec.checkpoint import replacing
+from facerec.evaluation.comparison import Comparison
+from facerec.evaluation.verification import VerificationResult
+from facerec.reporting.charts import charts_of
+from facerec.reporting.evaluated import Evaluated
+from facerec.reporting.numbers import facts_of, numbers_of
+from facerec.reporting.pair_pictures import HardPair, data_uris, hardest_pairs
+from facerec.reporting.tables import Row, p_text, rows_of, tables_of
+
+_CHARTS = {
+    "roc": ("ROC", "Pairs of one person that are accepted, over pairs of two people that are."),
+    "det": ("DET", "Errors of both kinds against each other; the dotted line is where they are equal."),
+    "cmc": ("CMC", "Mated probes whose person is among the first ranks of the gallery."),
+    "tpir": ("Open set", "Mated probes found at rank 1, over non-mated probes that raise an alarm."),
+    "distractors": ("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
+}
+
+
+def write_report(
+    path: Path,
+    evaluated: Sequence[Evaluated],
+    comparisons: Mapping[str, Sequence[Comparison]] | None = None,
+    *,
+    figures: bool = True,
+) -> Path:
+    """Write the page; see `report_html`.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    text = report_html(evaluated, comparisons or {}, figures=figures)
+    with replacing(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def report_html(
+    evaluated: Sequence[Evaluated],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    *,
+    figures: bool = True,
+) -> str:
+    """The page as text.
+
+    Args:
+        evaluated: one or more models.
+        comparisons: what their paired comparison found on each target; empty for one model.
+        figures: whether figures lie beside the page, and pictures of pairs shall be in it.
+    """
+    folder = files("facerec.reporting") / "report_files"
+    style, script, template = (
+        (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    charts = charts_of(evaluated)
+    several = len(evaluated) > 1
+    rows = rows_of(evaluated)
+    places = [kind for kind in _CHARTS if charts["roc" if kind == "det" else kind]]
+    if all(not one["eer"] for one in charts["roc"]):  # no errors, nothing to trade off
+        places = [kind for kind in places if kind != "det"]
+    values = {
+        "title": f"{len(evaluated)} models compared" if several else evaluated[0].name,
+        "lead": _lead(rows, several),
+        "several": several,
+        "tables": [_table(labels, group, evaluated) for labels, group in tables_of(evaluated)],
+        "notes": _notes(rows),
+        "comparisons": _compared(comparisons),
+        "corrected": any(len(found) > 1 for found in comparisons.values()),
+        "decided": ", ".join(dict.fromkeys(one.decided for found in comparisons.values() for one in found)),
+        "over": _over(rows),
+        "charts": charts,
+        "chart_places": [
+            dict(zip(("kind", "title", "text"), (kind, *_CHARTS[kind]), strict=True)) for kind in places
+        ],
+        "histogram_places": [
+            {"title": _place(charts["targets"][one["target"]], charts["models"][one["model"]], several)}
+            for one in charts["histograms"]
+        ],
+        "has_threshold": any(one["threshold"] is not None for one in charts["histograms"]),
+        "pair_groups": [_pairs(row, several) for row in rows if _has_pictures(row)] if figures else [],
+        "cards": _cards(evaluated, rows, several),
+        "figures": figures,
+        "version": facerec.__version__,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "style": Markup(style),
+        "script": Markup(script),
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "data": Markup(_json(charts)),
+    }
+    return environment.from_string(template).render(values)
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand in a script element: no < can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _place(target: str, model: str, several: bool) -> str:
+    return f"{target}, {model}" if several else target
+
+
+def _lead(rows: Sequence[Row], several: bool) -> list[str]:
+    """What a reader should know after five seconds."""
+    if several:
+        lines = []
+        for target in dict.fromkeys(target for _, target, _ in rows):
+            scored = [(one.name, numbers_of(result)[0]) for one, name, result in rows if name == target]
+            rated = [(name, number) for name, number in scored if number.value is not None]
+            if rated:
+                name, number = max(rated, key=lambda pair: pair[1].value or 0.0)
+                lines.append(f"{target}: best is {name}, {number.label.lower()} {number.value:.5f}.")
+        return lines[:3]
+    lines = []
+    for _, target, result in rows:
+        known = [one for one in numbers_of(result) if one.value is not None]
+        if known:
+            number = known[0]
+            spread = f", 95 % interval {number.interval_text}" if number.interval_text else ""
+            lines.append(f"{target}: {number.label[:1].lower()}{number.label[1:]} {number.text}{spread}.")
+    return lines[:3]
+
+
+def _table(labels: Sequence[str], rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    made = []
+    before = None
+    for one, target, result in rows:
+        numbers = {number.label: number for number in numbers_of(result)}
+        cells = []
+        for label in labels:
+            number = numbers[label]
+            rivals = [r for _, name, r in rows if name == target]
+            cells.append(
+                {
+                    "label": label,
+                    "text": number.text,
+                    "interval_text": number.interval_text,
+                    "best": len(rivals) > 1
+                    and number.value is not None
+                    and number.value == _best(label, rivals),
+                }
+            )
+        made.append(
+            {
+                "target": target,
+                "first": target != before,
+                "model": one.name,
+                "model_number": list(evaluated).index(one),
+                "numbers": cells,
+            }
+        )
+        before = target
+    return {"caption": "Numbers of each set with their 95 % intervals", "labels": labels, "rows": made}
+
+
+def _best(label: str, results: Sequence[Any]) -> float | None:
+    values = [number.value for result in results for number in numbers_of(result) if number.label == label]
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return min(known) if label == "EER" else max(known)
+
+
+def _notes(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Each note once for its target."""
+    pairs = dict.fromkeys((target, note) for _, target, result in rows for note in result.notes)
+    return [{"target": target, "text": note[:1].upper() + note[1:] + "."} for target, note in pairs]
+
+
+def _compared(comparisons: Mapping[str, Sequence[Comparison]]) -> list[dict[str, Any]]:
+    made = []
+    for target, found in comparisons.items():
+        for number, one in enumerate(found):
+            interval = one.difference_interval
+            better = one.first if one.difference > 0 else one.second
+            made.append(
+                {
+                    "target": target,
+                    "new": number == 0,
+                    "first": one.first,
+                    "second": one.second,
+                    "difference": f"{one.difference:+.5f}",
+                    "interval": "" if interval is None else f"{interval[0]:+.5f} to {interval[1]:+.5f}",
+                    "first_only": f"{one.first_only:,}",
+                    "second_only": f"{one.second_only:,}",
+                    "p": p_text(one.p),
+                    "p_holm": p_text(one.p_holm),
+                    "verdict": f"{better} is better" if one.p_holm < 0.05 else "no difference shown",
+                }
+            )
+    return made
+
+
+def _over(rows: Sequence[Row]) -> str:
+    """What the intervals of the differences resample, said where it is one thing."""
+    over = {result.interval_over for _, _, result in rows if isinstance(result, VerificationResult)} - {None}
+    return f", over {over.pop()}" if len(over) == 1 else ""
+
+
+def _has_pictures(row: Row) -> bool:
+    return isinstance(row[2], VerificationResult) and row[2].source is not None
+
+
+def _pairs(row: Row, several: bool) -> dict[str, Any]:
+    one, target, result = row
+    assert isinstance(result, VerificationResult) and result.source is not None
+    source = result.source
+    titles = ("Genuine pairs farthest apart", "Impostor pairs nearest to each other")
+    columns = []
+    for kind, title, pairs in zip(("genuine", "impostor"), titles, hardest_pairs(result), strict=True):
+        if pairs:
+            shown = [_pair(pair, data_uris(source, pair.pair)) for pair in pairs]
+            columns.append({"kind": kind, "title": title, "pairs": shown})
+    return {"title": _place(target, one.name, several), "columns": columns}
+
+
+def _pair(pair: HardPair, images: list[str]) -> dict[str, Any]:
+    judged = "same" if pair.genuine is not pair.wrong else "different"
+    people = pair.people or ("", "")
+    return {
+        "number": pair.pair,
+        "distance": f"{pair.distance:.3f}",
+        "wrong": pair.wrong,
+        "judged": f"judged {judged}" + (", wrongly" if pair.wrong else ""),
+        "images": images,
+        "who": [f", {name}" if name else "" for name in people],
+    }
+
+
+def _cards(evaluated: Sequence[Evaluated], rows: Sequence[Row], several: bool) -> list[dict[str, Any]]:
+    cards = [{"title": f"Model {one.name}", "facts": one.facts} for one in evaluated]
+    for one, target, result in rows:
+        cards.append({"title": f"Set {_place(target, one.name, several)}", "facts": facts_of(result)})
+    return cards

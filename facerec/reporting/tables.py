@@ -1,0 +1,145 @@
+"""The numbers of an evaluation as results.md, results.csv and a table on the screen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from facerec.checkpoint import replacing
+from facerec.evaluation.comparison import Comparison
+from facerec.evaluation.protocols import Result
+from facerec.reporting.evaluated import Evaluated
+from facerec.reporting.numbers import facts_of, kind_of, labels_of, numbers_of
+from facerec.reporting.sweep import as_markdown
+
+Row = tuple[Evaluated, str, Result]
+Comparisons = Mapping[str, Sequence[Comparison]]
+
+
+def rows_of(evaluated: Sequence[Evaluated]) -> list[Row]:
+    """Model, target and result, those of one target together."""
+    targets = list(dict.fromkeys(target for one in evaluated for target in one.results))
+    return [
+        (one, target, one.results[target]) for target in targets for one in evaluated if target in one.results
+    ]
+
+
+def tables_of(evaluated: Sequence[Evaluated]) -> list[tuple[list[str], list[Row]]]:
+    """A table for each kind of protocol: labels of its columns of numbers, and its rows."""
+    rows = sorted(rows_of(evaluated), key=lambda row: kind_of(row[2]))  # stable: targets stay together
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: kind_of(row[2]))]
+    return [(labels_of(row[2] for row in group), group) for group in groups]
+
+
+def screen_table(evaluated: Sequence[Evaluated]) -> str:
+    """Target, model and numbers with five digits, columns that line up."""
+    parts = []
+    for labels, rows in tables_of(evaluated):
+        lines = [["target", "model", *labels]]
+        for one, target, result in rows:
+            text = {number.label: number.text for number in numbers_of(result)}
+            lines.append([target, one.name, *(text[label] for label in labels)])
+        width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        parts.append(
+            "\n".join(
+                "  ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)).rstrip()
+                for line in lines
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def comparison_lines(comparisons: Comparisons) -> list[str]:
+    """What McNemar's test says of each two models, a line each, five digits."""
+    lines = []
+    for target, found in comparisons.items():
+        for one in found:
+            spread = ""
+            if one.difference_interval is not None:
+                spread = " (95 % {:+.5f} to {:+.5f})".format(*one.difference_interval)
+            corrected = f", Holm-corrected {p_text(one.p_holm)}" if len(found) > 1 else ""
+            lines.append(
+                f"{target}: {one.first} against {one.second}: {one.difference:+.5f}{spread}; right alone "
+                f"{one.first_only:,} against {one.second_only:,}; McNemar p {p_text(one.p)}{corrected}"
+            )
+    return lines
+
+
+def p_text(p: float) -> str:
+    """``0.0312``; ``3.1e-07`` where it is small."""
+    return f"{p:.4f}" if p >= 0.001 else f"{p:.1e}"
+
+
+def markdown(evaluated: Sequence[Evaluated], comparisons: Comparisons) -> str:
+    """results.md: tables that can be pasted into a page, and what goes with the numbers."""
+    several = len(evaluated) > 1
+    text = []
+    for labels, rows in tables_of(evaluated):
+        header = ["target", *(["model"] if several else []), *labels]
+        lines = []
+        for one, target, result in rows:
+            cells = [_escaped(target), *([_escaped(one.name)] if several else [])]
+            by_label = {number.label: number for number in numbers_of(result)}
+            for number in (by_label[label] for label in labels):
+                cells.append(number.text + (f" [{number.interval_text}]" if number.interval_text else ""))
+            lines.append(cells)
+        text.append(as_markdown(header, lines))
+    text.append("± is the deviation over the folds, brackets are 95 % intervals.\n")
+    if comparisons:
+        text += ["".join(f"- {_escaped(line)}\n" for line in comparison_lines(comparisons))]
+    for one in evaluated:
+        text.append("".join(f"- {name}: {_escaped(value)}\n" for name, value in one.facts))
+    for target, result in {target: result for _, target, result in rows_of(evaluated)}.items():
+        said = [*(f"{name}: {value}" for name, value in facts_of(result)[:2]), *result.notes]
+        text.append("".join(f"- {_escaped(target)}: {_escaped(line)}\n" for line in said))
+    return "\n".join(text)
+
+
+def as_csv(evaluated: Sequence[Evaluated]) -> str:
+    """results.csv: a row for each target and model, at full precision; empty where there is no value."""
+    rows = []
+    columns = ["target", "model", "ckpt", "step", "protocol"]
+    for one, target, result in rows_of(evaluated):
+        row: dict[str, object] = {
+            "target": target,
+            "model": one.name,
+            "ckpt": one.document["ckpt"],
+            "step": one.document["step"],
+            "protocol": result.protocol,
+        }
+        for number in numbers_of(result):
+            row[number.key] = number.value
+            if number.deviation is not None:
+                row[f"{number.key}_std"] = number.deviation
+            row[f"{number.key}_low"], row[f"{number.key}_high"] = number.interval or (None, None)
+        columns = list(dict.fromkeys([*columns, *row]))
+        rows.append(row)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def write_tables(folder: Path, evaluated: Sequence[Evaluated], comparisons: Comparisons) -> list[Path]:
+    """Write results.md and results.csv.
+
+    Raises:
+        StorageError: one could not be written.
+    """
+    paths = []
+    for name, text in (("results.md", markdown(evaluated, comparisons)), ("results.csv", as_csv(evaluated))):
+        with replacing(folder / name) as file:
+            file.write(text.encode())
+        paths.append(folder / name)
+    return paths
+
+
+def _escaped(text: str) -> str:
+    """The text as it is, where Markdown or HTML would make something else of it."""
+    for sign in "\\`*_[]<>|":
+        text = text.replace(sign, f"\\{sign}")
+    return text
