@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from facerec.data import buffers
 from facerec.data.augment import Augmentation, AugmentSettings
 from facerec.data.decode import Pixels, decode_into, fit_into
 from facerec.data.faces import EncodedFaces, FaceSet, PixelFaces
@@ -208,7 +209,7 @@ class Loader:
         else:
             self.faces.prefetch(index_B.tolist())
         shape = (len(index_B), self.height, self.width, 3)
-        image_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+        image_BHWC = buffers.empty(shape, torch.uint8, pin=self.pin)
         slots_BHWC = image_BHWC.numpy()
         edges = [*range(0, len(index_B), _CHUNK), len(index_B)]
         chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]

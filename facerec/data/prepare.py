@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from facerec.data import buffers
 from facerec.data.loader import Batch
 
 
@@ -45,4 +46,6 @@ def mirror_where(mirror_B: torch.Tensor, image_BHWC: torch.Tensor) -> torch.Tens
     word = torch.int64 if image_BHWC[0].numel() % 8 == 0 else torch.uint8
     plain_BX = image_BHWC.reshape(len(image_BHWC), -1).view(word)
     mirrored_BX = image_BHWC.flip(2).view(len(image_BHWC), -1).view(word)
-    return torch.where(mirror_B[:, None], mirrored_BX, plain_BX).view(torch.uint8).view(shape)
+    out_BHWC = buffers.empty(shape, torch.uint8, image_BHWC.device)
+    torch.where(mirror_B[:, None], mirrored_BX, plain_BX, out=out_BHWC.view(len(out_BHWC), -1).view(word))
+    return out_BHWC
