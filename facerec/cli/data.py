@@ -6,30 +6,19 @@ import argparse
 import importlib
 import logging
 import pkgutil
-import signal
 import sys
 import textwrap
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 from facerec.cli import data_commands
-from facerec.cli.errors import reported
+from facerec.cli.errors import reported, stopped_by_sigterm
 from facerec.errors import UserError
 
 
 def main() -> None:
     """Entry point of the console script. SIGTERM ends it as Ctrl-C does: files half made are removed."""
-    terminated = False
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal terminated
-        terminated = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, terminate)
-    status = reported("facerec-data", lambda: run(sys.argv[1:]))
-    sys.exit(128 + signal.SIGTERM if terminated else status)
+    sys.exit(stopped_by_sigterm(lambda: reported("facerec-data", lambda: run(sys.argv[1:]))))
 
 
 def run(arguments: Sequence[str]) -> int:

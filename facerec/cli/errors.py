@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from facerec.errors import FacerecError
 
@@ -29,6 +31,20 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def stopped_by_sigterm(work: Callable[[], int]) -> int:
+    """The exit status of `work`; SIGTERM ends it as Ctrl-C does, so that files half made are removed."""
+    terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    status = work()
+    return 128 + signal.SIGTERM if terminated else status
 
 
 def wants_traceback() -> bool:

@@ -65,9 +65,10 @@ class EmbeddingCache:
             how: what else the embeddings depend on.
         """
         digest = hashlib.sha256(json.dumps([self._model, how], sort_keys=True).encode())
-        for picture in (pictures[i] for i in range(len(pictures))):
+        for i in range(len(pictures)):
+            picture: Any = pictures[i]
             content = memoryview(
-                np.ascontiguousarray(picture) if isinstance(picture, np.ndarray) else picture
+                np.ascontiguousarray(picture).data if isinstance(picture, np.ndarray) else picture
             )
             digest.update(f"{content.shape}".encode())
             digest.update(content.cast("B"))

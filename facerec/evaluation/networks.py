@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec.errors import CheckpointError, ConfigError, UserError
+from facerec.errors import CheckpointError, UserError
 
 # Batch sizes to try where a network does not say which one it was traced with.
 _TRIED = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -155,10 +155,8 @@ class OnnxNetwork(ForeignNetwork):
 
     def _run(self, image_BCHW: Tensor) -> list[Tensor]:
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise ConfigError(
-                "eval.precision",
-                "bf16 or fp16",
-                f"{self.where} keeps the precision it was exported with; fp32",
+            raise UserError(
+                f"{self.where}: keeps the precision it was exported with; leave precision at fp32"
             )
         image = image_BCHW.permute(0, 2, 3, 1) if self._last else image_BCHW
         given = {self._name: np.ascontiguousarray(image.cpu().numpy(), dtype=self._type)}

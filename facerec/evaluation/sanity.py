@@ -25,9 +25,9 @@ logger = logging.getLogger("facerec.evaluation")
 
 PAIRS: Final = 300  # read of each preprocessing, half of them genuine
 _RESAMPLES: Final = 400
-# A gain must be this many standard errors: seven others are compared, and pairs that share people are
-# worth fewer than they are.
-_CLEAR: Final = 4.0
+# A gain must be this many standard errors, for half a dozen are compared. A network trained on RGB reads RGB
+# 4.2 of them better than BGR, and 4.8 to 8.6 better than other normalisations (`lfw_small`, LFW's fold 10).
+_CLEAR: Final = 3.0
 _WORTH: Final = 0.03  # and this part of d′: (x − 127.5)/128 for (x − 127.5)/127.5 is not worth a word
 
 # The common normalisations, of pixels 0 … 255: what to type, mean, std. Those of ImageNet are in RGB order.

@@ -70,21 +70,30 @@ class FaceMaker:
             if self.keep and self._fits(encoded):
                 decode(encoded, self.size)  # that it is whole
                 return Made(bytes(encoded))
-            if self.detector is None:
-                return Made(self.encode(decode(encoded, self.size)))
-            image_HWC = decode_whole(encoded)
-            faces = self.detector.detect(image_HWC)
-            if not faces:
-                if self.no_face == "drop":
-                    return Made(None, "no face found")
-                return Made(self.encode(self._cropped(image_HWC)), "no face found; cropped at the centre")
-            others = f"{len(faces)} faces found; took the largest and most central" if len(faces) > 1 else ""
-            face = choose(faces, (image_HWC.shape[0], image_HWC.shape[1]))
-            return Made(self.encode(self._aligned(image_HWC, face)), others)
+            face_HWC, note = self.face(encoded)
+            return Made(None if face_HWC is None else self.encode(face_HWC), note)
         except DamagedDataError as error:
             return Made(None, str(error))
         except MemoryError:
             return Made(None, "too large for the memory of this machine")
+
+    def face(self, encoded: bytes | memoryview) -> tuple[np.ndarray | None, str]:
+        """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `Made`.
+
+        Raises:
+            DamagedDataError: it is no picture, or a damaged one.
+        """
+        if self.detector is None:
+            return decode(encoded, self.size), ""
+        image_HWC = decode_whole(encoded)
+        faces = self.detector.detect(image_HWC)
+        if not faces:
+            if self.no_face == "drop":
+                return None, "no face found"
+            return self._cropped(image_HWC), "no face found; cropped at the centre"
+        others = f"{len(faces)} faces found; took the largest and most central" if len(faces) > 1 else ""
+        face = choose(faces, (image_HWC.shape[0], image_HWC.shape[1]))
+        return self._aligned(image_HWC, face), others
 
     def _fits(self, encoded: bytes | memoryview) -> bool:
         """Whether a picture's header says that it can be stored as it is."""

@@ -1,0 +1,157 @@
+"""`facerec-embed SOURCE OUT`: the embeddings of pictures as a file for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from facerec.cli.errors import reported, stopped_by_sigterm
+from facerec.errors import ConfigError, UserError
+
+_EPILOG = """\
+OUT.npy is a float32 array with a row a picture; OUT.names.csv beside it has a line name,label for each row.
+OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are pair
+i, and the label is 1 where they show one person, else 0.
+
+examples:
+  facerec-embed photographs faces.npy --ckpt runs/x/checkpoints/best.pt --align
+  facerec-embed data/faces_webface_112x112 casia.parquet --ckpt w600k_r50.onnx --normalise --on-error skip
+  facerec-embed lfw.bin lfw.npy --ckpt weights.pth --backbone adaface_ir_50 --channels bgr
+"""
+
+
+def main() -> None:
+    """Entry point of the console script; SIGTERM ends it as Ctrl-C does, and nothing half made is left."""
+    sys.exit(stopped_by_sigterm(lambda: reported("facerec-embed", lambda: run(sys.argv[1:]))))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what a command line says; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+
+    from facerec.data.pictures import open_pictures
+    from facerec.evaluation.embedding_files import check_out, embed_to_file
+    from facerec.evaluation.model import load_model
+
+    check_out(options.out, force=options.force)
+    pictures = open_pictures(options.source, list_root=options.root, damaged=options.on_error)
+    model = load_model(
+        options.ckpt,
+        device=options.device,
+        input={
+            "mean": _numbers("--mean", options.mean),
+            "std": _numbers("--std", options.std),
+            "channels": options.channels,
+            "size": _numbers("--size", options.size),
+        },
+        backbone={"name": options.backbone},
+        allow_code=options.allow_code,
+    )
+    log = logging.getLogger(__name__)
+    log.info("%s", pictures.describe())
+    log.info("input %s%s", model.input, ", flipped too" if options.flip else "")
+    written = embed_to_file(
+        model,
+        pictures,
+        options.out,
+        flip=options.flip,
+        normalise=options.normalise,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        on_error=options.on_error,
+        align=options.align,
+        force=options.force,
+    )
+    if written.resized:
+        log.info("%d pictures had another size and were resized and cropped", written.resized)
+    if written.skipped:
+        log.warning("%d pictures were left out; %s says why", written.skipped, written.files[-1])
+    files = ", ".join(map(str, written.files))
+    print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
+    return 0
+
+
+def _numbers(option: str, text: str | None) -> Any:
+    """One number, or several with commas between them."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(option, text, "must be a number, or numbers with commas between them") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `facerec-embed --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="facerec-embed",
+        description="Embed the pictures of SOURCE and write the embeddings to OUT.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a folder of pictures at any depth, a pack, a .bin, or a text file with a path a line",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--ckpt",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a checkpoint, a state dict (.pth, .safetensors), an ONNX network, or TorchScript",
+    )
+    model.add_argument(
+        "--backbone", metavar="NAME", help="of a state dict, where it is not recognised: iresnet50, …"
+    )
+    model.add_argument("--mean", help="subtracted from pixels 0 … 255; one number, or three with commas")
+    model.add_argument("--std", help="what they are divided by then; likewise")
+    model.add_argument("--channels", choices=("rgb", "bgr"), help="the order the model wants")
+    model.add_argument("--size", help="of its pictures, where its file does not say: 112, or height,width")
+    model.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run a TorchScript program; it can read and write files as you can",
+    )
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    model.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
+    )
+    model.add_argument("--batch-size", type=int, default=128, help="pictures at once (default: 128)")
+    embeddings = parser.add_argument_group("embeddings")
+    embeddings.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="add the embedding of the mirrored picture (default: --flip)",
+    )
+    embeddings.add_argument("--normalise", action="store_true", help="to unit length")
+    pictures = parser.add_argument_group("pictures and files")
+    pictures.add_argument(
+        "--align", action="store_true", help="find the face and align it first (extra `align`)"
+    )
+    pictures.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="at a picture that does not decode: stop, or list it in OUT.skipped.csv (default: raise)",
+    )
+    pictures.add_argument(
+        "--root", type=Path, help="where relative paths of a list start (default: in the list's folder)"
+    )
+    pictures.add_argument("--force", action="store_true", help="replace what is there already")
+    return parser

@@ -1,0 +1,360 @@
+"""Embeddings as a file for other programs: `.npy` with the names beside it, or `.parquet`.
+
+Pictures are read, embedded and written portion by portion, so that any number of them fits.
+
+Shape suffixes: P pictures, N rows, D embedding size, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from facerec.checkpoint import replacing
+from facerec.data.decode import FORMATS, decode
+from facerec.data.making.pictures import FaceMaker
+from facerec.data.pictures import NamedPictures
+from facerec.data.settings import cores
+from facerec.errors import (
+    DamagedDataError,
+    MissingDataError,
+    StorageError,
+    UserError,
+    require,
+)
+from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.model import Model
+
+logger = logging.getLogger("facerec.evaluation")
+
+PORTION: Final = 1024  # pictures decoded while as many are in the model: 2 × 38 MB at 112×112
+_BLOCK: Final = 8192  # rows written at once
+_SLICE: Final = 16  # pictures a task of a thread
+
+Rows = npt.NDArray[np.float32]
+_Blocks = Iterator[tuple[Rows, list[str], list[str]]]
+_Write = Callable[[Path, Path, tuple[int, int], _Blocks, dict[str, str]], list[Path]]
+
+
+class Written(NamedTuple):
+    """What came of it: rows and numbers a row, pictures left out or resized, and the files."""
+
+    rows: int
+    embedding_size: int
+    skipped: int
+    resized: int
+    files: list[Path]
+
+
+class _Embedded(NamedTuple):
+    """What is in the growing file: rows, numbers a row, each picture's row (−1: none), what was left out."""
+
+    rows: int
+    size: int
+    place_P: npt.NDArray[np.int64]
+    skipped: dict[int, str]
+    resized: int
+
+
+class _Prepared(NamedTuple):
+    """A picture for the model, or why there is none."""
+
+    image_HWC: npt.NDArray[np.uint8] | None
+    reason: str = ""
+    resized: bool = False
+
+
+def embed_to_file(
+    model: Model,
+    pictures: NamedPictures,
+    out: str | Path,
+    *,
+    flip: bool = True,
+    normalise: bool = False,
+    batch_size: int = 128,
+    precision: str = "fp32",
+    on_error: Literal["raise", "skip"] = "raise",
+    align: bool = False,
+    force: bool = False,
+) -> Written:
+    """Write a float32 embedding for each row of `pictures`.
+
+    ``OUT.npy`` is an array (N, D), beside it ``OUT.names.csv`` with a line ``name,label`` a row;
+    ``OUT.parquet`` has the columns name, label and embedding. Left out pictures stand in ``OUT.skipped.csv``.
+    Each file appears when it is whole.
+
+    Args:
+        model: backbone and preprocessing.
+        pictures: of another size than the model's, they are resized by the short side and cut from the
+            middle; the log says how many were.
+        out: its suffix decides; ``.parquet`` needs the extra ``parquet``.
+        flip: add the raw embedding of the mirrored picture.
+        normalise: to unit length; a zero embedding stays zero.
+        batch_size: pictures that go through the model at once.
+        precision: ``fp32``, ``bf16`` or ``fp16`` of the forward pass.
+        on_error: at a picture that cannot be read or decoded, or where no face is found: ``raise``, or
+            ``skip`` it (where rows are pairs, the pair).
+        align: find the face in each picture and align it (extra ``align``); else they are aligned already.
+        force: replace files that are there.
+
+    Raises:
+        UserError: another suffix, a file that is there, a missing package.
+        ConfigError: `batch_size` out of range.
+        MissingDataError, DamagedDataError: a picture, named; or there is none that can be embedded.
+        NonFiniteError: an embedding, named.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    out = Path(out)
+    require(batch_size >= 1, "--batch-size", batch_size, "must be 1 or more")
+    write, names, report = check_out(out, force=force)
+    maker = _maker(model) if align else None
+    how = {"batch_size": batch_size, "flip": flip, "precision": precision}
+    with _growing(out) as file:
+        done = _embed_all(model, pictures, file, maker, on_error == "skip", how)
+        embedding_PD = np.memmap(file, np.float32, "r", shape=(done.rows, done.size))
+        kept_N = _complete(done.place_P[pictures.row_N] >= 0, pictures.together)
+        said = {
+            "facerec.ckpt": str(model.path),
+            "facerec.input": json.dumps(model.input.to_dict()),
+            "facerec.flip": json.dumps(flip),
+            "facerec.normalised": json.dumps(normalise),
+        }
+        blocks = _blocks(embedding_PD, done.place_P, pictures, kept_N, normalise)
+        written = write(out, names, (len(kept_N), done.size), blocks, said)
+    _report(report, pictures, done.skipped, written)
+    return Written(len(kept_N), done.size, len(done.skipped), done.resized, written)
+
+
+def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
+    """What writes `out`, the file of the names beside it, and that of the pictures left out.
+
+    Raises:
+        UserError: the suffix is another one, its package is missing, or a file is there and no `force`.
+    """
+    write = _writer(out)
+    names, report = out.with_suffix(".names.csv"), out.with_suffix(".skipped.csv")
+    for path in (out, report) if write is _write_parquet else (out, names, report):
+        if path.exists() and not force:
+            raise UserError(f"{path}: is already there; --force replaces it")
+    return write, names, report
+
+
+# Pictures -------------------------------------------------------------------------------------------------
+
+
+def _embed_all(
+    model: Model,
+    pictures: NamedPictures,
+    file: IO[bytes],
+    maker: FaceMaker | None,
+    skip: bool,
+    how: Mapping[str, Any],
+) -> _Embedded:
+    """Append the embeddings of all pictures to `file`, portion by portion."""
+    place_P = np.full(len(pictures), -1, np.int64)
+    skipped: dict[int, str] = {}
+    count = size = resized = 0
+    for first, prepared in _portions(model, pictures, maker):
+        kept: list[int] = []
+        for picture, one in enumerate(prepared, first):
+            if one.image_HWC is not None:
+                place_P[picture] = count + len(kept)
+                kept.append(picture)
+                resized += one.resized
+            elif skip:
+                skipped[picture] = one.reason
+            else:
+                raise _unusable(pictures, picture, one.reason)
+        if not kept:
+            continue
+        embedding_PD = embed_pictures(
+            model,
+            [one.image_HWC for one in prepared if one.image_HWC is not None],
+            name=f"embedding {first:,} of {len(pictures):,}",
+            where=lambda i, kept=kept: pictures.where(kept[i]),  # type: ignore[misc]
+            **how,
+        ).summed_PD
+        file.write(np.ascontiguousarray(embedding_PD).data)
+        count, size = count + len(kept), embedding_PD.shape[1]
+    if not count:
+        reason = next(iter(skipped.values()))
+        raise DamagedDataError(f"not one of {len(pictures):,} pictures could be embedded: {reason}")
+    file.flush()
+    return _Embedded(count, size, place_P, skipped, resized)
+
+
+def _maker(model: Model) -> FaceMaker:
+    """What aligns faces for a model; the template of the five points is one of squares."""
+    from facerec.data.making.detection import Mtcnn
+
+    height, width = model.input.shape
+    require(
+        height == width, "--align", f"{height}×{width}", "aligns to squares only; align before, or leave out"
+    )
+    return FaceMaker(height, detector=Mtcnn())
+
+
+def _portions(
+    model: Model, pictures: NamedPictures, maker: FaceMaker | None
+) -> Iterator[tuple[int, list[_Prepared]]]:
+    """The first picture's number of each portion, and its pictures; the next one is decoded meanwhile."""
+    shape = model.input.shape[0], model.input.shape[1]
+
+    def prepare(some: range) -> list[_Prepared]:
+        return [_prepared(pictures, picture, shape, maker) for picture in some]
+
+    with ThreadPoolExecutor(min(8, cores()), "decode") as pool:
+
+        def submit(first: int) -> list[Future[list[_Prepared]]]:
+            stop = min(first + PORTION, len(pictures))
+            return [
+                pool.submit(prepare, range(at, min(at + _SLICE, stop))) for at in range(first, stop, _SLICE)
+            ]
+
+        try:
+            waiting = submit(0)
+            for first in range(0, len(pictures), PORTION):
+                ready = [one for task in waiting for one in task.result()]
+                waiting = submit(first + PORTION)
+                yield first, ready
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepared(
+    pictures: NamedPictures, picture: int, shape: tuple[int, int], maker: FaceMaker | None
+) -> _Prepared:
+    try:
+        encoded = pictures.encoded(picture)
+        if maker is not None:
+            image_HWC, note = maker.face(encoded)
+            return _Prepared(image_HWC, note)
+        image_HWC = decode(encoded, shape)
+    except (DamagedDataError, MissingDataError) as error:
+        return _Prepared(None, str(error))
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        return _Prepared(image_HWC, "", image.size != shape[::-1])
+
+
+def _unusable(pictures: NamedPictures, picture: int, reason: str) -> DamagedDataError:
+    where = pictures.where(picture)
+    said = reason if where in reason else f"{where}: {reason}"
+    return DamagedDataError(f"{said}; --on-error skip leaves such pictures out")
+
+
+def _complete(kept_N: npt.NDArray[np.bool_], together: int) -> npt.NDArray[np.int64]:
+    """The rows that are kept with all that belong together."""
+    return np.flatnonzero(np.repeat(kept_N.reshape(-1, together).all(1), together))
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def _writer(out: Path) -> _Write:
+    if out.suffix == ".npy":
+        return _write_npy
+    if out.suffix != ".parquet":
+        raise UserError(f"{out}: the name must end in .npy or .parquet")
+    try:
+        import pyarrow.parquet  # noqa: F401 - before any work is lost
+    except ImportError as error:
+        raise UserError(f"{out}: writing Parquet needs pyarrow; pip install 'facerec[parquet]'") from error
+    return _write_parquet
+
+
+@contextlib.contextmanager
+def _growing(out: Path) -> Iterator[IO[bytes]]:
+    """A file without a name in the folder of `out`: however the run ends, nothing is left of it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent) as file:
+            yield file
+    except OSError as error:
+        raise StorageError(
+            f"{out} could not be written: {error.strerror}; nothing there was changed"
+        ) from error
+
+
+def _blocks(
+    embedding_PD: Rows,
+    place_P: npt.NDArray[np.int64],
+    pictures: NamedPictures,
+    kept_N: npt.NDArray[np.int64],
+    normalise: bool,
+) -> _Blocks:
+    """Embeddings, names and labels of the rows that are kept, some thousand at a time."""
+    for first in range(0, len(kept_N), _BLOCK):
+        rows = kept_N[first : first + _BLOCK]
+        embedding_ND: Rows = np.asarray(embedding_PD[place_P[pictures.row_N[rows]]])
+        if normalise:
+            norm_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
+            embedding_ND /= np.where(norm_N1 == 0, np.float32(1), norm_N1)
+        listed = rows.tolist()
+        yield embedding_ND, [pictures.name(row) for row in listed], [pictures.label(row) for row in listed]
+
+
+def _write_npy(
+    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, said: dict[str, str]
+) -> list[Path]:
+    # The inner one takes its name first: where the array is, its names are.
+    with replacing(out) as array, replacing(names) as listing:
+        np.lib.format.write_array_header_1_0(array, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        listing.write(_csv([("name", "label")]))
+        for embedding_ND, name_N, label_N in blocks:
+            array.write(np.ascontiguousarray(embedding_ND, dtype="<f4").data)
+            listing.write(_csv(zip(name_N, label_N, strict=True)))
+    return [out, names]
+
+
+def _write_parquet(
+    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, said: dict[str, str]
+) -> list[Path]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    embeddings = pa.list_(pa.float32(), shape[1])
+    schema = pa.schema([("name", pa.string()), ("label", pa.string()), ("embedding", embeddings)], said)
+    with replacing(out) as file, parquet.ParquetWriter(file, schema) as writer:
+        for embedding_ND, name_N, label_N in blocks:
+            flat = pa.array(np.ascontiguousarray(embedding_ND).reshape(-1))
+            columns = [
+                pa.array(map(_unicode, name_N), pa.string()),
+                pa.array(map(_unicode, label_N), pa.string()),
+                pa.FixedSizeListArray.from_arrays(flat, shape[1]),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    return [out]
+
+
+def _report(report: Path, pictures: NamedPictures, skipped: dict[int, str], written: list[Path]) -> None:
+    """The list of pictures left out; one of an earlier run goes away."""
+    if not skipped:
+        report.unlink(missing_ok=True)
+        return
+    with replacing(report) as file:
+        file.write(_csv([("picture", "reason")]))
+        file.write(_csv((pictures.where(picture), reason) for picture, reason in skipped.items()))
+    written.append(report)
+
+
+def _csv(rows: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _unicode(name: str) -> str:
+    """A file's name as Parquet can hold it: bytes that are no UTF-8 become question marks."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
