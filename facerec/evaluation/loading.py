@@ -270,7 +270,7 @@ def _open_torchscript(wish: _Wish) -> Model:
     if not wish.allow_code:
         raise CheckpointError(
             f"{wish.where}: is TorchScript, a program that can read and write files as you can; if you trust "
-            "where it comes from, allow_code=true runs it; else ask for ONNX or safetensors"
+            "where it comes from, allow_code=true (--allow-code) runs it; else ask for ONNX or safetensors"
         )
     network = ScriptedNetwork(wish.path, wish.device)
     shape = _own_size(wish, {}, None)
