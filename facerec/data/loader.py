@@ -9,18 +9,22 @@ Shape suffixes: B pictures of a batch, H height, W width, C colour channels (RGB
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from facerec.data import buffers
 from facerec.data.augment import Augmentation, AugmentSettings
 from facerec.data.decode import Pixels, decode_into, fit_into
+from facerec.data.device_decode import Undecoded, for_device
 from facerec.data.faces import EncodedFaces, FaceSet, PixelFaces
 from facerec.data.identity_sampler import IdentityOrder
 from facerec.data.order import Order, Positions, Shuffle, count_batches, mirrored, share
@@ -37,7 +41,8 @@ class Batch(NamedTuple):
     """What one process takes of one global batch.
 
     Attributes:
-        image_BHWC: uint8 RGB pictures, not mirrored yet, in pinned memory if the loader was asked to.
+        image_BHWC: uint8 RGB pictures, not mirrored yet, in pinned memory if the loader was asked to; none
+            of them where there is `undecoded`.
         label_B: int64 identities, 0 … C−1.
         mirror_B: bool, the pictures to be mirrored (on the device, see `prepare`).
         index_B: int64 NumPy array, positions of the pictures in the face set.
@@ -45,6 +50,8 @@ class Batch(NamedTuple):
             resumes there.
         sizes: how many pictures of the global batch each process takes.
         augment: further changes of the pictures, made on the device as well, if any.
+        undecoded: the pictures, where the device decodes them; decoding may change `label_B`, `mirror_B` and
+            `index_B`.
     """
 
     image_BHWC: torch.Tensor
@@ -54,16 +61,24 @@ class Batch(NamedTuple):
     position: int
     sizes: tuple[int, ...]
     augment: Augmentation | None = None
+    undecoded: Undecoded | None = None
+
+
+class _Filled(NamedTuple):
+    """What a thread did for a stretch of a batch."""
+
+    replaced: list[tuple[int, int, dict[int, str]]]  # slot, picture put there, why not the others
+    pictures: list[torch.Tensor]  # for `Undecoded`; none where the pictures are in their slots
 
 
 class _Pending(NamedTuple):
-    """A batch whose pictures are being decoded."""
+    """A batch whose pictures are being decoded, or collected for the device."""
 
     image_BHWC: torch.Tensor
     index_B: Positions
     position: int
     sizes: tuple[int, ...]
-    chunks: list[Future[list[tuple[int, int, dict[int, str]]]]]
+    chunks: list[Future[_Filled]]
 
 
 class Loader:
@@ -86,6 +101,8 @@ class Loader:
         drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
             among the processes as evenly as possible, so that they may differ by one picture.
         prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
+        decoder: ``threads`` decode in the loader's threads; ``device`` leaves it to the device, see
+            `device_decode`.
         pin: allocate batches in pinned memory, for copies to CUDA that do not wait.
 
     Raises:
@@ -112,6 +129,7 @@ class Loader:
         world_size: int = 1,
         drop_last: bool | None = None,
         prefetch: int = 4,
+        decoder: Literal["threads", "device"] = "threads",
         pin: bool = False,
     ) -> None:
         require(batch_size >= 1, "trainer.batch_size", batch_size, "must be 1 or more")
@@ -128,6 +146,7 @@ class Loader:
         self.world_size = world_size
         self.drop_last = drop_last
         self.prefetch = prefetch
+        self.decoder = decoder
         self.pin = pin
         if shuffle == "identity":
             divides = batch_size % max(1, images_per_identity) == 0
@@ -208,29 +227,62 @@ class Loader:
             self.faces.prefetch(self.order.to_read(epoch, begin, end, first=first).tolist())
         else:
             self.faces.prefetch(index_B.tolist())
-        shape = (len(index_B), self.height, self.width, 3)
-        image_BHWC = buffers.empty(shape, torch.uint8, pin=self.pin)
-        slots_BHWC = image_BHWC.numpy()
+        count = 0 if self.decoder == "device" else len(index_B)
+        image_BHWC = buffers.empty((count, self.height, self.width, 3), torch.uint8, pin=self.pin)
         edges = [*range(0, len(index_B), _CHUNK), len(index_B)]
-        chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]
+        if self.decoder == "device":
+            chunks = [pool.submit(self._collect, index_B, a, b) for a, b in pairwise(edges)]
+        else:
+            slots_BHWC = image_BHWC.numpy()
+            chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]
         sizes = tuple(stop - start for start, stop in shares)
         return _Pending(image_BHWC, index_B, end, sizes, chunks)
 
-    def _fill(
-        self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int
-    ) -> list[tuple[int, int, dict[int, str]]]:
-        """In a thread: decode pictures begin … end−1; returns (slot, picture put there, why not others)."""
+    def _fill(self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int) -> _Filled:
+        """In a thread: decode pictures begin … end−1."""
         replaced = []
         for slot, index in enumerate(index_B[begin:end].tolist(), begin):
-            try:
-                self._load(index, slots_BHWC[slot])
-            except DamagedDataError as error:
-                if self.on_error == "raise":
-                    raise DamagedDataError(
-                        f"{error}; data.on_error=skip trains without such pictures, and counts them"
-                    ) from error
-                replaced.append((slot, *self._replace(index, str(error), slots_BHWC[slot])))
-        return replaced
+            taken, reasons = self._load_or_replace(index, slots_BHWC[slot])
+            if reasons:
+                replaced.append((slot, taken, reasons))
+        return _Filled(replaced, [])
+
+    def _collect(self, index_B: Positions, begin: int, end: int) -> _Filled:
+        """In a thread: the files of pictures begin … end−1, pixels of those that are not for the device."""
+        filled = _Filled([], [])
+        for slot, index in enumerate(index_B[begin:end].tolist(), begin):
+            encoded = None
+            if isinstance(self.faces, EncodedFaces):
+                with contextlib.suppress(DamagedDataError):  # met again, and dealt with, below
+                    encoded = for_device(self.faces.encoded(index))
+            if encoded is None:
+                pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
+                taken, reasons = self._load_or_replace(index, pixels_HWC)
+                if reasons:
+                    filled.replaced.append((slot, taken, reasons))
+                encoded = torch.from_numpy(pixels_HWC)
+            filled.pictures.append(encoded)
+        return filled
+
+    def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
+        """The pixels of a picture that the device does not decode, or of one that takes its place."""
+        pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
+        taken, reasons = self._load_or_replace(batch.index_B.item(slot), pixels_HWC)
+        self._note(reasons)
+        batch.index_B[slot] = taken
+        self._describe(batch, epoch)
+        return pixels_HWC
+
+    def _load_or_replace(self, index: int, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
+        """Decode a picture, or what takes its place; returns which it was, and why not those before it."""
+        try:
+            self._load(index, out_HWC)
+        except DamagedDataError as error:
+            if self.on_error == "raise":
+                mend = "data.on_error=skip trains without such pictures, and counts them"
+                raise DamagedDataError(f"{error}; {mend}") from error
+            return self._replace(index, str(error), out_HWC)
+        return index, {}
 
     def _load(self, index: int, out_HWC: Pixels) -> None:
         """One picture into its slot; an error says where it comes from."""
@@ -262,21 +314,30 @@ class Loader:
     def _finish(self, pending: _Pending, epoch: int) -> Batch:
         """Wait for a batch; errors and replacements come in the order of the pictures."""
         index_B = pending.index_B
+        pictures: list[torch.Tensor] = []
         for chunk in pending.chunks:
-            for slot, index, reasons in chunk.result():
+            filled = chunk.result()
+            pictures += filled.pictures
+            for slot, index, reasons in filled.replaced:
                 index_B[slot] = index
                 self._note(reasons)
         count = len(index_B)
         label_B = torch.empty(count, dtype=torch.int64, pin_memory=self.pin)
         mirror_B = torch.zeros(count, dtype=torch.bool, pin_memory=self.pin)
-        label_B.numpy()[:] = self.faces.label_N[index_B]
-        if self.mirror:
-            mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, index_B)
-        augment = None
+        batch = Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position, pending.sizes)
+        self._describe(batch, epoch)
         if self.augment is not None:
-            augment = Augmentation(self.augment, self.order.seed, epoch, index_B)
-        position, sizes = pending.position, pending.sizes
-        return Batch(pending.image_BHWC, label_B, mirror_B, index_B, position, sizes, augment)
+            batch = batch._replace(augment=Augmentation(self.augment, self.order.seed, epoch, index_B))
+        if self.decoder == "device":
+            retry = partial(self._retry, batch, epoch)
+            batch = batch._replace(undecoded=Undecoded(pictures, (self.height, self.width), retry))
+        return batch
+
+    def _describe(self, batch: Batch, epoch: int) -> None:
+        """Labels and mirrors that follow from which pictures are in a batch."""
+        batch.label_B.numpy()[:] = self.faces.label_N[batch.index_B]
+        if self.mirror:
+            batch.mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, batch.index_B)
 
     def _note(self, reasons: dict[int, str]) -> None:
         """Count pictures that do not decode and name the first few of them in the log."""

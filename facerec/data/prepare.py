@@ -24,13 +24,19 @@ def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torc
     """The pictures and labels of a batch on `device`.
 
     The bytes cross to the device before they become floats; out of pinned memory they do so while the device
-    still works on the batch before. Nothing here waits for the device.
+    still works on the batch before. Nothing here waits for the device, where it does not decode.
 
     Returns:
         Pictures (B, 3, H, W) float32, channels-last in memory, mirrored and augmented as the batch says, and
         labels (B,) int64.
+
+    Raises:
+        DamagedDataError, ConfigError: where the device decodes, see `device_decode`.
     """
-    image_BHWC = batch.image_BHWC.to(device, non_blocking=True)
+    if batch.undecoded is None:
+        image_BHWC = batch.image_BHWC.to(device, non_blocking=True)
+    else:  # first of all: a picture replaced here brings its label and mirror along
+        image_BHWC = batch.undecoded.decode(device)
     mirror_B = batch.mirror_B.to(device, non_blocking=True)
     label_B = batch.label_B.to(device, non_blocking=True)
     image_BHWC = mirror_where(mirror_B, image_BHWC)

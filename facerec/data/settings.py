@@ -42,6 +42,7 @@ class DataSettings:
         drop_last: leave out the rest of an epoch that fills no batch; null: only where it has fewer than two
             pictures for each process, which batch norm cannot take.
         prefetch: batches decoded ahead of the model.
+        decoder: ``threads`` decode; ``device``: JPEGs are decoded on the training device (CUDA: nvJPEG).
 
     Raises:
         ConfigError: for a value out of range.
@@ -69,6 +70,7 @@ class DataSettings:
     on_error: Literal["raise", "skip"] = "raise"
     drop_last: bool | None = None
     prefetch: int = 4
+    decoder: Literal["threads", "device"] = "threads"
 
     def __post_init__(self) -> None:
         for key in ("identities", "images", "workers", "block_size", "window", "prefetch"):
@@ -87,6 +89,7 @@ class DataSettings:
             ("shuffle", ("full", "block", "identity", "none")),
             ("on_error", ("raise", "skip")),
             ("noise_kind", ("uniform", "confusable")),
+            ("decoder", ("threads", "device")),
         ):
             value = getattr(self, key)
             require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
@@ -111,6 +114,7 @@ class DataSettings:
             "augment": build(AugmentSettings, "data.augment", self.augment),
             "drop_last": self.drop_last,
             "prefetch": self.prefetch,
+            "decoder": self.decoder,
         }
 
 
