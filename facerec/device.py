@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 
 import numpy as np
@@ -21,7 +22,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if name == "cuda" and available["cuda"] and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun starts one process for each device
     kind, _, index = name.partition(":")
     known = kind in available and (not index or (kind == "cuda" and index.isdigit()))
     require(known, "trainer.device", name, "must be auto, cpu, cuda, cuda:N or mps")

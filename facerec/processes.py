@@ -9,6 +9,7 @@ Shapes: B samples of this process, G samples of all processes, … any.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -59,6 +60,7 @@ def together(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        quiet_group.cache_clear()
         dist.destroy_process_group()
 
 
@@ -82,6 +84,33 @@ def mean_over_processes(x_N: Tensor) -> Tensor:
     """The mean of the elements that all processes have together, however many each has; the same on each."""
     total, number = sum_over_processes(torch.stack([x_N.sum(), torch.ones_like(x_N).sum()]))
     return total / number
+
+
+@functools.cache
+def quiet_group() -> Any:
+    """A group of all processes that talks through gloo beside the run, for work in the background."""
+    return dist.new_group(backend="gloo")
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Let process 0 go first, so that the others find what it makes."""
+    if count() > 1 and rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if count() > 1 and rank() == 0:
+            dist.barrier()
+
+
+def each(thing: Any) -> list[Any]:
+    """What every process calls `thing` (anything that can be pickled), in every process."""
+    if count() == 1:
+        return [thing]
+    things = [None] * count()
+    dist.all_gather_object(things, thing)
+    return things
 
 
 def from_first(thing: Any) -> Any:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from facerec import processes
 from facerec.data.faces import PixelFaces
 from facerec.data.loader import Loader
 from facerec.evaluation.model import Input
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import create_head
+from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizer import make_optimizer
 from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
@@ -41,20 +45,28 @@ class TinyFaces(PixelFaces):
         return "tiny"
 
 
-def tiny_backbone() -> nn.Module:
+def tiny_backbone(dropout: float = 0.2) -> nn.Module:
     """Convolution, batch norm, PReLU, dropout, linear: one of everything that has state or randomness."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4, bias=False),
         nn.BatchNorm2d(8),
         nn.PReLU(8),
         nn.Flatten(),
-        nn.Dropout(0.2),
+        nn.Dropout(dropout),
         nn.Linear(128, 8),
     )
 
 
 def tiny_trainer(
-    folder: Path, *, seed: int = 3, head: str = "arcface", reporters: Any = (), **given: Any
+    folder: Path,
+    *,
+    seed: int = 3,
+    head: str = "arcface",
+    reporters: Any = (),
+    dropout: float = 0.2,
+    each: int = 6,
+    head_options: Mapping[str, Any] = MappingProxyType({}),
+    **given: Any,
 ) -> Trainer:
     """A trainer as `assemble` makes it; `given` are settings by their dotted name with ``_`` for the dot."""
     sections: dict[str, dict[str, Any]] = {
@@ -70,14 +82,16 @@ def tiny_trainer(
     torch.manual_seed(seed)
     settings = TrainerSettings(**({"epochs": 3, "batch_size": 7, "log_every": 1} | sections["trainer"]))
     start = StartSettings(**sections["start"])
-    backbone = tiny_backbone().requires_grad_(not start.frozen)
-    faces = TinyFaces()
+    backbone = tiny_backbone(dropout).requires_grad_(not start.frozen)
+    faces = TinyFaces(each=each)
     loss = create_head(
         head,
         num_classes=faces.num_classes,
         embedding_size=8,
         **({"s": 16.0} if head in ("arcface", "cosface") else {}),
+        **head_options,
     )
+    torch.manual_seed(parallel.seed_of(seed))
     optimizer = OptimizerSettings(**sections["optimizer"])
     return Trainer(
         settings=settings,
@@ -89,7 +103,15 @@ def tiny_trainer(
         optimizer=make_optimizer(
             optimizer, {"backbone": backbone, "head": loss}, {"backbone": start.lr_scale}
         ),
-        loader=Loader(faces, settings.batch_size, seed=seed, size=16, workers=2),
+        loader=Loader(
+            faces,
+            settings.batch_size,
+            seed=seed,
+            size=16,
+            workers=2,
+            rank=processes.rank(),
+            world_size=processes.count(),
+        ),
         verification_sets=[],
         input=Input(size=16),
         device=torch.device("cpu"),

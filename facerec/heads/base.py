@@ -51,7 +51,9 @@ class HeadOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """A loss over embeddings and labels; `forward(embedding_BD, label_B)` returns a `HeadOutput`.
+    """A loss over embeddings and labels; `forward(embedding_BD, label_B, sizes=None)` returns a `HeadOutput`.
+
+    The trainer passes as `sizes` how many samples each process brings.
 
     Attributes:
         shard: which classes this process holds, for a head whose rows are shared out; None: all.
@@ -155,6 +157,9 @@ class ClassHead(Head):
         in_range = 0 < self.sample_rate <= 1
         require(in_range, "head.sample_rate", self.sample_rate, "must be above 0 and at most 1")
         self.sharded = options.get("sharded", False) and processes.count() > 1
+        alike = self.sharded or self.sample_rate == 1 or processes.count() == 1
+        mend = "below 1 needs head.sharded=true where there are several processes"
+        require(alike, "head.sample_rate", self.sample_rate, mend)
         self.shard = Shard(0, self.num_classes, self.num_classes)
         if self.sharded:
             require_shardable(self.num_classes, processes.count())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from facerec import processes
 from facerec.errors import ConfigError, require
 from facerec.heads.base import HEADS, Head, HeadOutput, check_labels
 
@@ -35,7 +36,7 @@ class PairHead(Head):
         self.num_classes = num_classes
         self.pair_loss, self.pair_miner = loss, miner
 
-    def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
+    def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: processes.Sizes = None) -> HeadOutput:
         """Loss and statistics of a batch of raw embeddings; labels are integers in [0, C).
 
         Raises:

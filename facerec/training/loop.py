@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facerec import checkpoint
+from facerec import checkpoint, processes
 from facerec.data.loader import Batch, Loader
 from facerec.data.prepare import prepare
 from facerec.device import autocast
@@ -22,12 +22,14 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets
 from facerec.evaluation.verification import VerificationResult
 from facerec.heads import Head
-from facerec.training import schedule, state
+from facerec.training import parallel, schedule, state
 from facerec.training.guard import Guard
 from facerec.training.interruption import Interruption
+from facerec.training.last import LastCheckpoint
 from facerec.training.meter import Meter
 from facerec.training.optimizer import set_learning_rate
 from facerec.training.reporter import Reporter
+from facerec.training.sampled_rows import sampled_rows
 from facerec.training.settings import ScheduleSettings, StartSettings, TrainerSettings
 from facerec.training.state import Position
 
@@ -78,14 +80,20 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.reporters = reporters
 
-        # fp16 alone needs its loss scaled; elsewhere a disabled scaler passes everything through.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        self.embed = torch.compile(backbone) if settings.compile else backbone
-        self.parameters = [p for p in (*backbone.parameters(), *head.parameters()) if p.requires_grad]
+        self.scaler = parallel.make_scaler(device, enabled=settings.precision == "fp16")
+        self.embed = parallel.spread(backbone, device, compile=settings.compile)
+        self.gradients = parallel.Gradients(backbone, head)
+        self.last = LastCheckpoint(self.checkpoints, background=settings.save_in_background)
         self.position = Position()
         self.results: Results = {}
         self.interrupted: int | None = None
-        self.guard = Guard(self.modules(), device, self.checkpoints / "last.pt", self.scaler.is_enabled())
+        self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
+        own = {"optimizer": optimizer, "scaler": self.scaler, "random": state.RandomState()}
+        self.parts: dict[str, Any] = {
+            **self.modules,
+            **own,
+        }  # what has a state to keep, as checkpoints name it
+        self.guard = Guard(self.modules, device, self.checkpoints / "last.pt", self.scaler.is_enabled())
         self.meter = Meter()
         self.lr = 0.0
         self.evaluated_at = self.saved_at = -1
@@ -104,21 +112,22 @@ class Trainer:
             self.tell("started")
             try:
                 self.meter = Meter()
-                while not self.done() and not interruption.signal:
+                while not self.done() and not self.interrupted:
                     for group, data_wait in self.groups():
                         self.step(group, data_wait)
                         self.after_step()
-                        if self.done() or interruption.signal:
+                        self.listen(interruption)
+                        if self.done() or self.interrupted:
                             break
                     else:  # the epoch ran out
                         self.position.epoch, self.position.sample = self.position.epoch + 1, 0
                         if not self.eval_settings.every_steps and not self.done():
                             self.evaluate()
                             self.save()
-                if not interruption.signal:
+                if not self.interrupted:
                     self.evaluate()
                 self.save()
-                self.interrupted = interruption.signal
+                self.last.finish()
             finally:
                 self.tell("finished")
         return self.results
@@ -155,22 +164,24 @@ class Trainer:
         lr = self.optimizer.defaults["lr"] * schedule.factor(self.schedule, self.progress())
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
-        samples = sum(len(batch.label_B) for batch in group)
+        samples = sum(sum(batch.sizes) for batch in group)
         loss = torch.zeros((), device=self.device)
         for batch in group:
-            share = len(batch.label_B) / samples
+            # What follows averages over the processes, whose batches may differ by a picture.
+            share = len(batch.label_B) * self.loader.world_size / samples
             image_BCHW, label_B = prepare(batch, self.device, self.input)
-            output = self.head(self.forward(image_BCHW), label_B)
-            self.scaler.scale(output.loss * share).backward()
+            with parallel.without_exchange(self.embed, last=batch is group[-1]):
+                output = self.head(self.forward(image_BCHW), label_B, batch.sizes)
+                self.scaler.scale(output.loss * share).backward()
             loss += output.loss.detach() * share
             self.meter.add(output.statistics, weight=len(label_B))
-        norm = self.update(loss)
+        loss, norm = self.update(loss)
         self.head.after_step()
 
         self.position.step += 1
         self.position.sample = group[-1].position
         self.meter.add({"loss": loss, "grad_norm": norm}, weight=1)
-        self.meter.count(samples * self.loader.world_size, data_wait)
+        self.meter.count(samples, data_wait)
         self.lr = lr
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -179,14 +190,18 @@ class Trainer:
             embedding_BD: Tensor = self.embed(image_BCHW)
         return embedding_BD
 
-    def update(self, loss: Tensor) -> Tensor:
-        """Let the optimizer change the weights by the gradients; returns the norm of all of them together."""
+    def update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the optimizer change the weights; returns loss and gradient norm of all processes together."""
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm or torch.inf)
+        self.gradients.average()
+        norm, loss = self.gradients.norm(loss)
+        if self.settings.clip_norm:
+            self.gradients.clip(norm, self.settings.clip_norm)
         self.guard.watch(self.position.step + 1, loss, norm)
-        self.scaler.step(self.optimizer)
+        with sampled_rows(self.optimizer):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        return norm
+        return loss, norm
 
     # -- between steps ---------------------------------------------------------------------------------------
 
@@ -210,12 +225,18 @@ class Trainer:
         """Whether the step just made is one of every so many; never, where that is 0 or null."""
         return bool(every) and self.position.step % every == 0  # type: ignore[operator]
 
+    def listen(self, interruption: Interruption) -> None:
+        """Take in a signal; where there are several processes they agree to stop, when they log anyway."""
+        if self.loader.world_size == 1 or self.at(self.settings.log_every):
+            self.interrupted = parallel.agreed(interruption.signal)
+
     def evaluate(self) -> None:
         """Evaluate the backbone as it is now, once a step, and keep it where it is the best so far."""
         if self.evaluated_at == self.position.step or not self.verification_sets:
             return
         self.guard.check()
         self.meter.pause()
+        parallel.share_buffers(self.backbone)
         self.results = evaluate_targets(
             self.model(),
             self.verification_sets,
@@ -228,25 +249,26 @@ class Trainer:
         mean = sum(result.accuracy for result in self.results.values()) / len(self.results)
         if mean > self.position.best:
             self.position.best = mean
-            parts = {"backbone": self.backbone, "head": self.head}
-            checkpoint.save(self.checkpoints / "best.pt", self.captured(parts))
+            if processes.rank() == 0:
+                whole = {"backbone": self.backbone} if self.head.shared_out else self.modules
+                checkpoint.save(self.checkpoints / "best.pt", self.captured(whole))
         self.meter.go_on()
 
     def save(self) -> None:
-        """Write last.pt, from which the run can go on exactly, once a step."""
+        """Write the checkpoint from which the run can go on exactly, once a step."""
         if self.saved_at == self.position.step:
             return
         self.guard.check()
         self.meter.pause()
-        checkpoint.save(self.checkpoints / "last.pt", self.captured(self.parts()))
+        parallel.share_buffers(self.backbone)
+        self.last.save(self.captured(self.parts), state.held_rows(self.parts))
         self.saved_at = self.position.step
         self.meter.go_on()
 
     def resume(self, path: Path) -> None:
         """Take up the run that wrote `path`; raises `CheckpointError` where it is not this one."""
-        self.position = state.restore(
-            path, self.parts(), config=self.config, classes=self.loader.faces.num_classes
-        )
+        classes = self.loader.faces.num_classes
+        self.position = state.restore(path, self.parts, config=self.config, classes=classes)
         self.saved_at = self.position.step
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
 
@@ -260,14 +282,6 @@ class Trainer:
     def model(self) -> Model:
         """The backbone as it is now, with its preprocessing."""
         return Model(self.backbone, self.input, step=self.position.step, epoch=self.position.epoch)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """What is trained, by name."""
-        return {"backbone": self.backbone, "head": self.head}
-
-    def parts(self) -> dict[str, Any]:
-        """What has a state to keep, by the name it has in a checkpoint."""
-        return {**self.modules(), "optimizer": self.optimizer, "scaler": self.scaler}
 
     def captured(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of a checkpoint."""

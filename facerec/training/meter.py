@@ -8,6 +8,8 @@ import time
 import torch
 from torch import Tensor
 
+from facerec import processes
+
 
 class Meter:
     """Means of scalar tensors over a window of steps, and how fast the samples went by.
@@ -46,7 +48,7 @@ class Meter:
             self._paused = None
 
     def row(self) -> dict[str, float | None]:
-        """The means by name with ``samples_per_second`` and ``data_wait`` (share of the time), then anew.
+        """Means over all processes, ``samples_per_second`` and ``data_wait`` (share of the time); then anew.
 
         A mean that is not finite (the hardest other class where there is only one class) is None, so that
         the row is plain JSON.
@@ -55,7 +57,10 @@ class Meter:
         names = list(self._sums)
         means: list[float] = []
         if names:
-            means = torch.stack([self._sums[name] / self._weights[name] for name in names]).tolist()
+            sum_N = torch.stack([self._sums[name] for name in names])
+            weight_N = torch.tensor([self._weights[name] for name in names]).to(sum_N.device)
+            sum_N, weight_N = processes.sum_over_processes(torch.stack((sum_N, weight_N)))
+            means = (sum_N / weight_N).tolist()
         row: dict[str, float | None] = {
             name: value if math.isfinite(value) else None for name, value in zip(names, means, strict=True)
         }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from facerec import processes, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.flops import gflops
 from facerec.backbones.weights import load_pretrained
@@ -24,6 +25,8 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
 from facerec.heads import create_head
 from facerec.registry import build
+from facerec.training import parallel
+from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.optimizer import describe, make_optimizer
 from facerec.training.reporter import Reporter
@@ -62,7 +65,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     resume = resume_from(settings.resume, folder)
 
     # … then the data, then what depends on it.
-    faces = open_faces(data)  # first, since data=orl makes its verification set, too
+    with processes.first_alone():  # which makes what is made on first use: data=orl, the index of a pack
+        faces = open_faces(data)
     verification_sets = load_targets(evaluation)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -72,12 +76,24 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         load_pretrained(backbone, Path(start.pretrained))
     if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
         backbone.requires_grad_(False)
+    if settings.sync_batch_norm:
+        parallel.synchronise_batch_norm(backbone, device)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = create_head(
         **config["head"], num_classes=faces.num_classes, embedding_size=architecture["embedding_size"]
     ).to(device)
     modules = {"backbone": backbone, "head": head}
-    loader = Loader(faces, settings.batch_size, seed=seed, pin=device.type == "cuda", **data.loading())
+    if processes.count() > 1:  # dropout differs between processes
+        torch.manual_seed(parallel.seed_of(seed))
+    loader = Loader(
+        faces,
+        settings.batch_size,
+        seed=seed,
+        rank=processes.rank(),
+        world_size=processes.count(),
+        pin=device.type == "cuda",
+        **data.loading(),
+    )
     trainer = Trainer(
         settings=settings,
         schedule_settings=schedule,
@@ -127,17 +143,17 @@ def writable(folder: Path) -> None:
 
 def resume_from(setting: str | None, folder: Path) -> Path | None:
     """The checkpoint to go on from; raises `UserError` where a run would be overwritten, or it is missing."""
-    last = folder / "checkpoints" / "last.pt"
+    last = find(folder / "checkpoints")
     if setting == "auto":
-        return last if last.is_file() else None
+        return last
     if setting is None:
-        if last.is_file():
+        if last is not None:
             raise UserError(
                 f"output_dir={folder}: holds a run already; trainer.resume=auto continues it, "
                 "another output_dir starts a new one"
             )
         return None
-    if not Path(setting).is_file():
+    if not Path(setting).is_file() and not sharded_checkpoint.is_one(Path(setting)):
         raise ConfigError("trainer.resume", setting, "no such file; must be auto, null or a last.pt")
     return Path(setting)
 

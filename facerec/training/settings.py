@@ -25,6 +25,9 @@ class TrainerSettings:
             continues from that checkpoint, null starts anew and refuses a folder that holds a run.
         log_every: steps between log lines and rows of metrics.jsonl.
         save_every: steps between checkpoints; null: at evaluations, at the end and when interrupted.
+        save_in_background: where classes are shared out over processes, write checkpoints while the run goes
+            on; takes main memory for a copy.
+        sync_batch_norm: batch norm over the batches of all processes together (CUDA).
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
 
@@ -42,6 +45,8 @@ class TrainerSettings:
     resume: str | None = "auto"
     log_every: int = 20
     save_every: int | None = None
+    save_in_background: bool = False
+    sync_batch_norm: bool = False
     compile: bool = False
     threads: int | None = None
 

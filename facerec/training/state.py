@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from facerec import __version__, checkpoint
+from facerec import __version__, checkpoint, processes, sharded_checkpoint
 from facerec.errors import CheckpointError
+
+Rows = tuple[int, int, int]
+"""Rows start … stop−1 of so many in all."""
 
 
 @dataclass
@@ -58,18 +61,82 @@ def capture(
         "classes": names,
         **asdict(position),
         **{name: part.state_dict() for name, part in parts.items()},
-        "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_states()},
     }
+
+
+class RandomState:
+    """The random numbers to come, of every process; has a state_dict as whatever else a checkpoint keeps.
+
+    A run that goes on with more processes than it was saved with leaves the new ones as they were seeded.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators' states, (processes, bytes) uint8; every process must call this."""
+        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+        states = zip(*processes.each((torch.get_rng_state(), *cuda)), strict=True)
+        return {kind: torch.stack(each) for kind, each in zip(("cpu", "cuda"), states, strict=False)}
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Put this process's generators back."""
+        rank = processes.rank()
+        # torch reads a state from the start of its storage, so that a row of a larger one will not do.
+        mine = {kind: each[rank].clone() for kind, each in states.items() if rank < len(each)}
+        if "cpu" in mine:
+            torch.set_rng_state(mine["cpu"])
+        if "cuda" in mine and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["cuda"])
+
+
+def held_rows(parts: Mapping[str, Any]) -> dict[str, Rows]:
+    """Which rows this process has of what is shared out: keys ``head/NAME`` and ``optimizer/INDEX``."""
+    head, optimizer = parts["head"], parts["optimizer"]
+    place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    held = {f"head/{name}": tuple(head.shard) for name in head.shared_out}
+    for name in head.shared_out:
+        held[f"optimizer/{place.get(id(getattr(head, name)))}"] = tuple(head.shard)
+    return held
+
+
+def split(
+    captured: Mapping[str, Any], held: Mapping[str, Rows]
+) -> tuple[dict[str, Tensor], dict[str, Rows], dict[str, Any]]:
+    """A captured state as its large tensors by name, the rows held of those shared out, and the rest."""
+    rest = {name: value for name, value in captured.items() if name not in ("backbone", "head")}
+    tensors = {
+        f"{part}/{name}": tensor for part in ("backbone", "head") for name, tensor in captured[part].items()
+    }
+    rows = {key: which for key, which in held.items() if key in tensors}
+    for index, values in captured["optimizer"]["state"].items():
+        which = held.get(f"optimizer/{index}")
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+                if which and value.ndim:  # momentum and moments are shared out as their parameter is
+                    rows[f"optimizer/{index}/{name}"] = which
+    rest["optimizer"] = {**captured["optimizer"], "state": {}}
+    return tensors, rows, rest
 
 
 def restore(path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], classes: int) -> Position:
     """Put the state of a run back, and return where it stood.
 
+    Args:
+        path: a file, or a folder that several processes have written. The number of processes may be another
+            one now.
+        parts: what `capture` was given.
+        config: the present run's.
+        classes: how many identities there are.
+
     Raises:
         CheckpointError: not a checkpoint to resume from, or one of a run with other settings.
     """
-    state = checkpoint.load(path)
-    missing = [name for name in ("step", "config", *parts) if name not in state]
+    folder = path.is_dir()
+    state = sharded_checkpoint.rest(path) if folder else checkpoint.load(path)
+    missing = [
+        name
+        for name in ("step", "config", *parts)
+        if name not in state and not (folder and name in ("backbone", "head"))
+    ]
     if missing:
         raise CheckpointError(
             f"trainer.resume={path}: has no {', '.join(missing)}; resume from a last.pt "
@@ -80,16 +147,48 @@ def restore(path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], 
         raise CheckpointError(
             f"trainer.resume={path}: knows {len(state['classes'])} identities, the data has {classes}"
         )
+    if folder:
+        state["backbone"], state["head"], state["optimizer"]["state"] = _read_tensors(path, parts)
+    else:
+        _cut(state, held_rows(parts))
     for name, part in parts.items():
         try:
             part.load_state_dict(state[name])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
-    torch.set_rng_state(state["random"]["cpu"])
-    if state["random"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return Position(**{name: state[name] for name in asdict(Position())})
+
+
+def _read_tensors(folder: Path, parts: Mapping[str, Any]) -> tuple[Any, Any, dict[int, dict[str, Tensor]]]:
+    """This process's tensors of a checkpoint folder: of the backbone, the head and the optimizer's state."""
+    held = held_rows(parts)
+    whole: dict[str, Any] = {name: parts[name].state_dict() for name in ("backbone", "head")}
+    parameters = [p for group in parts["optimizer"].param_groups for p in group["params"]]
+    whole["optimizer"] = {"state": {}}
+    for key, size in sharded_checkpoint.sizes(folder).items():
+        part, _, rest = key.partition("/")
+        if part != "optimizer":
+            continue
+        index, _, name = rest.partition("/")
+        parameter = parameters[int(index)] if int(index) < len(parameters) else torch.empty(0)
+        per_element = size[1:] == parameter.shape[1:] and len(size) == parameter.ndim
+        value = torch.zeros_like(parameter) if per_element else torch.zeros(size)
+        whole["optimizer"]["state"].setdefault(int(index), {})[name] = value
+    tensors, rows, _ = split(whole, held)
+    sharded_checkpoint.load(folder, tensors, rows)
+    return whole["backbone"], whole["head"], whole["optimizer"]["state"]
+
+
+def _cut(state: dict[str, Any], held: Mapping[str, Rows]) -> None:
+    """Leave of a whole state, which one process has written, the rows that this process holds."""
+    for key, (start, stop, count) in held.items():
+        part, _, name = key.partition("/")
+        entries = state["head"] if part == "head" else state["optimizer"]["state"].get(int(name), {})
+        for entry in [name] if part == "head" else list(entries):
+            value = entries[entry]
+            if isinstance(value, Tensor) and value.ndim and len(value) == count:
+                entries[entry] = value[start:stop].clone()
 
 
 def refuse_other_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -102,7 +201,7 @@ def refuse_other_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         ("optimizer", ("name",)),
     ):
         old, new = before.get(section, {}), now.get(section, {})
-        for key in keys or sorted({*old, *new} - {"pretrained", "memory", "block_size"}):
+        for key in keys or sorted({*old, *new} - {"pretrained", "memory", "block_size", "sharded"}):
             if old.get(key) != new.get(key):
                 differing.append(f"{section}.{key}={new.get(key)} (was {old.get(key)})")
     if before.get("seed") != now.get("seed"):
@@ -121,7 +220,3 @@ def freeze(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:
         for module in backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-def _cuda_states() -> list[torch.Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

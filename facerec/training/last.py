@@ -1,0 +1,85 @@
+"""The last state of a run on disk: one file, or where classes are shared out over processes one folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from facerec import checkpoint, processes, sharded_checkpoint
+from facerec.training import state
+
+log = logging.getLogger(__name__)
+
+FILE = "last.pt"
+
+
+def find(checkpoints: Path) -> Path | None:
+    """The newest complete last state in a run's folder of checkpoints, if there is one."""
+    found = [*_folders(checkpoints), *([checkpoints / FILE] if (checkpoints / FILE).is_file() else [])]
+    return max(found, key=_written, default=None)
+
+
+class LastCheckpoint:
+    """Writes the last state; a newer one replaces the older only when it is complete.
+
+    Args:
+        checkpoints: the run's folder of checkpoints.
+        background: let a shared-out state be written while the run goes on.
+    """
+
+    def __init__(self, checkpoints: Path, *, background: bool = False) -> None:
+        self.checkpoints = checkpoints
+        self.background = background
+        self._under_way: sharded_checkpoint.Saving | None = None
+
+    def save(self, captured: dict[str, Any], held: Mapping[str, state.Rows]) -> None:
+        """Write what `state.capture` has captured; every process calls this.
+
+        Args:
+            captured: the state, where rows are shared out with this process's part of them.
+            held: from `state.held_rows`.
+
+        Raises:
+            StorageError: it could not be written; the one before is still there.
+        """
+        if not held:
+            if processes.rank() == 0:
+                checkpoint.save(self.checkpoints / FILE, captured)
+                self._only(self.checkpoints / FILE)
+            return
+        self.finish()
+        folder = self.checkpoints / f"last-{captured['step']:08d}"
+        if processes.rank() == 0:
+            sharded_checkpoint.remove(folder)
+        tensors, rows, rest = state.split(captured, held)
+        self._under_way = sharded_checkpoint.save(folder, tensors, rows, rest, background=self.background)
+        self._folder = folder
+        if not self.background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for a save under way; then it is the last state, and the one before it goes."""
+        if self._under_way is not None:
+            self._under_way.finish()
+            self._under_way = None
+            if processes.rank() == 0:
+                self._only(self._folder)
+
+    def _only(self, kept: Path) -> None:
+        for folder in self.checkpoints.glob("last-*"):
+            if folder != kept:
+                sharded_checkpoint.remove(folder)
+        if kept.name != FILE:
+            (self.checkpoints / FILE).unlink(missing_ok=True)
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    named = [path for path in checkpoints.glob("last-*") if re.fullmatch(r"last-\d+", path.name)]
+    return [path for path in named if sharded_checkpoint.is_one(path)]
+
+
+def _written(path: Path) -> float:
+    return (path / sharded_checkpoint.REST if path.is_dir() else path).stat().st_mtime

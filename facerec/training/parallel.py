@@ -1,0 +1,132 @@
+"""What several processes add to a step: gradients averaged and measured together, one decision to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from facerec import processes
+from facerec.errors import ConfigError
+from facerec.heads import Head
+
+
+def spread(backbone: nn.Module, device: torch.device, *, compile: bool = False) -> nn.Module:
+    """The backbone as the trainer calls it: compiled if wanted, its gradients averaged over the processes.
+
+    Its buffers are left alone: each process's running statistics follow its own batches, and those of the
+    first process count (see `share_buffers`). So a step has no other traffic than its gradients.
+    """
+    embed: Any = torch.compile(backbone) if compile else backbone
+    trained = any(parameter.requires_grad for parameter in backbone.parameters())
+    if processes.count() == 1 or not trained:
+        return embed
+    return DistributedDataParallel(
+        embed,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=False,
+    )
+
+
+def synchronise_batch_norm(backbone: nn.Module, device: torch.device) -> None:
+    """Make batch norm inside `backbone` one over the batches of all processes together.
+
+    Raises:
+        ConfigError: on anything but CUDA, where torch has no such layer.
+    """
+    if processes.count() == 1:
+        return
+    if device.type != "cuda":
+        raise ConfigError("trainer.sync_batch_norm", True, f"works on CUDA only, and this run is on {device}")
+    nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+
+
+def without_exchange(embed: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    """Where gradients of several batches are added up, only the last backward pass sends them."""
+    if last or not isinstance(embed, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return embed.no_sync()
+
+
+def share_buffers(backbone: nn.Module) -> None:
+    """Give every process the first one's running statistics, before these are used or saved."""
+    if processes.count() > 1:
+        for buffer in backbone.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def seed_of(seed: int) -> int:
+    """A seed of this process's own, so that dropout differs between them; the first keeps `seed`."""
+    return (seed + 1_000_003 * processes.rank()) % 2**63
+
+
+def make_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
+    """Scales the loss of fp16; elsewhere it is disabled and passes everything through.
+
+    Where classes are shared out, one process may see an overflow in its rows that the others do not: all have
+    to leave out that step.
+    """
+    if enabled and processes.count() > 1:
+        return ShardedGradScaler(device.type, enabled=True)
+    return torch.amp.GradScaler(device.type, enabled=enabled)
+
+
+def agreed(number: signal.Signals | None) -> signal.Signals | None:
+    """The signal that any process has got, in all of them; every process calls this at the same step."""
+    largest = int(processes.largest_over_processes(torch.tensor(number or 0)))
+    return signal.Signals(largest) if largest else None
+
+
+class Gradients:
+    """The gradients of a step, of which each process holds those of the backbone and of its own classes.
+
+    Args:
+        backbone: whose gradients `DistributedDataParallel` has averaged.
+        head: whose gradients are averaged here, but for its shared-out rows, which come out right by
+            themselves.
+    """
+
+    def __init__(self, backbone: nn.Module, head: Head) -> None:
+        rows = [p for name, p in head.named_parameters() if name in head.shared_out]
+        other = [p for name, p in head.named_parameters() if name not in head.shared_out]
+        self._rows = [p for p in rows if p.requires_grad]
+        self._head = [p for p in other if p.requires_grad]
+        self._backbone = [p for p in backbone.parameters() if p.requires_grad]
+
+    def average(self) -> None:
+        """Average over the processes what no one else has averaged."""
+        if processes.count() > 1:
+            for gradient in _of(self._head):
+                dist.all_reduce(gradient)
+                gradient /= processes.count()
+
+    def norm(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of all gradients together and the mean of the processes' losses, the same in each."""
+        alike = nn.utils.get_total_norm(_of([*self._backbone, *self._head]))
+        rows = nn.utils.get_total_norm(_of(self._rows))
+        if processes.count() == 1:
+            return torch.hypot(alike, rows) if self._rows else alike.to(loss.device), loss
+        squares, total = processes.sum_over_processes(
+            torch.stack((rows.to(loss.device).square(), loss / processes.count()))
+        )
+        return (alike.to(loss.device).square() + squares).sqrt(), total
+
+    def clip(self, norm: Tensor, largest: float) -> None:
+        """Shorten all gradients together to the norm `largest`, where theirs is greater."""
+        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(_of([*self._backbone, *self._head, *self._rows]), factor)
+
+
+def _of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients there are; of a sparse one, the rows it has."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return [g._values() if g.is_sparse else g for g in gradients]

@@ -1,0 +1,275 @@
+"""Several processes train what one would: the same weights, the same log, and each other's checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from facerec import processes, sharded_checkpoint
+from facerec.errors import CheckpointError
+from facerec.training.last import find
+from facerec.training.loop import Trainer
+from facerec.training.reporter import Reporter, Run
+from tests.tiny_run import tiny_trainer
+
+# Nothing here depends on which process a picture goes to, so that all numbers of processes must agree.
+# The last of the batches of 14 has 7 pictures, which two processes share out unevenly.
+EXACT: dict[str, Any] = {
+    "dropout": 0.0,
+    "each": 7,
+    "start_freeze_batch_norm": True,
+    "optimizer_lr": 0.05,
+}
+SHARED_OUT = {"sharded": True}
+
+
+def _enter(rank: int, world: int, folder: str, work: Callable[..., None], *details: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    try:
+        work(Path(folder), *details)
+    finally:
+        processes.quiet_group.cache_clear()
+        dist.destroy_process_group()
+
+
+def together(world: int, folder: Path, work: Callable[..., None], *details: Any) -> None:
+    """Run `work(folder, *details)` in so many processes that know each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meet").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(_enter, (world, str(folder), work, *details), nprocs=world)
+
+
+class Stop(Reporter):
+    """Sends a signal to one process after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, run: Run) -> None:
+        if run.position.step == self.step and processes.rank() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Rows(Reporter):
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def logged(self, run: Run, row: Any) -> None:
+        self.rows.append(dict(row))
+
+
+def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, stop: int = 0) -> Trainer:
+    """Train; leave the whole weights and the log as process 0 has them."""
+    rows = Rows()
+    trainer = tiny_trainer(folder / "run", reporters=[rows, *([Stop(stop)] if stop else [])], **given)
+    if resume:
+        last = find(trainer.checkpoints)
+        assert last is not None
+        trainer.resume(last)
+    trainer.fit()
+    weights = dict(trainer.backbone.state_dict())
+    for key, value in trainer.head.state_dict().items():
+        parts = processes.each(value.clone())
+        weights[f"head.{key}"] = torch.cat(parts) if key in trainer.head.shared_out else parts[0]
+    if processes.rank() == 0:
+        torch.save(weights, folder / f"{name}.pt")
+        (folder / f"{name}.json").write_text(json.dumps(rows.rows))
+    return trainer
+
+
+def all_runs(folder: Path) -> None:
+    """Several runs in the same processes, to start them only once."""
+    batch = 14 // processes.count()
+    exact = {**EXACT, "trainer_batch_size": batch}
+    for head in ("arcface", "softmax", "sphereface2"):
+        run(folder / "a" / head, "weights", {**exact, "head": head, "head_options": SHARED_OUT})
+    run(folder / "replicated", "weights", {**exact, "head_options": {"sharded": False}})
+    accumulated = {**exact, "trainer_batch_size": batch // 7, "trainer_accumulate": 7}
+    run(folder / "accumulated", "weights", {**accumulated, "head_options": SHARED_OUT})
+    clipped = {**exact, "trainer_clip_norm": 0.05}
+    run(folder / "clipped", "weights", {**clipped, "head_options": SHARED_OUT})
+
+
+def make_folders(folder: Path) -> None:
+    for name in ("a/arcface", "a/softmax", "a/sphereface2", "replicated", "accumulated", "clipped"):
+        (folder / name).mkdir(parents=True)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    make_folders(one)
+    make_folders(two)
+    all_runs(one)
+    together(2, two, all_runs)
+    return one, two
+
+
+def assert_close(one: Path, other: Path) -> None:
+    first, second = torch.load(one), torch.load(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=2e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/arcface", "a/softmax", "a/sphereface2", "replicated", "accumulated", "clipped"]
+)
+def test_two_processes_end_with_the_weights_of_one_that_takes_their_batches_together(
+    one_and_two: tuple[Path, Path], name: str
+) -> None:
+    one, two = one_and_two
+    assert_close(one / name / "weights.pt", two / name / "weights.pt")
+
+
+def test_the_log_of_two_processes_is_that_of_one(one_and_two: tuple[Path, Path]) -> None:
+    first, second = (json.loads((f / "a/arcface/weights.json").read_text()) for f in one_and_two)
+    assert len(first) == len(second) > 5
+    for a, b in zip(first, second, strict=True):
+        for key in ("step", "epoch", "lr", "loss", "grad_norm", "target_cosine", "accuracy"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), key
+
+
+def interrupted(folder: Path) -> None:
+    given = {"head_options": {"sharded": True, "sample_rate": 0.5}, "trainer_batch_size": 3}
+    trainer = run(folder, "part", {**given, "trainer_log_every": 2}, stop=4)
+    assert trainer.interrupted == signal.SIGTERM
+    assert trainer.position.step == 4
+    run(folder, "resumed", {**given, "trainer_log_every": 2}, resume=True)
+    (folder / "straight").mkdir(exist_ok=True)
+    run(folder / "straight", "whole", {**given, "trainer_log_every": 2})
+
+
+def test_a_signal_to_one_process_ends_all_at_a_step_and_they_go_on_to_the_bit(tmp_path: Path) -> None:
+    """With dropout, batch norm and sampled classes: every process's random numbers go on, too."""
+    (tmp_path / "straight").mkdir()
+    together(2, tmp_path, interrupted)
+    resumed, whole = torch.load(tmp_path / "resumed.pt"), torch.load(tmp_path / "straight" / "whole.pt")
+    for name in whole:
+        assert torch.equal(resumed[name], whole[name]), name
+
+
+def first_half(folder: Path, background: bool) -> None:
+    given = {**EXACT, "each": 6, "trainer_batch_size": 6 // processes.count(), "head_options": SHARED_OUT}
+    run(folder, "half", {**given, "trainer_save_in_background": background}, stop=3)
+
+
+def second_half(folder: Path) -> None:
+    given = {**EXACT, "each": 6, "trainer_batch_size": 6 // processes.count(), "head_options": SHARED_OUT}
+    run(folder, f"from_{processes.count()}", given, resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    given = {**EXACT, "each": 6, "trainer_batch_size": 6, "head_options": SHARED_OUT}
+    run(whole, "weights", given)
+    if before == 1:
+        first_half(tmp_path, False)
+    else:
+        together(before, tmp_path, first_half, after == 3)
+    if after == 1:
+        second_half(tmp_path)
+    else:
+        together(after, tmp_path, second_half)
+    assert_close(whole / "weights.pt", tmp_path / f"from_{after}.pt")
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("last*"))
+    assert left == (["last.pt"] if after == 1 else ["last-00000015"])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint folder of a run of two processes."""
+    folder = tmp_path_factory.mktemp("saved")
+    together(2, folder, first_half, False)
+    last = find(folder / "run" / "checkpoints")
+    assert last is not None and last.is_dir()
+    return last
+
+
+def test_the_backbone_alone_can_be_read_whole(saved: Path) -> None:
+    backbone = sharded_checkpoint.read(saved, "backbone")
+    expected = torch.load(saved.parents[2] / "half.pt")
+    for name, tensor in backbone.items():
+        assert torch.equal(tensor, expected[name])
+    head = sharded_checkpoint.read(saved, "head")
+    assert torch.equal(head["weight"], expected["head.weight"])
+
+
+class Thief:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["FACEREC_TEST_THIEF"],)
+
+
+def test_a_metadata_file_that_names_code_is_refused_and_runs_nothing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pickle
+    import shutil
+
+    folder = tmp_path / "last-00000003"
+    shutil.copytree(saved, folder)
+    loot = tmp_path / "loot"
+    monkeypatch.setenv("FACEREC_TEST_THIEF", str(loot))
+    (folder / ".metadata").write_bytes(pickle.dumps(Thief()))
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir"):
+        sharded_checkpoint.read(folder, "backbone")
+    assert not loot.exists()
+
+
+def test_a_save_that_was_never_finished_does_not_count(saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    unfinished = tmp_path / "last-00000009"
+    shutil.copytree(saved, unfinished)
+    (unfinished / "run.pt").unlink()
+    assert find(tmp_path) is None
+    complete = tmp_path / "last-00000003"
+    shutil.copytree(saved, complete)
+    assert find(tmp_path) == complete
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x05."])
+def test_damaged_folders_are_said_to_be_damaged(saved: Path, tmp_path: Path, damage: bytes) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    (folder / ".metadata").write_bytes(damage)
+    with pytest.raises(CheckpointError, match="damaged"):
+        sharded_checkpoint.read(folder, "backbone")
+    shutil.copy(saved / ".metadata", folder / ".metadata")
+    for file in folder.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        sharded_checkpoint.read(folder, "backbone")
+
+
+def test_samples_of_uneven_processes_are_gathered_and_given_back(tmp_path: Path) -> None:
+    together(3, tmp_path, gather_uneven)
+
+
+def gather_uneven(_: Path) -> None:
+    sizes = [2, 0, 3]
+    rank = processes.rank()
+    x = torch.full((sizes[rank], 2), float(rank), requires_grad=True)
+    everyone: Tensor = processes.Gather.apply(x, sizes)
+    assert everyone[:, 0].tolist() == [0, 0, 2, 2, 2]
+    assert processes.own_share(everyone, sizes).shape == x.shape
+    (everyone * (rank + 1)).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full_like(x, 6.0))  # 1 + 2 + 3: what all processes say of it
+    assert processes.mean_over_processes(torch.tensor([float(rank)] * 2)) == 1.0
+    assert processes.from_first(rank) == 0
+    assert processes.each(rank) == [0, 1, 2]
