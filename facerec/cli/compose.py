@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,35 @@ def compose_and_run(config_name: str, task: Task) -> None:
             raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
     if failures:
         raise failures[0]
+
+
+def quote_paths(arguments: Sequence[str], key: str) -> list[str]:
+    """The command line with the value of `key` in Hydra's quotes, where it is an existing file or a list of
+    such: its grammar has no equals signs, brackets and much else in plain values, which paths have.
+    """
+    quoted = []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == key and value:
+            listed = value.startswith("[") and value.endswith("]") and not Path(value).exists()
+            paths = _files(value[1:-1] if listed else value)
+            if paths:
+                joined = ",".join("'" + path.replace("'", "\\'") + "'" for path in paths)
+                argument = f"{key}=[{joined}]" if listed else f"{key}={joined}"
+        quoted.append(argument)
+    return quoted
+
+
+def _files(text: str) -> list[str]:
+    """Existing files named with commas between, commas in their names allowed; none unless all are files."""
+    if Path(text).exists():
+        return [text]
+    for at, sign in enumerate(text):
+        if sign == "," and Path(text[:at].strip()).exists():
+            rest = _files(text[at + 1 :].strip())
+            if rest:
+                return [text[:at].strip(), *rest]
+    return []
 
 
 @contextmanager

@@ -15,12 +15,13 @@ def main() -> None:
 
 
 def _run() -> int:
-    from facerec.cli.compose import compose_and_run
+    from facerec.cli.compose import compose_and_run, quote_paths
 
     def evaluate(config: dict[str, Any], folder: Path) -> float:
         from facerec.reporting.evaluation import evaluate_checkpoint
 
         return evaluate_checkpoint(config, folder)
 
+    sys.argv[1:] = quote_paths(sys.argv[1:], "ckpt")
     compose_and_run("eval", evaluate)
     return 0

@@ -36,7 +36,7 @@ class Comparison:
         decisions: how many.
         first_only, second_only: decisions that only the one got right.
         difference: share of right decisions of the first less that of the second.
-        difference_interval: its 95 % interval from a paired bootstrap, thresholds held fixed, if there is one.
+        difference_interval: its 95 % interval from a paired bootstrap, thresholds held fixed, or None.
         p: McNemar's two-sided p, exact (binomial), taking decisions as independent.
         p_holm: the same, corrected for all pairs of models on this target.
     """

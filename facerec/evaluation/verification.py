@@ -240,7 +240,7 @@ def verify(
         thresholds=thresholds,
         flip=mirrored is not None,
         genuine_pairs=int(same.sum()),
-        notes=_notes(compared.zero, tar_at_far, separation),
+        notes=_notes(compared.zero, tar_at_far, separation) + _one_sided(same, validated.fold_N),
         protocol=_protocol(len(validated.accuracy_F), mirrored is not None, thresholds),
         distance_N=distance_N,
         issame_N=same,
@@ -301,6 +301,18 @@ def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Int
     nearest = np.argsort(np.abs(beyond_N), kind="stable")
     called_same = (beyond_N < 0)[nearest]
     return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
+
+
+def _one_sided(same_N: Bools, fold_N: Ints) -> list[str]:
+    """A warning where folds hold one kind of pairs only, though the set has both."""
+    genuine_F = np.bincount(fold_N, same_N)
+    mixed_F = (genuine_F > 0) & (genuine_F < np.bincount(fold_N))
+    if mixed_F.all() or same_N.all() or not same_N.any():
+        return []
+    return [
+        f"{int((~mixed_F).sum())} of {len(mixed_F)} folds hold one kind of pairs only, so their thresholds "
+        "come from an uneven rest: go by AUC and EER rather than by the accuracy"
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from facerec.errors import ConfigError
+from facerec.evaluation.comparison import Comparison, compare
 from facerec.evaluation.model import Model
 from facerec.evaluation.protocols import Result
 from facerec.evaluation.targets import results_document
@@ -47,11 +48,22 @@ class Evaluated:
         return cls(name, results, results_document(results, model), facts)
 
 
+def compared(evaluated: Sequence[Evaluated], bootstrap: int, seed: int) -> dict[str, list[Comparison]]:
+    """Every two models on each target (`facerec.evaluation.comparison.compare`); empty for one model."""
+    if len(evaluated) < 2:
+        return {}
+    comparisons = {}
+    for target in evaluated[0].results:
+        by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
+        comparisons[target] = compare(by_model, bootstrap=bootstrap, seed=seed)
+    return {target: found for target, found in comparisons.items() if found}
+
+
 def distinct_names(paths: Sequence[str]) -> list[str]:
     """A short name for each checkpoint: the parts of its path in which it differs from the others.
 
     ``runs/a/checkpoints/best.pt`` and ``runs/b/checkpoints/best.pt`` become ``a`` and ``b``; one alone is
-    called by its file.
+    called ``a/best.pt``, or by its file where that is in no run.
 
     Raises:
         ConfigError: two of the paths are the same file.
@@ -61,14 +73,17 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
         if path in whole[:at]:
             raise ConfigError("ckpt", paths[at], "is given twice; name each checkpoint once")
     if len(paths) == 1:
-        return [PurePath(paths[0]).name]
+        *_, run, folder = ("", "", *whole[0].parent.parts)
+        return [f"{run}/{whole[0].name}" if folder == "checkpoints" and run else whole[0].name]
     parts = [path.parts for path in whole]
     shortest = min(map(len, parts))
     lead = next((i for i in range(shortest) if len({one[i] for one in parts}) > 1), shortest)
     trail = next(
         (i for i in range(shortest - lead) if len({one[-1 - i] for one in parts}) > 1), shortest - lead
     )
-    names = ["/".join(one[lead : len(one) - trail]) for one in parts]
-    if all(names) and len(set(names)) == len(names):
-        return names
+    differing = [one[lead : len(one) - trail] for one in parts]
+    short = ["/".join(part for part in one if part != "checkpoints") for one in differing]
+    for names in (short, ["/".join(one) for one in differing]):
+        if all(names) and len(set(names)) == len(names):
+            return names
     return ["/".join(one[max(0, lead - 1) :]) for one in parts]

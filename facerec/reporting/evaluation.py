@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facerec.errors import CheckpointError, ConfigError
-from facerec.evaluation.comparison import Comparison, compare
+from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.model import Model, load_model
 from facerec.evaluation.protocols import Result, protocol_settings
@@ -17,7 +17,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets, load_targets, write_results
 from facerec.evaluation.verification import VerificationResult
 from facerec.registry import build
-from facerec.reporting.evaluated import Evaluated, distinct_names
+from facerec.reporting.evaluated import Evaluated, compared, distinct_names
 from facerec.reporting.report import write_report
 from facerec.reporting.tables import comparison_lines, screen_table, write_tables
 from facerec.reporting.verification_figures import save_comparison_figures, save_figures
@@ -48,7 +48,10 @@ def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
         results = judge(model)
         _say(results)
         evaluated.append(Evaluated.of(name, model, results))
-    comparisons = _compared(evaluated, settings())
+    comparisons = compared(evaluated, settings().bootstrap, settings().seed)
+    if len(evaluated) > 1:
+        for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
+            log.info(line)
     for file in write_all(folder, evaluated, comparisons, figures=settings().figures):
         log.info("wrote %s", file)
     scores = [result.score for one in evaluated for result in one.results.values()]
@@ -156,18 +159,3 @@ def _say(results: Mapping[str, Result]) -> None:
             log.info("%s: accuracy %.5f to %.5f (95 %% interval over %s)", name, low, high, over)
         for note in result.notes:
             log.info("%s: %s", name, note)
-
-
-def _compared(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, list[Comparison]]:
-    """Every two models on each target, said as a table and in words; nothing for one model."""
-    if len(evaluated) < 2:
-        return {}
-    comparisons = {}
-    for target in evaluated[0].results:
-        by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
-        found = compare(by_model, bootstrap=settings.bootstrap, seed=settings.seed)
-        if found:
-            comparisons[target] = found
-    for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
-        log.info(line)
-    return comparisons

@@ -79,7 +79,7 @@ def facts_of(result: Result) -> list[tuple[str, str]]:
     if isinstance(result, VerificationResult):
         impostors = result.pairs - result.genuine_pairs
         facts += [
-            ("Pairs", f"{result.pairs:,}: {result.genuine_pairs:,} genuine, {impostors:,} impostor"),
+            ("Pairs", f"{result.pairs:,} ({result.genuine_pairs:,} genuine, {impostors:,} impostor)"),
             ("People", "not known" if result.identities is None else f"{result.identities:,}"),
             ("Flipped", _flipped(result.flip)),
             ("Threshold", f"{result.best_threshold:.5f}, mean of {result.folds} folds"),
@@ -98,7 +98,7 @@ def facts_of(result: Result) -> list[tuple[str, str]]:
     elif isinstance(result, TemplateResult):
         impostors = result.pairs - result.genuine_pairs
         facts += [
-            ("Pairs", f"{result.pairs:,}: {result.genuine_pairs:,} genuine, {impostors:,} impostor"),
+            ("Pairs", f"{result.pairs:,} ({result.genuine_pairs:,} genuine, {impostors:,} impostor)"),
             ("Templates", f"{result.templates:,} of {result.pictures:,} pictures"),
             ("Flipped", _flipped(result.flip)),
             ("Detector score", "as weight of each picture" if result.detector_score else "not used"),
@@ -107,7 +107,7 @@ def facts_of(result: Result) -> list[tuple[str, str]]:
             facts.append(("Intervals", "95 %, people of the genuine pairs resampled, thresholds held fixed"))
     elif isinstance(result, IdentificationResult):
         facts += [
-            ("Probes", f"{result.probes:,}, {result.mated_probes:,} of them with a mate in the gallery"),
+            ("Probes", f"{result.probes:,} ({result.mated_probes:,} with a mate in the gallery)"),
             ("Gallery", f"{result.gallery:,} entries of {result.identities:,} people"),
             ("Distractors", f"{result.distractors:,}"),
         ]
@@ -117,7 +117,7 @@ def facts_of(result: Result) -> list[tuple[str, str]]:
         facts += [
             (
                 "Probes",
-                f"{result.probes:,} of {result.identities:,} people, {result.mate_pairs:,} mate pairs",
+                f"{result.probes:,} ({result.identities:,} people, {result.mate_pairs:,} mate pairs)",
             ),
             ("Distractors", f"{result.distractors:,}"),
         ]

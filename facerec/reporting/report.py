@@ -25,12 +25,16 @@ from facerec.reporting.pair_pictures import HardPair, data_uris, hardest_pairs
 from facerec.reporting.tables import Row, p_text, rows_of, tables_of
 
 _CHARTS = {
-    "roc": ("ROC", "Pairs of one person that are accepted, over pairs of two people that are."),
-    "det": ("DET", "Errors of both kinds against each other; the dotted line is where they are equal."),
+    "roc": ("ROC", "Accepted genuine over accepted impostor pairs; the square is the EER."),
+    "det": ("DET", "Errors of both kinds against each other, equal on the dotted line."),
     "cmc": ("CMC", "Mated probes whose person is among the first ranks of the gallery."),
     "tpir": ("Open set", "Mated probes found at rank 1, over non-mated probes that raise an alarm."),
     "distractors": ("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
 }
+
+
+_WARNINGS = ("training set", "uneven rest", "all zeros")  # notes that question the numbers themselves
+_PAIRS = 8  # of each kind, half as many where models are compared
 
 
 def write_report(
@@ -80,6 +84,7 @@ def report_html(
     values = {
         "title": f"{len(evaluated)} models compared" if several else evaluated[0].name,
         "lead": _lead(rows, several),
+        "about": _about(evaluated, rows),
         "several": several,
         "tables": [_table(labels, group, evaluated) for labels, group in tables_of(evaluated)],
         "notes": _notes(rows),
@@ -142,6 +147,24 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
     return lines[:3]
 
 
+def _about(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
+    """What must be said with the numbers, in a line: the model's backbone and preprocessing, the pairs, the
+    protocol.
+    """
+    lines = []
+    if len(evaluated) == 1:
+        facts = dict(evaluated[0].facts)
+        step = f" at step {facts['Step']}" if "Step" in facts else ""
+        lines.append(f"Model: {facts['Backbone']}{step}; pictures {facts['Preprocessing']}.")
+    for target, result in {target: result for _, target, result in rows}.items():
+        facts = dict(facts_of(result))
+        for key in ("Pairs", "Probes"):
+            if key in facts:
+                counted = facts[key].replace(" (", f" {key.lower()} (", 1)
+                lines.append(f"{target}: {counted}; {facts['Protocol']}.")
+    return lines[:5]
+
+
 def _table(labels: Sequence[str], rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     made = []
     before = None
@@ -182,10 +205,17 @@ def _best(label: str, results: Sequence[Any]) -> float | None:
     return min(known) if label == "EER" else max(known)
 
 
-def _notes(rows: Sequence[Row]) -> list[dict[str, str]]:
+def _notes(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Each note once for its target."""
     pairs = dict.fromkeys((target, note) for _, target, result in rows for note in result.notes)
-    return [{"target": target, "text": note[:1].upper() + note[1:] + "."} for target, note in pairs]
+    return [
+        {
+            "target": target,
+            "text": note[:1].upper() + note[1:] + ".",
+            "warning": any(word in note for word in _WARNINGS),
+        }
+        for target, note in pairs
+    ]
 
 
 def _compared(comparisons: Mapping[str, Sequence[Comparison]]) -> list[dict[str, Any]]:
@@ -193,23 +223,37 @@ def _compared(comparisons: Mapping[str, Sequence[Comparison]]) -> list[dict[str,
     for target, found in comparisons.items():
         for number, one in enumerate(found):
             interval = one.difference_interval
-            better = one.first if one.difference > 0 else one.second
             made.append(
                 {
                     "target": target,
                     "new": number == 0,
                     "first": one.first,
                     "second": one.second,
-                    "difference": f"{one.difference:+.5f}",
-                    "interval": "" if interval is None else f"{interval[0]:+.5f} to {interval[1]:+.5f}",
+                    "difference": _signed(one.difference),
+                    "interval": "" if interval is None else " to ".join(map(_signed, interval)),
                     "first_only": f"{one.first_only:,}",
                     "second_only": f"{one.second_only:,}",
                     "p": p_text(one.p),
                     "p_holm": p_text(one.p_holm),
-                    "verdict": f"{better} is better" if one.p_holm < 0.05 else "no difference shown",
+                    "verdict": _verdict(one),
                 }
             )
     return made
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.5f}".replace("-", "−")
+
+
+def _verdict(one: Comparison) -> str:
+    """Better only where both the test and the interval say so: the one takes pairs as independent, the other
+    need not.
+    """
+    if one.p_holm >= 0.05:
+        return "no difference shown"
+    if one.difference_interval is not None and one.difference_interval[0] <= 0 <= one.difference_interval[1]:
+        return "unclear: the interval holds 0"
+    return f"{one.first if one.difference > 0 else one.second} is better"
 
 
 def _over(rows: Sequence[Row]) -> str:
@@ -226,9 +270,10 @@ def _pairs(row: Row, several: bool) -> dict[str, Any]:
     one, target, result = row
     assert isinstance(result, VerificationResult) and result.source is not None
     source = result.source
+    count = _PAIRS // 2 if several else _PAIRS
     titles = ("Genuine pairs farthest apart", "Impostor pairs nearest to each other")
     columns = []
-    for kind, title, pairs in zip(("genuine", "impostor"), titles, hardest_pairs(result), strict=True):
+    for kind, title, pairs in zip(("genuine", "impostor"), titles, hardest_pairs(result, count), strict=True):
         if pairs:
             shown = [_pair(pair, data_uris(source, pair.pair)) for pair in pairs]
             columns.append({"kind": kind, "title": title, "pairs": shown})

@@ -44,8 +44,10 @@ def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
         if overrides.is_file():
             given = dict(str(item).lstrip("+").split("=", 1) for item in OmegaConf.load(overrides))
             results = run / "results.json"
-            targets = json.loads(results.read_text(encoding="utf-8"))["targets"] if results.is_file() else {}
-            runs.append((run.name, given, {name: entry["accuracy"] for name, entry in targets.items()}))
+            written = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+            targets = written.get("targets", {})  # a comparison of models has a table of its own
+            accuracy = {name: one["accuracy"] for name, one in targets.items() if "accuracy" in one}
+            runs.append((run.name, given, accuracy))
     names = list(dict.fromkeys(name for _, given, _ in runs for name in given))
     varied = [name for name in names if len({given.get(name) for _, given, _ in runs}) > 1]
     targets = list(dict.fromkeys(target for _, _, accuracy in runs for target in accuracy))

@@ -36,7 +36,7 @@ const shown = (one) => !hidden.model.has(one.model) && !hidden.target.has(one.ta
 // Numbers ---------------------------------------------------------------------------------------------------
 
 const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
-const power = (exponent) => "10" + [...String(exponent)].map((sign) => RAISED[sign]).join("");
+const power = (exponent) => exponent === 0 ? "1" : "10" + [...String(exponent)].map((sign) => RAISED[sign]).join("");
 function rate(value) {
   if (value === 0) return "0";
   return value < 0.001 ? value.toExponential(2).replace("e-", "e−") : value.toFixed(5);
@@ -178,7 +178,7 @@ class Chart {
     return d;
   }
 
-  series(area, { one, x, y, kind, colour, dots }) {
+  series(area, { one, x, y, kind, colour, dots, mark }) {
     const stroke = colour ?? colourOf(one);
     if (kind === "stairs") {
       const floor = this.py(0).toFixed(1);
@@ -187,7 +187,9 @@ class Chart {
       svg("path", { d: `${d}V${floor}Z`, style: `fill:${stroke};fill-opacity:.22;stroke:${stroke};stroke-width:1.5` }, area);
       return;
     }
-    svg("path", { class: "curve", d: this.path({ x, y }, kind), style: `stroke:${stroke}`, "stroke-dasharray": one ? dashOf(one) : "" }, area);
+    const dashes = one ? dashOf(one) : "";
+    svg("path", { class: "curve", d: this.path({ x, y }, kind), style: `stroke:${stroke}`, "stroke-dasharray": dashes }, area);
+    if (mark) svg("rect", { class: "mark", x: this.px(mark[0]) - 4, y: this.py(mark[1]) - 4, width: 8, height: 8, style: `stroke:${stroke}` }, area);
     if (dots) x.forEach((at, i) => svg("circle", { cx: this.px(at), cy: this.py(y[i]), r: 3, style: `fill:${stroke}` }, area));
   }
 
@@ -346,7 +348,8 @@ function rocSpec(series, { name, det, x, y }) {
     name,
     x: { label: x, log: true, low: least, high: 1 },
     y: det ? { label: y, log: true, low: leastMissed / 1.5, high: 1 } : { label: y, low: Math.max(0, Math.floor(20 * lowest - 0.5) / 20), high: 1 },
-    series: series.map((one) => ({ one, kind: "steps", x: [least / 10, ...one.far], y: [0, ...one.tar].map((tar) => (det ? 1 - tar : tar)) })),
+    series: series.map((one) => ({ one, kind: "steps", x: [least / 10, ...one.far], y: [0, ...one.tar].map((tar) => (det ? 1 - tar : tar)),
+      mark: one.eer ? [one.eer, det ? one.eer : 1 - one.eer] : null })),
     guides: [],
     read: (far) => ({
       title: `${x.replace(" (log)", "")} ≤ ${rate(far)}`,
