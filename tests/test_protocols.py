@@ -84,7 +84,8 @@ def test_ytf(ckpt, faces, tmp_path, caplog):
     assert written["step"] == 7 and written["preprocessing"]["size"] == 112
     assert (tmp_path / "ytf_roc.png").is_file() and (tmp_path / "ytf_distances.png").is_file()
     assert f"ytf: {entry['protocol']}" in caplog.text
-    assert "95 % interval" in caplog.text
+    assert "95 % interval over identities" in caplog.text and entry["identities"] == 2
+    assert "data:image/jpeg;base64," in (tmp_path / "report.html").read_text()
 
 
 def test_identification(ckpt, faces, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facerec.data.verification import VerificationSet
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.identification import IdentificationResult, identify
@@ -79,7 +80,10 @@ def evaluate_ytf(
     pool = TemplatePool(FaceList(rows, np.array(video_R), rows))
     pool_pictures(model, FilePictures(paths), [pool], settings, "ytf")
     unit_VD = pool.unit_TD()
-    index_2N = np.stack([pairs.first_N, pairs.second_N], axis=1).reshape(-1)
+    index_2N = np.stack([pairs.first_N, pairs.second_N], axis=1).reshape(-1).astype(np.int64)
+    person_V = np.array([video.split("/")[0] for video in pairs.video_V])
+    agree = ((person_V[pairs.first_N] == person_V[pairs.second_N]) == pairs.issame_N).all()
+    person_2N = person_V[index_2N] if agree else None
     result = verify(
         unit_VD[index_2N],
         pairs.issame_N,
@@ -87,11 +91,17 @@ def evaluate_ytf(
         thresholds=settings.thresholds,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
+        identity_2N=person_2N,
     )
     used = "all frames" if frames is None else f"{frames} frames a video, evenly spaced"
     said = f"YTF, {result.folds} splits of the list, {used}, {'flip-TTA' if settings.flip else 'no flip'}"
-    notes = result.notes + overlap_notes(model, {video.split("/")[0] for video in pairs.video_V}, "YTF")
-    result = replace(result, flip=settings.flip, accuracy_noflip=None, protocol=said, notes=notes)
+    notes = result.notes + overlap_notes(model, set(person_V.tolist()), "YTF")
+    # A video is shown by its first frame.
+    shown = FilePictures([paths[row] for row in np.unique(video_R, return_index=True)[1]])
+    source = VerificationSet("ytf", shown, index_2N, pairs.issame_N, Path(root) / "splits.txt", person_2N)
+    result = replace(
+        result, flip=settings.flip, accuracy_noflip=None, protocol=said, notes=notes, source=source
+    )
     for line in result.log_lines("ytf", model.step):
         logger.info(line)
     return result
