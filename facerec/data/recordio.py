@@ -29,6 +29,7 @@ from facerec.errors import DamagedDataError, MissingDataError, StorageError, Use
 
 __all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
 
+_AHEAD = 1 << 17  # bytes, Linux's default read_ahead_kb; of a longer stretch it reads only the beginning
 _part_and_flag = struct.Struct("<III").unpack_from  # magic, length word, flag
 _part = struct.Struct("<II").unpack_from
 
@@ -192,10 +193,19 @@ class RecordReader:
         if self._mmap is None or not hasattr(mmap, "MADV_WILLNEED"):
             return
         page = mmap.ALLOCATIONGRANULARITY
+        begin = end = 0
         for offset in offsets:
-            begin = offset - offset % page
-            if 0 <= begin < self._size:
-                self._mmap.madvise(mmap.MADV_WILLNEED, begin, min(offset + length, self._size) - begin)
+            low = offset - offset % page
+            if begin <= low <= end and offset + length - begin <= _AHEAD:  # neighbours: one call for many
+                end = max(end, offset + length)
+                continue
+            self._will_need(begin, end)
+            begin, end = low, offset + length
+        self._will_need(begin, end)
+
+    def _will_need(self, begin: int, end: int) -> None:
+        if self._mmap is not None and 0 <= begin < min(end, self._size):
+            self._mmap.madvise(mmap.MADV_WILLNEED, begin, min(end, self._size) - begin)
 
     def where(self, offset: int, key: int | None = None) -> str:
         """``key 17 at offset 90112 of /data/train.rec``; the key is looked up where it is not given."""
