@@ -31,7 +31,7 @@ DECODER_PICTURES = 2000
 
 def picture_rows(root: Path | None, folder: Path) -> Iterator[Row]:
     """Decoders, our loader and the common one, in turn, so that all see the same machine."""
-    pack = open_pack(root or _some_pack(folder))
+    pack = open_pack(root or some_pack(folder))
     encoded = [bytes(pack.encoded(i)) for i in range(len(pack))]
     workers = cores()
     torch.set_num_threads(1)  # the workers have the cores
@@ -66,7 +66,7 @@ def picture_rows(root: Path | None, folder: Path) -> Iterator[Row]:
 def set_rows(path: Path | None, root: Path | None, folder: Path) -> Iterator[Row]:
     """A verification set: ours reads it and decodes its distinct pictures; the common way makes float tensors
     of all its pictures and their mirrors (of a tenth of them, times ten)."""
-    place = root or _some_pack(folder)
+    place = root or some_pack(folder)
     path = path or next(iter(sorted(place.glob("*.bin"))), None)
     if path is None:
         return
@@ -168,7 +168,7 @@ def _decode_set(path: Path) -> int:
     return len(loaded.pictures)
 
 
-def _some_pack(folder: Path) -> Path:
+def some_pack(folder: Path) -> Path:
     """LFW where it is at hand, else the ORL faces, each 40 times."""
     lfw = Path(os.environ.get("FACEREC_DATA", "data")) / "lfw"
     if (lfw / "train.rec").is_file():

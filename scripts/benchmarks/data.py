@@ -1,4 +1,4 @@
-"""Opening indexes and packs, and training pictures a second out of a pack.
+"""Opening indexes and packs, training pictures a second out of a pack, and seeks of a disk.
 
 The indexes are generated: as many lines as MS1MV2's, with the offsets that pictures of its size give (--full:
 as WebFace42M's too). The pictures are those of --pack; by default LFW where it is in $FACEREC_DATA or ./data,
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from _pictures import picture_rows, set_rows
+from _pictures import picture_rows, set_rows, some_pack
+from _reads import read_rows
 from table import Row, best, in_processes, share_of_memory
 
 from facerec.data.index import RecordIndex, read_index, write_index
@@ -25,13 +26,14 @@ from facerec.data.recordio import Record, RecordReader, RecordWriter
 
 MS1MV2, WEBFACE42M = 5_822_653, 42_474_558
 PROCESSES = 4
+PARTS = ("index", "pack", "pictures", "reads", "set")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full", action="store_true", help="also open an index of 42.5 million lines (1.2 GB)"
     )
-    parser.add_argument("--only", choices=("index", "pack", "pictures", "set"), help="this part alone")
+    parser.add_argument("--only", choices=PARTS, help="this part alone")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="pack whose pictures are loaded")
     parser.add_argument(
         "--bin", type=Path, metavar="FILE", help="verification set; default: the pack's first"
@@ -41,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as name:
         folder = Path(name)
-        parts = ("index", "pack", "pictures", "set") if options.only is None else (options.only,)
+        parts = PARTS if options.only is None else (options.only,)
         if "index" in parts:
             yield from index_rows(folder, MS1MV2, reference=True)
             if options.full:
@@ -50,6 +52,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             yield from pack_rows(folder)
         if "pictures" in parts:
             yield from picture_rows(options.pack, folder)
+        if "reads" in parts:
+            yield from read_rows(options.pack or some_pack(folder))
         if "set" in parts:
             yield from set_rows(options.bin, options.pack, folder)
 
