@@ -73,6 +73,12 @@ def numbers_of(result: Result) -> list[Number]:
     ]
 
 
+def headline_of(result: Result) -> Number | None:
+    """The one number to quote: the `score` that results are compared by; None where the set supports none."""
+    known = [number for number in numbers_of(result) if number.value is not None]
+    return next((number for number in known if number.value == result.score), None)
+
+
 def facts_of(result: Result) -> list[tuple[str, str]]:
     """What must be said with the numbers, by name; the protocol first."""
     facts = [("Protocol", result.protocol)]

@@ -20,7 +20,7 @@ from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.verification import VerificationResult
 from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated
-from facerec.reporting.numbers import facts_of, numbers_of
+from facerec.reporting.numbers import facts_of, headline_of, numbers_of
 from facerec.reporting.pair_pictures import HardPair, data_uris, hardest_pairs
 from facerec.reporting.tables import Row, p_text, rows_of, tables_of
 
@@ -28,7 +28,7 @@ _CHARTS = {
     "roc": ("ROC", "Accepted genuine over accepted impostor pairs; the square is the EER."),
     "det": ("DET", "Errors of both kinds against each other, equal on the dotted line."),
     "cmc": ("CMC", "Mated probes whose person is among the first ranks of the gallery."),
-    "tpir": ("Open set", "Mated probes found at rank 1, over non-mated probes that raise an alarm."),
+    "tpir": ("Open set", "Mated probes found at rank 1, over alarms of non-mated ones."),
     "distractors": ("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
 }
 
@@ -92,6 +92,7 @@ def report_html(
         "corrected": any(len(found) > 1 for found in comparisons.values()),
         "decided": ", ".join(dict.fromkeys(one.decided for found in comparisons.values() for one in found)),
         "over": _over(rows),
+        "deviation": any(number.deviation is not None for row in rows for number in numbers_of(row[2])),
         "charts": charts,
         "chart_places": [
             dict(zip(("kind", "title", "text"), (kind, *_CHARTS[kind]), strict=True)) for kind in places
@@ -127,23 +128,20 @@ def _place(target: str, model: str, several: bool) -> str:
 
 
 def _lead(rows: Sequence[Row], several: bool) -> list[str]:
-    """What a reader should know after five seconds."""
-    if several:
-        lines = []
-        for target in dict.fromkeys(target for _, target, _ in rows):
-            scored = [(one.name, numbers_of(result)[0]) for one, name, result in rows if name == target]
-            rated = [(name, number) for name, number in scored if number.value is not None]
-            if rated:
-                name, number = max(rated, key=lambda pair: pair[1].value or 0.0)
-                lines.append(f"{target}: best is {name}, {number.label.lower()} {number.value:.5f}.")
-        return lines[:3]
+    """What a reader should know after five seconds: the score of each set, or who is best on it."""
     lines = []
-    for _, target, result in rows:
-        known = [one for one in numbers_of(result) if one.value is not None]
-        if known:
-            number = known[0]
+    for target in dict.fromkeys(target for _, target, _ in rows):
+        headlines = [(one.name, headline_of(result)) for one, name, result in rows if name == target]
+        scored = [(name, number) for name, number in headlines if number is not None]
+        if not scored:
+            continue
+        name, number = max(scored, key=lambda pair: pair[1].value or 0.0)
+        label = number.label if number.label[1:2].isupper() else number.label.lower()
+        if several:
+            lines.append(f"{target}: best is {name}, {label} {number.value:.5f}.")
+        else:
             spread = f", 95 % interval {number.interval_text}" if number.interval_text else ""
-            lines.append(f"{target}: {number.label[:1].lower()}{number.label[1:]} {number.text}{spread}.")
+            lines.append(f"{target}: {label} {number.text}{spread}.")
     return lines[:3]
 
 
