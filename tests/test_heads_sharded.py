@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from facerec import processes
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.sharding import Shard, sample_rows, shardable, take_rows
+from tests.several import together
 
 CLASSES, SIZE = 11, 6
 FAMILY = sorted(name for name in HEADS.names() if issubclass(HEADS.builder(name), ClassHead))
@@ -58,16 +59,14 @@ def step(head: ClassHead, parts: list[int], own: slice, sizes: list[int] | None)
     return found | {f"report {k}": v for k, v in out.statistics.items()}
 
 
-def worker(rank: int, parts: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(parts))
+def every_head(folder: Path, parts: list[int]) -> None:
+    rank = processes.rank()
     begin = sum(parts[:rank])
     own = slice(begin, begin + parts[rank])
     found = {name: step(make(name, sharded=True), parts, own, parts) for name in FAMILY}
     found["recomputed"] = step(make("arcface", sharded=True, memory="recompute"), parts, own, parts)
     found["sampled"] = step(make("cosface", sharded=True, sample_rate=0.1), parts, own, parts)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -75,14 +74,14 @@ def shared_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """What each of two or three processes found, by process and head."""
     folder = tmp_path_factory.mktemp("processes")
     parts = PARTS[request.param]
-    torch.multiprocessing.spawn(worker, (parts, str(folder)), nprocs=len(parts))
-    return parts, [torch.load(Path(folder) / f"{rank}.pt") for rank in range(len(parts))]
+    together(len(parts), folder, every_head, parts)
+    return parts, [torch.load(folder / f"{rank}.pt") for rank in range(len(parts))]
 
 
 @pytest.mark.parametrize("name", [*FAMILY, "recomputed"])
 def test_gradients_state_and_report_are_those_of_one_process(shared_out: Any, name: str) -> None:
-    parts, processes = shared_out
-    found = [process[name] for process in processes]
+    parts, found_by = shared_out
+    found = [process[name] for process in found_by]
     alone = step(make("arcface" if name == "recomputed" else name), parts, slice(0, sum(parts)), None)
     own = torch.tensor(parts, dtype=torch.float64) / sum(parts)
 
@@ -107,9 +106,9 @@ def test_gradients_state_and_report_are_those_of_one_process(shared_out: Any, na
 
 
 def test_sampled_rows_hold_the_samples_own_classes_and_alone_get_a_gradient(shared_out: Any) -> None:
-    parts, processes = shared_out
+    parts, found_by = shared_out
     _, label = batch(parts)
-    for rank, process in enumerate(processes):
+    for rank, process in enumerate(found_by):
         shard = Shard.of(CLASSES, rank, len(parts))
         grad = process["sampled"]["grad weight"]
         assert grad.is_sparse

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from facerec import processes, sharded_checkpoint
@@ -19,6 +17,7 @@ from facerec.errors import CheckpointError
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
+from tests.several import together
 from tests.tiny_run import tiny_trainer
 
 # Nothing here depends on which process a picture goes to, so that all numbers of processes must agree.
@@ -27,26 +26,9 @@ EXACT: dict[str, Any] = {
     "dropout": 0.0,
     "each": 7,
     "start_freeze_batch_norm": True,
-    "optimizer_lr": 0.05,
+    "optimizer_lr": 0.01,
 }
 SHARED_OUT = {"sharded": True}
-
-
-def _enter(rank: int, world: int, folder: str, work: Callable[..., None], *details: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    try:
-        work(Path(folder), *details)
-    finally:
-        processes.quiet_group.cache_clear()
-        dist.destroy_process_group()
-
-
-def together(world: int, folder: Path, work: Callable[..., None], *details: Any) -> None:
-    """Run `work(folder, *details)` in so many processes that know each other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "meet").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_enter, (world, str(folder), work, *details), nprocs=world)
 
 
 class Stop(Reporter):
