@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from facerec.launch import launched
 
 # The names that torch 2.14 gives two collectives; earlier versions know them by others.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -35,11 +36,6 @@ def count() -> int:
 def rank() -> int:
     """Which process this is, from 0."""
     return dist.get_rank() if count() > 1 else 0
-
-
-def launched() -> int:
-    """How many processes torchrun (or whatever sets its variables) has started; 1 if it was not used."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
+from facerec.launch import launched, place
 
 Task = Callable[[dict[str, Any], Path], Any]
 
@@ -47,6 +49,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
     """
     failures: list[FacerecError] = []
     begun: list[Path] = []
+    sys.argv[1:] += _alone_in_speaking(sys.argv[1:])
 
     def job(config: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -106,6 +109,17 @@ def _files(text: str) -> list[str]:
             if rest:
                 return [text[:at].strip(), *rest]
     return []
+
+
+def _alone_in_speaking(given: list[str]) -> list[str]:
+    """What keeps all processes of torchrun but the first from writing logs and folders of their own."""
+    if launched() == 1:
+        return []
+    if {"-m", "--multirun"} & set(given):
+        raise UserError("-m: not under torchrun, which runs one training; sweep with a launcher of Hydra's")
+    if place() == 0:
+        return []
+    return ["hydra/job_logging=quiet", "hydra.output_subdir=null", "hydra.run.dir=."]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from facerec.errors import FacerecError
+from facerec.launch import place
 
 
 def reported(program: str, work: Callable[[], int | None]) -> int:
@@ -22,7 +23,8 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except FacerecError as error:
         if wants_traceback():
             raise
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        who = f"{program}[{place()}]" if place() else program
+        print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
         # The reader (head, less) has gone: nobody is left to tell, and a flush at exit must not complain.

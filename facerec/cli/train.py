@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facerec.cli.errors import reported
+
+if TYPE_CHECKING:
+    from facerec.training.loop import Results, Trainer
 
 
 def main() -> None:
@@ -20,20 +23,29 @@ def _run() -> int:
     ended_by: list[int] = []
 
     def train(config: dict[str, Any], folder: Path) -> float | None:
+        from facerec import processes
         from facerec.reporting.run_reporters import run_reporters
-        from facerec.training.run import assemble
+        from facerec.training.run import assemble, device_of
 
-        trainer = assemble(config, folder, run_reporters(folder, figures=config["eval"]["figures"]))
-        results = trainer.fit()
+        with processes.together(device_of(config)):
+            folder = processes.from_first(folder)
+            first = processes.rank() == 0
+            reporters = run_reporters(folder, figures=config["eval"]["figures"]) if first else []
+            trainer = assemble(config | {"output_dir": str(folder)}, folder, reporters)
+            results = trainer.fit()
+        if first:
+            tell(trainer, results, folder)
+        if trainer.interrupted is not None:
+            ended_by.append(trainer.interrupted)
+            raise KeyboardInterrupt  # a sweep must not go on with its next run
+        return sum(r.accuracy for r in results.values()) / len(results) if results else None
+
+    def tell(trainer: Trainer, results: Results, folder: Path) -> None:
         # An interrupted run was not evaluated where it stands; its last evaluation is of an earlier step.
         for name, result in results.items() if trainer.interrupted is None else ():
             accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
             print(f"{name}: accuracy {accuracy} on {result.pairs:,} pairs")
         print(f"run folder: {folder}")
-        if trainer.interrupted is not None:
-            ended_by.append(trainer.interrupted)
-            raise KeyboardInterrupt  # a sweep must not go on with its next run
-        return sum(r.accuracy for r in results.values()) / len(results) if results else None
 
     try:
         compose_and_run("train", train)

@@ -57,7 +57,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     evaluation = build(EvalSettings, "eval", config["eval"])
     input = build(Input, "input", config["input"])
     start, architecture = split_backbone(config["backbone"])
-    device = resolve_device(settings.device)
+    device = device_of(config)
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
     try_out(architecture, config["head"])
@@ -114,6 +114,11 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if resume is not None:
         trainer.resume(resume)
     return trainer
+
+
+def device_of(config: Mapping[str, Any]) -> torch.device:
+    """The device of a run; raises `ConfigError` for one that is not there, or other wrong settings."""
+    return resolve_device(build(TrainerSettings, "trainer", config["trainer"]).device)
 
 
 def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str, Any]]:
