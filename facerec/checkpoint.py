@@ -77,7 +77,11 @@ def load(path: Path | str) -> dict[str, Any]:
             "tensors and plain values; where it was made, save the network's state_dict() alone, or export "
             "it to ONNX"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    # What torch's reader meets in a file that is none of its own is whatever the wrong bytes happen to cause.
+    except (
+        *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+        OSError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one ({reason})") from error
     if not isinstance(state, dict):

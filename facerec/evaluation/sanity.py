@@ -68,8 +68,8 @@ class Reading:
 def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalSettings) -> Input | None:
     """Compare the model's preprocessing with the common ones, and warn where another reads clearly better.
 
-    RGB is compared with BGR under the normalisation given, then the common normalisations under the order of
-    channels given, then, where one of them is better, both orders under that one.
+    RGB is compared with BGR under the normalisation given, and the common normalisations under the order of
+    channels given; then, where one of these is better, the same from there.
 
     Args:
         model: is left as it was.
@@ -99,13 +99,21 @@ def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalS
         )
         return _reading(prepared, embedded.plain_PD[pair_2M.reshape(-1)], same_M)
 
-    given = read(model.input)
-    readings = [read(_turned(model.input))]
-    readings += [read(other) for other in _normalised(model.input)]
-    best = max(readings, key=lambda one: one.dprime)
-    if best is not readings[0] and best.clearly_above(given):
-        both = read(_turned(best.input))
-        best = both if both.clearly_above(best) else best
+    readings = {str(model.input): read(model.input)}
+
+    def best_near(prepared: Input) -> Reading:
+        """The best of those that differ from it in the order of channels or in the normalisation."""
+        near = {str(other): other for other in (_turned(prepared), *_normalised(prepared))}
+        for key, other in near.items():
+            if key not in readings:
+                readings[key] = read(other)
+        return max((readings[key] for key in near), key=lambda one: one.dprime)
+
+    given = readings[str(model.input)]
+    best = best_near(model.input)
+    if best.clearly_above(given):  # both may be wrong at once
+        further = best_near(best.input)
+        best = further if further.clearly_above(best) else best
     count = f"{len(same_M)} pairs of {verification_set.name}"
     if not best.clearly_above(given):
         logger.info(

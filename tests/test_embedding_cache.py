@@ -1,0 +1,155 @@
+"""Embeddings that are kept: given back for the same model, pictures and preprocessing, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from facerec import load_model
+from facerec.errors import ConfigError
+from facerec.evaluation.embedding import Embedded, embed_pictures
+from facerec.evaluation.embedding_cache import EmbeddingCache
+from facerec.evaluation.model import Model
+from tests.foreign_files import onnx_file, pixels, png
+
+PICTURES = [png(one) for one in pixels(6)]
+
+
+def opened(path: Path, folder: Path, **input: Any) -> Model:
+    model = load_model(path, device="cpu", **input)
+    model.cache = EmbeddingCache(folder, model)
+    return model
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    return onnx_file(tmp_path / "net.onnx")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "kept" / "embeddings"
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """hit or miss of each look into the cache, since the last time."""
+    words = [one.getMessage() for one in caplog.records if one.getMessage().startswith("embedding cache: ")]
+    caplog.clear()
+    return [word.split()[2].rstrip(",") for word in words]
+
+
+def same(one: Embedded, other: Embedded) -> bool:
+    assert one.mirrored_PD is not None and other.mirrored_PD is not None
+    return np.array_equal(one.plain_PD, other.plain_PD) and np.array_equal(one.mirrored_PD, other.mirrored_PD)
+
+
+def test_the_second_time_nothing_is_embedded(
+    network: Path, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = embed_pictures(opened(network, folder), PICTURES, name="lfw")
+    assert said(caplog) == ["miss"]
+    again = opened(network, folder)
+    monkeypatch.setattr(again, "forward", None)
+    assert same(embed_pictures(again, PICTURES, name="lfw"), first)
+    assert said(caplog) == ["hit"]
+    (file,) = folder.iterdir()
+    assert file.name.startswith("lfw-") and file.suffix == ".npz"
+
+
+CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any]]] = {
+    "another mean": ({"mean": 100.0}, {}, PICTURES),
+    "other channels": ({"channels": "bgr"}, {}, PICTURES),
+    "no flip": ({}, {"flip": False}, PICTURES),
+    "one picture more": ({}, {}, [*PICTURES, PICTURES[0]]),
+    "another order": ({}, {}, PICTURES[::-1]),
+    "the same cut differently": ({}, {}, [*PICTURES[:-2], PICTURES[-1], PICTURES[-2]]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_whatever_embeddings_depend_on_is_looked_at(
+    network: Path, folder: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    input, how, pictures = CHANGED[change]
+    embed_pictures(opened(network, folder), PICTURES)
+    embed_pictures(opened(network, folder, **input), pictures, **how)
+    assert said(caplog) == ["miss", "miss"]
+
+
+def test_batches_and_threads_do_not_matter(
+    network: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    embed_pictures(opened(network, folder), PICTURES)
+    embed_pictures(opened(network, folder), PICTURES, batch_size=2, threads=1)
+    embed_pictures(opened(network, folder), [np.frombuffer(one, np.uint8) for one in PICTURES])
+    assert said(caplog) == ["miss", "hit", "hit"]
+
+
+def test_another_model_and_another_file_of_its_numbers_are_noticed(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    network = onnx_file(tmp_path / "net.onnx", external=True)
+    first = embed_pictures(opened(network, folder), PICTURES)
+    numbers = np.fromfile(tmp_path / "net.bin", np.float32)
+    (2 * numbers).tofile(tmp_path / "net.bin")
+    second = embed_pictures(opened(network, folder), PICTURES)
+    assert said(caplog) == ["miss", "miss"]
+    np.testing.assert_allclose(second.plain_PD, 2 * first.plain_PD, rtol=1e-5)
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def other_shape(content: bytes) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.savez(buffer, embeddings=np.zeros((2, 5, 8), np.float32))
+    return buffer.getvalue()
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "one bit flipped": flipped,
+    "empty": lambda content: b"",
+    "a pickle": lambda content: pickle.dumps({"embeddings": 1}),
+    "embeddings of other pictures": other_shape,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_made_again_with_a_warning(
+    network: Path, folder: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = embed_pictures(opened(network, folder), PICTURES)
+    (file,) = folder.iterdir()
+    sound = file.read_bytes()
+    file.write_bytes(DAMAGE[kind](sound))
+    assert same(embed_pictures(opened(network, folder), PICTURES), first)
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert str(file) in warning and warning.endswith("embedding again")
+    assert same(embed_pictures(opened(network, folder), PICTURES), first)
+    assert len(caplog.records) == 1, "it is sound again"
+
+
+def test_a_folder_that_cannot_be_written_costs_no_numbers(
+    network: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    model = opened(network, tmp_path / "file" / "below")
+    assert embed_pictures(model, PICTURES).plain_PD.shape == (6, 8)
+    assert "could not be written" in caplog.text
+    with pytest.raises(ConfigError, match=r"eval\.cache=.*file: is a file; name a folder"):
+        opened(network, tmp_path / "file")
