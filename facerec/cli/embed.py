@@ -68,9 +68,9 @@ def run(arguments: Sequence[str]) -> int:
         force=options.force,
     )
     if written.resized:
-        log.info("%d pictures had another size and were resized and cropped", written.resized)
+        log.info("resized and cropped, for their size was another: %d pictures", written.resized)
     if written.skipped:
-        log.warning("%d pictures were left out; %s says why", written.skipped, written.files[-1])
+        log.warning("left out: %d pictures; %s says why", written.skipped, written.files[-1])
     files = ", ".join(map(str, written.files))
     print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
     return 0

@@ -29,6 +29,7 @@ from facerec.data.pictures import NamedPictures
 from facerec.data.settings import cores
 from facerec.errors import (
     DamagedDataError,
+    FacerecError,
     MissingDataError,
     StorageError,
     UserError,
@@ -72,7 +73,7 @@ class _Prepared(NamedTuple):
     """A picture for the model, or why there is none."""
 
     image_HWC: npt.NDArray[np.uint8] | None
-    reason: str = ""
+    error: DamagedDataError | MissingDataError | None = None
     resized: bool = False
 
 
@@ -151,7 +152,7 @@ def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
     return write, names, report
 
 
-# Pictures -------------------------------------------------------------------------------------------------
+# Pictures -----------------------------------------------------------------------------------------------
 
 
 def _embed_all(
@@ -174,9 +175,9 @@ def _embed_all(
                 kept.append(picture)
                 resized += one.resized
             elif skip:
-                skipped[picture] = one.reason
+                skipped[picture] = str(one.error)
             else:
-                raise _unusable(pictures, picture, one.reason)
+                raise _unusable(pictures.where(picture), one.error)
         if not kept:
             continue
         embedding_PD = embed_pictures(
@@ -240,18 +241,19 @@ def _prepared(
         encoded = pictures.encoded(picture)
         if maker is not None:
             image_HWC, note = maker.face(encoded)
-            return _Prepared(image_HWC, note)
+            return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
         image_HWC = decode(encoded, shape)
     except (DamagedDataError, MissingDataError) as error:
-        return _Prepared(None, str(error))
+        return _Prepared(None, error)
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        return _Prepared(image_HWC, "", image.size != shape[::-1])
+        return _Prepared(image_HWC, None, image.size != shape[::-1])
 
 
-def _unusable(pictures: NamedPictures, picture: int, reason: str) -> DamagedDataError:
-    where = pictures.where(picture)
-    said = reason if where in reason else f"{where}: {reason}"
-    return DamagedDataError(f"{said}; --on-error skip leaves such pictures out")
+def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> FacerecError:
+    """The same error with the place and the mend."""
+    said = str(error) if where in str(error) else f"{where}: {error}"
+    kind = MissingDataError if isinstance(error, MissingDataError) else DamagedDataError
+    return kind(f"{said}; --on-error skip leaves such pictures out")
 
 
 def _complete(kept_N: npt.NDArray[np.bool_], together: int) -> npt.NDArray[np.int64]:
@@ -259,7 +261,7 @@ def _complete(kept_N: npt.NDArray[np.bool_], together: int) -> npt.NDArray[np.in
     return np.flatnonzero(np.repeat(kept_N.reshape(-1, together).all(1), together))
 
 
-# Files ----------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------------
 
 
 def _writer(out: Path) -> _Write:
