@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import simplejpeg
 
+from facerec.cli.data import run as data_command
 from facerec.data.making.pair_lists import Pair
 from facerec.data.making.verification_sets import _people
 from facerec.data.verification import load_verification, people_path, write_verification
@@ -156,6 +158,24 @@ def test_a_file_of_people_that_does_not_fit_is_an_error(tmp_path, text, message)
     people_path(file).write_text(text)
     with pytest.raises(DamagedDataError, match=message):
         load_verification(file)
+
+
+def test_drawn_pairs_keep_their_people(tmp_path):
+    rng = np.random.default_rng(0)
+    for person in range(20):
+        (tmp_path / "in" / f"person {person}").mkdir(parents=True)
+        for number in range(2):
+            face = np.ascontiguousarray(
+                rng.integers(0, 255, (14, 14, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            )
+            (tmp_path / "in" / f"person {person}" / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(face))
+    assert data_command(["pairs", str(tmp_path / "in"), str(tmp_path / "made.bin")]) == 0
+    loaded = load_verification(tmp_path / "made.bin")
+    assert set(loaded.identity_2N) == {f"person {person}" for person in range(20)}
+    result = verify(
+        rng.normal(size=(2 * len(loaded), 4)), loaded.issame_N, bootstrap=5, identity_2N=loaded.identity_2N
+    )
+    assert result.identities == 20
 
 
 def test_listed_pairs_have_people_where_folders_agree_with_the_answers():

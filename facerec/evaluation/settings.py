@@ -22,7 +22,8 @@ class EvalSettings:
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 (published), ``exact`` the midpoints of the sorted
             distances.
         folds: folds of the cross-validation, 10 in every published number.
-        bootstrap: resamples of the pairs for the 95 % interval of the accuracy; 0: no interval.
+        bootstrap: resamples for the 95 % intervals, of people where the set knows them, else of pairs; 0: no
+            intervals.
         seed: of the bootstrap.
         precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast).
         cache: folder to keep embeddings in, so that the same model file and pictures need no second pass; for

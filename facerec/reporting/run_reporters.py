@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from facerec.evaluation.targets import results_document, write_results
+from facerec.reporting.profile import Profile
 from facerec.reporting.verification_figures import figures_of, save_figures
 from facerec.training.reporter import Reporter, Run
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_reporters(folder: Path, *, figures: bool = True) -> list[Reporter]:
+def run_reporters(folder: Path, *, figures: bool = True, profile: bool = False) -> list[Reporter]:
     """Everything that a run leaves in its output folder besides checkpoints and the log."""
     return [
         Console(),
         MetricsFile(folder / "metrics.jsonl"),
         TensorBoard(folder),
         ResultFiles(folder, figures),
+        *([Profile(folder / "profile")] if profile else []),
     ]
 
 

@@ -90,12 +90,16 @@ def markdown(evaluated: Sequence[Evaluated], comparisons: Comparisons) -> str:
     text.append("± is the deviation over the folds, brackets are 95 % intervals.\n")
     if comparisons:
         text += ["".join(f"- {_escaped(line)}\n" for line in comparison_lines(comparisons))]
-    for one in evaluated:
-        text.append("".join(f"- {name}: {_escaped(value)}\n" for name, value in one.facts))
+    about = [(one.name, _said(one.facts)) for one in evaluated]
     for target, result in {target: result for _, target, result in rows_of(evaluated)}.items():
-        said = [*(f"{name}: {value}" for name, value in facts_of(result)[:2]), *result.notes]
-        text.append("".join(f"- {_escaped(target)}: {_escaped(line)}\n" for line in said))
+        about.append((target, _said(facts_of(result)[:2])))
+        about += [(target, note) for note in result.notes]
+    text.append("".join(f"- **{_escaped(name)}**: {_escaped(said)}\n" for name, said in about))
     return "\n".join(text)
+
+
+def _said(facts: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{name[:1].lower()}{name[1:]} {value}" for name, value in facts)
 
 
 def as_csv(evaluated: Sequence[Evaluated]) -> str:
@@ -140,6 +144,6 @@ def write_tables(folder: Path, evaluated: Sequence[Evaluated], comparisons: Comp
 
 def _escaped(text: str) -> str:
     """The text as it is, where Markdown or HTML would make something else of it."""
-    for sign in "\\`*_[]<>|":
+    for sign in "\\`*[]<>|":
         text = text.replace(sign, f"\\{sign}")
     return text

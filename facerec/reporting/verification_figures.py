@@ -198,7 +198,7 @@ def distance_figure(name: str, result: VerificationResult) -> Figure:
 
 def pair_figure(name: str, result: VerificationResult) -> Figure:
     """Two mosaics: the genuine pairs farthest apart and the impostor pairs nearest to each other."""
-    made = figure(6.8, 4.3, layout=None)
+    made = figure(6.8, 3.6, layout=None)
     made.suptitle(f"{name}: hardest pairs, mean threshold {result.best_threshold:.3f}", y=0.975)
     blocks = zip(("genuine", "impostor"), hardest_pairs(result, 4 * _ROWS // 2), strict=True)
     for side, (kind, pairs) in enumerate(blocks):
@@ -211,7 +211,7 @@ def pair_figure(name: str, result: VerificationResult) -> Figure:
         )
         for at, pair in enumerate(pairs):
             row, column = divmod(at, 2)
-            place = (left + 0.235 * column, 0.615 - 0.29 * row, 0.225, 0.225)
+            place = (left + 0.235 * column, 0.6 - 0.285 * row, 0.225, 0.22)
             _draw_pair(made.add_axes(place), result, pair)
     return made
 
