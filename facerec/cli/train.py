@@ -30,8 +30,10 @@ def _run() -> int:
         with processes.together(device_of(config)):
             folder = processes.from_first(folder)
             first = processes.rank() == 0
-            reporters = run_reporters(folder, figures=config["eval"]["figures"]) if first else []
-            trainer = assemble(config | {"output_dir": str(folder)}, folder, reporters)
+            trainer = assemble(config | {"output_dir": str(folder)}, folder)
+            if first:
+                figures, profile = config["eval"]["figures"], trainer.settings.profile
+                trainer.reporters = run_reporters(folder, figures=figures, profile=profile)
             results = trainer.fit()
         if first:
             tell(trainer, results, folder)

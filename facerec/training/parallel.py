@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from facerec import processes
 from facerec.errors import ConfigError
 from facerec.heads import Head
+
+# The name that torch 2.14 gives to the setting; earlier versions know it by the other.
+_SETTINGS = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _SETTINGS else "broadcast_buffers"
 
 
 def spread(backbone: nn.Module, device: torch.device, *, compile: bool = False) -> nn.Module:
@@ -31,9 +36,9 @@ def spread(backbone: nn.Module, device: torch.device, *, compile: bool = False) 
     return DistributedDataParallel(
         embed,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=False,
+        **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
     )
 
 

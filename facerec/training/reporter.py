@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import nn
+
 from facerec.data.loader import Loader
 from facerec.evaluation.model import Model
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verification import VerificationResult
+from facerec.heads import Head
 from facerec.training.schedule import Progress
 from facerec.training.state import Position
 
@@ -21,6 +25,10 @@ class Run(Protocol):
     loader: Loader
     eval_settings: EvalSettings
     checkpoints: Path
+    device: torch.device
+    embed: nn.Module
+    head: Head
+    optimizer: torch.optim.Optimizer
 
     def progress(self) -> Progress:
         """How far the run is."""

@@ -180,6 +180,7 @@ def describe_run(trainer: Trainer) -> None:
         "schedule": f"{config['schedule']['name']} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
+        + (f" in each of {processes.count()} processes" if processes.count() > 1 else "")
         + f", {torch.get_num_threads()} CPU threads, seed {config['seed']}",
         "input": str(trainer.input),
         "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)

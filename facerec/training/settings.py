@@ -28,6 +28,7 @@ class TrainerSettings:
         save_in_background: where classes are shared out over processes, write checkpoints while the run goes
             on; takes main memory for a copy.
         sync_batch_norm: batch norm over the batches of all processes together (CUDA).
+        profile: measure where the time of a step goes, and trace a few of them, into the folder ``profile``.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
 
@@ -47,6 +48,7 @@ class TrainerSettings:
     save_every: int | None = None
     save_in_background: bool = False
     sync_batch_norm: bool = False
+    profile: bool = False
     compile: bool = False
     threads: int | None = None
 
