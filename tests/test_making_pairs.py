@@ -273,6 +273,7 @@ def test_lfw_trains_on_some_sets_and_judges_by_the_others(small_lfw: Path, tmp_p
     assert bytes(pack.encoded(2)) == (small_lfw / "Bob/Bob_0001.jpg").read_bytes()
     assert len(load_verification(out / "lfw.bin")) == 4
     assert len(load_verification(out / "lfw_set2.bin")) == 2
+    assert load_verification(out / "lfw_set2.bin").identity_2N is not None
     assert not (out / "lfw_set1.bin").exists() and not (out / ".making").exists()
     with pytest.raises(UserError, match="--force"):
         run(["lfw", str(small_lfw), str(out), "--sets", "1"])

@@ -26,10 +26,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from facerec.data.making.builder import PackBuilder
 from facerec.data.order import permute
-from facerec.data.recordio import Record, RecordWriter
-from facerec.data.verification import write_verification
-from facerec.errors import DamagedDataError, MissingDataError, StorageError
+from facerec.data.verification import people_path, write_verification
+from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
 
 PEOPLE: Final = 40
 TRAINED: Final = 30  # s1 … s30; s31 … s40 are the people of orl.bin
@@ -44,11 +44,11 @@ _QUALITY: Final = 95
 _IMPOSTORS: Final = 5  # pairs of a person with each other person, in that person's fold
 
 
-def pack_orl(out: str | Path) -> bool:
+def pack_orl(out: str | Path, *, force: bool = False) -> bool:
     """Make `train.rec`, `train.idx`, `train.lst`, `property` and `orl.bin` in the folder `out`.
 
     The files are the same to the byte each time. Where all are there already, nothing is done; processes that
-    come at once wait for the first.
+    come at once wait for the first. With `force` another pack that is there is replaced.
 
     Returns:
         Whether they were made now.
@@ -56,10 +56,11 @@ def pack_orl(out: str | Path) -> bool:
     Raises:
         MissingDataError: the photographs are not installed.
         DamagedDataError: they are not the 400 expected ones.
+        UserError: another pack is there, and no `force`.
         StorageError: `out` cannot be written.
     """
     out = Path(out)
-    if _complete(out):
+    if _complete(out) and not force:
         return False
     folder = find_photographs()
     try:
@@ -67,8 +68,10 @@ def pack_orl(out: str | Path) -> bool:
         with (out / ".orl.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
-                if _complete(out):
+                if _complete(out) and not force:
                     return False
+                if not force:
+                    _refuse_others(out)
                 _write(out, [[face(folder, who, which) for which in range(EACH)] for who in range(PEOPLE)])
             finally:
                 (out / ".orl.lock").unlink(missing_ok=True)
@@ -93,7 +96,7 @@ def find_photographs() -> Path:
 
 def face(folder: Path, person: int, photograph: int) -> bytes:
     """Photograph 0 … 9 of person 0 … 39 as an RGB JPEG of 112×112 pixels."""
-    path = folder / f"s{person + 1}" / f"{photograph + 1}.pgm"
+    path = folder / _name(person, photograph)
     try:
         with Image.open(path, formats=("PPM",)) as image:
             gray = image.convert("L")
@@ -136,8 +139,33 @@ def _complete(out: Path) -> bool:
     return all((out / name).is_file() for name in FILES)
 
 
+def _refuse_others(out: Path) -> None:
+    """Raise `UserError` where `out` holds a pack that is not this one."""
+    listed = out / "train.lst"
+    if listed.is_file() and listed.read_bytes() == _listing().encode():
+        return
+    for path in (out / "train.rec", listed):
+        if path.exists():
+            raise UserError(
+                f"{path}: is already there, and not of the ORL faces; name another folder (data.root), or "
+                "`facerec-data orl --force` replaces it"
+            )
+
+
+def _listing() -> str:
+    """The whole of `train.lst`."""
+    return "".join(
+        f"{1 + who * EACH + which}\t{who}\t{_name(who, which)}\n"
+        for who in range(TRAINED)
+        for which in range(EACH)
+    )
+
+
+def _name(person: int, photograph: int) -> str:
+    return f"s{person + 1}/{photograph + 1}.pgm"
+
+
 def _write(out: Path, faces: list[list[bytes]]) -> None:
-    """All files, `train.idx` last: whoever finds the five finds them whole."""
     tested = faces[TRAINED:]
     pictures: list[bytes] = []
     issame: list[bool] = []
@@ -146,22 +174,12 @@ def _write(out: Path, faces: list[list[bytes]]) -> None:
         pictures += [tested[person_a][which_a], tested[person_b][which_b]]
         issame.append(same)
         people += [f"s{TRAINED + person + 1}" for person in (person_a, person_b)]
-    write_verification(out / "orl.bin", pictures, issame, people)
-    (out / "property").write_text(f"{TRAINED},{_SIZE},{_SIZE}", "ascii")
-    lines = [
-        f"{1 + who * EACH + which}\t{who}\ts{who + 1}/{which + 1}.pgm\n"
-        for who in range(TRAINED)
-        for which in range(EACH)
-    ]
-    (out / "train.lst").write_text("".join(lines), "ascii")
-    end = 1 + TRAINED * EACH
-    with RecordWriter(out / "train.rec") as writer:
-        writer.write(0, Record(2, (float(end), float(end + TRAINED)), 0, 0, b""))
+    with PackBuilder(out, (_SIZE, _SIZE), force=True) as builder:
+        pairs = builder.beside("orl.bin")
+        write_verification(pairs, pictures, issame, people)
+        builder.beside(people_path(pairs).name)
         for who in range(TRAINED):
             for which in range(EACH):
-                key = 1 + who * EACH + which
-                writer.write(key, Record(0, float(who), key, 0, faces[who][which]))
-        for who in range(TRAINED):
-            first = 1 + who * EACH
-            labels = (float(first), float(first + EACH))
-            writer.write(end + who, Record(2, labels, end + who, 0, b""))
+                builder.add(_name(who, which), faces[who][which])
+            builder.end_identity(str(who))
+        builder.finish()

@@ -26,6 +26,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "out", type=Path, nargs="?", help="folder to write; default: orl in $FACEREC_DATA, else in ./data"
     )
+    parser.add_argument("--force", action="store_true", help="make it anew, and replace another pack there")
     parser.set_defaults(work=_orl)
 
 
@@ -35,7 +36,7 @@ def _orl(options: argparse.Namespace) -> None:
     from facerec.data.verification import load_verification
 
     out = options.out or Path(os.environ.get("FACEREC_DATA") or "data") / "orl"
-    made = pack_orl(out)
+    made = pack_orl(out, force=options.force)
     print(open_pack(out, name="orl").describe())
     print(load_verification(out / "orl.bin").describe())
     print("made" if made else "was there already")

@@ -14,6 +14,7 @@ from facerec.data.making.from_folder import pack_folder, picture_files
 from facerec.data.making.pair_lists import read_pairs_txt, read_people_txt
 from facerec.data.making.pictures import FaceMaker
 from facerec.data.making.verification_sets import write_listed
+from facerec.data.verification import people_path
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 
@@ -65,7 +66,10 @@ def make_lfw(
 
     def beside(builder: PackBuilder) -> None:
         for file, listed in files.items():
-            write_listed(root, listed, builder.beside(file), maker, workers)
+            path = builder.beside(file)
+            write_listed(root, listed, path, maker, workers)
+            if people_path(path).exists():  # not where the list contradicts the names
+                builder.beside(people_path(path).name)
 
     return pack_folder(root, out, maker, force=force, workers=workers, only=names, beside=beside)
 
