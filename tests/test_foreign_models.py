@@ -408,6 +408,18 @@ def test_exported_weights_give_the_numbers_of_their_checkpoint(ours: Path, tmp_p
     same_numbers(model, exported)
 
 
+def test_a_preprocessing_that_was_guessed_stays_a_guess_when_it_is_exported(
+    backbone: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(backbone.state_dict(), tmp_path / "w.pth")
+    guessed = load_model(tmp_path / "w.pth", device="cpu", channels="bgr")
+    exported = load_model(export(guessed, tmp_path / "w.safetensors", "safetensors"), device="cpu")
+    assert exported.input.channels == "bgr" and not exported.knows_input
+    network = load_model(onnx_file(tmp_path / "net.onnx"), device="cpu")
+    with pytest.raises(UserError, match=r"net\.onnx: brings its own network, which cannot be exported"):
+        export(network, tmp_path / "again.onnx", "onnx")
+
+
 def test_an_exported_network_gives_the_numbers_of_its_model(tmp_path: Path) -> None:
     model = Model(Colour(2), Input(mean=100.0, channels="bgr", size=SIZE), step=7)
     exported = load_model(export(model, tmp_path / "face.onnx", "onnx"), device="cpu")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from facerec.checkpoint import replacing
 from facerec.errors import FacerecError, UserError
 from facerec.evaluation.model import Model
+from facerec.evaluation.networks import ForeignNetwork
 
 Format = Literal["onnx", "safetensors"]
 
@@ -25,13 +26,17 @@ def export(model: Model, path: Path, format: Format) -> Path:
     ``safetensors``: the state dict under the names of the published layout.
 
     Raises:
-        UserError: the packages of the extra ``export`` are missing.
+        UserError: the packages of the extra ``export`` are missing, or the network is not one of torch's.
         FacerecError: the exported network does not give the same embeddings.
         StorageError: the file could not be written.
     """
+    if isinstance(model.backbone, ForeignNetwork):
+        raise UserError(f"{model.path}: brings its own network, which cannot be exported; only weights can")
     metadata = {"facerec.input": json.dumps(model.input.to_dict()), "facerec.step": str(model.step)}
     if "backbone" in model.config:
         metadata["facerec.backbone"] = json.dumps(model.config["backbone"])
+    if not model.knows_input:
+        metadata["facerec.guessed"] = "input"  # so that an evaluation still checks it
     model.backbone.eval()
     content = _onnx(model, metadata) if format == "onnx" else _safetensors(model.backbone, metadata)
     with replacing(path) as file:

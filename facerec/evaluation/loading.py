@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from facerec import checkpoint
+from facerec import checkpoint, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.base import BACKBONES, Backbone
 from facerec.backbones.weights import fits, load_weights, read_safetensors, recognise, tensors_in
@@ -64,7 +64,7 @@ def open_model(
 ) -> Model:
     """The work of `facerec.evaluation.model.load_model`; nulls in `backbone` stand for its defaults."""
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
-    kind = kind_of(path)
+    kind = "checkpoint" if sharded_checkpoint.is_one(path) else kind_of(path)
     try:
         place = resolve_device(device)
     except ConfigError as error:
@@ -83,7 +83,7 @@ def open_model(
             raise CheckpointError(
                 f"{wish.where}: is a program of torch.export; export it to ONNX, or save its state_dict()"
             )
-    state = checkpoint.load(path)
+    state = sharded_checkpoint.load_backbone(path) if path.is_dir() else checkpoint.load(path)
     ours = "config" in state and ("backbone" in state or "input" in state)
     return _open_checkpoint(wish, state) if ours else _open_weights(wish, state)
 
@@ -327,7 +327,7 @@ def _finished(
         step=int(step) if step.isdigit() else None,
         path=wish.path,
         config=config,
-        knows_input=bool(said),
+        knows_input=bool(said) and "facerec.guessed" not in metadata,
     )
 
 
