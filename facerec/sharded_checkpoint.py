@@ -12,6 +12,7 @@ import functools
 import logging
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,12 +104,13 @@ def save(
 
     state = {name: _joint(tensor, rows.get(name)) for name, tensor in tensors.items()}
     writer = dcp.FileSystemWriter(folder)
+    planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
     alone = processes.count() == 1
     if background and not alone:
         group = processes.quiet_group()
-        future = dcp.async_save(state, storage_writer=writer, process_group=group)
+        future = dcp.async_save(state, storage_writer=writer, planner=planner, process_group=group)
         return Saving(future, conclude)  # type: ignore[arg-type]
-    _storing(lambda: dcp.save(state, storage_writer=writer, no_dist=alone))
+    _storing(lambda: dcp.save(state, storage_writer=writer, planner=planner, no_dist=alone))
     return Saving(None, conclude)
 
 
@@ -168,10 +170,17 @@ def read(folder: Path, section: str) -> dict[str, Tensor]:
     from torch.distributed.checkpoint import CheckpointException
 
     try:
-        dcp.load(wanted, storage_reader=_reader(folder), planner=_planner(), no_dist=True)
+        # That one process reads what several have written is the intent here, and no cause for a warning.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            dcp.load(wanted, storage_reader=_reader(folder), planner=_planner(), no_dist=True)
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"ckpt={folder}: damaged ({_first_line(error)})") from error
     return {name.removeprefix(f"{section}/"): tensor for name, tensor in wanted.items()}
+
+
+def load_backbone(folder: Path) -> dict[str, Any]:
+    """A checkpoint folder as a checkpoint file would have it, of its networks the backbone alone."""
+    return rest(folder) | {"backbone": read(folder, "backbone")}
 
 
 def remove(folder: Path) -> None:

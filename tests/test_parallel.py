@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from facerec import processes, sharded_checkpoint
+from facerec.backbones import create_backbone
+from facerec.backbones.weights import load_pretrained
 from facerec.errors import CheckpointError
+from facerec.evaluation.model import Input, load_model
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
@@ -255,3 +258,31 @@ def gather_uneven(_: Path) -> None:
     assert processes.mean_over_processes(torch.tensor([float(rank)] * 2)) == 1.0
     assert processes.from_first(rank) == 0
     assert processes.each(rank) == [0, 1, 2]
+
+
+def make_published_like(folder: Path) -> None:
+    """A checkpoint folder of two processes, of a network that its settings name."""
+    torch.manual_seed(processes.rank())
+    backbone = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
+    head = {"weight": torch.full((3 - processes.rank(), 8), float(processes.rank()))}
+    rows = {"head/weight": (3 * processes.rank(), 3 + 2 * processes.rank(), 5)}
+    tensors = {f"backbone/{k}": v for k, v in backbone.state_dict().items()}
+    config = {"backbone": {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}}
+    rest = {"config": config, "input": Input(size=32).to_dict(), "step": 3, "epoch": 1}
+    tensors["head/weight"] = head["weight"]
+    sharded_checkpoint.save(folder / "last-00000003", tensors, rows, rest).finish()
+
+
+def test_a_checkpoint_folder_is_a_model_to_evaluate_and_weights_to_start_from(tmp_path: Path) -> None:
+    together(2, tmp_path, make_published_like)
+    folder = tmp_path / "last-00000003"
+    model = load_model(folder, device="cpu")
+    assert (model.step, model.input.size) == (3, 32)
+    torch.manual_seed(0)  # of the first process, whose backbone counts
+    first = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor), name
+    other = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
+    load_pretrained(other, folder)
+    assert torch.equal(other.state_dict()["conv1.conv.weight"], first.state_dict()["conv1.conv.weight"])
+    assert sharded_checkpoint.read(folder, "head")["weight"][:, 0].tolist() == [0, 0, 0, 1, 1]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from facerec import checkpoint
+from facerec import checkpoint, sharded_checkpoint
 from facerec.backbones.base import BACKBONES, create_backbone
 from facerec.errors import CheckpointError
 
@@ -80,7 +80,8 @@ def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor
     if path.suffix == ".safetensors" and path.is_file():
         return tensors_in(read_safetensors(path, where)[0], where)
     try:
-        content = checkpoint.load(path)
+        folder = sharded_checkpoint.is_one(path)
+        content = sharded_checkpoint.load_backbone(path) if folder else checkpoint.load(path)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
     return tensors_in(content, where)

@@ -52,7 +52,7 @@ class EmbeddingCache:
             "device": model.device.type,
         }
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-        for file in [model.path, *_referenced(model.path)]:
+        for file in _files(model.path):
             digest.update(_file_digest(file))
         self._model = digest.hexdigest()
 
@@ -103,6 +103,13 @@ class EmbeddingCache:
                 np.savez(file, embeddings=embedding_VPD)
         except StorageError as error:
             logger.warning("embedding cache: %s", error)
+
+
+def _files(path: Path) -> list[Path]:
+    """A model's files: itself with those it refers to, or those of a checkpoint folder."""
+    if path.is_dir():
+        return sorted(one for one in path.rglob("*") if one.is_file())
+    return [path, *_referenced(path)]
 
 
 def _referenced(path: Path) -> list[Path]:
