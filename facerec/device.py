@@ -15,8 +15,12 @@ from facerec.errors import require
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto", *, key: str = "trainer.device") -> torch.device:
     """The device called `name`: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Args:
+        name: see above; ``cuda`` under torchrun is the one of this process's own number.
+        key: the setting that messages name.
 
     Raises:
         ConfigError: for a name torch does not know or a device this machine does not have.
@@ -28,11 +32,11 @@ def resolve_device(name: str = "auto") -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun starts one process for each device
     kind, _, index = name.partition(":")
     known = kind in available and (not index or (kind == "cuda" and index.isdigit()))
-    require(known, "trainer.device", name, "must be auto, cpu, cuda, cuda:N or mps")
-    require(available[kind], "trainer.device", name, f"this machine offers no {kind}; use auto or cpu")
+    require(known, key, name, "must be auto, cpu, cuda, cuda:N or mps")
+    require(available[kind], key, name, f"this machine offers no {kind}; use auto or cpu")
     if index:
         count = torch.cuda.device_count()
-        require(int(index) < count, "trainer.device", name, f"this machine has {count} CUDA devices, from 0")
+        require(int(index) < count, key, name, f"this machine has {count} CUDA devices, from 0")
     return torch.device(name)
 
 

@@ -18,9 +18,12 @@ def _run() -> int:
     from facerec.cli.compose import compose_and_run, quote_paths
 
     def evaluate(config: dict[str, Any], folder: Path) -> float:
+        from facerec import processes
+        from facerec.device import resolve_device
         from facerec.reporting.evaluation import evaluate_checkpoint
 
-        return evaluate_checkpoint(config, folder)
+        with processes.together(resolve_device(str(config["device"]), key="device")):
+            return evaluate_checkpoint(config, processes.from_first(folder))
 
     sys.argv[1:] = quote_paths(sys.argv[1:], "ckpt")
     compose_and_run("eval", evaluate)

@@ -65,10 +65,7 @@ def open_model(
     """The work of `facerec.evaluation.model.load_model`; nulls in `backbone` stand for its defaults."""
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
     kind = "checkpoint" if sharded_checkpoint.is_one(path) else kind_of(path)
-    try:
-        place = resolve_device(device)
-    except ConfigError as error:
-        raise ConfigError("device", error.value, error.mend) from None
+    place = resolve_device(device, key="device")
     wish = _Wish(path, place, input, chosen if "name" in chosen else {}, allow_code)
     if wish.backbone and kind in ("onnx", "torchscript"):
         raise ConfigError("backbone", chosen["name"], f"{path} brings its own network; leave it out")

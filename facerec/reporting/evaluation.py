@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from facerec import processes
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.embedding_cache import EmbeddingCache
@@ -30,6 +31,8 @@ Judge = Callable[[Model], Mapping[str, Result]]
 def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
     """Evaluate `config["ckpt"]`, one checkpoint or a list of them, on the same targets.
 
+    Under torch.distributed the processes share out the pictures to embed, and the first one writes.
+
     Targets and their folder are those given, else those of `config["data"]`, else those that the (first)
     checkpoint was trained with.
 
@@ -52,7 +55,9 @@ def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
     if len(evaluated) > 1:
         for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
             log.info(line)
-    for file in write_all(folder, evaluated, comparisons, figures=settings().figures):
+    for file in (
+        [] if processes.rank() else write_all(folder, evaluated, comparisons, figures=settings().figures)
+    ):
         log.info("wrote %s", file)
     scores = [result.score for one in evaluated for result in one.results.values()]
     return sum(scores) / len(scores)
