@@ -6,6 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const DASHES = ["", "7 4", "2 3", "10 3 2 3", "1 4", "12 4", "5 2 1 2 1 2"];
 const hidden = { model: new Set(), target: new Set() };
 const charts = [];
+const LISTED = 8; // series whose values are listed at once
 
 function svg(name, attributes, parent, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -30,6 +31,10 @@ const dashOf = (one) => (byModel ? DASHES[one.target % DASHES.length] : "");
 function nameOf(one) {
   if (!byModel) return data.targets[one.target];
   return data.targets.length > 1 ? `${data.models[one.model]}, ${data.targets[one.target]}` : data.models[one.model];
+}
+function sample(parent, colour, dash) {
+  const made = svg("svg", { width: 24, height: 4, "aria-hidden": true, class: "sample" }, parent);
+  svg("line", { x1: 0, x2: 24, y1: 2, y2: 2, style: `stroke:${colour};stroke-width:2.5`, "stroke-dasharray": dash }, made);
 }
 const shown = (one) => !hidden.model.has(one.model) && !hidden.target.has(one.target);
 
@@ -73,7 +78,7 @@ const asShort = (tick) => ({ at: tick.at, text: String(Number(tick.at.toPrecisio
 
 // A chart ---------------------------------------------------------------------------------------------------
 // spec: x, y: {label, log, low, high, format}; series: [{one, x[], y[], kind: "steps" | "line" | "stairs"}];
-// guides: [{x[], y[]}]; threshold; read(x) -> {title, rows: [{one, colour, text, y}]}; at: places of the arrow keys.
+// guides: [{x[], y[]}]; threshold; read(x) -> {title, rows: [{one, colour, name, value, more, y}]}; idle() -> rows.
 
 class Chart {
   constructor(figure, spec) {
@@ -82,9 +87,8 @@ class Chart {
     this.place = html("div", "plot", figure);
     this.home = [spec.x.low, spec.x.high, spec.y.low, spec.y.high];
     this.view = [...this.home];
-    this.readout = html("div", "readout", this.place);
-    this.readout.setAttribute("role", "status");
-    this.readout.hidden = true;
+    this.readout = html("div", "readout", figure);
+    this.readout.setAttribute("aria-live", "polite");
     const tools = html("div", "tools", this.place);
     for (const [sign, name, act] of [
       ["+", "Zoom in", () => this.zoom(0.5)],
@@ -144,6 +148,7 @@ class Chart {
     svg("rect", { class: "frame", x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top }, root);
     this.over = svg("g", {}, root);
     this.listen(root);
+    this.quiet();
     root.dataset.view = JSON.stringify(this.view);
   }
 
@@ -206,28 +211,27 @@ class Chart {
       const py = y == null ? -1 : this.py(y);
       if (py >= box.top - 1 && py <= box.bottom + 1) svg("circle", { class: "dot", cx: px, cy: py, r: 4.5, style: `fill:${colour}` }, this.over);
     }
+    this.list(title, rows, pixelY);
+  }
+
+  // Below the chart, where it hides nothing: what is drawn, and when something is pointed at, its values.
+  list(title, rows, pixelY) {
     this.readout.replaceChildren();
-    html("b", "", this.readout, title);
+    html("p", "place", this.readout, title || "\u00a0");
     const near = (row) => (row.y == null || pixelY == null ? 0 : Math.abs(this.py(row.y) - pixelY));
-    const listed = [...rows].sort((a, b) => near(a) - near(b)).slice(0, 8);
+    const listed = [...rows].sort((a, b) => near(a) - near(b)).slice(0, LISTED);
     for (const row of rows.filter((one) => listed.includes(one))) {
-      const line = html("div", "", this.readout);
-      html("span", "key", line).style.background = row.colour;
-      line.append(row.text);
+      const line = html("div", "row", this.readout);
+      if (row.one) sample(line, row.colour, dashOf(row.one));
+      else html("span", "key", line).style.background = row.colour;
+      for (const [part, text] of [["name", row.name], ["value", row.value], ["more", row.more]]) html("span", part, line, text);
     }
-    if (rows.length > 8) html("div", "dim", this.readout, `and ${rows.length - 8} more`);
-    this.readout.hidden = false;
-    const scale = this.place.clientWidth / this.width;
-    const free = this.place.clientWidth - this.readout.offsetWidth;
-    const right = px * scale + 14;
-    const left = right <= free ? right : Math.max(0, px * scale - this.readout.offsetWidth - 14);
-    this.readout.style.left = `${Math.min(left, Math.max(0, free))}px`;
-    this.readout.style.top = `${(box.top + 8) * scale}px`;
+    if (rows.length > LISTED) html("p", "more", this.readout, `and ${rows.length - LISTED} more`);
   }
 
   quiet() {
     this.over.replaceChildren();
-    this.readout.hidden = true;
+    this.list("", this.spec.idle());
   }
 
   // Zooming -------------------------------------------------------------------------------------------------
@@ -240,7 +244,6 @@ class Chart {
     this.view = [Math.max(x0, this.home[0]), Math.min(x1, this.home[1]), Math.max(y0, this.home[2]), Math.min(y1, this.home[3])];
     const focused = document.activeElement === this.root;
     this.draw();
-    this.quiet();
     if (focused) this.root.focus({ preventScroll: true });
   }
 
@@ -356,10 +359,13 @@ function rocSpec(series, { name, det, x, y }) {
       rows: series.filter(shown).map((one) => {
         const at = lastWithin(one.far, far * (1 + 1e-9));
         const tar = at < 0 ? 0 : one.tar[at];
-        const threshold = at < 0 ? "" : `, ${one.scale} ${one.threshold[at].toFixed(3)}`;
-        return { y: det ? Math.max(1 - tar, 1e-12) : tar, colour: colourOf(one), text: `${nameOf(one)}: ${rate(det ? 1 - tar : tar)}${threshold}` };
+        const more = at < 0 ? "" : `${one.scale} ${one.threshold[at].toFixed(3)}`;
+        return { one, y: det ? Math.max(1 - tar, 1e-12) : tar, colour: colourOf(one), name: nameOf(one), value: rate(det ? 1 - tar : tar), more };
       }),
     }),
+    idle: () => series.filter(shown).map((one) => ({
+      one, colour: colourOf(one), name: nameOf(one), value: "", more: one.eer == null ? "" : `EER ${rate(one.eer)}`,
+    })),
   };
   const line = Array.from({ length: 60 }, (_, i) => least ** (1 - i / 59));
   if (det) spec.guides.push({ x: line, y: line });
@@ -383,10 +389,11 @@ function listSpec(series, { name, x, y, log, title }) {
         title: title(place),
         rows: series.filter((one) => shown(one) && one.x.includes(place)).map((one) => {
           const share = one.y[one.x.indexOf(place)];
-          return { y: share, colour: colourOf(one), text: `${nameOf(one)}: ${rate(share)}` };
+          return { one, y: share, colour: colourOf(one), name: nameOf(one), value: rate(share), more: "" };
         }),
       };
     },
+    idle: () => series.filter(shown).map((one) => ({ one, colour: colourOf(one), name: nameOf(one), value: "", more: "" })),
   };
 }
 
@@ -409,11 +416,12 @@ function histogramSpec(one) {
       return {
         title: `${one.scale} ${one.edges[at].toFixed(3)} to ${one.edges[at + 1].toFixed(3)}`,
         rows: kinds.map((kind) => ({
-          y: share(kind)[at], colour: `var(--${kind})`,
-          text: `${kind}: ${one[kind][at].toLocaleString("en")} of ${total[kind].toLocaleString("en")}, ${percent(share(kind)[at])}`,
+          y: share(kind)[at], colour: `var(--${kind})`, name: kind, value: percent(share(kind)[at]),
+          more: `${one[kind][at].toLocaleString("en")} of ${total[kind].toLocaleString("en")}`,
         })),
       };
     },
+    idle: () => kinds.map((kind) => ({ colour: `var(--${kind})`, name: kind, value: "", more: `${total[kind].toLocaleString("en")} pairs` })),
   };
 }
 
@@ -441,8 +449,7 @@ function filter(place, kind, title, names) {
     box.checked = true;
     if ((kind === "model") === byModel) html("span", `key k${number % 7}`, label);
     else {
-      const sample = svg("svg", { width: 30, height: 4, "aria-hidden": true }, label);
-      svg("line", { x1: 0, x2: 30, y1: 2, y2: 2, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": DASHES[number % DASHES.length] }, sample);
+      sample(label, "currentColor", DASHES[number % DASHES.length]);
     }
     label.append(name);
     box.addEventListener("change", () => {
