@@ -9,16 +9,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from facerec.data.making.pictures import ENDINGS
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import VerificationSet, load_verification
 from facerec.errors import MissingDataError, UserError
-
-ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif")
 
 
 class NamedPictures(ABC):
@@ -120,7 +119,7 @@ class _Files(NamedPictures):
             return path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path of a list
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            listed = f"; line {picture + 1} or so of {self._source}" if self._source != self._root else ""
+            listed = f"; {self._source} names it" if self._source != self._root else ""
             raise MissingDataError(f"{path} cannot be read: {reason}{listed}") from error
 
     def where(self, picture: int) -> str:
