@@ -33,6 +33,7 @@ _CHARTS = {
 }
 
 
+_SCRIPTS = ("basics.js", "chart.js", "report.js")
 _WARNINGS = ("training set", "uneven rest", "all zeros")  # notes that question the numbers themselves
 _PAIRS = 8  # of each kind, half as many where models are compared
 
@@ -69,9 +70,10 @@ def report_html(
         figures: whether figures lie beside the page, and pictures of pairs shall be in it.
     """
     folder = files("facerec.reporting") / "report_files"
-    style, script, template = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.j2")
+    style, template = (
+        (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.html.j2")
     )
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
