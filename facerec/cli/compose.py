@@ -41,11 +41,12 @@ def compose_and_run(config_name: str, task: Task) -> None:
 
     The configuration comes as plain values, its `output_dir` being the folder that Hydra really uses.
 
-    A run of a sweep in this process that fails does not keep the others from running.
+    A run of a sweep that fails does not keep the others from running.
 
     Raises:
         UserError: a setting that does not exist, or cannot be composed.
-        FacerecError: what `task` raised, of a sweep the first.
+        FacerecError: what `task` raised, of a sweep the first; or a run that a launcher has started elsewhere
+            did not come back.
     """
     failures: list[FacerecError] = []
     begun: list[Path] = []
@@ -55,6 +56,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         begun.append(folder)
         try:
+            _one_process_a_run()
             config.output_dir = str(folder)
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             assert isinstance(plain, dict)
@@ -78,6 +80,13 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 raise
             # Hydra makes the folder and opens the log in it before the run begins.
             raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "submitit":
+                raise
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise FacerecError(f"a run of the sweep ended without a result: {' '.join(lines[:3])}") from error
+        finally:
+            _table_of_sweep()
     if failures:
         raise failures[0]
 
@@ -109,6 +118,31 @@ def _files(text: str) -> list[str]:
             if rest:
                 return [text[:at].strip(), *rest]
     return []
+
+
+def _table_of_sweep() -> None:
+    """The table of a sweep that Hydra gave up because a run elsewhere has failed; all have ended by then."""
+    sweep = sys.modules.get("facerec.reporting.sweep")
+    if sweep is not None:  # Hydra has loaded it for its callback
+        sweep.write_table()
+
+
+def _one_process_a_run() -> None:
+    """Refuse several processes that do not know of each other: all would write to the same folder."""
+    launcher = HydraConfig.get().launcher
+    for key in ("nodes", "tasks_per_node"):
+        number = launcher.get(key) or 1
+        if number > 1:
+            mend = (
+                "must be 1: a run of a sweep is one process (runs of several: torchrun, scripts/train.sbatch)"
+            )
+            raise UserError(f"hydra.launcher.{key}={number}: {mend}")
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and launched() == 1:
+        raise UserError(
+            f"srun: has started {tasks} processes that do not know of each other; "
+            "start them with scripts/train.sbatch, or one torchrun a machine"
+        )
 
 
 def _alone_in_speaking(given: list[str]) -> list[str]:

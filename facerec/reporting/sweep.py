@@ -20,17 +20,32 @@ class SweepTable(Callback):
     It reads files and not return values, so that runs of other processes and machines count as well.
     """
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember the folder, for `write_table` should Hydra end without `on_multirun_end`."""
+        _under_way.append(Path(config.hydra.sweep.dir))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table, and write it as sweep.csv and sweep.md into the sweep's folder."""
-        folder = Path(config.hydra.sweep.dir)
-        header, rows = read_sweep(folder)
-        if not rows:
-            return
-        text = as_markdown(header, rows)
-        (folder / "sweep.md").write_text(text, encoding="utf-8")
-        with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-        print(f"\n{text}\n{folder / 'sweep.csv'}")
+        write_table()
+
+
+_under_way: list[Path] = []
+
+
+def write_table() -> None:
+    """Write and print the table of the sweep under way, if there is one, once.
+
+    Hydra leaves `on_multirun_end` out where a run that a launcher has started elsewhere has failed.
+    """
+    folder = _under_way.pop() if _under_way else None
+    header, rows = read_sweep(folder) if folder is not None and folder.is_dir() else ([], [])
+    if folder is None or not rows:
+        return
+    text = as_markdown(header, rows)
+    (folder / "sweep.md").write_text(text, encoding="utf-8")
+    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    print(f"\n{text}\n{folder / 'sweep.csv'}")
 
 
 def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
