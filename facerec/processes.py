@@ -55,6 +55,9 @@ def together(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
         yield
+        # What started the processes ends all of them when the first one of an interrupted run goes, and the
+        # first process may still be writing what only it writes.
+        dist.barrier()
     finally:
         quiet_group.cache_clear()
         dist.destroy_process_group()
