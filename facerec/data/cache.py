@@ -15,13 +15,14 @@ import json
 import logging
 import mmap
 import os
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from facerec.data.whole import whole_file
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"FRcache1"
@@ -114,20 +115,13 @@ def _write(
         offset += -(-small.nbytes // _ALIGN) * _ALIGN
     header = json.dumps({"kind": kind, "stamps": stamps, "values": values, "arrays": plan}).encode()
     body = _body(len(header))
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little"))
-            file.write(header)
-            for (_, dtype, at, _, _), array in zip(plan, arrays.values(), strict=True):
-                file.seek(body + at)
-                file.write(np.ascontiguousarray(array, dtype=dtype).data)
-            file.truncate(body + offset)
-            os.fchmod(file.fileno(), 0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(target, durable=False) as file:
+        file.write(_MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little"))
+        file.write(header)
+        for (_, dtype, at, _, _), array in zip(plan, arrays.values(), strict=True):
+            file.seek(body + at)
+            file.write(np.ascontiguousarray(array, dtype=dtype).data)
+        file.truncate(body + offset)
 
 
 def _read(place: Path, kind: str, stamps: Sequence[Stamp]) -> Cached:

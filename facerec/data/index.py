@@ -12,8 +12,6 @@ import contextlib
 import logging
 import mmap
 import operator
-import os
-import tempfile
 from array import array
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from facerec.data import cache, framing, index_text
+from facerec.data.whole import whole_file
 from facerec.errors import DamagedDataError, MissingDataError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -248,24 +247,16 @@ def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> N
     Raises:
         StorageError: where it cannot be written; what was there before is still there.
     """
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{idx_path.name}.", dir=idx_path.parent)
-        with os.fdopen(handle, "w", encoding="ascii", newline="\n") as file:
+        with whole_file(idx_path) as file:
             for start in range(0, len(index), 1 << 18):
                 rows = slice(start, start + (1 << 18))
                 pairs = zip(index.keys[rows].tolist(), index.offset_N[rows].tolist(), strict=True)
-                file.write("".join(map("%d\t%d\n".__mod__, pairs)))
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        old = idx_path.with_name(f"{idx_path.name}.old")
-        if keep_old and idx_path.exists() and not old.exists():
-            idx_path.replace(old)
-        Path(temporary).replace(idx_path)
+                file.write("".join(map("%d\t%d\n".__mod__, pairs)).encode("ascii"))
+            old = idx_path.with_name(f"{idx_path.name}.old")
+            if keep_old and idx_path.exists() and not old.exists():
+                idx_path.replace(old)
     except OSError as problem:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise StorageError(f"{idx_path}: cannot write the index: {problem.strerror}") from None
 
 

@@ -12,7 +12,6 @@ import contextlib
 import mmap
 import os
 import struct
-import tempfile
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from facerec.data import cache, framing
 from facerec.data.index import RecordIndex, default_path, open_index
 from facerec.data.record import Record, pack, unpack
+from facerec.data.whole import open_temporary
 from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
 
 __all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
@@ -280,9 +280,9 @@ class RecordWriter:
         self._growing = True
         with self._storage():
             for target in (self.path, self.index_path):
-                handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-                self._temporary.append(Path(name))
-                self._files.append(os.fdopen(handle, "wb", buffering=1 << 20))
+                file, temporary = open_temporary(target)
+                self._temporary.append(temporary)
+                self._files.append(file)
 
     def write(self, key: int, record: Record | bytes | bytearray | memoryview) -> None:
         """Append a record under `key`, 0 … 2^63 − 1, unused so far: an image record, or plain bytes.

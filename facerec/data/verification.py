@@ -5,9 +5,7 @@ Shape suffixes: N pairs; 2N their pictures, pair i being rows 2i and 2i+1.
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.data import safe_pickle
+from facerec.data.whole import whole_file
 from facerec.errors import DamagedDataError, MissingDataError, StorageError
 
 
@@ -163,28 +162,19 @@ def write_verification(
     # One object for equal pictures: the pickle then holds each of them once.
     same: dict[bytes, bytes] = {}
     content = ([same.setdefault(one, one) for one in map(bytes, pictures)], answers)
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = Path(file.name)
+        with whole_file(path) as file:
             pickle.dump(content, file, protocol=4)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        people_path(path).unlink(missing_ok=True)
-        partial.replace(path)
-        partial = None
+            people_path(path).unlink(missing_ok=True)
         if people is not None:
             names = [" ".join(name.split()) for name in people]  # tabs and line ends would break the lines
             rows = zip(names[0::2], names[1::2], strict=True)
             text = "".join(f"{one}\t{other}\n" for one, other in rows)
-            people_path(path).write_text(text, encoding="utf-8")
+            with whole_file(people_path(path)) as file:
+                file.write(text.encode("utf-8"))
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror}; free some space there") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def _pictures(path: Path, value: Any) -> list[bytes]:

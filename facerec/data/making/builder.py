@@ -94,7 +94,11 @@ class PackBuilder:
             except BlockingIOError:
                 self._lock.close()
                 raise UserError(f"{out}: another facerec-data is writing there; wait for it") from None
-            self._start(self._found())
+            try:
+                self._start(self._found())
+            except KeyboardInterrupt:  # before anybody could have entered the context
+                self.__exit__(KeyboardInterrupt, None, None)
+                raise
 
     # Adding -----------------------------------------------------------------------------------------------
 

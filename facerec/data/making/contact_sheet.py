@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 
 from facerec.data.decode import decode
 from facerec.data.packs import Pack
+from facerec.data.whole import whole_file
 from facerec.errors import DamagedDataError, StorageError
 
 _SIDE, _COLUMNS, _GAP = 112, 10, 2
@@ -39,18 +38,9 @@ def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
             sheet.paste(Image.fromarray(decode(pack.encoded(i), _SIDE)), corner)
         except DamagedDataError:
             sheet.paste((160, 0, 0), (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
-    partial = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        partial = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(out) as file:
             sheet.save(file, "PNG")
-        partial.chmod(0o644)
-        partial.replace(out)
-        partial = None
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror}") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return len(shown)
