@@ -5,7 +5,7 @@ Shapes: B pictures of C = 3 channels, H×W pixels; D is the length of the embedd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ class Backbone(nn.Module):
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def recomputable_parts(self) -> Iterator[tuple[nn.Module, str]]:
+        """The repeated parts that may recompute their activations, as modules and a method of each.
+
+        A module says so itself by an attribute ``recomputable``, the names of such methods.
+        """
+        for module in self.modules():
+            for method in getattr(module, "recomputable", ()):
+                yield module, method
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are never decayed although they are matrices (position embeddings)."""

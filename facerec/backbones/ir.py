@@ -46,6 +46,8 @@ class SqueezeExcite(nn.Module):
 class Unit(nn.Module):
     """norm, 3×3 convolution, PReLU, 3×3 convolution, norm, added to the (projected or subsampled) input."""
 
+    recomputable = ("forward",)
+
     def __init__(self, incoming: int, channels: int, stride: int, squeeze: bool, inner_norm: bool) -> None:
         super().__init__()
         self.shortcut_layer: nn.Module

@@ -25,6 +25,8 @@ STAGES = {
 class Block(nn.Module):
     """norm, 3×3 convolution, norm, PReLU, 3×3 convolution (which holds the stride), norm, plus the input."""
 
+    recomputable = ("forward",)
+
     def __init__(self, incoming: int, channels: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(incoming)

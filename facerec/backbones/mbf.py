@@ -44,6 +44,8 @@ class Conv(LinearConv):
 class Bottleneck(nn.Module):
     """Expand to `width` channels, 3×3 depthwise, project back; a residual where the stride is 1."""
 
+    recomputable = ("forward",)
+
     def __init__(self, incoming: int, outgoing: int, width: int, stride: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(

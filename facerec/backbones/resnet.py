@@ -20,6 +20,8 @@ EXPANSION = 4
 class Bottleneck(nn.Module):
     """1×1, 3×3 (which holds the stride) and 1×1 convolution, each with a batch norm, plus the input."""
 
+    recomputable = ("forward",)
+
     def __init__(self, incoming: int, width: int, stride: int) -> None:
         super().__init__()
         outgoing = width * EXPANSION

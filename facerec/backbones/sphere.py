@@ -30,6 +30,7 @@ class SphereNet(Backbone):
         input_size: pixels, multiples of 16.
     """
 
+    recomputable = ("_unit",)
     foreign = ("fc6.",)  # the A-Softmax layer of sphereface_pytorch
 
     def __init__(self, stages: Sequence[int], *, embedding_size: int, input_size: int | list[int]) -> None:
@@ -59,13 +60,15 @@ class SphereNet(Backbone):
     def _layer(self, x: Tensor, stage: int, layer: int) -> Tensor:
         return getattr(self, f"relu{stage}_{layer}")(getattr(self, f"conv{stage}_{layer}")(x))
 
+    def _unit(self, x: Tensor, stage: int, layer: int) -> Tensor:
+        return x + self._layer(self._layer(x, stage, layer), stage, layer + 1)
+
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         x = image_BCHW
         for stage, units in enumerate(self.stages, start=1):
             x = self._layer(x, stage, 1)
             for unit in range(units):
-                inner = self._layer(x, stage, 2 * unit + 2)
-                x = x + self._layer(inner, stage, 2 * unit + 3)
+                x = self._unit(x, stage, 2 * unit + 2)
         return in_full_precision(x.flatten(1), self.fc5)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections import Counter
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +58,19 @@ class TimmBackbone(Backbone):
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError("backbone.model", model, f"timm cannot build it so: {reason}") from error
         self.norm = nn.BatchNorm1d(embedding_size)
+
+    def recomputable_parts(self) -> Iterator[tuple[nn.Module, str]]:
+        """The innermost modules of timm's own kinds of which lists and sequences hold several."""
+        containers = (
+            part for part in self.model.modules() if isinstance(part, nn.Sequential | nn.ModuleList)
+        )
+        parts = [part for container in containers for part in container]
+        own = Counter(type(part) for part in parts if not type(part).__module__.startswith("torch."))
+        repeated = [part for part in parts if own[type(part)] > 1]
+        every = set(repeated)
+        for part in repeated:  # stages, too, are repeated, and hold repeated blocks
+            if not any(inner is not part and inner in every for inner in part.modules()):
+                yield part, "forward"
 
     def no_weight_decay(self) -> set[str]:
         exempt = getattr(self.model, "no_weight_decay", set)

@@ -67,6 +67,8 @@ class Block(nn.Module):
     """Attention and MLP, each on the normalised tokens and added to them; either is left out for a picture
     with probability `drop_path` in training (stochastic depth, 1603.09382)."""
 
+    recomputable = ("forward",)
+
     def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,22 @@ import torch
 from facerec import processes, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.flops import gflops
+from facerec.backbones.recomputation import recompute_activations
 from facerec.backbones.weights import load_pretrained
 from facerec.data.loader import Loader
 from facerec.data.settings import DataSettings
 from facerec.data.sources import open_faces
-from facerec.device import resolve_device, seed_everything
+from facerec.device import matmul_speed, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, require
 from facerec.evaluation.model import Input
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
 from facerec.heads import create_head
 from facerec.registry import build
-from facerec.training import parallel
+from facerec.training import cost, parallel
 from facerec.training.last import find
 from facerec.training.loop import Trainer
+from facerec.training.meter import Meter, Yardstick
 from facerec.training.optimizer import describe, make_optimizer
 from facerec.training.reporter import Reporter
 from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
@@ -78,6 +81,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         backbone.requires_grad_(False)
     if settings.sync_batch_norm:
         parallel.synchronise_batch_norm(backbone, device)
+    recompute_activations(backbone, settings.checkpoint_activations)
     backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = create_head(
         **config["head"], num_classes=faces.num_classes, embedding_size=architecture["embedding_size"]
@@ -171,10 +175,15 @@ def describe_run(trainer: Trainer) -> None:
     steps = -(-loader.batches_per_epoch() // settings.accumulate)
     whole = steps * settings.epochs if settings.max_steps is None else settings.max_steps
     schedule = {k: v for k, v in config["schedule"].items() if k != "name"}
+    multiply_adds = gflops(backbone, shape)
+    step = cost.of_run(trainer, multiply_adds)
+    speed = matmul_speed(trainer.device, settings.precision)
+    a_picture = step.flops / (settings.batch_size * settings.accumulate)
+    trainer.meter = Meter(Yardstick(trainer.device, a_picture, speed))
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
-        f"{gflops(backbone, shape):.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
+        f"{multiply_adds:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
         "schedule": f"{config['schedule']['name']} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
@@ -182,6 +191,10 @@ def describe_run(trainer: Trainer) -> None:
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {processes.count()} processes" if processes.count() > 1 else "")
         + f", {torch.get_num_threads()} CPU threads, seed {config['seed']}",
+        "memory": step.line(),
+        "work": f"{whole * step.flops * processes.count():.3g} FLOPs in all: not less than "
+        f"{timedelta(seconds=round(whole * step.flops / speed))} at the speed of large matrix products here, "
+        f"{speed / 1e12:.3g} TFLOP/s a process",
         "input": str(trainer.input),
         "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",

@@ -29,6 +29,8 @@ class TrainerSettings:
             on; takes main memory for a copy.
         sync_batch_norm: batch norm over the batches of all processes together (CUDA).
         profile: measure where the time of a step goes, and trace a few of them, into the folder ``profile``.
+        checkpoint_activations: let the backbone's blocks compute their activations again in the backward pass
+            instead of keeping them: less memory for about a third more time.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
 
@@ -49,6 +51,7 @@ class TrainerSettings:
     save_in_background: bool = False
     sync_batch_norm: bool = False
     profile: bool = False
+    checkpoint_activations: bool = False
     compile: bool = False
     threads: int | None = None
 

@@ -1,0 +1,105 @@
+"""`torch.compile` takes every backbone whole: no graph breaks, in training and under autocast."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from facerec.backbones import BACKBONES, create_backbone
+from facerec.backbones.base import Backbone
+from facerec.backbones.iresnet import Block
+from facerec.backbones.recomputation import recompute_activations
+
+# The smallest backbone of every family that torch can trace on small pictures.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "iresnet18": {"input_size": 32},
+    "ir_50": {"input_size": 16},
+    "ir_se_50": {"input_size": 16},
+    "adaface_ir_18": {"input_size": 16},
+    "mobilefacenet": {"input_size": 16},
+    "mbf": {"input_size": 16},
+    "resnet50": {"input_size": 32},
+    "sphere20": {"input_size": 16},
+    "vit_t": {"input_size": 32, "drop_path": 0.1},
+}
+QUICK = {"iresnet18", "sphere20"}
+EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs() -> None:
+    torch._dynamo.reset()
+
+
+def made(name: str, **parameters: Any) -> tuple[Backbone, Tensor]:
+    """A backbone in training, and pictures for it, as the trainer holds them."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, embedding_size=8, **{**FAMILIES[name], **parameters}).train()
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image_BCHW = torch.randn(4, 3, *backbone.input_size)
+    return backbone, image_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def graphs_and_breaks(module: torch.nn.Module, image_BCHW: Tensor) -> tuple[int, int]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch._dynamo.explain(module)(image_BCHW)
+    return found.graph_count, found.graph_break_count
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_backbone_is_one_graph(name: str) -> None:
+    assert graphs_and_breaks(*made(name)) == (1, 0)
+
+
+def test_every_family_is_in_the_list() -> None:
+    family = {name: BACKBONES.builder(name).__module__ for name in BACKBONES.names() if name != "timm"}
+    assert {family[name] for name in FAMILIES} == set(family.values())
+
+
+def test_a_graph_break_would_be_seen() -> None:
+    class Asking(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum().item() > 0 else x - 1
+
+    assert graphs_and_breaks(Asking(), torch.ones(3))[1] > 0
+
+
+class TwoBlocks(Backbone):
+    """Little to trace, and with the batch norm and the PReLU of the large ones."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 16)
+        self.units = torch.nn.Sequential(Block(3, 8, 2), Block(8, 8, 1))
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        return self.units(image_BCHW).mean((2, 3))
+
+
+def test_with_recomputed_activations_too() -> None:
+    backbone = TwoBlocks().train()
+    recompute_activations(backbone)
+    assert graphs_and_breaks(backbone, torch.randn(4, 3, 16, 16)) == (1, 0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_graph_trains_as_the_backbone_does(recompute: bool) -> None:
+    """Traced through the backward pass, without code generation: the same operations, other PReLU apart."""
+    torch.manual_seed(0)
+    plain, image_BCHW = TwoBlocks().train(), torch.randn(4, 3, 16, 16)
+    compiled = copy.deepcopy(plain)
+    recompute_activations(compiled, recompute)
+    call = torch.compile(compiled, backend="aot_eager")
+    results = []
+    for module, embed in ((plain, plain), (compiled, call)):
+        for _ in range(2):
+            embedding_BD = embed(image_BCHW)
+        embedding_BD.square().sum().backward()
+        grads = {name: parameter.grad for name, parameter in module.named_parameters()}
+        results.append((embedding_BD.detach(), grads, dict(module.named_buffers())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)

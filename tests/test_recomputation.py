@@ -1,0 +1,129 @@
+"""Recomputed activations: the same training to the bit, in less memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from facerec.backbones import create_backbone
+from facerec.backbones.base import Backbone
+from facerec.backbones.recomputation import recompute_activations
+from facerec.errors import ConfigError
+
+# A backbone of every family; drop_path and dropout are random, sphere and vit_t have no batch norm in blocks.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "iresnet18": {"dropout": 0.3},
+    "ir_50": {},
+    "ir_se_50": {},
+    "adaface_ir_18": {},
+    "mobilefacenet": {},
+    "mbf": {},
+    "resnet50": {},
+    "sphere20": {},
+    "vit_t": {"drop_path": 0.5},
+}
+QUICK = ["iresnet18", "mobilefacenet", "sphere20", "vit_t"]
+EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+
+
+def two_alike(name: str, **parameters: Any) -> tuple[Backbone, Backbone]:
+    """The same backbone plain and recomputing."""
+    torch.manual_seed(0)
+    plain = create_backbone(name, embedding_size=8, input_size=32, **{**FAMILIES[name], **parameters}).train()
+    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    frugal = copy.deepcopy(plain)
+    recompute_activations(frugal)
+    return plain, frugal
+
+
+def train(backbone: Backbone, steps: int = 2, dtype: torch.dtype | None = None) -> tuple[Tensor, int]:
+    """The last embeddings after some backward passes, and the bytes the last one had saved for it."""
+    torch.manual_seed(1)
+    image_BCHW = torch.randn(3, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+    for _ in range(steps):
+        saved: dict[int, int] = {}
+
+        def note(x: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            if x.untyped_storage().data_ptr() not in parameters:
+                saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+        with hooks, torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            embedding_BD = backbone(image_BCHW)
+        embedding_BD.square().sum().backward()
+    return embedding_BD.detach(), sum(saved.values())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", EVERY)
+def test_training_is_the_same_to_the_bit_and_saves_less(name: str, dtype: torch.dtype | None) -> None:
+    plain, frugal = two_alike(name)
+    expected_BD, held = train(plain, dtype=dtype)
+    embedding_BD, held_now = train(frugal, dtype=dtype)
+    assert torch.equal(embedding_BD, expected_BD)
+    for (key, parameter), other in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+        if parameter.requires_grad and parameter.grad is not None:
+            assert torch.equal(parameter.grad, other.grad), key
+    for (key, buffer), other in zip(plain.named_buffers(), frugal.named_buffers(), strict=True):
+        assert key == other[0] and torch.equal(buffer, other[1]), key  # running statistics: one update a step
+    assert held_now < 0.6 * held
+    assert list(plain.state_dict()) == list(frugal.state_dict())
+
+
+def test_the_plain_way_to_checkpoint_would_update_running_statistics_twice() -> None:
+    """What the test above would see if the recomputation were not kept from it."""
+    norm = nn.BatchNorm2d(3)
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(norm, x, use_reentrant=False).sum().backward()
+    assert norm.num_batches_tracked == 2
+
+
+def test_random_numbers_go_on_as_without() -> None:
+    plain, frugal = two_alike("vit_t")
+    after = []
+    for backbone in (plain, frugal):
+        train(backbone)
+        after.append(torch.rand(3))
+    assert torch.equal(*after)
+
+
+def test_evaluation_and_frozen_batch_norm_are_untouched() -> None:
+    plain, frugal = two_alike("iresnet18")
+    for backbone in (plain, frugal):
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    before = copy.deepcopy(frugal.state_dict())
+    train(plain)
+    train(frugal)
+    for key, value in frugal.state_dict().items():
+        if "layer" in key and "running" in key:
+            assert torch.equal(value, before[key])
+    image_BCHW = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(image_BCHW), frugal.eval()(image_BCHW))
+
+
+def test_a_copy_recomputes_with_its_own_weights() -> None:
+    _, frugal = two_alike("iresnet18")
+    double = copy.deepcopy(frugal)
+    with torch.no_grad():
+        for parameter in frugal.parameters():
+            parameter.zero_()
+    assert train(double)[0].abs().sum() > 0
+
+
+def test_a_backbone_without_blocks_says_so() -> None:
+    class Plain(Backbone):
+        pass
+
+    with pytest.raises(
+        ConfigError, match=r"trainer\.checkpoint_activations=True: Plain has no repeated blocks"
+    ):
+        recompute_activations(Plain(8, 32))
