@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import sys
+import time
 
 import numpy as np
 import torch
@@ -65,6 +67,23 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def matmul_speed(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a large matrix product: what the device can do at best.
+
+    Takes about a tenth of a second; a multiply-add counts as two operations.
+    """
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(side, side, device=device, dtype=PRECISIONS[precision])
+    quickest = math.inf
+    for _ in range(4):  # the first one loads kernels
+        wait_for(device)
+        start = time.perf_counter()
+        torch.mm(a, a)
+        wait_for(device)
+        quickest = min(quickest, time.perf_counter() - start)
+    return 2 * side**3 / quickest
 
 
 def seed_everything(seed: int) -> None:

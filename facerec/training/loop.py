@@ -26,7 +26,7 @@ from facerec.training import parallel, schedule, state
 from facerec.training.guard import Guard
 from facerec.training.interruption import Interruption
 from facerec.training.last import LastCheckpoint
-from facerec.training.meter import Meter
+from facerec.training.meter import Meter, Yardstick
 from facerec.training.optimizer import set_learning_rate
 from facerec.training.reporter import Reporter
 from facerec.training.sampled_rows import sampled_rows
@@ -94,7 +94,7 @@ class Trainer:
             **own,
         }  # what has a state to keep, as checkpoints name it
         self.guard = Guard(self.modules, device, self.checkpoints / "last.pt", self.scaler.is_enabled())
-        self.meter = Meter()
+        self.meter = Meter(Yardstick(device))
         self.lr = 0.0
         self.evaluated_at = self.saved_at = -1
 
@@ -111,7 +111,7 @@ class Trainer:
         with Interruption() as interruption:
             self.tell("started")
             try:
-                self.meter = Meter()
+                self.meter = Meter(self.meter.yardstick)  # from now on
                 while not self.done() and not self.interrupted:
                     for group, data_wait in self.groups():
                         self.step(group, data_wait)

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from facerec import processes
+from facerec.device import peak_memory
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a run's speed and memory are measured on.
+
+    Attributes:
+        device: of this process.
+        flops: floating-point operations that training on one sample takes; 0 where not known.
+        speed: operations a second that the device does at best (see `facerec.device.matmul_speed`).
+    """
+
+    device: torch.device
+    flops: float = 0.0
+    speed: float = math.inf
 
 
 class Meter:
@@ -17,7 +34,8 @@ class Meter:
     `add` only adds tensors on their device; `row` moves them all to the host at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, yardstick: Yardstick) -> None:
+        self.yardstick = yardstick
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._samples = 0
@@ -48,7 +66,11 @@ class Meter:
             self._paused = None
 
     def row(self) -> dict[str, float | None]:
-        """Means over all processes, ``samples_per_second`` and ``data_wait`` (share of the time); then anew.
+        """Means over all processes, and how fast it went; then the meter starts anew.
+
+        Beside the means: ``samples_per_second`` and ``tflops`` (10¹² operations a second) of all processes,
+        ``mfu`` (the latter as a share of what their devices do at best), ``data_wait`` (share of the time)
+        and ``peak_memory`` (10⁹ bytes) of this one.
 
         A mean that is not finite (the hardest other class where there is only one class) is None, so that
         the row is plain JSON.
@@ -66,5 +88,10 @@ class Meter:
         }
         row["samples_per_second"] = self._samples / seconds
         row["data_wait"] = min(1.0, self._data_wait / seconds)
-        self.__init__()  # type: ignore[misc]
+        row["peak_memory"] = peak_memory(self.yardstick.device) / 1e9
+        if self.yardstick.flops:
+            done = self._samples / seconds * self.yardstick.flops
+            row["tflops"] = done / 1e12
+            row["mfu"] = done / (self.yardstick.speed * processes.count())
+        self.__init__(self.yardstick)  # type: ignore[misc]
         return row
