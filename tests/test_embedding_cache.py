@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +156,40 @@ def test_a_folder_that_cannot_be_written_costs_no_numbers(
     assert "could not be written" in caplog.text
     with pytest.raises(ConfigError, match=r"eval\.cache=.*file: is a file; name a folder"):
         opened(network, tmp_path / "file")
+
+
+PROCESS = """
+    import logging, pathlib, sys
+    import numpy as np, torch, torch.distributed as dist
+    from facerec import load_model
+    from facerec.errors import DamagedDataError
+    from facerec.evaluation.embedding import embed_pictures
+    from facerec.evaluation.embedding_cache import EmbeddingCache
+
+    rank, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+    logging.basicConfig(filename=folder / f"log{rank}", format="%(message)s", level=logging.INFO)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = load_model(folder / "net.onnx", device="cpu")
+    model.cache = EmbeddingCache(folder / "kept", model)
+    pictures = list(np.load(folder / "pictures.npy"))
+    for turn in range(2):
+        np.save(folder / f"{turn}_{rank}.npy", embed_pictures(model, pictures).summed_PD)
+    try:
+        embed_pictures(model, [*pictures, b"damaged"], name="faces")
+    except DamagedDataError as error:
+        (folder / f"error{rank}").write_text(str(error))
+"""
+
+
+def test_of_several_processes_the_first_one_keeps_and_all_are_given(network: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "pictures.npy", pixels(5))
+    command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [one.wait(timeout=100) for one in running] == [0, 0]
+    expected = embed_pictures(load_model(network, device="cpu"), list(pixels(5))).summed_PD
+    for name in ("0_0", "0_1", "1_0", "1_1"):
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-5, atol=1e-6)
+    looks = [line.split()[2] for line in (tmp_path / "log0").read_text().splitlines() if "cache" in line]
+    assert looks == ["miss,", "hit,", "miss,"]
+    assert "embedding cache" not in (tmp_path / "log1").read_text()
+    assert all("picture 5 of faces" in (tmp_path / f"error{rank}").read_text() for rank in range(2))

@@ -9,6 +9,7 @@ Shape suffixes: P pictures, B batch, H height, W width, C channels, D embedding 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +28,7 @@ from tqdm import tqdm
 
 from facerec.data.decode import decode_into
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
+from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.model import Model
 
 logger = logging.getLogger("facerec.evaluation")
@@ -99,7 +102,7 @@ def embed_pictures(
     """Raw embeddings of encoded or decoded pictures, in their order.
 
     Under torch.distributed each process embeds a contiguous share and every process returns all embeddings;
-    an error in one process is raised in all of them. One process alone looks into `model.cache` first.
+    an error in one process is raised in all of them. `model.cache` is asked first.
 
     Args:
         model: backbone and preprocessing; it runs in eval mode and is left as it was.
@@ -119,15 +122,14 @@ def embed_pictures(
     if not len(pictures):
         raise UserError(f"{name}: no pictures to embed")
     rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-    cache, kept = model.cache if processes == 1 else None, None
-    if cache is not None:
-        kept = cache.path(pictures, name, flip=flip, precision=precision)
-        views = cache.load(kept, len(pictures), 1 + flip)
+    kept, views = None, None
+    if model.cache is not None:
+        kept, views = _looked_up(model.cache, pictures, name, flip, precision)
         if views is not None:
             return Embedded(views[0], views[1] if flip else None)
     share = math.ceil(len(pictures) / processes)
     mine = range(min(rank * share, len(pictures)), min((rank + 1) * share, len(pictures)))
-    views, error = None, None
+    error = None
     try:
         views = _embed_share(model, pictures, mine, name, batch_size, flip, precision, threads, where)
     except Exception as caught:  # whatever it is, the other processes must not wait for this one's share
@@ -144,9 +146,27 @@ def embed_pictures(
             f"the embedding of {where(first)} is not finite, and {int((~finite_P).sum()) - 1} more; "
             "check the model's weights, and its precision"
         )
-    if cache is not None and kept is not None:
-        cache.store(kept, views)
+    if model.cache is not None and kept is not None:
+        model.cache.store(kept, views)
     return Embedded(views[0], views[1] if flip else None)
+
+
+def _looked_up(
+    cache: EmbeddingCache, pictures: Sequence[Any], name: str, flip: bool, precision: str
+) -> tuple[Path | None, npt.NDArray[np.float32] | None]:
+    """Where the first process is to keep the embeddings, and those that are kept already, in all of them."""
+    first = not _distributed() or dist.get_rank() == 0
+    path, views = None, None
+    if first:
+        # A picture that cannot be read stops whichever process embeds it, with its place in the message.
+        with contextlib.suppress(FacerecError):
+            path = cache.path(pictures, name, flip=flip, precision=precision)
+            views = cache.load(path, len(pictures), 1 + flip)
+    if _distributed():
+        box = [views]
+        dist.broadcast_object_list(box, src=0)
+        views = box[0]
+    return path, views
 
 
 def _embed_share(
