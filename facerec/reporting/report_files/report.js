@@ -106,7 +106,7 @@ function histogramSpec(one) {
   const total = { genuine: 0, impostor: 0 };
   for (const kind of ["genuine", "impostor"]) total[kind] = one[kind].reduce((sum, count) => sum + count, 0);
   const share = (kind) => one[kind].map((count) => count / Math.max(1, total[kind]));
-  const kinds = ["impostor", "genuine"].filter((kind) => total[kind]);
+  const kinds = ["genuine", "impostor"].filter((kind) => total[kind]);
   const [low, high] = [one.edges[0], one.edges.at(-1)];
   return {
     name: `Scores, ${nameOf(one)}`,
