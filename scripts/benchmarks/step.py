@@ -1,0 +1,217 @@
+"""A whole training step: ours in bf16 and channels-last, against the plain one in fp32, in the same run.
+
+Ours is the trainer that `facerec-train` makes, step by step: uint8 batches prepared, backbone, head without
+one-hot masks, gradient norm and guard, fused SGD. The reference is written plainly: contiguous fp32, torch's
+own PReLU, one-hot ArcFace over whole logits, SGD. Steps are taken in turn; the best of each counts. The floor
+is the step's multiply-adds at the speed of large bf16 matrix products, measured in the same run. The parts
+are those of the best step; the rest is what lies between them (pictures prepared, learning rate).
+"""
+
+import argparse
+import copy
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from head import arcface
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from table import Row
+from torch import Tensor, nn
+
+from facerec.backbones.flops import multiply_adds
+from facerec.backbones.prelu import PReLU
+from facerec.cli.compose import config_folder
+from facerec.data.loader import Batch
+from facerec.training.loop import Trainer
+from facerec.training.run import assemble
+
+PARTS = ("forward", "head", "backward", "optimizer", "rest")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="iresnet50", help="with commas (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step (default %(default)s)")
+    parser.add_argument("--classes", type=int, default=10_572, help="default %(default)s")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="of each, the first left out (default %(default)s)"
+    )
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of ours")
+    parser.add_argument("--compile", action="store_true", help="ours compiled as well; takes minutes more")
+    parser.add_argument("--checkpoint", action="store_true", help="ours recomputing its activations as well")
+    parser.add_argument("--quick", action="store_true", help="mobilefacenet, 8 pictures, 1,000 classes")
+    parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.quick:
+        options.backbone, options.batch, options.classes = "mobilefacenet", 8, 1000
+    for name in options.backbone.split(","):
+        yield from step_rows(name, options)
+
+
+def step_rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Images a second and the milliseconds of the parts, reference and ours in turn."""
+    speed = products_speed()
+    with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as folder:
+        ways: dict[str, Callable[[list[Batch]], Clock]] = {}
+        trainer, batches = made(name, options, Path(folder))
+        ways["plain"] = Plain(trainer)
+        ways[options.precision] = lambda group: timed(trainer, group)
+        for way, wanted in (("compile", options.compile), ("checkpoint_activations", options.checkpoint)):
+            if wanted:
+                other, _ = made(name, options, Path(folder), f"trainer.{way}=true")
+                ways[f"{options.precision}, {way}"] = lambda group, other=other: timed(other, group)
+        clocks: dict[str, list[Clock]] = {way: [] for way in ways}
+        for group in itertools.islice(batches, options.steps + 1):
+            for way, step in ways.items():
+                clocks[way].append(step(group))
+    best = {way: min(taken[1:], key=lambda clock: clock.total) for way, taken in clocks.items()}
+    plain = best.pop("plain")
+    floor = speed / (3 * 2 * multiply_adds(trainer.backbone))
+    for way, ours in best.items():
+        title = f"{name} {way}, B={options.batch}"
+        yield Row(title, options.batch / ours.total, "img/s", floor, options.batch / plain.total)
+        for part in PARTS:
+            yield Row(f"  {part}", 1e3 * ours.seconds[part], "ms", reference=1e3 * plain.seconds[part])
+
+
+@dataclass
+class Clock:
+    """Where the seconds of a step went."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    last: float = field(default_factory=time.perf_counter)
+
+    def spent(self, part: str) -> None:
+        """What has passed since the last call was `part`."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def backward(self, embedding_BD: Tensor) -> None:
+        """Tell the head's part of the backward pass, which ends at the embeddings, from the backbone's."""
+        embedding_BD.register_hook(lambda _: self.spent("head"))
+
+
+# Ours ------------------------------------------------------------------------------------------------------
+
+
+def made(
+    name: str, options: argparse.Namespace, folder: Path, *overrides: str
+) -> tuple[Trainer, Iterator[list[Batch]]]:
+    """The trainer that the command line would make, and the groups of batches of its first epoch."""
+    settings = [
+        f"backbone={name}",
+        "head=arcface",
+        "data=synthetic",
+        "data.workers=1",
+        f"data.identities={options.classes}",
+        f"data.images={options.classes + options.batch * (options.steps + 1)}",
+        "eval.targets=[]",
+        f"output_dir={folder}",
+        f"trainer.batch_size={options.batch}",
+        f"trainer.precision={options.precision}",
+        "trainer.device=cpu",
+    ]
+    with initialize_config_dir(str(config_folder()), version_base=None):
+        composed = compose("train", overrides=[*settings, *overrides])
+    config: Mapping[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    trainer = assemble(config, folder)
+    trainer.set_modes()
+    groups = (group for group, _ in trainer.groups())
+    return trainer, iter(list(itertools.islice(groups, options.steps + 1)))
+
+
+def timed(trainer: Trainer, group: list[Batch]) -> Clock:
+    """A step of the trainer, watched from outside: what it calls is the same, each call told to a clock."""
+    forward, head, update = trainer.forward, trainer.head.forward, trainer.update
+    clock = Clock()
+
+    def watched_forward(image_BCHW: Tensor) -> Tensor:
+        clock.spent("rest")
+        embedding_BD = forward(image_BCHW)
+        clock.spent("forward")
+        clock.backward(embedding_BD)
+        return embedding_BD
+
+    def watched_head(*arguments: Any) -> Any:
+        output = head(*arguments)
+        clock.spent("head")
+        return output
+
+    def watched_update(loss: Tensor) -> tuple[Tensor, Tensor]:
+        clock.spent("backward")
+        result = update(loss)
+        clock.spent("optimizer")
+        return result
+
+    watched = {"forward": watched_forward, "update": watched_update}
+    trainer.__dict__.update(watched)
+    trainer.head.forward = watched_head  # type: ignore[method-assign]
+    try:
+        trainer.step(group, 0.0)
+    finally:
+        del trainer.head.forward
+        for key in watched:
+            del trainer.__dict__[key]
+    clock.spent("rest")
+    return clock
+
+
+# The reference ---------------------------------------------------------------------------------------------
+
+
+class Plain:
+    """The same step as it is usually written, from the same weights."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.backbone = copy.deepcopy(trainer.backbone).to(memory_format=torch.contiguous_format)
+        for module in self.backbone.modules():
+            if isinstance(module, PReLU):
+                module.__class__ = nn.PReLU
+        self.weight = nn.Parameter(trainer.head.weight.detach().clone())
+        weights = [*self.backbone.parameters(), self.weight]
+        self.optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+    def __call__(self, group: list[Batch]) -> Clock:
+        clock = Clock()
+        self.optimizer.zero_grad()
+        for batch in group:
+            image_BHWC = torch.where(
+                batch.mirror_B[:, None, None, None], batch.image_BHWC.flip(2), batch.image_BHWC
+            )
+            image_BCHW = image_BHWC.permute(0, 3, 1, 2).contiguous().float().sub(127.5).div(127.5)
+            clock.spent("rest")
+            embedding_BD = self.backbone(image_BCHW)
+            clock.spent("forward")
+            clock.backward(embedding_BD)
+            loss = arcface(embedding_BD, self.weight, batch.label_B)
+            clock.spent("head")
+            loss.backward()
+            clock.spent("backward")
+        self.optimizer.step()
+        clock.spent("optimizer")
+        return clock
+
+
+def products_speed(size: int = 1024) -> float:
+    """FLOP/s of bf16 matrix products, the best of ten."""
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+    quickest = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        quickest = min(quickest, time.perf_counter() - start)
+    return 2 * size**3 / quickest
