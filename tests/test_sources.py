@@ -172,6 +172,7 @@ def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) ->
         ("workers", 0, "1 or more"),
         ("shuffle", "half", "must be one of full, block, identity, none"),
         ("on_error", "ignore", "must be one of raise, skip"),
+        ("decoder", "gpu", "must be one of threads, device"),
         ("prefetch", 0, "1 or more"),
         ("block_size", -1, "1 or more"),
         ("shuffel", "full", "did you mean shuffle"),

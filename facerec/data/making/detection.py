@@ -15,7 +15,8 @@ one core of a busy machine. All four found every face.
     facenet-pytorch 2.6.0              3.0   370 ms   needs torch below 2.3 and NumPy below 2
 
 About 3 pixels is how far all of them are from the one that LFW was aligned with, not from each other.
-mediapipe 1.2.2 has no models in its wheel; mtcnn 1.0.0 needs TensorFlow.
+mediapipe 1.2.2 has no models in its wheel, opencv-python none that gives landmarks; mtcnn 1.0.0 needs
+TensorFlow.
 """
 
 from __future__ import annotations
