@@ -1,0 +1,311 @@
+"""Several processes started from outside: by torchrun, by SLURM, by a sweep on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from facerec.cli import compose
+from facerec.data.orl import pack_orl
+from facerec.errors import FacerecError, UserError
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.sbatch"
+PROGRAMS = Path(sys.executable).parent
+SMALL = [
+    "backbone=mobilefacenet",
+    "backbone.embedding_size=32",
+    "backbone.input_size=32",
+    "data.size=32",
+    "data.workers=1",
+    "trainer.batch_size=8",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "schedule=constant",
+    "optimizer.lr=0.01",
+    "eval.bootstrap=0",
+    "eval.figures=false",
+]
+
+
+@pytest.fixture(scope="module")
+def orl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("orl")
+    pack_orl(root)
+    return root
+
+
+def run(
+    *arguments: object, cwd: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    start = (PROGRAMS / "torchrun", "--standalone", "--nproc-per-node", 2, PROGRAMS / "facerec-train")
+    return run(*start, *arguments, cwd=cwd)
+
+
+# -- torchrun ------------------------------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_torchrun_leaves_one_log_and_one_folder_which_a_single_process_goes_on_with(
+    tmp_path: Path, orl: Path
+) -> None:
+    settings = [*SMALL, f"data.root={orl}"]
+    started = torchrun(*settings, "trainer.max_steps=2", "output_dir=out", cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert steps(tmp_path / "out") == [1, 2]
+    log = (tmp_path / "out" / "train.log").read_text().splitlines()
+    for name in ("data ", "backbone ", "optimizer ", "highest_acc"):
+        assert sum(line.startswith(name) for line in log) == 1, name
+        assert sum(line.startswith(name) for line in started.stdout.splitlines()) == 1, name
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["targets"]["orl"]["pairs"] == 900
+    assert (tmp_path / "out" / "checkpoints" / "last-00000002" / "run.pt").is_file()
+    assert (tmp_path / "out" / "checkpoints" / "best.pt").is_file()
+
+    alone = run(PROGRAMS / "facerec-train", *settings, "trainer.max_steps=3", "output_dir=out", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert "resumed from" in alone.stdout and "step 2" in alone.stdout
+    assert steps(tmp_path / "out") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (["head=nonsense"], "head=nonsense: no such head"),
+        pytest.param(["-m", "seed=1,2"], "-m: not under torchrun", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_under_torchrun_is_one_line_of_the_first_process(
+    tmp_path: Path, mistake: list[str], message: str
+) -> None:
+    ended = torchrun(*mistake, "output_dir=out", cwd=tmp_path)
+    assert ended.returncode != 0
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("facerec-train: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"facerec-train: {message}")
+    assert "facerec/cli" not in ended.stderr, "no traceback of ours"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_runs_of_several_processes_is_refused(tmp_path: Path) -> None:
+    """Quicker than with torchrun: by the variables that it sets."""
+    variables = {"RANK": "0", "WORLD_SIZE": "2"}
+    ended = run(PROGRAMS / "facerec-train", "-m", "seed=1,2", cwd=tmp_path, environment=variables)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("facerec-train: -m: not under torchrun")
+    assert not list(tmp_path.iterdir())
+
+
+# -- SLURM ---------------------------------------------------------------------------------------------------
+
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then printf 'localhost\\nnode2\\n'; else echo "$*" >> "$STUBS/requeued"; fi
+"""
+
+
+def stubs(folder: Path, srun: str, scancel: str = "echo $* > $STUBS/signalled") -> dict[str, str]:
+    """Programs of SLURM for `PATH`, and the variables of a job of two processes."""
+    folder.mkdir()
+    for name, text in {
+        "scontrol": SCONTROL,
+        "srun": f"#!/usr/bin/env bash\n{srun}\n",
+        "scancel": f"#!/usr/bin/env bash\n{scancel}\n",
+    }.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}:{PROGRAMS}:{os.environ['PATH']}",
+        "STUBS": str(folder),
+        "SLURM_JOB_ID": str(os.getpid()),  # decides the port
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "4",
+    }
+
+
+def test_the_script_starts_a_process_a_gpu_that_knows_its_number_and_where_all_meet(tmp_path: Path) -> None:
+    srun = """
+        echo "srun $*"; shift
+        export SLURM_PROCID=5 SLURM_LOCALID=1
+        "$@"
+    """
+    environment = stubs(tmp_path / "stubs", srun)
+    probe = tmp_path / "probe"
+    probe.write_text(
+        '#!/usr/bin/env bash\necho "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT: $*"\n'
+    )
+    probe.chmod(0o755)
+    environment |= {"FACEREC_TRAIN": str(probe), "SLURM_JOB_ID": "1234567"}
+    ended = run("bash", SCRIPT, "head=arcface", "output_dir=a b", cwd=tmp_path, environment=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "5 1 2 localhost 24567: head=arcface output_dir=a b" in ended.stdout
+    assert "srun --kill-on-bad-exit=1 bash -c" in ended.stdout
+    assert not (tmp_path / "stubs" / "requeued").exists()
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(143, True), (0, False), (1, False)])
+def test_a_job_whose_time_is_up_queues_again_only_if_the_run_has_saved_and_stopped(
+    tmp_path: Path, status: int, requeued: bool
+) -> None:
+    srun = f"kill -USR1 $PPID; until [ -s $STUBS/signalled ]; do sleep 0.05; done; sleep 0.2; exit {status}"
+    environment = stubs(tmp_path / "stubs", srun)
+    ended = run("bash", SCRIPT, "output_dir=out", cwd=tmp_path, environment=environment)
+    assert ended.returncode == status
+    job = environment["SLURM_JOB_ID"]
+    assert (tmp_path / "stubs" / "signalled").read_text().split() == ["--signal=TERM", job]
+    record = tmp_path / "stubs" / "requeued"
+    assert record.exists() == requeued
+    if requeued:
+        assert record.read_text().split() == ["requeue", job]
+
+
+def test_a_run_that_ends_as_if_stopped_before_its_time_does_not_queue_again(tmp_path: Path) -> None:
+    """Someone has cancelled it."""
+    environment = stubs(tmp_path / "stubs", "exit 143")
+    ended = run("bash", SCRIPT, "output_dir=out", cwd=tmp_path, environment=environment)
+    assert ended.returncode == 143
+    assert not (tmp_path / "stubs" / "requeued").exists()
+
+
+def test_the_script_says_what_it_needs(tmp_path: Path) -> None:
+    environment = stubs(tmp_path / "stubs", "exit 0")
+    without = run("bash", SCRIPT, "head=arcface", cwd=tmp_path, environment=environment)
+    assert without.returncode == 2 and "output_dir=FOLDER must be given" in without.stderr
+    outside = run(
+        "bash", SCRIPT, "output_dir=out", cwd=tmp_path, environment={**environment, "SLURM_JOB_ID": ""}
+    )
+    assert outside.returncode == 2 and "sbatch" in outside.stderr
+
+
+# Two processes; as SLURM does, the first bad exit ends the other at once.
+SRUN = """
+shift
+for number in 0 1; do SLURM_PROCID=$number SLURM_LOCALID=$number "$@" & pids+=($!); done
+echo "${pids[@]}" > $STUBS/pids
+status=0
+for _ in 0 1; do
+    wait -n || { last=$?; [ $status = 0 ] && status=$last; kill -KILL "${pids[@]}" 2> /dev/null; }
+done
+exit $status
+"""
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_saves_queues_again_and_goes_on(tmp_path: Path, orl: Path) -> None:
+    environment = stubs(tmp_path / "stubs", SRUN, scancel="kill -TERM $(cat $STUBS/pids)")
+    settings = [*SMALL, f"data.root={orl}", "trainer.epochs=1000", "eval.targets=[]", "output_dir=out"]
+    started = subprocess.Popen(
+        ["bash", str(SCRIPT), *settings],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics, deadline = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 300
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGUSR1)
+    printed, _ = started.communicate(timeout=120)
+    assert started.returncode == 143, printed
+    assert "SIGTERM: saving after this step" in printed and "queues again" in printed
+    assert (tmp_path / "stubs" / "requeued").is_file()
+    (saved,) = (tmp_path / "out" / "checkpoints").glob("last-*")
+    assert (saved / "run.pt").is_file()
+    done = int(saved.name.removeprefix("last-"))
+    assert done >= 2
+
+    again = run(
+        "bash", SCRIPT, *settings, f"trainer.max_steps={done + 1}", cwd=tmp_path, environment=environment
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"step {done}" in again.stdout
+    assert steps(tmp_path / "out") == list(range(1, done + 2))
+
+
+# -- sweeps --------------------------------------------------------------------------------------------------
+
+
+def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> None:
+    ended = run(
+        PROGRAMS / "facerec-train",
+        *SMALL,
+        "output_dir=out",
+        cwd=tmp_path,
+        environment={"SLURM_STEP_NUM_TASKS": "8"},
+    )
+    assert ended.returncode == 2
+    assert "srun: has started 8 processes that do not know of each other" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def hydra_raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def main(**_: object) -> object:
+        def decorate(_: object) -> object:
+            def job() -> None:
+                raise error
+
+            return job
+
+        return decorate
+
+    monkeypatch.setattr(compose.hydra, "main", main)
+    monkeypatch.setattr(sys, "argv", ["facerec-train"])
+
+
+def test_a_run_that_the_cluster_has_killed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
+    hydra_raising(
+        monkeypatch, lost("Job 12_3 (task: 0) with path /x.pkl\nhas not produced any output\n\nlog")
+    )
+    with pytest.raises(FacerecError, match=r"^a run of the sweep ended without a result: Job 12_3") as raised:
+        compose.compose_and_run("train", lambda config, folder: None)
+    assert not isinstance(raised.value, UserError) and "\n" not in str(raised.value)
+
+
+def test_the_table_is_printed_where_a_run_elsewhere_has_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from omegaconf import OmegaConf
+
+    from facerec.reporting.sweep import SweepTable
+
+    for number, (margin, accuracy) in enumerate([(0.3, 0.9), (-1.0, None)]):
+        hydra = tmp_path / str(number) / ".hydra"
+        hydra.mkdir(parents=True)
+        (hydra / "overrides.yaml").write_text(f"- head.m={margin}\n")
+        if accuracy is not None:
+            results = {"targets": {"lfw": {"accuracy": accuracy}}}
+            (tmp_path / str(number) / "results.json").write_text(json.dumps(results))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    SweepTable().on_multirun_start(config)
+    hydra_raising(monkeypatch, UserError("head.m=-1: …"))
+    with pytest.raises(UserError, match=r"head\.m=-1"):
+        compose.compose_and_run("train", lambda config, folder: None)
+    assert "| 0   | 0.3    | 0.90000" in capsys.readouterr().out
+    assert (tmp_path / "sweep.csv").is_file()
+    SweepTable().on_multirun_end(config)
+    assert capsys.readouterr().out == "", "once"
