@@ -10,6 +10,7 @@ import io
 import os
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,13 @@ def verification_rows(
     ready = torch.randn(settings.batch_size, 3, 112, 112).to(memory_format=torch.channels_last)
     passes = 2 * len(chosen.pictures) / len(ready)
     seconds = dict.fromkeys(("ours", "common", "floor"), float("inf"))
+    processor = dict.fromkeys(("ours", "common"), float("inf"))
     numbers = {}
+
+    def timed(way: str, run: Callable[[], None]) -> None:
+        began = time.process_time()
+        seconds[way] = min(seconds[way], best(run, 1))
+        processor[way] = min(processor[way], time.process_time() - began)
 
     def run_ours() -> None:
         numbers["ours"] = evaluate_set(ours, chosen, settings)
@@ -145,8 +152,8 @@ def verification_rows(
 
     run_floor()
     for _ in range(rounds):
-        seconds["common"] = min(seconds["common"], best(run_common, 1))
-        seconds["ours"] = min(seconds["ours"], best(run_ours, 1))
+        timed("common", run_common)
+        timed("ours", run_ours)
         seconds["floor"] = min(seconds["floor"], passes * best(run_floor, 2))
     difference = np.abs(numbers["ours"].distance_N - numbers["common"].distance_N).max()
     if difference > 1e-3:
@@ -160,6 +167,8 @@ def verification_rows(
     yield Row(title, seconds["ours"], "s", seconds["floor"], seconds["common"])
     faster = seconds["common"] / seconds["ours"]
     yield Row("how many times the speed of the common way", faster, "×")
+    # Where other work shares the cores, the clock on the wall says little; this does not feel it as much.
+    yield Row("the same by processor time", processor["common"] / processor["ours"], "×")
     if len(chosen) < len(whole):
         repeated = [len(one.index_2N) / len(one.pictures) for one in (whole, chosen)]
         title = f"the same for all {len(whole):,} pairs, {len(whole.pictures):,} distinct pictures, from it"
