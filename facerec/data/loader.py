@@ -4,9 +4,10 @@ Threads and not processes: the decoder releases the interpreter lock, and a pict
 or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`),
 whatever the number of threads and processes.
 
-Two threads on two cores deliver batches at 0.8 of the rate of the decoder alone, and with `prepare` (mirrored,
-normalised, on the same two cores) at 0.6 (`scripts/benchmark data`). What is lost is lost to the interpreter's
-lock, which every picture needs for some 4 µs, and to memory: a picture is 38 kB as bytes, 151 kB as floats.
+Two threads on two cores deliver batches at about 0.8 of the rate of the decoder alone, and with `prepare`
+(mirrored, normalised, on the same two cores) at 0.5 to 0.6; see `scripts/benchmark data`. The rest is lost to
+the interpreter's lock, which every picture needs for some 4 µs, and to memory: a picture is 38 kB as bytes,
+151 kB as floats.
 
 Shape suffixes: B pictures of a batch, G of a global batch (that of all processes together), N any number, H
 height, W width, C colour channels (RGB).
