@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
@@ -262,6 +263,15 @@ def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(tmp_path: 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("launcher", ["slurm", "submitit_slurm"])
+@pytest.mark.skipif(find_spec("submitit") is not None, reason="it is there")
+def test_a_launcher_that_is_not_installed_says_what_to_install(tmp_path: Path, launcher: str) -> None:
+    arguments = ["-m", f"hydra/launcher={launcher}", "seed=1,2", "output_dir=out"]
+    ended = run(PROGRAMS / "facerec-train", *arguments, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "pip install 'facerec[cluster]'" in ended.stderr and "Traceback" not in ended.stderr
+
+
 def hydra_raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def main(**_: object) -> object:
         def decorate(_: object) -> object:
@@ -281,7 +291,7 @@ def test_a_run_that_the_cluster_has_killed_is_one_line(monkeypatch: pytest.Monke
     hydra_raising(
         monkeypatch, lost("Job 12_3 (task: 0) with path /x.pkl\nhas not produced any output\n\nlog")
     )
-    with pytest.raises(FacerecError, match=r"^a run of the sweep ended without a result: Job 12_3") as raised:
+    with pytest.raises(FacerecError, match=r"^hydra/launcher: Job 12_3") as raised:
         compose.compose_and_run("train", lambda config, folder: None)
     assert not isinstance(raised.value, UserError) and "\n" not in str(raised.value)
 

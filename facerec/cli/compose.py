@@ -81,10 +81,10 @@ def compose_and_run(config_name: str, task: Task) -> None:
             # Hydra makes the folder and opens the log in it before the run begins.
             raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
         except Exception as error:
-            if type(error).__module__.partition(".")[0] != "submitit":
+            if not _of_submitit(error):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise FacerecError(f"a run of the sweep ended without a result: {' '.join(lines[:3])}") from error
+            raise FacerecError(f"hydra/launcher: {' '.join(lines[:3])}") from error
         finally:
             _table_of_sweep()
     if failures:
@@ -118,6 +118,15 @@ def _files(text: str) -> list[str]:
             if rest:
                 return [text[:at].strip(), *rest]
     return []
+
+
+def _of_submitit(error: Exception) -> bool:
+    """Whether it is submitit that complains: no SLURM here, or a job that has left no result."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return "submitit" in (type(error).__module__.partition(".")[0], where.partition(".")[0])
 
 
 def _table_of_sweep() -> None:
@@ -200,6 +209,8 @@ def _as_user_error(error: Exception, config_name: str) -> UserError:
         missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
         if missing:
             group, option = missing.groups()
+            if group == "hydra/launcher" and option.startswith("submitit"):
+                return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
             known = [path.stem for path in (config_folder() / group).glob("*.yaml") if path.stem != "base"]
             return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
     unknown = re.search(r"Could not override '([^']+)'", text)
