@@ -206,11 +206,13 @@ def _as_user_error(error: Exception, config_name: str) -> UserError:
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override}: is not of the form key=value ({text.splitlines()[0]})")
     if isinstance(error, MissingConfigException):
+        launcher = re.search(r"'(hydra/launcher)/(submitit\w+)'", text)
+        if launcher:
+            group, option = launcher.groups()
+            return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
         missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
         if missing:
             group, option = missing.groups()
-            if group == "hydra/launcher" and option.startswith("submitit"):
-                return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
             known = [path.stem for path in (config_folder() / group).glob("*.yaml") if path.stem != "base"]
             return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
     unknown = re.search(r"Could not override '([^']+)'", text)

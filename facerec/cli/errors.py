@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
-from facerec.errors import FacerecError
+from facerec.errors import FacerecError, UserError
 from facerec.launch import place
 
 
@@ -23,6 +24,9 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except FacerecError as error:
         if wants_traceback():
             raise
+        if place() and error.exit_status == UserError.exit_status:
+            # The first process makes the same mistake and says so; what started the two then ends this one.
+            time.sleep(2)
         who = f"{program}[{place()}]" if place() else program
         print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
