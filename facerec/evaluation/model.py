@@ -59,11 +59,12 @@ class Input:
         good = len(self.shape) == 2 and min(self.shape) >= 1
         require(good, "input.size", self.size, "must be a number of pixels, or [height, width]")
 
-    def normalise(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+    def normalise(self, image_BHWC: torch.Tensor, out_BHWC: torch.Tensor | None = None) -> torch.Tensor:
         """Pictures as the backbone wants them, on the device where they are.
 
         Args:
             image_BHWC: uint8 (B, size, size, 3), RGB.
+            out_BHWC: float32 memory of that shape to be used; None: new memory.
 
         Returns:
             float32 (B, 3, size, size), channels-last in memory; within 1.2e-7 of (x − mean) / std where that
@@ -71,8 +72,9 @@ class Input:
         """
         if self.channels == "bgr":
             image_BHWC = image_BHWC.flip(-1)
-        out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, image_BHWC.device).copy_(image_BHWC)
-        image_BCHW = out_BHWC.permute(0, 3, 1, 2)  # channels-last: the order in memory stays
+        if out_BHWC is None:
+            out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, image_BHWC.device)
+        image_BCHW = out_BHWC.copy_(image_BHWC).permute(0, 3, 1, 2)  # channels-last: the order in memory stays
         if isinstance(self.mean, float) and isinstance(self.std, float):  # as x/std − mean/std, in one pass
             shift = torch.tensor(-self.mean / self.std)
             return torch.add(shift, image_BCHW, alpha=1 / self.std, out=image_BCHW)
