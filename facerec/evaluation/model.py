@@ -74,7 +74,7 @@ class Input:
             image_BHWC = image_BHWC.flip(-1)
         if out_BHWC is None:
             out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, image_BHWC.device)
-        image_BCHW = out_BHWC.copy_(image_BHWC).permute(0, 3, 1, 2)  # channels-last: the order in memory stays
+        image_BCHW = out_BHWC.copy_(image_BHWC).permute(0, 3, 1, 2)  # channels-last: memory keeps its order
         if isinstance(self.mean, float) and isinstance(self.std, float):  # as x/std − mean/std, in one pass
             shift = torch.tensor(-self.mean / self.std)
             return torch.add(shift, image_BCHW, alpha=1 / self.std, out=image_BCHW)
