@@ -1,0 +1,41 @@
+"""The optimizers are torch's fused kernels, and step as the plain loops over parameters do."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from facerec.training.optimizer import make_optimizer, set_learning_rate
+from facerec.training.settings import OptimizerSettings
+from tests.tiny_run import tiny_backbone
+
+WAYS: dict[str, dict[str, Any]] = {
+    "sgd": {"name": "sgd", "momentum": 0.9},
+    "nesterov": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    "plain sgd": {"name": "sgd", "momentum": 0.0},
+    "adamw": {"name": "adamw", "lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fused_steps_are_the_plain_steps(way: str) -> None:
+    torch.manual_seed(0)
+    modules = [tiny_backbone(dropout=0.0).double()]
+    modules.append(copy.deepcopy(modules[0]))
+    settings = OptimizerSettings(**WAYS[way])
+    optimizers = [make_optimizer(settings, {"backbone": module}, {"backbone": 0.5}) for module in modules]
+    assert all(group["fused"] for group in optimizers[0].param_groups)
+    for group in optimizers[1].param_groups:
+        group.update(fused=False, foreach=False)
+    for step in range(4):
+        x_BCHW = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+        for module, optimizer in zip(modules, optimizers, strict=True):
+            set_learning_rate(optimizer, settings.lr / (step + 1))
+            optimizer.zero_grad(set_to_none=True)
+            module(x_BCHW).square().sum().backward()
+            optimizer.step()
+    for ours, plain in zip(*(module.parameters() for module in modules), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
