@@ -169,9 +169,7 @@ def test_clipping_bounds_the_norm_of_the_change(tmp_path: Path) -> None:
     parameters = [p for module in trainer.modules.values() for p in module.parameters()]
     before = [p.detach().clone() for p in parameters]
     trainer.fit()
-    change = torch.stack(
-        [(p.detach() - q).norm() for p, q in zip(parameters, before, strict=True)]
-    ).norm()
+    change = torch.stack([(p.detach() - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
     assert rows.rows[0]["grad_norm"] > 1e-2, "the reported norm is the one before clipping"
     assert change == pytest.approx(1e-3, rel=1e-3)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
-from facerec.heads.class_sums import ClassSums, Scaled, Term
+from facerec.heads.class_sums import ClassSums
+from facerec.heads.terms import Scaled, Term
 from facerec.processes import mean_over_processes
 
 LEAST_SCALE = 0.5  # the formulas give 0 or less for one or two classes

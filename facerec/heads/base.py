@@ -6,7 +6,7 @@ Shapes: B batch, C classes, D embedding size.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, NamedTuple, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ from torch.nn.functional import softplus
 
 from facerec import processes
 from facerec.errors import ConfigError, DamagedDataError, require
-from facerec.heads.class_sums import ClassSums, Memory, Scaled, Term, class_sums
+from facerec.heads.class_sums import ClassSums, Memory, class_sums
 from facerec.heads.sharding import Shard, require_shardable, sample_rows, take_rows
+from facerec.heads.terms import Scaled, Term
 from facerec.registry import Registry
 
 HEADS = Registry("head", "facerec.heads")
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DRAWN = 4096  # classes drawn at a time; torch draws in groups of 16 numbers, which must not be cut
 
 
@@ -111,6 +113,9 @@ class HeadOptions(TypedDict, total=False):
         sample_rate: share of the class rows that take part in a step, in (0, 1]; those of the batch's own
             classes always do, the others are drawn anew each step (Partial FC). The sum over the other
             classes and what is reported of them are of those rows.
+        weight_dtype: how the class weights are kept, ``fp32`` or ``bf16``; everything is computed in fp32. In
+            bf16 weights, gradient and momentum take half the memory; the trainer then steps in fp32 and
+            rounds up or down at random (see `facerec.training.half_weights`).
     """
 
     num_classes: Required[int]
@@ -120,6 +125,7 @@ class HeadOptions(TypedDict, total=False):
     block_size: int | None
     sharded: bool
     sample_rate: float
+    weight_dtype: Literal["fp32", "bf16"]
 
 
 class ClassHead(Head):
@@ -149,6 +155,7 @@ class ClassHead(Head):
         self.init = options.get("init", self.default_init)
         self.memory: Memory = options.get("memory", "auto")
         self.block_size = options.get("block_size")
+        self.weight_dtype: Literal["fp32", "bf16"] = options.get("weight_dtype", "fp32")
         require(self.num_classes >= 1, "head.num_classes", self.num_classes, "must be 1 or more")
         require(self.embedding_size >= 1, "head.embedding_size", self.embedding_size, "must be 1 or more")
         usable = self.block_size is None or self.block_size >= 1
@@ -165,9 +172,18 @@ class ClassHead(Head):
             require_shardable(self.num_classes, processes.count())
             self.shard = Shard.of(self.num_classes, processes.rank(), processes.count())
             self.shared_out = ("weight", "bias") if self.has_bias else ("weight",)
-        self.weight = nn.Parameter(torch.empty(self.shard.rows, self.embedding_size))
+        self.weight = nn.Parameter(self.new_weight(self.embedding_size))
         self.bias = nn.Parameter(torch.zeros(self.shard.rows)) if self.has_bias else None
         initialise(self.weight, self.init, self.shard)
+
+    def new_weight(self, *size: int) -> Tensor:
+        """Room for the class weights that this process holds, of `size` each."""
+        return torch.empty(self.shard.rows, *size, dtype=_DTYPES[self.weight_dtype])
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The precision that losses are computed in: that of the weights, but fp32 at least."""
+        return torch.float32 if self.weight.dtype == torch.bfloat16 else self.weight.dtype
 
     def query(self, samples: Samples) -> Tensor:
         """What is multiplied with the class weights; by default the unit vectors of the embeddings."""
@@ -195,7 +211,7 @@ class ClassHead(Head):
         """
         check_labels(label_B, self.num_classes)
         with torch.autocast(embedding_BD.device.type, enabled=False):
-            embedding_BD = embedding_BD.to(self.weight.dtype)
+            embedding_BD = embedding_BD.to(self.computed_in)
             norm_B = torch.linalg.vector_norm(embedding_BD, dim=1)
             samples = Samples(embedding_BD, label_B.long(), norm_B, sizes)
             sums = self.sums(samples.of_all_processes() if self.sharded else samples)
@@ -315,11 +331,14 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
     def draw(rows: Tensor) -> None:
         rows.normal_(0, deviation) if deviation else rows.uniform_(-bound, bound)
 
-    if shard.whole:
+    if shard.whole and weight.dtype != torch.bfloat16:
         draw(weight)
         return
     for start in range(0, shard.classes, _DRAWN):
-        block = weight.new_empty(min(_DRAWN, shard.classes - start), *weight.shape[1:])
+        size = (min(_DRAWN, shard.classes - start), *weight.shape[1:])
+        block = torch.empty(
+            size, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
+        )
         draw(block)
         first, last = max(start, shard.start), min(start + len(block), shard.stop)
         if first < last:

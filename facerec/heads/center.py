@@ -53,6 +53,7 @@ class Center(Softmax):
     @torch.no_grad()
     def move_centres(self, offset_BD: Tensor, label_B: Tensor, sizes: processes.Sizes) -> None:
         """Move the centres by what the embeddings of all processes are away from them (x − centre)."""
+        sizes = sizes or processes.each(len(label_B))  # the trainer says them, another caller need not
         offset_GD, label_G = processes.gathered(offset_BD, sizes), processes.gathered(label_B, sizes)
         count_C = torch.zeros_like(self.centre_CD[:, 0]).index_add_(
             0, label_G, torch.ones_like(offset_GD[:, 0])

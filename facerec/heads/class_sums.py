@@ -15,7 +15,6 @@ are held as K×B, so that whatever belongs to a sample broadcasts along the last
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -24,67 +23,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from facerec import processes
+from facerec.heads.terms import Reduction, Term
 
 Memory = Literal["auto", "keep", "recompute"]
-Reduction = Literal["logsumexp", "sum"]
 
-
-class Term(ABC):
-    """What each non-target class adds to a sample's sum, as an elementwise function of its product x·w.
-
-    Attributes:
-        reduction: ``"logsumexp"`` (softmax family) or ``"sum"``.
-    """
-
-    reduction: Reduction = "logsumexp"
-
-    @abstractmethod
-    def value(self, product_KB: Tensor) -> Tensor:
-        """The summand of every product (a new tensor)."""
-
-    @abstractmethod
-    def slope(self, product_KB: Tensor) -> Tensor | float:
-        """Derivative of `value`, elementwise; a number where it is constant."""
-
-    def extra(self, product_KB: Tensor) -> tuple[Tensor, ...]:
-        """Further summands, whose plain sums over the other classes a head wants; without gradient."""
-        return ()
-
-
-class Scaled(Term):
-    """``s·x`` into a log-sum-exp: plain softmax over scaled cosines."""
-
-    def __init__(self, s: float | Tensor = 1.0) -> None:
-        self.s = s
-
-    def value(self, product_KB: Tensor) -> Tensor:
-        return product_KB * self.s
-
-    def slope(self, product_KB: Tensor) -> Tensor | float:
-        return self.s
-
-
-class Elementwise(Term):
-    """Any differentiable elementwise function; its slope is taken by autograd, one block at a time.
-
-    Args:
-        function: from K×B products to K×B summands, not in place; what it detaches counts as constant.
-        reduction: how the summands are joined.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], reduction: Reduction = "logsumexp") -> None:
-        self.function = function
-        self.reduction = reduction
-
-    def value(self, product_KB: Tensor) -> Tensor:
-        value_KB = self.function(product_KB)
-        return value_KB.clone() if value_KB is product_KB else value_KB
-
-    def slope(self, product_KB: Tensor) -> Tensor:
-        with torch.enable_grad():
-            product_KB = product_KB.detach().requires_grad_()
-            (slope_KB,) = torch.autograd.grad(self.function(product_KB).sum(), product_KB)
-        return slope_KB
+KEPT_ON_CPU = 2**28
+"""Bytes of products that ``memory="auto"`` keeps on a CPU; recomputing takes a seventh longer."""
 
 
 class ClassSums(NamedTuple):
@@ -127,7 +71,7 @@ def class_sums(
     Args:
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
         weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
-            products the largest counts.
+            products the largest counts. In bf16 they are widened a block at a time; their gradient is bf16.
         row_B: target class of each sample, int64 in [0, C); −1 for a class of another process.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
@@ -178,7 +122,9 @@ class _ClassSums(torch.autograd.Function):
         shared_out: bool,
         sizes: processes.Sizes,
     ) -> tuple[Tensor, ...]:
-        products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
+        products = _Products(
+            query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2), query_BD.dtype), normalise
+        )
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
         if shared_out:  # a sample's own class is held by one of the processes
@@ -280,10 +226,14 @@ class _Products:
         """Rows of weights that belong to a block of classes."""
         return slice(block.start * self.centres, block.stop * self.centres)
 
+    def weight_of(self, rows: slice | Tensor) -> Tensor:
+        """Rows of weights in the precision that is computed in; a copy only where they are kept in less."""
+        return self.weight_RD[rows].to(self.query_BD.dtype)
+
     def of(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Products with a block, and of each which sub-centre won, where there are several."""
         rows = self.rows(block)
-        product_RB = torch.mm(self.weight_RD[rows], self.query_BD.t())
+        product_RB = torch.mm(self.weight_of(rows), self.query_BD.t())
         if self.normalise:
             product_RB.mul_(self.inverse_norm_R[rows, None])
         if self.bias_C is not None:
@@ -301,7 +251,7 @@ class _Products:
         here_B = row_B >= 0
         row_B = row_B.clamp_min(0)
         row_BS = row_B[:, None] * self.centres + torch.arange(self.centres, device=row_B.device)
-        raw_BS = (self.weight_RD[row_BS] * self.query_BD[:, None]).sum(2)
+        raw_BS = (self.weight_of(row_BS) * self.query_BD[:, None]).sum(2)
         unit_B, winner_B = (raw_BS * self.inverse_norm_R[row_BS]).max(1)
         winner_B, raw_B = (x.gather(1, winner_B[:, None])[:, 0] for x in (row_BS, raw_BS))
         product_B = unit_B if self.normalise else raw_B
@@ -331,7 +281,8 @@ class _Gradients:
     def add(self, grad_KB: Tensor, winner_KB: Tensor | None, block: slice) -> None:
         """Let the gradient of a block's products flow back (`grad_KB` is used up)."""
         rows = self.products.rows(block)
-        weight_RD, into_RD = self.products.weight_RD[rows], self.weight_RD[rows]
+        weight_RD, kept_RD = self.products.weight_of(rows), self.weight_RD[rows]
+        into_RD = kept_RD if kept_RD.dtype == weight_RD.dtype else torch.empty_like(weight_RD)
         if self.bias_C is not None:
             torch.sum(grad_KB, 1, out=self.bias_C[rows]).div_(self.share)
         if winner_KB is not None:  # only the sub-centre that won is moved
@@ -347,13 +298,16 @@ class _Gradients:
         else:
             torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
         self.query_BD.addmm_(grad_KB.t(), weight_RD)
+        if into_RD is not kept_RD:
+            kept_RD.copy_(into_RD)
 
     def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
         """Let the gradient of the samples' ‖W_y‖ flow back to the rows they have here (−1: elsewhere)."""
         grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.share
         row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
-        self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
+        along_BD = self.products.weight_of(row_B) * scale_B[:, None]
+        self.weight_RD.index_add_(0, row_B, along_BD.to(self.weight_RD.dtype))
 
 
 class _RunningSum:
@@ -398,8 +352,9 @@ def _blocks(classes: int, block_size: int) -> Iterator[slice]:
         yield slice(start, min(start + block_size, classes))
 
 
-def _norm(rows_ND: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows_ND, dim=1).clamp_min(torch.finfo(rows_ND.dtype).tiny ** 0.5)
+def _norm(rows_ND: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1, dtype=dtype)
+    return norm_N.clamp_min(torch.finfo(norm_N.dtype).tiny ** 0.5)
 
 
 def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | float) -> Tensor:
@@ -424,4 +379,4 @@ def _products_fit(size: int, like: Tensor) -> bool:
     """
     if like.device.type == "cuda":
         return size < torch.cuda.get_device_properties(like.device).total_memory // 8
-    return size < 2**30
+    return size < KEPT_ON_CPU

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
-from facerec.heads.class_sums import ClassSums, Term
+from facerec.heads.class_sums import ClassSums
 from facerec.heads.margins import ArcFace, ArcOptions, add_angle, require_angle, require_cosine_margin, rotate
+from facerec.heads.terms import Term
 from facerec.processes import mean_over_processes
 
 

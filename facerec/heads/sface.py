@@ -9,8 +9,9 @@ from torch import Tensor
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples
-from facerec.heads.class_sums import ClassSums, Term
+from facerec.heads.class_sums import ClassSums
 from facerec.heads.quality import RunningNorm, describe_quality
+from facerec.heads.terms import Term
 
 
 class Push(Term):

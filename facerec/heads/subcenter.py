@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Unpack
 
-import torch
 from torch import nn
 
 from facerec.errors import require
@@ -28,5 +27,5 @@ class SubCenter(ArcFace):
         super().__init__(**options)
         require(1 <= k <= 255, "head.k", k, "must be from 1 to 255")
         self.k = k
-        self.weight = nn.Parameter(torch.empty(self.shard.rows, k, self.embedding_size))
+        self.weight = nn.Parameter(self.new_weight(k, self.embedding_size))
         initialise(self.weight, self.init, self.shard)

@@ -257,8 +257,10 @@ def _keeps(head: Head, device: torch.device) -> bool | int:
     memory = getattr(head, "memory", "keep")
     if memory != "auto":
         return bool(memory == "keep")
+    from facerec.heads.class_sums import KEPT_ON_CPU
+
     if device.type != "cuda":
-        return 2**30
+        return KEPT_ON_CPU
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory // 8)

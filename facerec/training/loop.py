@@ -24,6 +24,7 @@ from facerec.evaluation.verification import VerificationResult
 from facerec.heads import Head
 from facerec.training import parallel, schedule, state
 from facerec.training.guard import Guard
+from facerec.training.half_weights import half_weights
 from facerec.training.interruption import Interruption
 from facerec.training.last import LastCheckpoint
 from facerec.training.meter import Meter, Yardstick
@@ -161,8 +162,8 @@ class Trainer:
 
     def step(self, group: Sequence[Batch], data_wait: float) -> None:
         """One step of the optimizer over the batches of `group`, weighed by their sizes."""
-        lr = self.optimizer.defaults["lr"] * schedule.factor(self.schedule, self.progress())
-        set_learning_rate(self.optimizer, lr)
+        self.lr = self.optimizer.defaults["lr"] * schedule.factor(self.schedule, self.progress())
+        set_learning_rate(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         samples = sum(sum(batch.sizes) for batch in group)
         loss = torch.zeros((), device=self.device)
@@ -182,7 +183,6 @@ class Trainer:
         self.position.sample = group[-1].position
         self.meter.add({"loss": loss, "grad_norm": norm}, weight=1)
         self.meter.count(samples, data_wait)
-        self.lr = lr
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Embeddings of pictures, in the run's precision; without gradient where the backbone is frozen."""
@@ -198,7 +198,7 @@ class Trainer:
         if self.settings.clip_norm:
             self.gradients.clip(norm, self.settings.clip_norm)
         self.guard.watch(self.position.step + 1, loss, norm)
-        with sampled_rows(self.optimizer):
+        with half_weights(self.optimizer), sampled_rows(self.optimizer):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss, norm

@@ -28,6 +28,7 @@ from facerec.evaluation.targets import load_targets
 from facerec.heads import create_head
 from facerec.registry import build
 from facerec.training import cost, parallel
+from facerec.training.half_weights import require_sgd
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.meter import Meter, Yardstick
@@ -63,6 +64,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     device = device_of(config)
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
+    require_sgd(optimizer_settings.name, settings.precision, config["head"].get("weight_dtype", "fp32"))
     try_out(architecture, config["head"])
     writable(folder)
     resume = resume_from(settings.resume, folder)

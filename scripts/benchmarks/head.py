@@ -2,6 +2,7 @@
 
 The floor of the time are the products alone: samples by classes, and its two gradients, in blocks. That of
 the memory is the weights' gradient. The reference is the loss written plainly: one-hot masks, whole logits.
+With --curves the same over several numbers of classes and batch sizes instead; --plot draws them.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facerec.heads import create_head
+from facerec.reporting import style
 
 BATCH, SIZE = 256, 512
+CURVE_CLASSES, CURVE_BATCHES, CURVE_AT = (2_000, 10_572, 40_000, 85_742), (32, 64, 128, 256, 512), 10_572
 WHOLE = 200_000  # more classes than this are too many for the reference
 
 Step = Callable[[], object]
@@ -28,20 +31,65 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", default="arcface,sface", help="with commas; all but pair losses")
     parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the best counts")
     parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
+    parser.add_argument("--curves", action="store_true", help="over classes and batch sizes; takes minutes")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the curves as a picture")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.curves or options.plot is not None:
+        yield from curve_rows(options.heads.split(",")[0], options.rounds, options.plot)
+        return
     for classes in (int(number) for number in options.classes.split(",")):
         for name in options.heads.split(","):
             yield from time_rows(name, classes, options.rounds)
             yield from memory_rows(name, classes)
 
 
-def time_rows(name: str, classes: int, rounds: int) -> Iterator[Row]:
+def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
+    """Time over classes, memory over classes, time over batch sizes; drawn in `path` where one is given."""
+    sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]] = [
+        ("classes, batch of 256", "seconds a step", []),
+        ("classes, batch of 256", "MB at most above the weights", []),
+        (f"batch size, {CURVE_AT:,} classes", "seconds a step", []),
+    ]
+    for classes in CURVE_CLASSES:
+        sweeps[0][2].append((classes, list(time_rows(name, classes, rounds))))
+        yield from sweeps[0][2][-1][1]
+        sweeps[1][2].append((classes, list(memory_rows(name, classes))))
+        yield from sweeps[1][2][-1][1]
+    for batch in CURVE_BATCHES:
+        sweeps[2][2].append((batch, list(time_rows(name, CURVE_AT, rounds, batch))))
+        yield from sweeps[2][2][-1][1]
+    if path is not None:
+        draw(name, sweeps, path)
+        print(f"wrote {path}")
+
+
+def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], path: Path) -> None:
+    """A panel a sweep: keeping, recomputing, the floor and the reference."""
+    with style.paper():
+        figure = style.figure(9.0, 2.9)
+        for axes, (over, unit, points) in zip(figure.subplots(1, 3), sweeps, strict=True):
+            x = [number for number, _ in points]
+            keep, recompute = ([rows[way].value for _, rows in points] for way in range(2))
+            floor, plain = ([getattr(rows[0], key) for _, rows in points] for key in ("floor", "reference"))
+            curves = {"keep": keep, "recompute": recompute, "floor": floor, "reference": plain}
+            for (label, y), colour, kind in zip(
+                curves.items(), style.COLOURS, ("o-", "s-", "--", "^-"), strict=True
+            ):
+                if None not in y:
+                    axes.plot(x, y, kind, color=colour, markersize=3.5, label=label)
+            axes.set(xscale="log", yscale="log", xlabel=over, ylabel=unit)
+            axes.grid(color=style.LIGHT, linewidth=0.5)
+        figure.axes[0].legend(title=name)
+        figure.savefig(path)
+
+
+def time_rows(name: str, classes: int, rounds: int, batch: int = BATCH) -> Iterator[Row]:
     """Seconds of a step, keeping and recomputing, floor and reference measured in turn with them."""
-    weight_CD, embedding_BD, label_B = problem(classes)
+    weight_CD, embedding_BD, label_B = problem(classes, batch)
     steps = {"floor": floor(weight_CD, embedding_BD)}
     for memory in ("keep", "recompute"):
         steps[memory] = head_step(name, memory, weight_CD, embedding_BD, label_B)
@@ -56,7 +104,7 @@ def time_rows(name: str, classes: int, rounds: int) -> Iterator[Row]:
             quickest[key] = min(quickest[key], time.perf_counter() - start)
     for memory in ("keep", "recompute"):
         yield Row(
-            f"{name} C={classes} {memory}",
+            f"{name} C={classes} {memory}" + (f" B={batch}" if batch != BATCH else ""),
             quickest[memory],
             "s",
             floor=quickest["floor"],
@@ -95,12 +143,12 @@ def _status(key: str) -> float:
     raise OSError(f"no {key} in /proc/self/status")
 
 
-def problem(classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def problem(classes: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (C, D), embeddings (B, D) and labels (B)."""
     generator = torch.Generator().manual_seed(0)
     weight_CD = torch.randn(classes, SIZE, generator=generator).mul_(0.01)
-    embedding_BD = torch.randn(BATCH, SIZE, generator=generator)
-    return weight_CD, embedding_BD, torch.randint(classes, (BATCH,), generator=generator)
+    embedding_BD = torch.randn(batch, SIZE, generator=generator)
+    return weight_CD, embedding_BD, torch.randint(classes, (batch,), generator=generator)
 
 
 def floor(weight_CD: Tensor, embedding_BD: Tensor) -> Step:
