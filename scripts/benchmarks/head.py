@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from matplotlib.ticker import LogLocator
 from table import Row, in_processes
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ CURVE_CLASSES, CURVE_BATCHES, CURVE_AT = (2_000, 10_572, 40_000, 85_742), (32, 6
 WHOLE = 200_000  # more classes than this are too many for the reference
 
 Step = Callable[[], object]
+LINES = ("o-", "s-", "--", "^-")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,12 +78,14 @@ def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], 
             keep, recompute = ([rows[way].value for _, rows in points] for way in range(2))
             floor, plain = ([getattr(rows[0], key) for _, rows in points] for key in ("floor", "reference"))
             curves = {"keep": keep, "recompute": recompute, "floor": floor, "reference": plain}
-            for (label, y), colour, kind in zip(
-                curves.items(), style.COLOURS, ("o-", "s-", "--", "^-"), strict=True
-            ):
+            for (label, y), colour, kind in zip(curves.items(), style.COLOURS, LINES, strict=False):
                 if None not in y:
                     axes.plot(x, y, kind, color=colour, markersize=3.5, label=label)
             axes.set(xscale="log", yscale="log", xlabel=over, ylabel=unit)
+            axes.set_xticks(x, [f"{number:,}" for number in x])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
             axes.grid(color=style.LIGHT, linewidth=0.5)
         figure.axes[0].legend(title=name)
         figure.savefig(path)
