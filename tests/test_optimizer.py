@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from facerec.heads import create_head
+from facerec.heads.sharding import take_rows
 from facerec.training.optimizer import make_optimizer, set_learning_rate
+from facerec.training.parallel import Gradients
 from facerec.training.settings import OptimizerSettings
 from tests.tiny_run import tiny_backbone
 
@@ -39,3 +42,16 @@ def test_fused_steps_are_the_plain_steps(way: str) -> None:
             optimizer.step()
     for ours, plain in zip(*(module.parameters() for module in modules), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_the_norm_of_sampled_rows_counts_a_row_once_that_several_batches_drew() -> None:
+    head = create_head("arcface", num_classes=6, embedding_size=2, sample_rate=0.5)
+    for rows in ([0, 1, 2], [1, 2, 4]):
+        take_rows(head.weight, torch.tensor(rows)).sum().backward()
+    gradients = Gradients(torch.nn.Identity(), head)
+    loss = torch.zeros(())
+    whole = head.weight.grad.to_dense()
+    norm, _ = gradients.norm(loss)
+    torch.testing.assert_close(norm, whole.norm())
+    gradients.clip(norm, 1.0)
+    torch.testing.assert_close(head.weight.grad.to_dense(), whole / whole.norm())

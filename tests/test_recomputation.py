@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from facerec.backbones import create_backbone
 from facerec.backbones.base import Backbone
 from facerec.backbones.recomputation import recompute_activations
+from facerec.cli.compose import config_folder
 from facerec.errors import ConfigError
+from facerec.training.run import assemble
 
 # A backbone of every family; drop_path and dropout are random, sphere and vit_t have no batch norm in blocks.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -127,3 +132,29 @@ def test_a_backbone_without_blocks_says_so() -> None:
         ConfigError, match=r"trainer\.checkpoint_activations=True: Plain has no repeated blocks"
     ):
         recompute_activations(Plain(8, 32))
+
+
+def test_the_setting_reaches_the_backbone(tmp_path: Path) -> None:
+    folder = str(config_folder())
+    with initialize_config_dir(folder, version_base=None):
+        composed = compose(
+            "train",
+            overrides=[
+                "backbone=mobilefacenet",
+                "data=synthetic",
+                "data.size=16",
+                "data.identities=2",
+                "data.images=4",
+                "eval.targets=[]",
+                "trainer.batch_size=4",
+                "trainer.checkpoint_activations=true",
+                f"output_dir={tmp_path}",
+            ],
+        )
+    config: Any = OmegaConf.to_container(composed, resolve=True)
+    trainer = assemble(config, tmp_path)
+    assert "forward" in vars(trainer.backbone.get_submodule("conv_23"))
+    trainer.set_modes()
+    for group, waited in trainer.groups():
+        trainer.step(group, waited)
+    assert trainer.backbone.get_buffer("conv_23.conv.bn.num_batches_tracked") == 1

@@ -116,6 +116,9 @@ class Gradients:
 
     def norm(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of all gradients together and the mean of the processes' losses, the same in each."""
+        for parameter in (*self._head, *self._rows):
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()  # several batches may have drawn the same row
         alike = nn.utils.get_total_norm(_of([*self._backbone, *self._head]))
         rows = nn.utils.get_total_norm(_of(self._rows))
         if processes.count() == 1:
