@@ -176,7 +176,7 @@ class Trainer:
                 self.scaler.scale(output.loss * share).backward()
             loss += output.loss.detach() * share
             self.meter.add(output.statistics, weight=len(label_B))
-        loss, norm = self.update(loss)
+        loss, norm = self.update(loss, len(group))
         self.head.after_step()
 
         self.position.step += 1
@@ -190,10 +190,10 @@ class Trainer:
             embedding_BD: Tensor = self.embed(image_BCHW)
         return embedding_BD
 
-    def update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, loss: Tensor, batches: int) -> tuple[Tensor, Tensor]:
         """Let the optimizer change the weights; returns loss and gradient norm of all processes together."""
         self.scaler.unscale_(self.optimizer)
-        self.gradients.average()
+        self.gradients.settle(batches)
         norm, loss = self.gradients.norm(loss)
         if self.settings.clip_norm:
             self.gradients.clip(norm, self.settings.clip_norm)

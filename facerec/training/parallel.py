@@ -107,8 +107,16 @@ class Gradients:
         self._head = [p for p in other if p.requires_grad]
         self._backbone = [p for p in backbone.parameters() if p.requires_grad]
 
-    def average(self) -> None:
-        """Average over the processes what no one else has averaged."""
+    def settle(self, batches: int) -> None:
+        """Make the gradients of `batches` batches what the optimizer takes: summed up, and averaged over the
+        processes where no one else has done so.
+        """
+        for parameter in (*self._head, *self._rows):
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                # A single batch has every row once. Autograd does not keep the mark that says so, and without
+                # it torch would look, which the host would have to wait for.
+                gradient = parameter.grad._coalesced_(True) if batches == 1 else parameter.grad.coalesce()
+                parameter.grad = gradient
         if processes.count() > 1:
             for gradient in _of(self._head):
                 dist.all_reduce(gradient)
@@ -116,9 +124,6 @@ class Gradients:
 
     def norm(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of all gradients together and the mean of the processes' losses, the same in each."""
-        for parameter in (*self._head, *self._rows):
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()  # several batches may have drawn the same row
         alike = nn.utils.get_total_norm(_of([*self._backbone, *self._head]))
         rows = nn.utils.get_total_norm(_of(self._rows))
         if processes.count() == 1:
