@@ -151,9 +151,9 @@ def timed(trainer: Trainer, group: list[Batch]) -> Clock:
         clock.spent("head")
         return output
 
-    def watched_update(loss: Tensor) -> tuple[Tensor, Tensor]:
+    def watched_update(loss: Tensor, batches: int) -> tuple[Tensor, Tensor]:
         clock.spent("backward")
-        result = update(loss)
+        result = update(loss, batches)
         clock.spent("optimizer")
         return result
 
