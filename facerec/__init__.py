@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facerec.backbones import create_backbone
     from facerec.data.recordio import Record, RecordReader, RecordWriter
-    from facerec.evaluation.model import load_model
+    from facerec.evaluation.loading import load_model
     from facerec.evaluation.verification import verify
     from facerec.heads import create_head
 
@@ -25,7 +25,7 @@ _HOMES = {
     "RecordWriter": "facerec.data.recordio",
     "create_backbone": "facerec.backbones",
     "create_head": "facerec.heads",
-    "load_model": "facerec.evaluation.model",
+    "load_model": "facerec.evaluation.loading",
     "verify": "facerec.evaluation.verification",
 }
 

@@ -16,7 +16,8 @@ from facerec import processes, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.weights import load_pretrained
 from facerec.errors import CheckpointError
-from facerec.evaluation.model import Input, load_model
+from facerec.evaluation.loading import load_model
+from facerec.evaluation.model import Input
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run

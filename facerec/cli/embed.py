@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from facerec.data.pictures import open_pictures
     from facerec.evaluation.embedding_files import check_out, embed_to_file
-    from facerec.evaluation.model import load_model
+    from facerec.evaluation.loading import load_model
 
     check_out(options.out, force=options.force)
     pictures = open_pictures(options.source, list_root=options.root, damaged=options.on_error)

@@ -20,7 +20,7 @@ def _run() -> int:
     def write(config: dict[str, Any], folder: Path) -> None:
         from facerec.errors import ConfigError
         from facerec.evaluation.export import export
-        from facerec.evaluation.model import load_model
+        from facerec.evaluation.loading import load_model
 
         if config["format"] not in ("onnx", "safetensors"):
             raise ConfigError("format", config["format"], "must be onnx or safetensors")

@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from facerec.data.decode import decode_into
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
-from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.model import Model
+from facerec.evaluation.model import Cache, Model
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -153,7 +152,7 @@ def embed_pictures(
 
 
 def _looked_up(
-    cache: EmbeddingCache, pictures: Sequence[Any], name: str, flip: bool, precision: str
+    cache: Cache, pictures: Sequence[Any], name: str, flip: bool, precision: str
 ) -> tuple[Path | None, npt.NDArray[np.float32] | None]:
     """Where the first process is to keep the embeddings, and those that are kept already, in all of them."""
     first = not _distributed() or dist.get_rank() == 0

@@ -59,10 +59,48 @@ class _Wish(NamedTuple):
         return f"ckpt={self.path}"
 
 
-def open_model(
+def load_model(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    input: Mapping[str, Any] | None = None,
+    backbone: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+    **overrides: Any,
+) -> Model:
+    """Open any model: a checkpoint of a training run, weights of a known backbone, ONNX or TorchScript.
+
+    What a file is, its content decides and not its name. A checkpoint brings
+    its backbone and its preprocessing; so does what `facerec-export` wrote. Of other files the log says which
+    preprocessing was taken for them. Nothing in a file is run, unless it is TorchScript and `allow_code`.
+
+    Args:
+        path: a checkpoint; a state dict (``.pth``, bare or wrapped, or safetensors); an ONNX network (extra
+            ``onnx``); a TorchScript program.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        input: settings that replace the file's preprocessing; null values do not.
+        backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
+            known backbone that its entries fit.
+        allow_code: whether a TorchScript program may be run. It can read and write files as you can, so say
+            True only to files whose origin you trust.
+        overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: no such file, none of these kinds, or weights that do not fit.
+        ConfigError: for an unknown or out-of-range setting.
+        UserError: a package that is needed to read the file is missing.
+    """
+    given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
+    return _opened(Path(path), device=device, input=given, backbone=backbone, allow_code=allow_code)
+
+
+def _opened(
     path: Path, *, device: str, input: Settings, backbone: Settings | None, allow_code: bool
 ) -> Model:
-    """The work of `facerec.evaluation.model.load_model`; nulls in `backbone` stand for its defaults."""
+    """The work of `load_model`; nulls in `backbone` stand for its defaults."""
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
     kind = "checkpoint" if sharded_checkpoint.is_one(path) else kind_of(path)
     place = resolve_device(device, key="device")

@@ -10,18 +10,16 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from facerec.data import buffers
 from facerec.device import autocast
 from facerec.errors import UserError, require
-
-if TYPE_CHECKING:
-    from facerec.evaluation.embedding_cache import EmbeddingCache
 
 Numbers = float | list[float]
 
@@ -102,6 +100,14 @@ class Input:
         return torch.tensor(value, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
 
+class Cache(Protocol):
+    """What keeps embeddings between runs: see `facerec.evaluation.embedding_cache`."""
+
+    def path(self, pictures: Sequence[Any], name: str, **how: Any) -> Path: ...
+    def load(self, path: Path, count: int, views: int) -> npt.NDArray[np.float32] | None: ...
+    def store(self, path: Path, embedding_VPD: npt.NDArray[np.float32]) -> None: ...
+
+
 class Model:
     """A backbone and its preprocessing.
 
@@ -137,7 +143,7 @@ class Model:
         self.identities = identities
         self.config = dict(config or {})
         self.knows_input = knows_input
-        self.cache: EmbeddingCache | None = None
+        self.cache: Cache | None = None
 
     @property
     def device(self) -> torch.device:
@@ -206,43 +212,3 @@ class Model:
         finally:
             for module, training in modes:
                 module.training = training
-
-
-def load_model(
-    path: str | Path,
-    *,
-    device: str = "auto",
-    input: Mapping[str, Any] | None = None,
-    backbone: Mapping[str, Any] | None = None,
-    allow_code: bool = False,
-    **overrides: Any,
-) -> Model:
-    """Open any model: a checkpoint of a training run, weights of a known backbone, ONNX or TorchScript.
-
-    What a file is, its content decides and not its name (`facerec.evaluation.loading`). A checkpoint brings
-    its backbone and its preprocessing; so does what `facerec-export` wrote. Of other files the log says which
-    preprocessing was taken for them. Nothing in a file is run, unless it is TorchScript and `allow_code`.
-
-    Args:
-        path: a checkpoint; a state dict (``.pth``, bare or wrapped, or safetensors); an ONNX network (extra
-            ``onnx``); a TorchScript program.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        input: settings that replace the file's preprocessing; null values do not.
-        backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
-            known backbone that its entries fit.
-        allow_code: whether a TorchScript program may be run. It can read and write files as you can, so say
-            True only to files whose origin you trust.
-        overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
-
-    Returns:
-        The model, in eval mode.
-
-    Raises:
-        CheckpointError: no such file, none of these kinds, or weights that do not fit.
-        ConfigError: for an unknown or out-of-range setting.
-        UserError: a package that is needed to read the file is missing.
-    """
-    from facerec.evaluation.loading import open_model
-
-    given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
-    return open_model(Path(path), device=device, input=given, backbone=backbone, allow_code=allow_code)

@@ -11,7 +11,8 @@ from facerec import processes
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.model import Model, load_model
+from facerec.evaluation.loading import load_model
+from facerec.evaluation.model import Model
 from facerec.evaluation.protocols import Result, protocol_settings
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings

@@ -63,7 +63,9 @@ class Console(Reporter):
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
-            log.info("step %d  %s  accuracy %.3f", row["step"], text, row.get("accuracy") or 0.0)
+            machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
+            machine += f"{row['peak_memory']:.1f} GB at most"
+            log.info("step %d  %s  accuracy %.3f  %s", row["step"], text, row.get("accuracy") or 0.0, machine)
 
     def finished(self, run: Run) -> None:
         self._stack.close()
