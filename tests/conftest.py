@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # The suite runs a process a core; threads of their own would only make them wait for each other. Set before
 # anything imports torch, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if sys.platform == "linux":  # processes of a test talk on this machine, whatever its name resolves to
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 import pytest
 
