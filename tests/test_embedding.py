@@ -188,6 +188,8 @@ PROCESS = """
         embed_pictures(model if rank != 1 else Model(nn.Linear(3, 3), Input(size=8)), pictures)
     except (FacerecError, RuntimeError) as error:
         (folder / f"failure_of_rank{rank}").write_text(f"{type(error).__name__}: {error}")
+    dist.barrier()  # a process that ends while another still talks to it takes that one along
+    dist.destroy_process_group()
 """
 
 

@@ -178,6 +178,8 @@ PROCESS = """
         embed_pictures(model, [*pictures, b"damaged"], name="faces")
     except DamagedDataError as error:
         (folder / f"error{rank}").write_text(str(error))
+    dist.barrier()  # a process that ends while the other still talks to it takes that one along
+    dist.destroy_process_group()
 """
 
 
