@@ -9,7 +9,6 @@ classes, since a checkpoint may come from the web.
 from __future__ import annotations
 
 import functools
-import logging
 import pickle
 import shutil
 import warnings
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    Rows = tuple[int, int, int]
-    """Rows start … stop−1 of a tensor that has so many in all: what one process holds."""
-
-log = logging.getLogger(__name__)
+Rows = tuple[int, int, int]
+"""Rows start … stop−1 of a tensor that has so many in all: what one process holds."""
 
 REST = "run.pt"
 

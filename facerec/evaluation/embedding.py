@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from facerec import processes
 from facerec.data.decode import decode_into
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
 from facerec.evaluation.model import Cache, Model
@@ -121,22 +122,22 @@ def embed_pictures(
     where = where or (lambda picture: f"picture {picture} of {name}")
     if not len(pictures):
         raise UserError(f"{name}: no pictures to embed")
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, count = processes.rank(), processes.count()
     kept, views = None, None
     if model.cache is not None:
         kept, views = _looked_up(model.cache, pictures, name, flip, precision)
         if views is not None:
             return Embedded(views[0], views[1] if flip else None)
-    share = math.ceil(len(pictures) / processes)
+    share = math.ceil(len(pictures) / count)
     mine = range(min(rank * share, len(pictures)), min((rank + 1) * share, len(pictures)))
     error = None
     try:
         views = _embed_share(model, pictures, mine, name, batch_size, flip, precision, threads, where)
     except Exception as caught:  # whatever it is, the other processes must not wait for this one's share
-        if processes == 1:
+        if count == 1:
             raise
         error = caught
-    if processes > 1:
+    if count > 1:
         views = _gather(views, error, len(pictures), share, 1 + flip, model.device)
     assert views is not None
     finite_P = np.isfinite(views).all(axis=(0, 2))
@@ -155,18 +156,13 @@ def _looked_up(
     cache: Cache, pictures: Sequence[Any], name: str, flip: bool, precision: str
 ) -> tuple[Path | None, npt.NDArray[np.float32] | None]:
     """Where the first process is to keep the embeddings, and those that are kept already, in all of them."""
-    first = not _distributed() or dist.get_rank() == 0
     path, views = None, None
-    if first:
+    if processes.rank() == 0:
         # A picture that cannot be read stops whichever process embeds it, with its place in the message.
         with contextlib.suppress(FacerecError):
             path = cache.path(pictures, name, flip=flip, precision=precision)
             views = cache.load(path, len(pictures), 1 + flip)
-    if _distributed():
-        box = [views]
-        dist.broadcast_object_list(box, src=0)
-        views = box[0]
-    return path, views
+    return path, processes.from_first(views)
 
 
 def _embed_share(
@@ -273,10 +269,6 @@ def _decode_some(pictures: Sequence[Any], some: range, out_BHWC: npt.NDArray[np.
             raise DamagedDataError(f"{where(index)}: {error}") from error
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _gather(
     views: npt.NDArray[np.float32] | None,
     error: Exception | None,
@@ -286,15 +278,13 @@ def _gather(
     device: torch.device,
 ) -> npt.NDArray[np.float32]:
     """Every process's shares in every process, or the first error of any process in all of them."""
-    processes = dist.get_world_size()
     width = 0 if views is None else views.shape[2]
-    reports: list[tuple[FacerecError | None, int]] = [(None, 0)] * processes
     said: FacerecError | None = None
     if isinstance(error, FacerecError):
         said = error
     elif error is not None:
-        said = FacerecError(f"process {dist.get_rank()} failed: {type(error).__name__}: {error}")
-    dist.all_gather_object(reports, (said, width))
+        said = FacerecError(f"process {processes.rank()} failed: {type(error).__name__}: {error}")
+    reports: list[tuple[FacerecError | None, int]] = processes.each((said, width))
     first = next((report for report, _ in reports if report is not None), None)
     if first is not None:
         raise error or first
@@ -303,6 +293,6 @@ def _gather(
     mine = torch.zeros(view_count, share, width, device=place)
     if views is not None:
         mine[:, : views.shape[1]] = torch.from_numpy(views).to(place)
-    shares = [torch.empty_like(mine) for _ in range(processes)]
+    shares = [torch.empty_like(mine) for _ in reports]
     dist.all_gather(shares, mine)
     return torch.cat(shares, dim=1)[:, :pictures].cpu().numpy()

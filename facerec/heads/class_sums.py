@@ -27,8 +27,7 @@ from facerec.heads.terms import Reduction, Term
 
 Memory = Literal["auto", "keep", "recompute"]
 
-KEPT_ON_CPU = 2**28
-"""Bytes of products that ``memory="auto"`` keeps on a CPU; recomputing takes a seventh longer."""
+_KEPT_ON_CPU = 2**28  # bytes; recomputing takes a fifth longer
 
 
 class ClassSums(NamedTuple):
@@ -90,7 +89,8 @@ def class_sums(
         raise ValueError("sub-centres need normalised weights and no bias")
     batch, classes, centres = len(query_BD), len(weight), weight[0].numel() // weight.shape[-1]
     if memory == "auto":
-        memory = "keep" if _products_fit(batch * classes * query_BD.element_size(), query_BD) else "recompute"
+        products = batch * classes * query_BD.element_size()
+        memory = "keep" if products < kept_bytes(query_BD.device) else "recompute"
     block_size = min(block_size or _block_size(batch * centres, query_BD), classes)
     target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
         query_BD,
@@ -367,16 +367,20 @@ def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | flo
 
 def _block_size(batch: int, like: Tensor) -> int:
     """Classes a block: a few MB on a CPU, where a block should stay in cache; large products on a GPU."""
-    size = (4 if like.device.type == "cpu" else 256) * 2**20
-    return max(256, size // (batch * like.element_size()))
+    return max(256, block_bytes(like.device) // (batch * like.element_size()))
 
 
-def _products_fit(size: int, like: Tensor) -> bool:
-    """Whether `size` bytes of kept products are a small part of the memory there is.
+def block_bytes(device: torch.device) -> int:
+    """Bytes of a block of products on a device, by default."""
+    return (4 if device.type == "cpu" else 256) * 2**20
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Fewer bytes of products than this are kept by ``memory="auto"``: a small part of the memory there is.
 
     A GPU's whole memory is asked, not what is free: that is known without waiting, and a step does not choose
     otherwise than the one before because the allocator has meanwhile kept that memory for it.
     """
-    if like.device.type == "cuda":
-        return size < torch.cuda.get_device_properties(like.device).total_memory // 8
-    return size < KEPT_ON_CPU
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory // 8)
+    return _KEPT_ON_CPU

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import torch
-
-    from facerec.heads import Head
     from facerec.training.loop import Trainer
 
 _LABEL = 8  # bytes of an int64
@@ -226,7 +223,10 @@ def _wire(
 
 def of_run(trainer: Trainer, gflops: float) -> Cost:
     """The cost of a step of `trainer`, whose backbone takes `gflops` · 10⁹ multiply-adds a picture."""
+    from facerec.heads.class_sums import block_bytes, kept_bytes  # torch: `estimate` does without
+
     head, settings = trainer.head, trainer.settings
+    memory = getattr(head, "memory", "keep")
     weight = getattr(head, "weight", None)
     centres = math.prod(weight.shape[1:-1]) if weight is not None else 1
     shape = HeadSize(
@@ -245,25 +245,11 @@ def of_run(trainer: Trainer, gflops: float) -> Cost:
         processes=trainer.loader.world_size,
         accumulate=settings.accumulate,
         state_tensors=moments.get(type(trainer.optimizer).__name__, 1),
-        keep=_keeps(head, trainer.device),
+        keep=kept_bytes(trainer.device) if memory == "auto" else memory == "keep",
         half=settings.precision != "fp32",
         frozen=trainer.start.frozen,
-        block=(256 if trainer.device.type == "cuda" else 4) * 2**20,
+        block=block_bytes(trainer.device),
     )
-
-
-def _keeps(head: Head, device: torch.device) -> bool | int:
-    """What `estimate` takes as `keep`, by the rule of facerec.heads.class_sums for ``memory="auto"``."""
-    memory = getattr(head, "memory", "keep")
-    if memory != "auto":
-        return bool(memory == "keep")
-    from facerec.heads.class_sums import KEPT_ON_CPU
-
-    if device.type != "cuda":
-        return KEPT_ON_CPU
-    import torch
-
-    return int(torch.cuda.get_device_properties(device).total_memory // 8)
 
 
 def size(n: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from facerec import checkpoint, processes, sharded_checkpoint
 from facerec.training import state
-
-log = logging.getLogger(__name__)
 
 FILE = "last.pt"
 
@@ -35,7 +32,7 @@ class LastCheckpoint:
         self.background = background
         self._under_way: sharded_checkpoint.Saving | None = None
 
-    def save(self, captured: dict[str, Any], held: Mapping[str, state.Rows]) -> None:
+    def save(self, captured: dict[str, Any], held: Mapping[str, sharded_checkpoint.Rows]) -> None:
         """Write what `state.capture` has captured; every process calls this.
 
         Args:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from facerec import processes
@@ -81,6 +80,8 @@ def make_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
     to leave out that step.
     """
     if enabled and processes.count() > 1:
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler  # slow to load
+
         return ShardedGradScaler(device.type, enabled=True)
     return torch.amp.GradScaler(device.type, enabled=enabled)
 

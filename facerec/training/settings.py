@@ -30,7 +30,7 @@ class TrainerSettings:
         sync_batch_norm: batch norm over the batches of all processes together (CUDA).
         profile: measure where the time of a step goes, and trace a few of them, into the folder ``profile``.
         checkpoint_activations: let the backbone's blocks compute their activations again in the backward pass
-            instead of keeping them: less memory for about a third more time.
+            instead of keeping them: less memory for one more forward pass.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
 

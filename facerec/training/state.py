@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from facerec import __version__, checkpoint, processes, sharded_checkpoint
 from facerec.errors import CheckpointError
-
-Rows = tuple[int, int, int]
-"""Rows start … stop−1 of so many in all."""
+from facerec.sharded_checkpoint import Rows
 
 
 @dataclass
