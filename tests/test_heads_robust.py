@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, UserError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
 
@@ -107,6 +107,20 @@ def test_label_outside_the_classes_is_named(name: str, label: int) -> None:
     y = torch.tensor([0, 1, label, 2])
     with pytest.raises(DamagedDataError, match=rf"label {label} \(sample 2 of the batch\) is outside 0…4"):
         head(torch.randn(4, SIZE), y)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.names()))
+def test_embeddings_and_labels_of_another_shape_or_type_are_refused_in_a_line(name: str) -> None:
+    head = create_head(name, num_classes=5, embedding_size=SIZE)
+    x, y = torch.randn(4, SIZE), torch.tensor([0, 1, 4, 2])
+    with pytest.raises(UserError, match=r"labels of shape \(4, 1\) do not fit 4 .* must be of shape \(4,\)"):
+        head(x, y[:, None])
+    with pytest.raises(UserError, match=r"labels of shape \(3,\) do not fit 4 embeddings"):
+        head(x, y[:3])
+    with pytest.raises(UserError, match=r"labels are torch\.float32; they must be integers"):
+        head(x, y.float())
+    with pytest.raises(UserError, match=rf"embeddings of shape \(4, {SIZE - 1}\) do not fit.*\(B, {SIZE}\)"):
+        head(x[:, 1:], y)
 
 
 def test_int32_labels_are_labels() -> None:

@@ -18,6 +18,7 @@ from facerec.evaluation.templates import judge_pairs, unit_rows
 from facerec.evaluation.verification import verify
 from facerec.reporting.evaluated import Evaluated, compared
 from facerec.reporting.evaluation import write_all
+from facerec.reporting.numbers import headline_of
 from facerec.reporting.report import report_html
 from facerec.reporting.tables import as_csv, markdown
 
@@ -154,6 +155,32 @@ def test_template_and_identification_protocols_have_their_own_numbers_and_curves
     names = ["results.json", "results.md", "results.csv", "report.html"]
     assert [path.name for path in written] == names
     assert "curve" not in json.loads((tmp_path / "results.json").read_text())["targets"]["1n"]
+
+
+def test_the_headline_is_under_the_far_it_was_measured_at_even_where_all_are_one():
+    unit = np.eye(8, dtype=np.float32)[np.arange(200) % 8]
+    first, second = np.random.default_rng(0).integers(0, 200, (2, 20000))
+    same = first % 8 == second % 8
+    how = {"pictures": 200, "flip": False, "detector_score": False, "protocol": "IJB-C 1:1"}
+    result = judge_pairs(unit, first, second, same, **how)
+    assert result.tar_at_far["1e-1"] == result.tar_at_far["1e-4"] == 1.0
+    assert headline_of(result).label == "TAR @ FAR 1e-4"
+    few = judge_pairs(unit, first[:2000], second[:2000], same[:2000], **how)
+    assert headline_of(few).label == "TAR @ FAR 1e-3", "the lowest that these pairs support"
+    alone = judge_pairs(unit, first[same], second[same], same[same], **how)
+    assert headline_of(alone) is None
+    evaluated = Evaluated.of("best.pt", made_model(), {"ijbc": result})
+    assert "ijbc: TAR @ FAR 1e-4 1.00000" in visible(report_html([evaluated], {}))
+
+
+def test_every_protocol_says_which_of_its_numbers_is_the_score(one, others):
+    for result in (*one.results.values(), *others.results.values()):
+        assert headline_of(result).value == result.score
+
+
+def test_models_that_are_equally_good_are_both_called_best(three):
+    twins = [replace(model, results=three[0].results) for model in three[:2]]
+    assert "lfw: best are a/best.pt and b/best.pt alike, accuracy" in visible(report_html(twins, {}))
 
 
 def test_an_evaluation_names_all_its_files(one, tmp_path):

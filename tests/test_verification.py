@@ -208,6 +208,29 @@ def test_only_genuine_pairs_have_an_accuracy_but_no_auc():
     assert any("only one kind" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("wrong", [-1, 2, np.nan, "0", "1", None])
+def test_answers_that_could_mean_either_are_refused_and_the_first_is_named(wrong):
+    plain, _, issame = made_embeddings(20)
+    given = [*issame.tolist()[:-1], wrong]
+    for form in (given, np.array(given)):  # NumPy turns all into text where one is
+        with pytest.raises(
+            UserError, match=r"answer \(issame\) of pair \d+ is .*give true or 1 .* false or 0"
+        ):
+            verify(plain, form)
+
+
+def test_answers_are_booleans_or_ones_and_zeros_in_a_row_or_a_column():
+    plain, _, issame = made_embeddings(20)
+    wanted = verify(plain, issame).to_dict()
+    forms = (
+        issame.astype(int),
+        issame.astype(np.float32)[:, None],
+        torch.tensor(issame),
+        issame.astype(object),
+    )
+    assert all(verify(plain, form).to_dict() == wanted for form in (issame.tolist(), *forms))
+
+
 def test_shapes_that_do_not_fit_are_refused():
     plain, mirrored, issame = made_embeddings(20)
     with pytest.raises(UserError, match=r"\(40, 16\) do not fit 19 pairs.*\(38, D\)"):
@@ -216,6 +239,8 @@ def test_shapes_that_do_not_fit_are_refused():
         verify(plain, issame, flipped_2ND=mirrored[:, :-1])
     with pytest.raises(ConfigError, match=r"eval\.thresholds=fine: must be grid or exact"):
         verify(plain, issame, thresholds="fine")
+    with pytest.raises(UserError, match=r"embeddings are of type complex\d+; they must be real numbers"):
+        verify(plain * 1j, issame)
 
 
 class Pixels(torch.nn.Module):

@@ -30,14 +30,38 @@ def as_numpy(array: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
 
 
 def as_floats(array: npt.ArrayLike | torch.Tensor) -> Floats:
-    """float32 or float64, rows contiguous."""
+    """float32 or float64, rows contiguous.
+
+    Raises:
+        UserError: these are no real numbers.
+    """
     given = as_numpy(array)
+    if given.dtype.kind not in "fiub":
+        raise UserError(f"embeddings are of type {given.dtype}; they must be real numbers")
     wide = given if given.dtype in (np.float32, np.float64) else given.astype(np.float32)
     return np.ascontiguousarray(wide)
 
 
+def answers(issame_N: npt.ArrayLike | torch.Tensor) -> Bools:
+    """Whether each pair is genuine, bool (N,), from booleans or the numbers 1 and 0, (N,) or (N, 1).
+
+    Raises:
+        UserError: another value, which could mean either: −1, 2, NaN, the text "0"; it names the first.
+    """
+    given = np.asarray(as_numpy(issame_N)).reshape(-1)
+    number = [isinstance(one, bool | np.bool_ | int | float | np.number) for one in given.tolist()]
+    known_N = np.array(number, bool) & ((given == 0) | (given == 1))
+    if not known_N.all():
+        pair = int(np.argmin(known_N))
+        raise UserError(
+            f"the answer (issame) of pair {pair} is {given[pair]!s:.20} ({type(given[pair]).__name__}); "
+            "give true or 1 for a pair of one identity, false or 0 for one of two"
+        )
+    return given.astype(bool)
+
+
 def check_shapes(plain: Floats, mirrored: Floats | None, same: Bools) -> None:
-    if plain.ndim != 2 or len(plain) != 2 * len(same):
+    if plain.ndim != 2 or len(plain) != 2 * len(same) or not plain.shape[1]:
         raise UserError(
             f"embeddings of shape {plain.shape} do not fit {len(same)} pairs: rows 2i and 2i+1 must be "
             f"pair i, so ({2 * len(same)}, D) is expected"

@@ -72,6 +72,8 @@ class IdentificationResult:
         """The one number to compare runs by: rank-1."""
         return self.cmc[0]
 
+    score_key = "rank_1"
+
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """Ranks, and TPIR at the targets that are supported, five digits."""
         lines = [f"Rank-{rank}: {value:.5f}" for rank, value in self.rank.items()]
@@ -225,8 +227,12 @@ class MegafaceResult:
     @property
     def score(self) -> float:
         """The one number to compare runs by: rank-1 among the most distractors."""
-        supported = [rate for rate in self.rank1.values() if rate is not None]
-        return supported[-1] if supported else float("nan")
+        return next((rate for rate in reversed(self.rank1.values()) if rate is not None), float("nan"))
+
+    @property
+    def score_key(self) -> str:
+        """Which number `score` is, by its column in results.csv."""
+        return next((f"rank1_{cut}" for cut, rate in reversed(self.rank1.items()) if rate is not None), "")
 
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """Rank-1 at each supported number of distractors and TAR@FAR, five digits."""

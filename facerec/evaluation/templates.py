@@ -201,6 +201,11 @@ class TemplateResult:
         return float("nan") if far is None else float(self.tar_at_far[far] or 0)
 
     @property
+    def score_key(self) -> str:
+        """Which number `score` is, by its column in results.csv."""
+        return f"tar_at_far_{scored_far(self.tar_at_far)}"
+
+    @property
     def decided(self) -> str:
         """What `right_X` is about."""
         return f"genuine pairs accepted at FAR {scored_far(self.tar_at_far)}"

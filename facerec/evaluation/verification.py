@@ -19,7 +19,7 @@ import numpy.typing as npt
 from facerec.errors import require
 from facerec.evaluation.bootstrap import bootstrap as resample
 from facerec.evaluation.bootstrap import interval, numbered_people
-from facerec.evaluation.distances import as_floats, as_numpy, check_shapes, compare, mean_norm
+from facerec.evaluation.distances import answers, as_floats, check_shapes, compare, mean_norm
 from facerec.evaluation.folds import Folds, Ints, Thresholds, cross_validate
 from facerec.evaluation.metrics import Bools, Floats, Separation
 
@@ -119,6 +119,8 @@ class VerificationResult:
         """The one number to compare runs by: the accuracy."""
         return self.accuracy
 
+    score_key = "accuracy"
+
     decided = "pairs judged by their fold's threshold"
 
     @property
@@ -162,7 +164,7 @@ def verify(
         embedding_2ND: embeddings, NumPy or torch, of any norm and floating dtype (half precisions are
             widened); rows 2i and 2i + 1 are pair i. Computed in their own precision, as the published
             scripts do.
-        issame_N: whether pair i is genuine.
+        issame_N: whether pair i is genuine: booleans, or the numbers 1 and 0; (N,) or (N, 1).
         flipped_2ND: embeddings of the mirrored pictures, same shape.
         folds: 2 … N; contiguous in file order, sizes as scikit-learn's ``KFold`` where N is not a multiple.
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 as published; ``exact`` the midpoints of the other
@@ -179,13 +181,14 @@ def verify(
 
     Raises:
         ConfigError: for `folds` out of range (so also for fewer pairs than folds) or unknown `thresholds`.
-        UserError: for arrays whose shapes do not fit, or identities that contradict `issame_N`.
+        UserError: for arrays whose shapes do not fit, an answer that is neither true nor false, or identities
+            that contradict `issame_N`.
         NonFiniteError: for an embedding that holds NaN or infinity; it names the row.
     """
     require(bootstrap >= 0, "eval.bootstrap", bootstrap, "must be 0 (none) or a number of resamples")
     plain = as_floats(embedding_2ND)
     mirrored = None if flipped_2ND is None else as_floats(flipped_2ND)
-    same = np.asarray(as_numpy(issame_N)).astype(bool).reshape(-1)
+    same = answers(issame_N)
     check_shapes(plain, mirrored, same)
 
     compared = compare(plain, mirrored)

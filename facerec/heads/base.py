@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from facerec import processes
-from facerec.errors import ConfigError, DamagedDataError, require
+from facerec.errors import ConfigError, DamagedDataError, UserError, require
 from facerec.heads.class_sums import ClassSums, Memory, class_sums
 from facerec.heads.sharding import Shard, require_shardable, sample_rows, take_rows
 from facerec.heads.terms import Scaled, Term
@@ -203,13 +203,14 @@ class ClassHead(Head):
         Args:
             embedding_BD: raw embeddings; computed in the weights' fp32 (or float64) whatever the autocast
                 around it, since a rounding of 1e-3 in a cosine is 0.06 in a logit at s=64.
-            label_B: integers in [0, C).
+            label_B: integers in [0, C), of shape (B,).
             sizes: where the classes are shared out, the sizes of all processes' batches if they differ.
 
         Raises:
+            UserError: embeddings or labels of another shape or type.
             DamagedDataError: a label outside [0, C).
         """
-        check_labels(label_B, self.num_classes)
+        check_batch(embedding_BD, label_B, self.num_classes, self.embedding_size)
         with torch.autocast(embedding_BD.device.type, enabled=False):
             embedding_BD = embedding_BD.to(self.computed_in)
             norm_B = torch.linalg.vector_norm(embedding_BD, dim=1)
@@ -345,8 +346,27 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
             weight[first - shard.start : last - shard.start] = block[first - start : last - start]
 
 
-def check_labels(label_B: Tensor, num_classes: int) -> None:
-    """Refuse labels outside [0, C). On a GPU the check is asynchronous, so that the host need not wait."""
+def check_batch(embedding_BD: Tensor, label_B: Tensor, num_classes: int, embedding_size: int) -> None:
+    """Refuse what is not embeddings (B, D) with a label in [0, C) each.
+
+    On a GPU the range is checked asynchronously, so that the host need not wait.
+
+    Raises:
+        UserError: embeddings or labels of another shape or type.
+        DamagedDataError: a label outside [0, C).
+    """
+    if embedding_BD.ndim != 2 or embedding_BD.shape[1] != embedding_size:
+        raise UserError(
+            f"embeddings of shape {tuple(embedding_BD.shape)} do not fit the head: it takes (B, "
+            f"{embedding_size}), by its embedding_size"
+        )
+    if label_B.shape != embedding_BD.shape[:1]:
+        raise UserError(
+            f"labels of shape {tuple(label_B.shape)} do not fit {len(embedding_BD)} embeddings: they must be "
+            f"of shape ({len(embedding_BD)},), the number of a class each"
+        )
+    if label_B.is_floating_point() or label_B.is_complex() or label_B.dtype == torch.bool:
+        raise UserError(f"labels are {label_B.dtype}; they must be integers, the number of a class each")
     wrong_B = (label_B < 0) | (label_B >= num_classes)
     if label_B.device.type == "cpu":
         if wrong_B.any():

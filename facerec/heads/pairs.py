@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from facerec import processes
 from facerec.errors import ConfigError, require
-from facerec.heads.base import HEADS, Head, HeadOutput, check_labels
+from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
 
 
 class PairHead(Head):
@@ -25,7 +25,7 @@ class PairHead(Head):
 
     Args:
         num_classes: C ≥ 1; labels are checked against it.
-        embedding_size: D ≥ 1; not used.
+        embedding_size: D ≥ 1; embeddings are checked against it.
         loss: from embeddings, labels and what the miner chose to a scalar.
         miner: chooses pairs or triplets of a batch; None takes all.
     """
@@ -33,16 +33,17 @@ class PairHead(Head):
     def __init__(self, num_classes: int, embedding_size: int, loss: Any, miner: Any) -> None:
         super().__init__()
         require(num_classes >= 1, "head.num_classes", num_classes, "must be 1 or more")
-        self.num_classes = num_classes
+        self.num_classes, self.embedding_size = num_classes, embedding_size
         self.pair_loss, self.pair_miner = loss, miner
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: processes.Sizes = None) -> HeadOutput:
         """Loss and statistics of a batch of raw embeddings; labels are integers in [0, C).
 
         Raises:
+            UserError: embeddings or labels of another shape or type.
             DamagedDataError: a label outside [0, C).
         """
-        check_labels(label_B, self.num_classes)
+        check_batch(embedding_BD, label_B, self.num_classes, self.embedding_size)
         with torch.autocast(embedding_BD.device.type, enabled=False):
             if embedding_BD.dtype in (torch.float16, torch.bfloat16):
                 embedding_BD = embedding_BD.float()

@@ -75,8 +75,8 @@ def numbers_of(result: Result) -> list[Number]:
 
 def headline_of(result: Result) -> Number | None:
     """The one number to quote: the `score` that results are compared by; None where the set supports none."""
-    known = [number for number in numbers_of(result) if number.value is not None]
-    return next((number for number in known if number.value == result.score), None)
+    numbers = [number for number in numbers_of(result) if number.value is not None]
+    return next((number for number in numbers if number.key == result.score_key), None)
 
 
 def facts_of(result: Result) -> list[tuple[str, str]]:

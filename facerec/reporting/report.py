@@ -137,10 +137,12 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
         scored = [(name, number) for name, number in headlines if number is not None]
         if not scored:
             continue
-        name, number = max(scored, key=lambda pair: pair[1].value or 0.0)
+        _, number = max(scored, key=lambda pair: pair[1].value or 0.0)
         label = number.label if number.label[1:2].isupper() else number.label.lower()
         if several:
-            lines.append(f"{target}: best is {name}, {label} {number.value:.5f}.")
+            best = [name for name, other in scored if other.value == number.value]
+            said = f"best is {best[0]}" if len(best) == 1 else f"best are {' and '.join(best)} alike"
+            lines.append(f"{target}: {said}, {label} {number.value:.5f}.")
         else:
             spread = f", 95 % interval {number.interval_text}" if number.interval_text else ""
             lines.append(f"{target}: {label} {number.text}{spread}.")
