@@ -1,44 +1,17 @@
-"""Checkpoint files: written atomically, and read without ever running anything that is in them."""
+"""Checkpoint files: written whole, and read without ever running anything that is in them."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from facerec.errors import CheckpointError, StorageError
+from facerec.errors import CheckpointError
+from facerec.files import replacing
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of `path` for writing; it takes the name only when all is safely on disk.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written; what was at `path` is still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        cause = _os_error_behind(error)
-        if cause is None:
-            raise
-        raise StorageError(_why_not_written(path, cause)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def save(path: Path | str, state: dict[str, Any]) -> None:
@@ -105,19 +78,3 @@ def require_file(path: Path) -> None:
 def _models(files: Iterable[Path]) -> list[Path]:
     """The first few model files, by their endings."""
     return sorted(file for file in files if file.suffix in ENDINGS)[:5]
-
-
-def _os_error_behind(error: BaseException | None) -> OSError | None:
-    """The failed write, which torch's own writer covers with an error about positions in the file."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _why_not_written(path: Path, error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 2**20
-    return f"{path} could not be written: {reason} ({free:,.0f} MiB free); whatever was there before is kept"

@@ -270,4 +270,4 @@ def test_commands_end_with_0_1_or_2_whatever_they_are_given(
         assert "Traceback" not in capsys.readouterr().err
     for made in out.rglob("train.rec"):
         assert len(open_pack(made)) > 0
-    assert not list(folder.rglob(".making")) and not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob(".making")) and not list(folder.rglob("*.tmp"))

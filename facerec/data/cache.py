@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facerec.data.whole import whole_file
+from facerec.errors import StorageError
+from facerec.files import replacing
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"FRcache1"
@@ -96,10 +97,9 @@ def store(
         if target is place[0] and not writable(target.parent):
             continue
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             _write(target, kind, stamps, arrays, values)
             return _read(target, kind, stamps)
-        except _INVALID as problem:
+        except (StorageError, *_INVALID) as problem:
             _log.debug("no cache at %s: %s", target, problem)
     return None
 
@@ -115,7 +115,7 @@ def _write(
         offset += -(-small.nbytes // _ALIGN) * _ALIGN
     header = json.dumps({"kind": kind, "stamps": stamps, "values": values, "arrays": plan}).encode()
     body = _body(len(header))
-    with whole_file(target, durable=False) as file:
+    with replacing(target, durable=False) as file:
         file.write(_MAGIC + len(header).to_bytes(4, "little") + zlib.crc32(header).to_bytes(4, "little"))
         file.write(header)
         for (_, dtype, at, _, _), array in zip(plan, arrays.values(), strict=True):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from facerec.data import cache, framing, index_text
-from facerec.data.whole import whole_file
 from facerec.errors import DamagedDataError, MissingDataError, StorageError
+from facerec.files import replacing
 
 _log = logging.getLogger(__name__)
 _SAMPLES = 32  # records looked at to tell whether an index belongs to its .rec
@@ -247,17 +247,14 @@ def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> N
     Raises:
         StorageError: where it cannot be written; what was there before is still there.
     """
-    try:
-        with whole_file(idx_path) as file:
-            for start in range(0, len(index), 1 << 18):
-                rows = slice(start, start + (1 << 18))
-                pairs = zip(index.keys[rows].tolist(), index.offset_N[rows].tolist(), strict=True)
-                file.write("".join(map("%d\t%d\n".__mod__, pairs)).encode("ascii"))
-            old = idx_path.with_name(f"{idx_path.name}.old")
-            if keep_old and idx_path.exists() and not old.exists():
-                idx_path.replace(old)
-    except OSError as problem:
-        raise StorageError(f"{idx_path}: cannot write the index: {problem.strerror}") from None
+    with replacing(idx_path) as file:
+        for start in range(0, len(index), 1 << 18):
+            rows = slice(start, start + (1 << 18))
+            pairs = zip(index.keys[rows].tolist(), index.offset_N[rows].tolist(), strict=True)
+            file.write("".join(map("%d\t%d\n".__mod__, pairs)).encode("ascii"))
+        old = idx_path.with_name(f"{idx_path.name}.old")
+        if keep_old and idx_path.exists() and not old.exists():
+            idx_path.replace(old)
 
 
 def strays(index: RecordIndex, view: memoryview) -> str | None:

@@ -17,15 +17,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from facerec.data import cache, framing
 from facerec.data.index import RecordIndex, default_path, open_index
 from facerec.data.record import Record, pack, unpack
-from facerec.data.whole import open_temporary
 from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.files import Unfinished, storing
 
 __all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
 
@@ -272,17 +272,14 @@ class RecordWriter:
     def __init__(self, path: str | Path, index_path: str | Path | None = None) -> None:
         self.path = Path(path)
         self.index_path = default_path(self.path) if index_path is None else Path(index_path)
-        self._temporary: list[Path] = []
-        self._files: list[BinaryIO] = []
+        self._files: list[Unfinished] = []
         self._process = os.getpid()
         self._offset = 0
         self._keys = array("Q")
         self._growing = True
         with self._storage():
             for target in (self.path, self.index_path):
-                file, temporary = open_temporary(target)
-                self._temporary.append(temporary)
-                self._files.append(file)
+                self._files.append(Unfinished(target))
 
     def write(self, key: int, record: Record | bytes | bytearray | memoryview) -> None:
         """Append a record under `key`, 0 … 2^63 − 1, unused so far: an image record, or plain bytes.
@@ -301,8 +298,8 @@ class RecordWriter:
         self._keys.append(key)
         rec, idx = self._files
         with self._storage():
-            rec.write(framed)
-            idx.write(b"%d\t%d\n" % (key, self._offset))
+            rec.file.write(framed)
+            idx.file.write(b"%d\t%d\n" % (key, self._offset))
         self._offset += len(framed)
 
     def close(self) -> None:
@@ -320,32 +317,25 @@ class RecordWriter:
                 raise UserError(f"{self.path}: key {keys[counts > 1][0]} was written twice; keys must differ")
         with self._storage():
             for file in self._files:
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o644)
-                file.close()
-            for name, target in zip(self._temporary, (self.path, self.index_path), strict=True):
-                name.replace(target)
-        self._files, self._temporary = [], []
+                file.sync()
+            for file in self._files:
+                file.publish()
+        self._files = []
 
     def abort(self) -> None:
         """Drop what was written."""
         for file in self._files:
-            with contextlib.suppress(OSError):  # a full disk may fail the last flush too
-                file.close()
-        for name in self._temporary:
-            name.unlink(missing_ok=True)
-        self._files, self._temporary = [], []
+            file.drop()
+        self._files = []
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as problem:
+            with storing(self.path):
+                yield
+        except StorageError:
             self.abort()
-            raise StorageError(
-                f"{self.path}: cannot write: {problem.strerror}; nothing was changed"
-            ) from None
+            raise
 
     def __enter__(self) -> RecordWriter:
         return self

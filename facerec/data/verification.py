@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.data import safe_pickle
-from facerec.data.whole import whole_file
-from facerec.errors import DamagedDataError, MissingDataError, StorageError
+from facerec.errors import DamagedDataError, MissingDataError
+from facerec.files import replacing
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,15 @@ def write_verification(
     # One object for equal pictures: the pickle then holds each of them once.
     same: dict[bytes, bytes] = {}
     content = ([same.setdefault(one, one) for one in map(bytes, pictures)], answers)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            pickle.dump(content, file, protocol=4)
-            people_path(path).unlink(missing_ok=True)
-        if people is not None:
-            names = [" ".join(name.split()) for name in people]  # tabs and line ends would break the lines
-            rows = zip(names[0::2], names[1::2], strict=True)
-            text = "".join(f"{one}\t{other}\n" for one, other in rows)
-            with whole_file(people_path(path)) as file:
-                file.write(text.encode("utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror}; free some space there") from error
+    with replacing(path) as file:
+        pickle.dump(content, file, protocol=4)
+        people_path(path).unlink(missing_ok=True)
+    if people is not None:
+        names = [" ".join(name.split()) for name in people]  # tabs and line ends would break the lines
+        rows = zip(names[0::2], names[1::2], strict=True)
+        text = "".join(f"{one}\t{other}\n" for one, other in rows)
+        with replacing(people_path(path)) as file:
+            file.write(text.encode("utf-8"))
 
 
 def _pictures(path: Path, value: Any) -> list[bytes]:

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from facerec.checkpoint import replacing
 from facerec.errors import ConfigError, StorageError
 from facerec.evaluation.model import Model
+from facerec.files import replacing
 
 logger = logging.getLogger("facerec.evaluation")
 

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from facerec.checkpoint import replacing
 from facerec.data.decode import FORMATS, decode
 from facerec.data.making.pictures import FaceMaker
 from facerec.data.pictures import NamedPictures
@@ -37,6 +36,7 @@ from facerec.errors import (
 )
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.model import Model
+from facerec.files import replacing
 
 logger = logging.getLogger("facerec.evaluation")
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec.checkpoint import replacing
 from facerec.errors import FacerecError, UserError
 from facerec.evaluation.model import Model
 from facerec.evaluation.networks import ForeignNetwork
+from facerec.files import replacing
 
 Format = Literal["onnx", "safetensors"]
 

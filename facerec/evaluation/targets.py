@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec.checkpoint import replacing
 from facerec.errors import MissingDataError
 from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.model import Model
 from facerec.evaluation.protocols import Result
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verification import VerificationResult, evaluate_set
+from facerec.files import replacing
 
 logger = logging.getLogger("facerec.evaluation")
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from facerec.checkpoint import replacing
 from facerec.device import wait_for
 from facerec.evaluation.verification import VerificationResult
+from facerec.files import replacing
 from facerec.training.reporter import Reporter, Run
 
 log = logging.getLogger(__name__)

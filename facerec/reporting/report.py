@@ -15,9 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import facerec
-from facerec.checkpoint import replacing
 from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.verification import VerificationResult
+from facerec.files import replacing
 from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.numbers import facts_of, headline_of, numbers_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+from facerec.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +45,12 @@ def write_table() -> None:
     if folder is None or not rows:
         return
     text = as_markdown(header, rows)
-    (folder / "sweep.md").write_text(text, encoding="utf-8")
-    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+    with replacing(folder / "sweep.md") as file:
+        file.write(text.encode())
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([header, *rows])
+    with replacing(folder / "sweep.csv") as file:
+        file.write(table.getvalue().encode())
     print(f"\n{text}\n{folder / 'sweep.csv'}")
 
 

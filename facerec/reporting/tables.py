@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from facerec.checkpoint import replacing
 from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.protocols import Result
+from facerec.files import replacing
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.numbers import facts_of, kind_of, labels_of, numbers_of
 from facerec.reporting.sweep import as_markdown

@@ -9,8 +9,8 @@ from PIL import Image
 
 from facerec.data.decode import decode
 from facerec.data.packs import Pack
-from facerec.data.whole import whole_file
-from facerec.errors import DamagedDataError, StorageError
+from facerec.errors import DamagedDataError
+from facerec.files import replacing
 
 _SIDE, _COLUMNS, _GAP = 112, 10, 2
 _GROUND = (48, 48, 48)
@@ -38,9 +38,6 @@ def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
             sheet.paste(Image.fromarray(decode(pack.encoded(i), _SIDE)), corner)
         except DamagedDataError:
             sheet.paste((160, 0, 0), (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
-    try:
-        with whole_file(out) as file:
-            sheet.save(file, "PNG")
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written: {error.strerror}") from None
+    with replacing(out) as file:
+        sheet.save(file, "PNG")
     return len(shown)

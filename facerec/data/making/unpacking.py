@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from facerec.data.making.listing import Names
 from facerec.data.packs import Pack
-from facerec.errors import DamagedDataError, StorageError, UserError
+from facerec.errors import DamagedDataError, UserError
+from facerec.files import staging, storing
 
 
 class Unpacked(NamedTuple):
@@ -21,7 +21,7 @@ class Unpacked(NamedTuple):
 def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
     """Write ``out/identity/picture`` for every picture; names are those of the `.lst`, else numbers.
 
-    They are written into ``.NAME.partial`` beside `out`, which takes its place at the end. With `force` the
+    They are written into a hidden folder beside `out`, which takes its place at the end. With `force` the
     files of a folder that is there are replaced one by one, and its other files stay.
 
     Raises:
@@ -36,11 +36,8 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
     if out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"{out}: is not empty; --force writes into it, replacing files of the same names")
     names = Names(pack)
-    stage = out.absolute().with_name(f".{out.absolute().name}.partial")
     damaged: list[str] = []
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
+    with storing(out), staging(out.absolute()) as stage:
         for i in tqdm(range(len(pack)), desc=f"unpacking {pack.name}", unit=" pictures", disable=None):
             try:
                 content = pack.encoded(i)
@@ -50,18 +47,15 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
             target = stage / names.picture(i)
             if target.parent != stage:
                 target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as file:
-                file.write(content)
+            try:
+                with target.open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                raise UserError(
+                    f"{pack.root.with_suffix('.lst')}: names two pictures {target.relative_to(stage)}; "
+                    "mend it, or move it away to have them numbered"
+                ) from None
         _publish(stage, out)
-    except FileExistsError as error:
-        raise UserError(
-            f"{pack.root.with_suffix('.lst')}: names two pictures {Path(error.filename).relative_to(stage)}; "
-            "mend it, or move it away to have them numbered"
-        ) from None
-    except OSError as error:
-        raise StorageError(f"{error.filename or out}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Unpacked(len(pack) - len(damaged), damaged)
 
 
