@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facerec.data import safe_pickle
+from facerec import safe_pickle
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.files import replacing
 
@@ -101,8 +101,7 @@ def load_verification(path: str | Path) -> VerificationSet:
         ) from error
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise DamagedDataError(f"{path} is no verification pack: a pair (pictures, issame) was expected")
-    pictures, issame = map(safe_pickle.plain, content)
-    made = verification_set(path.stem, _pictures(path, pictures), _answers(path, issame), path)
+    made = verification_set(path.stem, _pictures(path, content[0]), _answers(path, content[1]), path)
     return replace(made, identity_2N=read_people(people_path(path), made.issame_N))
 
 
@@ -175,41 +174,52 @@ def write_verification(
 
 def _pictures(path: Path, value: Any) -> list[bytes]:
     """Encoded pictures out of a list, or an array of objects, of byte strings or of uint8 arrays."""
-    if not isinstance(value, list | tuple) and not (
-        isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == object
-    ):
+    value = _flat(value)
+    if not isinstance(value, list | tuple):
         raise DamagedDataError(f"{path} is no verification pack: its pictures are {_kind(value)}, not a list")
     pictures = []
-    converted: dict[int, bytes] = {}  # by id: one array may stand in the list many times
-    for i, one in enumerate(map(safe_pickle.plain, value)):
-        if isinstance(one, bytes):
-            pictures.append(one)
-        elif isinstance(one, bytearray) or (
-            isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim == 1
-        ):
-            if id(one) not in converted:
-                converted[id(one)] = bytes(one)
-            pictures.append(converted[id(one)])
-        else:
-            raise DamagedDataError(f"{path}: picture {i} is {_kind(one)}, not the bytes of a picture file")
+    known: dict[int, bytes] = {}  # by id: one object may stand in the list many times
+    same: dict[bytes, bytes] = {}  # compared once for each object, however long and often equal ones are held
+    for i, one in enumerate(value):
+        if id(one) not in known:
+            picture = one if isinstance(one, bytes) else _picture(one)
+            if picture is None:
+                raise DamagedDataError(
+                    f"{path}: picture {i} is {_kind(one)}, not the bytes of a picture file"
+                )
+            known[id(one)] = same.setdefault(picture, picture)
+        pictures.append(known[id(one)])
     return pictures
+
+
+def _picture(one: Any) -> bytes | None:
+    """The bytes in an array (n,), or (n, 1) as OpenCV's `imencode` gives it; None where it is none."""
+    flat = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.size == max(one.shape, default=0)
+    return one.tobytes() if flat else None
 
 
 def _answers(path: Path, value: Any) -> npt.NDArray[np.bool_]:
     """Booleans out of a list or an array of bools, or of numbers that are 0 or 1."""
-    if isinstance(value, np.ndarray) and value.ndim == 1:
-        value = value.tolist()
+    value = _flat(value)
     if not isinstance(value, list | tuple):
         raise DamagedDataError(f"{path} is no verification pack: issame is {_kind(value)}, not a list")
     for i, one in enumerate(value):
-        if not isinstance(one, bool | int | float) or one not in (0, 1):  # True and 1.0 equal 1
-            raise DamagedDataError(
-                f"{path}: the answer (issame) of pair {i} is {one!r:.20}, not true or false"
-            )
+        number = isinstance(one, bool | int | float)
+        if not number or one not in (0, 1):  # True and 1.0 equal 1
+            said = f"{one!r:.20}" if number else _kind(one)
+            raise DamagedDataError(f"{path}: the answer (issame) of pair {i} is {said}, not true or false")
     return np.asarray(value, np.bool_)
 
 
+def _flat(value: Any) -> Any:
+    """The items of an array (N,) or (N, 1) as a list; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.ndim and value.size == max(value.shape):
+        return list(value.flat) if value.dtype.hasobject else value.ravel().tolist()
+    return value
+
+
 def _kind(value: Any) -> str:
+    """Type and size for a message, and nothing of the contents."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} and shape {value.shape}"
-    return f"of type {type(value).__name__}"
+    return "None" if value is None else f"of type {type(value).__name__}"

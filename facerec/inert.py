@@ -1,0 +1,97 @@
+"""Inert objects that stand for what a pickle names, and bounds on what a pickle may hold."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from facerec.errors import DamagedDataError
+
+OPERATIONS: Final = 2**24  # of one pickle; four million images or eight million names take fewer
+NESTING: Final = 200  # levels of containers in containers
+_KEY: Final = 2**16  # characters of a key: equal ones are compared
+
+
+class Forbidden(DamagedDataError):
+    """A pickle that asks for something it may not have."""
+
+
+class Broken(Exception):
+    """A pickle that cannot be read; the text says why and shows nothing of what the pickle holds."""
+
+
+class Global:
+    """A class or function that a pickle names: the name, and nothing behind it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Inert:
+    """What a pickle wanted made by a class or function: its name, arguments and state, none of them used."""
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: Any = ()) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.state: Any = None
+
+
+def shown(name: str) -> str:
+    """A name out of a file for a message: its first characters, if they are those of names."""
+    cut = name[:80]
+    return cut if all(one.isalnum() or one in "._<>|=" for one in cut) else "something without a proper name"
+
+
+def key(value: Any) -> Any:
+    """What stands for `value` as a key: hashing and comparing it takes no time, however many a file has.
+
+    Long numbers can be made to collide, and tuples to take for ever; they become inert objects.
+    """
+    kind = type(value)
+    if kind in (str, bytes) and len(value) > _KEY:
+        raise Broken(f"it has a key of {len(value):,} characters")
+    plain = kind in (str, bytes, bool, Global, Inert) or value is None
+    return value if plain or (kind is int and -(2**63) <= value < 2**63) else Inert(kind.__name__)
+
+
+def check_nesting(value: Any) -> None:
+    """Refuse containers that hold themselves, or each other so often that going through them takes for ever.
+
+    Whoever prints, compares or copies what was read may then do so without a thought.
+    """
+    size: dict[int, int] = {}  # by id: elements, those of shared containers as often as they are held
+    way: list[tuple[int, list[Any]]] = []  # the containers that are being looked at, and what is left in them
+    within: set[int] = set()
+    todo: Any = (value,)
+    while True:
+        if todo is not None:
+            if id(todo) in within:
+                raise Broken("a container in it holds itself")
+            if len(way) > NESTING:
+                raise Broken(f"its containers are nested more than {NESTING} deep")
+            inner = todo.values() if type(todo) is dict else todo.flat if type(todo) is np.ndarray else todo
+            size[id(todo)] = len(inner) + 1
+            within.add(id(todo))
+            way.append((id(todo), [item for item in inner if _holds(item)]))
+        here, left = way[-1]
+        todo = left[-1] if left else None
+        if todo is None:
+            within.discard(here)
+            way.pop()
+            if not way:
+                return
+        elif id(todo) in size and id(todo) not in within:
+            left.pop()
+            size[here] += size[id(todo)]
+            if size[here] > OPERATIONS:
+                raise Broken("its containers hold each other too often")
+            todo = None
+
+
+def _holds(value: Any) -> bool:
+    return type(value) in (list, tuple, dict) or (type(value) is np.ndarray and value.dtype.hasobject)
