@@ -286,7 +286,7 @@ def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
     same = rng.random(5000) < 0.3
     text = "".join(f"{a} {b} {int(s)}\n" for (a, b), s in zip(expected, same, strict=True))
     path = tmp_path / "pairs.txt"
-    monkeypatch.setattr("facerec.evaluation.template_lists._PORTION", 999)
+    monkeypatch.setattr("facerec.data.index_text._BLOCK", 999)
     for written in (text, text.rstrip(), text.replace("\n", "\r\n"), text.replace(" ", "\t"), text + "\n \n"):
         path.write_bytes(written.encode())
         first, second, issame = read_template_pairs(path)
@@ -297,7 +297,7 @@ def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", ["1 2", "1 2 3", "1 x 0", "-1 2 1", "1 2 0 4", "1 99999999999 1"])
 def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, monkeypatch, line):
-    monkeypatch.setattr("facerec.evaluation.template_lists._PORTION", 40)
+    monkeypatch.setattr("facerec.data.index_text._BLOCK", 40)
     path = tmp_path / "pairs.txt"
     path.write_text("12 34 1\n" * 30 + line + "\n" + "12 34 1\n" * 30)
     with pytest.raises(DamagedDataError, match=f"line 31: '{line}' is not template 1"):

@@ -2,8 +2,8 @@
 
 A cache file is 8 bytes of magic, `uint32` header length, `uint32` CRC-32 of the header, the header (JSON:
 kind, stamps of the sources, a few plain values, and name, type, place and length of every array), then the
-arrays, each at a multiple of 64 bytes. It is valid while every source has the size and modification time of
-its stamp. Whatever else is found under its name (another program's file, an older layout, flipped bytes) is
+arrays, each at a multiple of 64 bytes. It is valid while every source has the size, modification time and
+ends of its stamp. Whatever else is found under its name (another program's file, an older layout, flipped bytes) is
 no cache.
 """
 
@@ -30,6 +30,7 @@ _MAGIC = b"FRcache1"
 _TYPES = ("<i4", "<i8")
 _ALIGN = 64
 _LONGEST_HEADER = 1 << 16
+_END = 1 << 14  # bytes of a file's beginning and end that its stamp holds; copying keeps size and time
 _INVALID = (
     OSError,
     ValueError,
@@ -41,19 +42,24 @@ _INVALID = (
 
 
 class Stamp(NamedTuple):
-    """Size in bytes and modification time in ns of a source file; equal stamps mean: not changed since."""
+    """What tells a source file from another: size in bytes, modification time in ns, hash of both ends."""
 
     size: int
     mtime_ns: int
+    ends: str
 
 
 def stamp(path: Path) -> Stamp:
-    """The stamp of `path` as it is now; (−1, −1) where there is no such file."""
+    """The stamp of `path` as it is now; (−1, −1, "") where there is no such file."""
     try:
-        status = path.stat()
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256(file.read(_END))
+            file.seek(max(status.st_size - _END, 0))
+            digest.update(file.read(_END))
     except OSError:
-        return Stamp(-1, -1)
-    return Stamp(status.st_size, status.st_mtime_ns)
+        return Stamp(-1, -1, "")
+    return Stamp(status.st_size, status.st_mtime_ns, digest.hexdigest()[:16])
 
 
 class Cached(NamedTuple):

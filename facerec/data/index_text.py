@@ -1,14 +1,14 @@
-"""Parse a text `.idx` (``key<TAB>offset`` a line) at memory speed, and name the line where it is wrong.
+"""Read text tables of whole numbers with NumPy's parser, and name the line where one is wrong.
 
-Nearly every index has dense keys and growing offsets, so that long runs of lines have the same length and the
-digits stand in columns: those are read eight digits at once with integer arithmetic over strided views. Other
-regular lines go through NumPy's own number parser, and only irregular ones (blank lines, CR LF, spaces,
-mistakes) through Python.
+Such are the text `.idx` (``key<TAB>offset``) and the pair lists of IJB (``template template label``). A block
+goes to the parser only where its bytes are digits with one separator between, for the parser itself takes an
+empty field for none and shifts the others; any other block is read line by line.
 """
 
 from __future__ import annotations
 
-import mmap
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,8 @@ import numpy as np
 from facerec.errors import DamagedDataError
 
 _BLOCK = 1 << 18  # bytes parsed at once: fits the second-level cache
-_SHORTEST_RUN = 64  # lines of equal shape worth the columnwise way
-_TAB, _NEWLINE, _ZERO = 9, 10, 48
-_LIMIT = 2**63
+_HIGHEST = 2**63 - 1
+_TAB, _NEWLINE, _SPACE, _ZERO = b"\t\n 0"
 
 
 def parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -27,114 +26,80 @@ def parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DamagedDataError: naming file and line, where a line is not two whole numbers of 0 or more.
     """
-    with path.open("rb") as file:
-        if file.seek(0, 2) == 0:
-            empty = np.empty(0, np.int64)
-            return empty, empty
-        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    position, rows, lines = 0, 0, _SHORTEST_RUN
-    with text:
-        most = _count_newlines(text) + 1  # asked for at once: many small arrays would leave holes in the heap
-        key_N, offset_N = np.empty(most, np.int64), np.empty(most, np.int64)
-        while position < len(text):
-            key_K, offset_K, end = _columns(text, position, lines)
-            if len(key_K) < _SHORTEST_RUN:
-                key_K, offset_K, end = _block(path, text, position)
-                lines = _SHORTEST_RUN
-            else:
-                lines = min(lines * 4, _BLOCK)
-            key_N[rows : rows + len(key_K)] = key_K
-            offset_N[rows : rows + len(key_K)] = offset_K
-            rows += len(key_K)
-            position = end
-    return key_N[:rows], offset_N[:rows]
+    expected = "key<TAB>offset; remove that line, or the file, and have it rebuilt with `facerec-data index`"
+    keys, offsets = array("q"), array("q")  # they grow in place
+    for number_K2 in number_blocks(path, (_HIGHEST, _HIGHEST), expected):
+        keys.frombytes(number_K2[:, 0].tobytes())
+        offsets.frombytes(number_K2[:, 1].tobytes())
+    return np.frombuffer(keys, np.int64), np.frombuffer(offsets, np.int64)
 
 
-def _count_newlines(text: mmap.mmap) -> int:
-    byte = np.frombuffer(text, np.uint8)
-    return sum(
-        int(np.count_nonzero(byte[at : at + _BLOCK] == _NEWLINE)) for at in range(0, len(byte), _BLOCK)
-    )
+def is_number(field: str, digits: int = 9) -> bool:
+    """True for a whole number of 0 or more, of at most so many ASCII digits."""
+    return field.isascii() and field.isdecimal() and len(field) <= digits
 
 
-def _columns(text: mmap.mmap, position: int, most: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Up to `most` lines shaped like the first one: digits in the same columns. May be none."""
-    none = np.empty(0, np.int64)
-    newline = text.find(b"\n", position, position + 64)
-    tab = text.find(b"\t", position, newline) if newline >= 0 else -1
-    length, wide_key, wide_offset = newline + 1 - position, tab - position, newline - tab - 1
-    if tab < 0 or position < 16 or not 1 <= wide_key <= 16 or not 1 <= wide_offset <= 16:
-        return none, none, position
-    count = min(most, _BLOCK // length, (len(text) - position) // length)
-    line_KL = np.frombuffer(text, np.uint8, count * length, position).reshape(count, length)
-    right_KL = line_KL - np.uint8(_ZERO) < 10
-    right_KL[:, wide_key] = line_KL[:, wide_key] == _TAB
-    right_KL[:, -1] = line_KL[:, -1] == _NEWLINE
-    if not right_KL.all():
-        count = int(right_KL.all(axis=1).argmin())
-    key_K = _digits(text, tab, length, count, wide_key)
-    offset_K = _digits(text, newline, length, count, wide_offset)
-    return key_K.view(np.int64), offset_K.view(np.int64), position + count * length
+def number_blocks(path: Path, highest: Sequence[int], expected: str) -> Iterator[np.ndarray]:
+    """Yield the lines of a table of whole numbers, int64 (lines, columns), block by block.
 
+    Blank lines are passed over; CR and spaces around the numbers are forgiven.
 
-def _digits(text: mmap.mmap, end: int, stride: int, count: int, width: int) -> np.ndarray:
-    """The `width` (1 … 16) digits before byte `end`, and before every `stride`-th byte after it, as uint64.
+    Args:
+        path: the text file.
+        highest: the highest value of each column, whose lowest is 0; their number is that of the columns.
+        expected: what a line should be, for the message.
 
-    Eight ASCII digits are one little-endian 64-bit word, the last digit in the highest byte. Neighbours are
-    summed in three steps: digits to pairs, pairs to fours, fours to eight.
+    Raises:
+        DamagedDataError: naming file and line, where a line is not that.
     """
-    word = np.ndarray((count,), "<u8", text, end - 8, (stride,))
-    foreign = np.uint64(8 * max(8 - width, 0))  # bits of bytes before the number
-    value = word >> foreign
-    value <<= foreign
-    value &= np.uint64(0x0F0F0F0F0F0F0F0F)
-    high = value >> np.uint64(8)
-    value *= np.uint64(10)
-    value += high
-    high = value >> np.uint64(16)
-    value &= np.uint64(0x000000FF000000FF)
-    value *= np.uint64(100 + (1_000_000 << 32))
-    high &= np.uint64(0x000000FF000000FF)
-    high *= np.uint64(1 + (10_000 << 32))
-    value += high
-    value >>= np.uint64(32)
-    if width > 8:
-        value += _digits(text, end - 8, stride, count, width - 8) * np.uint64(10**8)
-    return value
+    lines = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            block += file.readline(_BLOCK)
+            if not block.endswith(b"\n"):
+                if len(block) == 2 * _BLOCK:  # cut in the middle of a line
+                    raise _wrong(
+                        path, lines + block.count(b"\n") + 1, block[block.rfind(b"\n") + 1 :], expected
+                    )
+                block += b"\n"
+            number_KC = _regular(block, highest)
+            yield _line_by_line(path, block, lines, highest, expected) if number_KC is None else number_KC
+            lines += block.count(b"\n")
 
 
-def _block(path: Path, text: mmap.mmap, position: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """The lines of about a block, whatever their shapes."""
-    end = text.find(b"\n", min(position + _BLOCK // 4, len(text))) + 1 or len(text)
-    chunk = text[position:end]
-    byte = np.frombuffer(chunk, np.uint8)
-    between = byte[(byte - np.uint8(_ZERO)) >= 10]
-    if len(between) % 2 == 0 and (between[0::2] == _TAB).all() and (between[1::2] == _NEWLINE).all():
-        number = np.fromstring(chunk, dtype=np.int64, sep=" ")
-        if len(number) == len(between) and number.max(initial=0) < _LIMIT - 1:  # it is clipped there
-            return number[0::2], number[1::2], end
-    key_K, offset_K = _lines(path, chunk, text[:position].count(b"\n") + 1)
-    return key_K, offset_K, end
+def _regular(block: bytes, highest: Sequence[int]) -> np.ndarray | None:
+    """The numbers of lines that are digits with one tab or space between; None where any is not that."""
+    columns = len(highest)
+    byte = np.frombuffer(block, np.uint8)
+    place = np.flatnonzero(byte - np.uint8(_ZERO) >= 10)
+    if len(place) % columns or place[0] == 0 or (np.diff(place) == 1).any():
+        return None
+    between_KC = byte[place].reshape(-1, columns)
+    inside = between_KC[:, :-1]
+    if not ((between_KC[:, -1] == _NEWLINE).all() and ((inside == _TAB) | (inside == _SPACE)).all()):
+        return None
+    number_KC = np.fromstring(block, np.int64, sep=" ").reshape(-1, columns)
+    below = number_KC.max() < _HIGHEST  # where the parser clips larger ones
+    return number_KC if below and (number_KC <= highest).all() else None
 
 
-def _lines(path: Path, chunk: bytes, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Irregular lines, one by one: blank ones are passed over, CR and spaces at the ends are forgiven."""
-    pairs: list[tuple[int, int]] = []
-    for number, line in enumerate(chunk.split(b"\n"), first):
+def _line_by_line(path: Path, block: bytes, lines: int, highest: Sequence[int], expected: str) -> np.ndarray:
+    numbers: list[list[int]] = []
+    for number, line in enumerate(block.split(b"\n"), lines + 1):
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 2 or not all(map(_is_number, fields)):
-            shown = line[:60].decode("utf-8", "backslashreplace")
-            raise DamagedDataError(
-                f"{path}, line {number}: {shown!r} is not key<TAB>offset; "
-                f"remove that line, or the file, and have it rebuilt with `facerec-data index`"
-            )
-        pairs.append((int(fields[0]), int(fields[1])))
-    both_K2 = np.array(pairs, np.int64).reshape(-1, 2)
-    return both_K2[:, 0], both_K2[:, 1]
+        if len(fields) != len(highest) or not all(map(_within, fields, highest)):
+            raise _wrong(path, number, line, expected)
+        numbers.append([int(field[-19:]) for field in fields])
+    return np.array(numbers, np.int64).reshape(-1, len(highest))
 
 
-def _is_number(field: bytes) -> bool:
-    """Whether these are digits of a number below 2^63."""
-    return field.isdigit() and len(field.lstrip(b"0")) <= 19 and int(field[-19:]) < _LIMIT
+def _within(field: bytes, highest: int) -> bool:
+    """Whether these are digits of a number up to `highest`."""
+    return field.isdigit() and len(field.lstrip(b"0")) <= 19 and int(field[-19:]) <= highest
+
+
+def _wrong(path: Path, number: int, line: bytes, expected: str) -> DamagedDataError:
+    shown = line[:60].decode("utf-8", "backslashreplace")
+    return DamagedDataError(f"{path}, line {number}: {shown!r} is not {expected}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from facerec.data import cache, labels
 from facerec.data.faces import EncodedFaces
+from facerec.data.index_text import is_number
 from facerec.data.recordio import RecordReader
 from facerec.errors import DamagedDataError, MissingDataError
 
@@ -163,11 +164,13 @@ def find_rec(root: Path) -> Path:
 def read_property(path: Path) -> Property | None:
     """The line ``num_classes,height,width`` of a `property` file; None where there is none, or not that."""
     try:
-        numbers = [int(number) for number in path.read_text("ascii")[:200].split(",")]
-        return Property(*numbers)
+        fields = [field.strip() for field in path.read_text("ascii")[:200].split(",")]
+        if len(fields) != 3 or not all(is_number(field) and int(field) for field in fields):
+            raise ValueError("three whole numbers of 1 or more")
+        return Property(*map(int, fields))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as problem:
+    except (OSError, ValueError) as problem:
         _log.warning("%s: is not num_classes,height,width (%s); the labels count", path, problem)
         return None
 

@@ -215,7 +215,7 @@ def _below(root: Path) -> tuple[list[str], list[str]]:
 def _listed(path: Path) -> tuple[list[str], list[str]]:
     """Paths and labels of a list; without a label the folder's name of the path counts."""
     try:
-        text = path.read_text("utf-8", "surrogateescape")
+        text = path.read_text("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise MissingDataError(f"{path} cannot be read: {error.strerror}") from error
     if "\0" in text[:4096]:
@@ -223,7 +223,7 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
             f"{path}: is neither a picture, nor a pack (.rec), a verification set (.bin) or a list of paths"
         )
     paths, labels = [], []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         name, _, label = line.partition("\t")
         if name.strip():
             paths.append(name.strip())

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from facerec.data.making.pair_lists import text_lines
 from facerec.errors import MissingDataError
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.identification import (
@@ -159,14 +160,9 @@ def read_leave_out(path: str | Path) -> list[str]:
 
     Raises:
         MissingDataError: there is no such file.
+        DamagedDataError: it is not in UTF-8.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise MissingDataError(
-            f"{path}: the list of pictures to leave out cannot be read: {error.strerror}"
-        ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in text_lines(Path(path)) if line.strip() and not line.startswith("#")]
 
 
 def _labelled(root: Path, skip: LeaveOut) -> tuple[list[str], list[str]]:

@@ -5,7 +5,6 @@ Shape suffixes: R rows of the face list, P pictures, T templates, V videos, N pa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from facerec.data.index_text import is_number, number_blocks
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.evaluation.templates import FaceList, Ints
 
-_PORTION = 1 << 25  # bytes of a pair list that are parsed at once
+_LARGEST = 1e9  # of landmarks in pixels and scores: float32 holds it, and nothing sensible is larger
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,19 @@ class VideoPairs:
 
 
 def read_ytf_splits(path: Path) -> VideoPairs:
-    """Read ``splits.txt``: a header line, then ``split, first video, second video, is same``.
+    """Read ``splits.txt``: a header line, if any, then ``split, first video, second video, is same``.
 
     Raises:
         MissingDataError: there is no such file.
         DamagedDataError: naming the line that is wrong.
     """
     known: dict[str, int] = {}
-    rows = []
-    for number, line in list(_lines(path))[1:]:
+    rows: list[tuple[int, int, int, int]] = []
+    for number, line in _lines(path):
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 4 or not fields[0].isdigit() or fields[3] not in ("0", "1"):
+        if not rows and number == 1 and not is_number(fields[0]):
+            continue  # the header
+        if len(fields) != 4 or not all(fields) or not is_number(fields[0]) or fields[3] not in ("0", "1"):
             raise _wrong(path, number, line, "split, first video, second video, is same (0 or 1)")
         first, second = (known.setdefault(video, len(known)) for video in fields[1:3])
         rows.append((int(fields[0]), first, second, int(fields[3])))
@@ -90,7 +92,7 @@ def read_ijb(folder: Path, name: str) -> IjbLists:
 
 
 def read_ijb_subjects(path: Path, id_T: Ints) -> tuple[Ints, Ints]:
-    """Read a gallery or probe list of the 1:N protocol: a header, then ``template id,subject id,…`` lines.
+    """Read a gallery or probe list of the 1:N protocol: ``template id,subject id,…``, a header if any before.
 
     Args:
         path: the list; a template has a line for each of its pictures.
@@ -104,11 +106,15 @@ def read_ijb_subjects(path: Path, id_T: Ints) -> tuple[Ints, Ints]:
         DamagedDataError: naming the line that is wrong, or the template that is unknown.
     """
     subject_of: dict[int, int] = {}
-    for number, line in list(_lines(path))[1:]:
+    for number, line in _lines(path):
         fields = [field.strip().strip('"') for field in line.split(",")]
-        if len(fields) < 2 or not (fields[0].isdigit() and fields[1].isdigit()):
+        if number == 1 and not is_number(fields[0]):
+            continue  # the header
+        if len(fields) < 2 or not (is_number(fields[0]) and is_number(fields[1])):
             raise _wrong(path, number, line, "template id, subject id, …")
-        subject_of.setdefault(int(fields[0]), int(fields[1]))
+        subject = subject_of.setdefault(int(fields[0]), int(fields[1]))
+        if subject != int(fields[1]):
+            raise _wrong(path, number, line, f"of the subject {subject} that template {fields[0]} had before")
     if not subject_of:
         raise DamagedDataError(f"{path} holds no templates")
     return _rows_of(np.array(list(subject_of)), id_T, path), np.array(list(subject_of.values()))
@@ -124,34 +130,23 @@ def read_template_pairs(path: Path) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
         MissingDataError: there is no such file.
         DamagedDataError: naming the line that is wrong.
     """
-    ids, labels = [], []
-    lines = 0
-    for chunk in _portions(path):
-        count = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # what NumPy says of text that is no number
-            try:
-                number: Ints = np.fromstring(chunk.decode("ascii", "replace"), dtype=np.int64, sep=" ")
-            except (DeprecationWarning, ValueError):
-                number = np.empty(0, np.int64)
-        good = len(number) == 3 * count and np.isin(number[2::3], (0, 1)).all()
-        if not good or number.min(initial=0) < 0 or number.max(initial=0) >= 2**31:
-            number = _slowly(path, chunk, lines)
-        ids.append(number.reshape(-1, 3)[:, :2].astype(np.int32))
-        labels.append(number[2::3] == 1)
-        lines += count
-    if not ids:
+    _require(path)
+    expected = "template 1, template 2, label (0 or 1)"
+    blocks = [
+        (number_K3[:, :2].astype(np.int32), number_K3[:, 2] == 1)
+        for number_K3 in number_blocks(path, (2**31 - 1, 2**31 - 1, 1), expected)
+    ]
+    if not any(len(labels) for _, labels in blocks):
         raise DamagedDataError(f"{path} holds no pairs")
-    both = np.concatenate(ids)
-    ids.clear()
-    return both[:, 0].copy(), both[:, 1].copy(), np.concatenate(labels)
+    both = np.concatenate([ids for ids, _ in blocks])
+    return both[:, 0].copy(), both[:, 1].copy(), np.concatenate([labels for _, labels in blocks])
 
 
 def _read_faces(path: Path) -> tuple[list[str], Ints, Ints]:
     names, numbers = [], []
     for number, line in _lines(path):
         fields = line.split()
-        if len(fields) != 3 or not (fields[1].isdigit() and fields[2].lstrip("-").isdigit()):
+        if len(fields) != 3 or not (is_number(fields[1]) and is_number(fields[2].removeprefix("-"))):
             raise _wrong(path, number, line, "image name, template id, media id")
         names.append(fields[0])
         numbers.append((int(fields[1]), int(fields[2])))
@@ -168,10 +163,10 @@ def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], n
     for number, line in _lines(path):
         name, *rest = line.split()
         try:
-            row = [float(field) for field in rest]
+            row = [float(field) for field in rest if "_" not in field]
         except ValueError:
             row = []
-        if len(row) != 11 or not np.isfinite(row).all():
+        if len(row) != 11 or not all(abs(value) < _LARGEST for value in row):
             raise _wrong(path, number, line, "name, five landmarks x y, score")
         if name in number_of:
             raise _wrong(path, number, line, "a picture that was not named before")
@@ -193,37 +188,18 @@ def _rows_of(id_N: Ints, template: Ints, path: Path) -> npt.NDArray[np.int32]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank."""
-    if not path.is_file():
-        raise MissingDataError(f"there is no list {path}; it belongs to the protocol's published files")
-    with path.open(encoding="utf-8", errors="replace") as file:
+    _require(path)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line.strip()
 
 
-def _portions(path: Path) -> Iterator[bytes]:
-    """The file in portions of whole lines."""
+def _require(path: Path) -> None:
     if not path.is_file():
         raise MissingDataError(f"there is no list {path}; it belongs to the protocol's published files")
-    with path.open("rb") as file:
-        while chunk := file.read(_PORTION):
-            yield chunk + file.readline()
-
-
-def _slowly(path: Path, chunk: bytes, lines: int) -> Ints:
-    """A portion with blank or wrong lines, line by line."""
-    numbers = []
-    for number, line in enumerate(chunk.decode("utf-8", "replace").splitlines(), lines + 1):
-        fields = line.split()
-        if not fields:
-            continue
-        good = len(fields) == 3 and all(field.isdigit() and len(field) < 10 for field in fields)
-        if not good or fields[2] not in ("0", "1"):
-            raise _wrong(path, number, line, "template 1, template 2, label (0 or 1)")
-        numbers += [int(field) for field in fields]
-    return np.array(numbers, np.int64)
 
 
 def _wrong(path: Path, number: int, line: str, expected: str) -> DamagedDataError:
-    shown = line if len(line) <= 60 else line[:60] + "…"
+    shown = line if len(line) <= 60 else line[:60] + "…"  # !r escapes what is no text
     return DamagedDataError(f"{path}, line {number}: {shown!r} is not {expected}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from array import array
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from facerec.data.index_text import is_number
 from facerec.data.packs import Pack
 from facerec.errors import DamagedDataError
 
@@ -35,7 +37,7 @@ class Listing:
             offset = 0
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    key, _, _ = _fields(path, number, line)
+                    key, _ = _fields(path, number, line)
                     keys.append(key)
                     offsets.append(offset)
                 offset += len(line)
@@ -50,7 +52,7 @@ class Listing:
             return None
         begin = int(self._offset_N[row])
         end = self._text.find(b"\n", begin)
-        return _fields(self.path, row + 1, self._text[begin : end if end >= 0 else len(self._text)])[2]
+        return _fields(self.path, row + 1, self._text[begin : end if end >= 0 else len(self._text)])[1]
 
 
 class Names:
@@ -92,18 +94,18 @@ def ending(encoded: bytes | memoryview) -> str:
     return ".pgm" if start[:2] in (b"P5", b"P2") else ".jpg"
 
 
-def _fields(path: Path, number: int, line: bytes) -> tuple[int, float, str]:
-    """Key, label and path of one line."""
+def _fields(path: Path, number: int, line: bytes) -> tuple[int, str]:
+    """Key and path of one line."""
     fields = line.decode("utf-8", "surrogateescape").rstrip("\r\n").split("\t")
     try:
-        key, label, name = int(fields[0]), float(fields[1]), fields[-1]
+        right = is_number(fields[0], 18) and len(fields) > 2 and math.isfinite(float(fields[1]))
     except (ValueError, IndexError):
-        name = ""
-        key, label = -1, 0.0
-    if len(fields) < 3 or not name or not 0 <= key < 2**63:
+        right = False
+    name = fields[-1]
+    if not right or not PurePosixPath(name).name:
         shown = line[:60].decode("utf-8", "backslashreplace").rstrip("\r\n")
         raise DamagedDataError(f"{path}, line {number}: {shown!r} is not key<TAB>label<TAB>path; {_MEND}")
     way = PurePosixPath(name)
     if way.is_absolute() or ".." in way.parts or "\0" in name:
         raise DamagedDataError(f"{path}, line {number}: {name!r:.80} leads out of its folder; {_MEND}")
-    return key, label, name
+    return int(fields[0]), name

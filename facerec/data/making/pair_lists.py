@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from facerec.data.index_text import is_number
 from facerec.errors import DamagedDataError, MissingDataError
 
 _YES = {"1", "true", "same", "yes", "1.0"}
@@ -42,9 +43,9 @@ def read_pairs_txt(path: Path) -> Folds:
     """
     lines = _lines(path)
     number, fields = next(lines, (1, []))
-    if len(fields) == 1 and _is_number(fields[0]):  # view 1: one fold
+    if len(fields) == 1 and is_number(fields[0]):  # view 1: one fold
         fields = ["1", *fields]
-    if len(fields) != 2 or not all(_is_number(field) and int(field) for field in fields):
+    if len(fields) != 2 or not all(is_number(field) and int(field) for field in fields):
         raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
     folds, each = map(int, fields)
     pairs: list[Pair] = []
@@ -54,8 +55,10 @@ def read_pairs_txt(path: Path) -> Folds:
             wanted = "name<TAB>i<TAB>j" if same else "name<TAB>i<TAB>name<TAB>j"
             raise _wrong(path, number, f"must be {wanted}")
         first, i, *second, j = fields
-        if not (_is_number(i) and _is_number(j)):
+        if not (is_number(i) and is_number(j)):
             raise _wrong(path, number, "the pictures must be numbers")
+        for name in (first, *second):
+            _require_folder(path, number, name)
         pairs.append(Pair(lfw_picture(first, int(i)), lfw_picture([first, *second][-1], int(j)), same))
     if len(pairs) != 2 * folds * each:
         raise DamagedDataError(
@@ -73,18 +76,21 @@ def read_people_txt(path: Path) -> list[dict[str, int]]:
     """
     lines = _lines(path)
     number, fields = next(lines, (1, []))
-    if len(fields) != 1 or not _is_number(fields[0]):
+    if len(fields) != 1 or not is_number(fields[0]):
         raise _wrong(path, number, "must be the number of sets")
     sets: list[dict[str, int]] = []
     for _ in range(int(fields[0])):
         number, fields = next(lines, (number + 1, []))
-        if len(fields) != 1 or not _is_number(fields[0]):
+        if len(fields) != 1 or not is_number(fields[0]):
             raise _wrong(path, number, "must be the number of people of a set")
         people: dict[str, int] = {}
         for _ in range(int(fields[0])):
             number, fields = next(lines, (number + 1, []))
-            if len(fields) != 2 or not _is_number(fields[1]):
+            if len(fields) != 2 or not is_number(fields[1]):
                 raise _wrong(path, number, "must be name<TAB>number of pictures")
+            _require_folder(path, number, fields[0])
+            if any(fields[0] in known for known in (*sets, people)):
+                raise _wrong(path, number, f"{fields[0]} is on an earlier line already")
             people[fields[0]] = int(fields[1])
         sets.append(people)
     return sets
@@ -100,8 +106,11 @@ def read_csv(path: Path) -> list[Pair]:
         DamagedDataError: naming the line that is not that, or there are no pairs.
     """
     pairs = []
-    for number, line in enumerate(_text(path), 1):
-        fields = [field.strip() for field in next(csv.reader([line]), [])]
+    for number, line in enumerate(text_lines(path), 1):
+        try:
+            fields = [field.strip() for field in next(csv.reader([line]), [])]
+        except csv.Error as error:
+            raise _wrong(path, number, f"is not CSV: {error}") from None
         if not any(fields):
             continue
         label = fields[-1].lower()
@@ -122,7 +131,7 @@ def read_names(path: Path) -> set[str]:
         MissingDataError: there is no such file.
         DamagedDataError: it holds no names.
     """
-    fields = {field.strip() for line in _text(path) for field in line.split("\t")}
+    fields = {field.strip() for line in text_lines(path) for field in line.split("\t")}
     names = {field for field in fields if field and not field.isdecimal()}
     if not names:
         raise DamagedDataError(f"{path}: holds no names; give pairs.txt, people.txt or one name a line")
@@ -136,15 +145,21 @@ def read_entries(path: Path) -> list[str]:
         MissingDataError: there is no such file.
         DamagedDataError: it is empty.
     """
-    entries = [line.strip() for line in _text(path) if line.strip()]
+    entries = [line.strip() for line in text_lines(path) if line.strip()]
     if not entries:
         raise DamagedDataError(f"{path}: is empty; give one entry a line")
     return entries
 
 
-def _text(path: Path) -> list[str]:
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text in UTF-8.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it is not in UTF-8.
+    """
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").split("\n")  # no other sign ends a line: names may hold them
     except OSError as error:
         raise MissingDataError(f"{path}: {error.strerror}; give the path of the list") from None
     except UnicodeDecodeError as error:
@@ -153,14 +168,16 @@ def _text(path: Path) -> list[str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and fields of every line that is not blank; tabs separate where there are any, else spaces."""
-    for number, line in enumerate(_text(path), 1):
+    for number, line in enumerate(text_lines(path), 1):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
         if any(fields):
             yield number, fields
 
 
-def _is_number(field: str) -> bool:
-    return field.isascii() and field.isdecimal() and len(field) <= 9
+def _require_folder(path: Path, number: int, name: str) -> None:
+    """A name becomes a folder, which must lie where all others do."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise _wrong(path, number, f"{name!r:.60} is no name of a folder")
 
 
 def _wrong(path: Path, number: int, mend: str) -> DamagedDataError:
