@@ -68,6 +68,23 @@ def test_blank_lines_carriage_returns_and_spaces_are_forgiven(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [("1\t\n114", 1), ("0\t0\n1\t40\n2\t\n3\t120\n4\t164\n5\t200\n6", 3), ("1\t\t2\n", 1), ("\t1\t2\n", 1)],
+)
+def test_an_empty_field_never_shifts_the_others(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "a.idx").write_text(text)
+    with pytest.raises(DamagedDataError, match=rf"a\.idx, line {line}: .*key<TAB>offset"):
+        read_index(tmp_path / "a.idx")
+
+
+def test_a_line_too_long_for_a_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_text, "_BLOCK", 16)
+    (tmp_path / "a.idx").write_text("0\t0\n" + "0" * 40 + "\t5\n")
+    with pytest.raises(DamagedDataError, match=r"a\.idx, line 2: '0000"):
+        read_index(tmp_path / "a.idx")
+
+
+@pytest.mark.parametrize(
     "wrong", ["x\t1", "1\tx", "1", "1\t2\t3", "-1\t0", "1.0\t0", "1\t99999999999999999999", "٣\t1"]
 )
 @pytest.mark.parametrize("before", [0, 3, 5000], ids=["first line", "fourth line", "after many lines"])
@@ -139,6 +156,15 @@ def test_a_changed_index_is_parsed_again(tmp_path: Path) -> None:
     path.write_text("0\t0\n1\t8\n")
     os.utime(path, ns=(1, 1))
     assert read_index(path).offset_N.tolist() == [0, 8]
+
+
+def test_another_index_of_the_same_size_and_time_is_parsed(tmp_path: Path) -> None:
+    """Copies keep the time, and whole seconds are all that many archives know."""
+    path = tmp_path / "a.idx"
+    for text, offset in (("0\t0\n1\t4\n", 4), ("0\t0\n1\t8\n", 8)):
+        path.write_text(text)
+        os.utime(path, ns=(10**18, 10**18))
+        assert read_index(path).offset_N.tolist() == [0, offset]
 
 
 @pytest.mark.parametrize(

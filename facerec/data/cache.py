@@ -3,8 +3,8 @@
 A cache file is 8 bytes of magic, `uint32` header length, `uint32` CRC-32 of the header, the header (JSON:
 kind, stamps of the sources, a few plain values, and name, type, place and length of every array), then the
 arrays, each at a multiple of 64 bytes. It is valid while every source has the size, modification time and
-ends of its stamp. Whatever else is found under its name (another program's file, an older layout, flipped bytes) is
-no cache.
+ends of its stamp. Whatever else is found under its name (another program's file, an older layout, flipped
+bytes) is no cache.
 """
 
 from __future__ import annotations

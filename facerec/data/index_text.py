@@ -1,19 +1,20 @@
-"""Read text tables of whole numbers with NumPy's parser, and name the line where one is wrong.
+"""Read lists in text: tables of whole numbers with NumPy's parser, the lines of any others.
 
-Such are the text `.idx` (``key<TAB>offset``) and the pair lists of IJB (``template template label``). A block
-goes to the parser only where its bytes are digits with one separator between, for the parser itself takes an
-empty field for none and shifts the others; any other block is read line by line.
+Tables are the text `.idx` (``key<TAB>offset``) and the pair lists of IJB (``template template label``). A
+block goes to the parser only where its bytes are digits with one separator between, for the parser itself
+takes an empty field for none and shifts the others; any other block is read line by line.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, MissingDataError
 
 _BLOCK = 1 << 18  # bytes parsed at once: fits the second-level cache
 _HIGHEST = 2**63 - 1
@@ -39,10 +40,31 @@ def is_number(field: str, digits: int = 9) -> bool:
     return field.isascii() and field.isdecimal() and len(field) <= digits
 
 
+def stays_inside(name: str) -> bool:
+    """True for a relative path that does not lead out of the folder it is meant for."""
+    way = PurePosixPath(name)
+    return bool(way.name) and not way.is_absolute() and ".." not in way.parts and "\0" not in name
+
+
+def text_lines(path: Path, errors: str = "strict") -> list[str]:
+    """The lines of a list in UTF-8, without a byte order mark; LF, CR LF or CR ends a line, and nothing else.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it is not in UTF-8, and `errors` is ``strict``.
+    """
+    try:
+        return path.read_text("utf-8", errors).removeprefix("\ufeff").split("\n")
+    except OSError as error:
+        raise MissingDataError(f"{path}: {error.strerror}; give the path of the list") from None
+    except UnicodeDecodeError as error:
+        raise DamagedDataError(f"{path}: is not text in UTF-8 ({error.reason}); save it as such") from None
+
+
 def number_blocks(path: Path, highest: Sequence[int], expected: str) -> Iterator[np.ndarray]:
     """Yield the lines of a table of whole numbers, int64 (lines, columns), block by block.
 
-    Blank lines are passed over; CR and spaces around the numbers are forgiven.
+    A tab or spaces stand between two numbers; blank lines, spaces around and CR at the end are passed over.
 
     Args:
         path: the text file.
@@ -84,20 +106,15 @@ def _regular(block: bytes, highest: Sequence[int]) -> np.ndarray | None:
 
 
 def _line_by_line(path: Path, block: bytes, lines: int, highest: Sequence[int], expected: str) -> np.ndarray:
+    shape = re.compile(b" *" + b"(?: *\t *| +)".join([b"0*([0-9]{1,19})"] * len(highest)) + b"[ \r]*")
     numbers: list[list[int]] = []
     for number, line in enumerate(block.split(b"\n"), lines + 1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != len(highest) or not all(map(_within, fields, highest)):
+        found = shape.fullmatch(line)
+        if found and all(int(field) <= most for field, most in zip(found.groups(), highest, strict=True)):
+            numbers.append(list(map(int, found.groups())))
+        elif line.strip():
             raise _wrong(path, number, line, expected)
-        numbers.append([int(field[-19:]) for field in fields])
     return np.array(numbers, np.int64).reshape(-1, len(highest))
-
-
-def _within(field: bytes, highest: int) -> bool:
-    """Whether these are digits of a number up to `highest`."""
-    return field.isdigit() and len(field.lstrip(b"0")) <= 19 and int(field[-19:]) <= highest
 
 
 def _wrong(path: Path, number: int, line: bytes, expected: str) -> DamagedDataError:

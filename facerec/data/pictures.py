@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from facerec.data.index_text import text_lines
 from facerec.data.making.pictures import ENDINGS
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import VerificationSet, load_verification
@@ -214,16 +215,13 @@ def _below(root: Path) -> tuple[list[str], list[str]]:
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:
     """Paths and labels of a list; without a label the folder's name of the path counts."""
-    try:
-        text = path.read_text("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise MissingDataError(f"{path} cannot be read: {error.strerror}") from error
-    if "\0" in text[:4096]:
+    lines = text_lines(path, "surrogateescape")
+    if any("\0" in line for line in lines[:100]):
         raise UserError(
             f"{path}: is neither a picture, nor a pack (.rec), a verification set (.bin) or a list of paths"
         )
     paths, labels = [], []
-    for line in text.split("\n"):
+    for line in lines:
         name, _, label = line.partition("\t")
         if name.strip():
             paths.append(name.strip())

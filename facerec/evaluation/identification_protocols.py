@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facerec.data.making.pair_lists import text_lines
+from facerec.data.index_text import text_lines
 from facerec.errors import MissingDataError
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.identification import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facerec.data.index_text import is_number, number_blocks
+from facerec.data.index_text import is_number, number_blocks, stays_inside, text_lines
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.evaluation.templates import FaceList, Ints
 
@@ -43,7 +43,8 @@ def read_ytf_splits(path: Path) -> VideoPairs:
         fields = [field.strip() for field in line.split(",")]
         if not rows and number == 1 and not is_number(fields[0]):
             continue  # the header
-        if len(fields) != 4 or not all(fields) or not is_number(fields[0]) or fields[3] not in ("0", "1"):
+        right = len(fields) == 4 and is_number(fields[0]) and fields[3] in ("0", "1")
+        if not right or not all(map(stays_inside, fields[1:3])):
             raise _wrong(path, number, line, "split, first video, second video, is same (0 or 1)")
         first, second = (known.setdefault(video, len(known)) for video in fields[1:3])
         rows.append((int(fields[0]), first, second, int(fields[3])))
@@ -163,11 +164,13 @@ def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], n
     for number, line in _lines(path):
         name, *rest = line.split()
         try:
-            row = [float(field) for field in rest if "_" not in field]
+            row = [] if "_" in "".join(rest) else [float(field) for field in rest]
         except ValueError:
             row = []
         if len(row) != 11 or not all(abs(value) < _LARGEST for value in row):
             raise _wrong(path, number, line, "name, five landmarks x y, score")
+        if not stays_inside(name):
+            raise _wrong(path, number, line, "the name of a picture in loose_crop")
         if name in number_of:
             raise _wrong(path, number, line, "a picture that was not named before")
         number_of[name] = len(number_of)
@@ -189,10 +192,9 @@ def _rows_of(id_N: Ints, template: Ints, path: Path) -> npt.NDArray[np.int32]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank."""
     _require(path)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.strip()
+    for number, line in enumerate(text_lines(path, "surrogateescape"), 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def _require(path: Path) -> None:

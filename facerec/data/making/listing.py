@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from facerec.data.index_text import is_number
+from facerec.data.index_text import is_number, stays_inside
 from facerec.data.packs import Pack
 from facerec.errors import DamagedDataError
 
@@ -102,10 +102,9 @@ def _fields(path: Path, number: int, line: bytes) -> tuple[int, str]:
     except (ValueError, IndexError):
         right = False
     name = fields[-1]
-    if not right or not PurePosixPath(name).name:
+    if not right or not name:
         shown = line[:60].decode("utf-8", "backslashreplace").rstrip("\r\n")
         raise DamagedDataError(f"{path}, line {number}: {shown!r} is not key<TAB>label<TAB>path; {_MEND}")
-    way = PurePosixPath(name)
-    if way.is_absolute() or ".." in way.parts or "\0" in name:
+    if not stays_inside(name):
         raise DamagedDataError(f"{path}, line {number}: {name!r:.80} leads out of its folder; {_MEND}")
     return int(fields[0]), name

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from facerec.data.index_text import is_number
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.data.index_text import is_number, text_lines
+from facerec.errors import DamagedDataError
 
 _YES = {"1", "true", "same", "yes", "1.0"}
 _NO = {"0", "false", "different", "no", "0.0", "-1"}
@@ -90,7 +90,7 @@ def read_people_txt(path: Path) -> list[dict[str, int]]:
                 raise _wrong(path, number, "must be name<TAB>number of pictures")
             _require_folder(path, number, fields[0])
             if any(fields[0] in known for known in (*sets, people)):
-                raise _wrong(path, number, f"{fields[0]} is on an earlier line already")
+                raise _wrong(path, number, f"{fields[0]!r:.60} is on an earlier line already")
             people[fields[0]] = int(fields[1])
         sets.append(people)
     return sets
@@ -149,21 +149,6 @@ def read_entries(path: Path) -> list[str]:
     if not entries:
         raise DamagedDataError(f"{path}: is empty; give one entry a line")
     return entries
-
-
-def text_lines(path: Path) -> list[str]:
-    """The lines of a text in UTF-8.
-
-    Raises:
-        MissingDataError: there is no such file.
-        DamagedDataError: it is not in UTF-8.
-    """
-    try:
-        return path.read_text("utf-8-sig").split("\n")  # no other sign ends a line: names may hold them
-    except OSError as error:
-        raise MissingDataError(f"{path}: {error.strerror}; give the path of the list") from None
-    except UnicodeDecodeError as error:
-        raise DamagedDataError(f"{path}: is not text in UTF-8 ({error.reason}); save it as such") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
