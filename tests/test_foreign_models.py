@@ -213,7 +213,7 @@ def test_a_network_with_its_numbers_in_a_second_file_is_taken(tmp_path: Path) ->
         ({"shape": (48,)}, r"takes image tensor\(float\) \['N', 48\]; a network of faces"),
         ({"kind": "INT32"}, r"takes image tensor\(int32\)"),
         ({"second_input": True}, r"takes image .*, other .*; a network of faces takes one input"),
-        ({"outputs": ("norm",)}, r"gives no embeddings \(B, D\) for pictures \(B, 3, 16×16\)"),
+        ({"outputs": ("norm",)}, r"gives no embeddings \(B, D\) for images \(B, 3, 16×16\)"),
     ],
 )
 def test_a_network_of_something_else_is_refused(tmp_path: Path, made: dict[str, Any], message: str) -> None:
@@ -228,7 +228,7 @@ def test_a_size_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
         load_model(path, device="cpu", size=112)
     free = onnx_file(tmp_path / "free.onnx", shape=(3, "height", "width"))
     close(raw(load_model(free, device="cpu", size=SIZE), pixels(2)), expected(pixels(2)))
-    with pytest.raises(CheckpointError, match=r"pictures \(B, 3, 112×112\): .*set input\.size"):
+    with pytest.raises(CheckpointError, match=r"images \(B, 3, 112×112\): .*set input\.size"):
         load_model(free, device="cpu")
 
 
@@ -243,7 +243,13 @@ def test_what_is_no_use_for_a_network_of_its_own_is_refused(tmp_path: Path) -> N
 
 def test_a_file_that_is_only_called_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"no network at all")
+    with pytest.raises(CheckpointError, match=r"ckpt=.*net\.onnx: is damaged, or no ONNX"):
+        load_model(tmp_path / "net.onnx", device="cpu")
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08\x12\x00")
     with pytest.raises(CheckpointError, match=r"ckpt=.*net\.onnx: onnxruntime cannot load it: "):
+        load_model(tmp_path / "net.onnx", device="cpu")
+    (tmp_path / "net.onnx").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"ckpt=.*net\.onnx: is empty"):
         load_model(tmp_path / "net.onnx", device="cpu")
 
 
@@ -304,7 +310,7 @@ class TestTorchScript:
         torch.jit.trace(
             nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)), torch.zeros(1, 3, 16, 16)
         ).save(str(tmp_path / "net.pt"))
-        with pytest.raises(CheckpointError, match=r"pictures \(B, 3, 112×112\).*set input\.size"):
+        with pytest.raises(CheckpointError, match=r"images \(B, 3, 112×112\).*set input\.size"):
             load_model(tmp_path / "net.pt", device="cpu", allow_code=True)
 
 

@@ -290,7 +290,7 @@ def _backbone_for(weights: Mapping[str, torch.Tensor], wish: _Wish) -> tuple[dic
 
 
 def _open_onnx(wish: _Wish) -> Model:
-    from facerec.evaluation.networks import OnnxNetwork
+    from facerec.evaluation.onnx_network import OnnxNetwork
 
     network = OnnxNetwork(wish.path, wish.device)
     said = _metadata(wish, network.metadata, "input")

@@ -1,32 +1,50 @@
-"""Networks that come with a graph of their own, ONNX and TorchScript, as modules from pictures to embeddings.
+"""Networks that come with a graph of their own as modules from images to embeddings; TorchScript among them.
 
-Shape suffixes: B pictures, C channels, H height, W width, D embedding size.
+Shape suffixes: B images, C channels, H height, W width, D embedding size.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec.errors import CheckpointError, UserError
+from facerec.errors import CheckpointError, FacerecError
+
+log = logging.getLogger("facerec.evaluation")
 
 # Batch sizes to try where a network does not say which one it was traced with.
 _TRIED = (1, 2, 4, 8, 16, 32, 64, 128)
+_COMPARED = (2, 5)  # batch sizes whose rows are compared when a network is opened; others when they are met
+_MOST: Final = 1 << 28  # numbers in a batch of images: 1 GiB
+
+
+class Output(NamedTuple):
+    """One output of a network; `value` is None where it is no array of real numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    value: Tensor | None
 
 
 class ForeignNetwork(nn.Module):
     """A network whose batch size may be fixed: it is fed in pieces, the last one filled up with zeros.
 
+    What it says of an image must not depend on the image's place in a batch or on the others there; this is
+    compared when it is opened, and again at the first batch of each size. Where that does not hold for a
+    network of any batch size, it is fed one image at a time.
+
     Subclasses write `_run`, from (B, 3, H, W) float32 to all outputs.
 
     Attributes:
-        batch: the only number of pictures it takes at once; None: any.
+        batch: the only number of images it takes at once; None: any.
+        files: what it was read from.
     """
 
     batch: int | None = None
@@ -34,136 +52,151 @@ class ForeignNetwork(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.where = f"ckpt={path}"
+        self.files = [path]
+        self._output: int | None = None  # which of its outputs is the embedding
+        self._agreed: set[int] = {1}  # batch sizes whose rows were compared
+        self._spread = math.inf  # largest distance between embeddings of the images of `_patterns`
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Raw embeddings (B, D), float32, on the CPU or the device that made them."""
+        if self.batch is None:
+            self._compare(len(image_BCHW), (image_BCHW.shape[2], image_BCHW.shape[3]))
         count = self.batch or len(image_BCHW)
         parts = []
         for piece in image_BCHW.split(count):
             missing = count - len(piece)
             filled = nn.functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else piece
-            embedding_BD = _embedding(self._run(filled), count)
+            errors: list[str] = []
+            embedding_BD = self._attempt(filled, errors)
             if embedding_BD is None:
-                raise CheckpointError(f"{self.where}: gives no embeddings for {count} pictures")
+                raise CheckpointError(f"{self.where}: gives no embeddings for {count} images: {errors[0]}")
             parts.append(embedding_BD[: len(piece)].float())
         return torch.cat(parts)
 
     def probe(self, shape: tuple[int, int]) -> int:
-        """Find out by running which batch sizes it takes; returns the embedding size D.
+        """Find out by running which output and which batch sizes to use; returns the embedding size D.
 
         Args:
-            shape: (height, width) of its pictures.
+            shape: (height, width) of its images.
 
         Raises:
-            CheckpointError: it takes no such pictures, or gives no (B, D).
+            CheckpointError: it takes no such images, gives no (B, D) or several, or what it says of an image
+                depends on chance or on the rest of its batch.
         """
-        generator = torch.Generator().manual_seed(0)
-        image_BCHW = torch.rand(max(_TRIED), 3, *shape, generator=generator) * 2 - 1
         errors: list[str] = []
         with torch.inference_mode():
             for count in (self.batch,) if self.batch else _TRIED:
-                alone_BD = self._attempt(image_BCHW[:1].expand(count, -1, -1, -1), errors)
-                if alone_BD is None:
-                    continue
-                if self.batch is None and count == 1:
-                    more_BD = self._attempt(image_BCHW[:3], errors)
-                    if more_BD is None or not torch.allclose(more_BD[:1], alone_BD, rtol=1e-2, atol=1e-3):
-                        self.batch = 1  # whatever the file says: for several pictures it means something else
-                else:
-                    self.batch = count
-                return alone_BD.shape[1]
+                if count * 3 * math.prod(shape) > _MOST:
+                    errors.append(f"a batch of {count} would take more than {_MOST >> 28} GiB")
+                    break
+                image_BCHW = _patterns(max(count, 3), shape)
+                embedding_BD = self._attempt(image_BCHW[:count], errors)
+                if embedding_BD is not None:
+                    self._settle(count, image_BCHW, embedding_BD)
+                    return embedding_BD.shape[1]
         size = "×".join(map(str, shape))
         raise CheckpointError(
-            f"{self.where}: gives no embeddings (B, D) for pictures (B, 3, {size}): {errors[0]}; if it is "
+            f"{self.where}: gives no embeddings (B, D) for images (B, 3, {size}): {errors[0]}; if it is "
             "made for another size, set input.size"
         )
 
-    def _attempt(self, image_BCHW: Tensor, errors: list[str]) -> Tensor | None:
-        try:
-            outputs = self._run(image_BCHW.contiguous())
-        # Whatever its operators raise, of types that differ by runtime and version: it does not take these.
-        except Exception as error:
-            errors.append(_first_line(error))
-            return None
-        embedding_BD = _embedding(outputs, len(image_BCHW))
+    def _settle(self, count: int, image_BCHW: Tensor, embedding_BD: Tensor) -> None:
+        """Decide which batch size to use, `count` being the smallest that it takes."""
+        if count == 1:
+            others = [self._again(image_BCHW[i : i + 1]) for i in range(1, len(image_BCHW))]
+            different = torch.cat([embedding_BD, *others])
+        else:
+            self.batch = count
+            different = embedding_BD
+        self._spread = float((different[1:] - different[:1]).norm(dim=1).max())
+        if not self._spread > 0:
+            log.warning("%s: gives different images the same embedding, or none that is finite", self.where)
+        if not self._alike(self._again(image_BCHW[:count]), embedding_BD):
+            raise CheckpointError(f"{self.where}: gives an image another embedding each time")
+        if count > 1:
+            rolled = self._again(image_BCHW.roll(1, 0))
+            alone = self._again(torch.cat([image_BCHW[:1], torch.zeros_like(image_BCHW[1:])]))
+            if not (
+                self._alike(rolled, embedding_BD.roll(1, 0)) and self._alike(alone[:1], embedding_BD[:1])
+            ):
+                raise CheckpointError(
+                    f"{self.where}: takes batches of {count} only, and the embedding of an image depends on "
+                    "the others there; export it in inference mode, or for a batch of one"
+                )
+        elif self.batch is None:
+            for several in _COMPARED:
+                self._compare(several, (image_BCHW.shape[2], image_BCHW.shape[3]))
+
+    def _compare(self, count: int, shape: tuple[int, int]) -> None:
+        """Fall back to batches of one unless all rows of a batch of `count` are those of their images."""
+        if self.batch is not None or count in self._agreed:
+            return
+        self._agreed.add(count)
+        image_BCHW = _patterns(count, shape)
+        errors = ["its rows depend on each other, or on their place"]
+        together = self._attempt(image_BCHW, errors)
+        rolled = None if together is None else self._attempt(image_BCHW.roll(1, 0), errors)
+        if together is not None and rolled is not None and self._alike(rolled, together.roll(1, 0)):
+            some = sorted({0, count // 2, count - 1})
+            alone = torch.cat([self._again(image_BCHW[i : i + 1]) for i in some])
+            if self._alike(alone, together[some]):
+                return
+        self.batch = 1  # whatever the file says: for several images it means something else
+        log.warning("%s: is right for one image at a time only (of %d: %s)", self.where, count, errors[-1])
+
+    def _alike(self, one_BD: Tensor, other_BD: Tensor) -> bool:
+        """Equal but for rounding: within 1 % of the norm, and within a tenth of what tells images apart."""
+        if one_BD.shape != other_BD.shape:
+            return False
+        norm_B = other_BD.norm(dim=1)
+        limit_B = (norm_B / 100).clamp(max=self._spread / 10).maximum(norm_B / 1e5)
+        return not bool(((one_BD - other_BD).norm(dim=1) > limit_B).any())
+
+    def _again(self, image_BCHW: Tensor) -> Tensor:
+        """Embeddings of images of a number that it takes."""
+        errors: list[str] = []
+        embedding_BD = self._attempt(image_BCHW, errors)
         if embedding_BD is None:
-            shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
-            errors.append(f"it returns {shapes or 'no tensor'} for {len(image_BCHW)} pictures")
+            raise CheckpointError(f"{self.where}: gives embeddings at times only: {errors[0]}")
         return embedding_BD
 
-    def _run(self, image_BCHW: Tensor) -> list[Tensor]:
+    def _attempt(self, image_BCHW: Tensor, errors: list[str]) -> Tensor | None:
+        """Embeddings (B, D); None where there are none, and why among `errors`."""
+        try:
+            outputs = self._run(image_BCHW.contiguous())
+        except FacerecError:  # not about these images
+            raise
+        # Whatever its operators raise, of types that differ by runtime and version: it does not take these.
+        except Exception as error:
+            errors.append(first_line(error))
+            return None
+        return self._chosen(outputs, len(image_BCHW), errors)
+
+    def _chosen(self, outputs: Sequence[Output], count: int, errors: list[str]) -> Tensor | None:
+        """The output that is the embedding: the only one with a row of at least two numbers per image."""
+        row_X = [_rows(output, count) for output in outputs]
+        if self._output is not None and len(outputs) > self._output:
+            return row_X[self._output]
+        fitting = [i for i, rows in enumerate(row_X) if rows is not None]
+        if len(fitting) > 1:
+            named = [i for i in fitting if outputs[i].name == "embedding"]
+            shown = ", ".join(f"{outputs[i].name} {outputs[i].shape}" for i in fitting)
+            if len(named) != 1:
+                raise CheckpointError(
+                    f"{self.where}: several of its outputs may be the embedding: {shown}; export it with one "
+                    'of them, or call that one "embedding"'
+                )
+            log.info("%s: of its outputs %s the one called embedding is used", self.where, shown)
+            fitting = named
+        if not fitting:
+            shapes = ", ".join(str(output.shape) for output in outputs)
+            errors.append(f"it returns {shapes or 'no tensor'} for {count} images")
+            return None
+        self._output = fitting[0]
+        return row_X[fitting[0]]
+
+    def _run(self, image_BCHW: Tensor) -> list[Output]:
         raise NotImplementedError
-
-
-class OnnxNetwork(ForeignNetwork):
-    """An ONNX network, run by onnxruntime.
-
-    Args:
-        path: the file; what it stores outside of itself is looked for in its folder.
-        device: CUDA is used where onnxruntime was built with it.
-
-    Raises:
-        UserError: onnxruntime is not installed.
-        CheckpointError: no ONNX file, or none from pictures to embeddings.
-
-    Attributes:
-        size: (height, width) it takes; None: any.
-        metadata: the words in the file's metadata.
-    """
-
-    def __init__(self, path: Path, device: torch.device) -> None:
-        super().__init__(path)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(
-                f"{self.where}: running ONNX needs onnxruntime; pip install 'facerec[onnx]'"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others decode meanwhile
-        options.log_severity_level = 3  # it warns of how files were written
-        wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=[*providers, "CPUExecutionProvider"]
-            )
-        except Exception as error:  # its exceptions have no base class of their own
-            raise CheckpointError(
-                f"{self.where}: onnxruntime cannot load it: {_first_line(error)}"
-            ) from error
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        inputs = self._session.get_inputs()
-        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        self._last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # channels-last, as of TensorFlow
-        batch, channels, *size = [shape[i] for i in ((0, 3, 1, 2) if self._last else range(len(shape)))] or [
-            0,
-            0,
-        ]
-        if len(size) != 2 or (isinstance(channels, int) and channels != 3) or inputs[0].type not in kinds:
-            taken = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-            raise CheckpointError(
-                f"{self.where}: takes {taken}; a network of faces takes one input of floats "
-                "(N, 3, height, width)"
-            )
-        self._name, self._type = inputs[0].name, kinds[inputs[0].type]
-        self.batch = batch if isinstance(batch, int) and batch > 0 else None
-        fixed = [side for side in size if isinstance(side, int) and side > 0]
-        self.size = (fixed[0], fixed[1]) if len(fixed) == 2 else None
-
-    def _run(self, image_BCHW: Tensor) -> list[Tensor]:
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise UserError(
-                f"{self.where}: keeps the precision it was exported with; leave precision at fp32"
-            )
-        image = image_BCHW.permute(0, 2, 3, 1) if self._last else image_BCHW
-        given = {self._name: np.ascontiguousarray(image.cpu().numpy(), dtype=self._type)}
-        outputs: Sequence[Any] = self._session.run(None, given)
-        return [
-            torch.from_numpy(one) for one in outputs if isinstance(one, np.ndarray) and one.dtype.kind == "f"
-        ]
 
 
 class ScriptedNetwork(ForeignNetwork):
@@ -181,7 +214,7 @@ class ScriptedNetwork(ForeignNetwork):
                 warnings.simplefilter("ignore", FutureWarning)  # torch asks for torch.export; files remain
                 program = torch.jit.load(str(path), map_location=device)
         except (RuntimeError, ValueError, OSError) as error:
-            raise CheckpointError(f"{self.where}: torch cannot load it: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.where}: torch cannot load it: {first_line(error)}") from error
         if hasattr(program, "training"):  # a frozen one has no modes any more
             program.eval()
         self._program = (program,)  # not a submodule: its modules may lack what others have
@@ -193,23 +226,39 @@ class ScriptedNetwork(ForeignNetwork):
         """Those of the program, which say where it runs."""
         return self._program[0].parameters(recurse)
 
-    def _run(self, image_BCHW: Tensor) -> list[Tensor]:
+    def _run(self, image_BCHW: Tensor) -> list[Output]:
         result = self._program[0](image_BCHW.to(self._device, self._type))
-        outputs = result.values() if isinstance(result, dict) else result
-        several = [outputs] if isinstance(outputs, Tensor) else outputs
-        return [one for one in several if isinstance(one, Tensor)]
+        if isinstance(result, Tensor):
+            result = [result]
+        outputs = result.items() if isinstance(result, dict) else enumerate(result)
+        return [
+            Output(str(name), tuple(value.shape), value)
+            for name, value in outputs
+            if isinstance(value, Tensor)
+        ]
 
 
-def _embedding(outputs: Sequence[Tensor], count: int) -> Tensor | None:
-    """The first output that is a row of at least two numbers for each picture: (B, D) or (B, D, 1, 1)."""
-    for output in outputs:
-        shape = output.shape
-        if output.ndim >= 2 and shape[0] == count and max(shape[1:]) == output[0].numel() >= 2:
-            return output.flatten(1)
-    return None
+def _rows(output: Output, count: int) -> Tensor | None:
+    """An output with a row of at least two numbers per image: (B, D), (B, D, 1, 1), or (D,) for one image."""
+    value = output.value
+    if value is None:
+        return None
+    if count == 1 and value.ndim == 1:
+        value = value[None]
+    fits = value.ndim >= 2 and value.shape[0] == count and max(value.shape[1:]) == value[0].numel() >= 2
+    return value.flatten(1) if fits else None
 
 
-def _first_line(error: Exception) -> str:
+def _patterns(count: int, shape: tuple[int, int]) -> Tensor:
+    """Images that any network tells apart, of large and small structure, in [−1, 1]; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
+    large = nn.functional.interpolate(coarse, size=shape, mode="bilinear")
+    fine = torch.rand(1, 3, *shape, generator=generator) * 2 - 1
+    return 0.8 * large + 0.2 * fine
+
+
+def first_line(error: Exception) -> str:
     """The line of an error that says most: TorchScript ends with it, onnxruntime begins."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if "TorchScript" in lines[0] else 0][:300]
