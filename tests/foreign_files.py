@@ -33,6 +33,7 @@ def onnx_file(
     outputs: tuple[str, ...] = ("embedding",),
     second_input: bool = False,
     external: bool = False,
+    location: str | None = None,
 ) -> Path:
     """A network of one matrix product. `baked`: a batch size inside of it that its inputs do not tell."""
     import onnx
@@ -62,7 +63,7 @@ def onnx_file(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     if external:
         onnx.save_model(
-            model, path, save_as_external_data=True, location=f"{path.stem}.bin", size_threshold=0
+            model, path, save_as_external_data=True, location=location or f"{path.stem}.bin", size_threshold=0
         )
     else:
         onnx.save_model(model, path)

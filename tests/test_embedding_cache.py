@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,14 +99,19 @@ def test_batches_and_threads_do_not_matter(
     assert said(caplog) == ["miss", "hit", "hit"]
 
 
+@pytest.mark.parametrize("numbers_at", ["net.bin", "below/numbers"])
+@pytest.mark.parametrize("name", ["net.onnx", "net.pth"])
 def test_another_model_and_another_file_of_its_numbers_are_noticed(
-    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture, name: str, numbers_at: str
 ) -> None:
+    """Whatever the network is called, and wherever below its folder the numbers lie."""
     caplog.set_level(logging.INFO)
-    network = onnx_file(tmp_path / "net.onnx", external=True)
+    place = tmp_path / numbers_at
+    place.parent.mkdir(exist_ok=True)
+    network = onnx_file(tmp_path / "net.onnx", external=True, location=numbers_at).rename(tmp_path / name)
     first = embed_pictures(opened(network, folder), PICTURES)
-    numbers = np.fromfile(tmp_path / "net.bin", np.float32)
-    (2 * numbers).tofile(tmp_path / "net.bin")
+    numbers = np.fromfile(place, np.float32)
+    (2 * numbers).tofile(place)
     second = embed_pictures(opened(network, folder), PICTURES)
     assert said(caplog) == ["miss", "miss"]
     np.testing.assert_allclose(second.plain_PD, 2 * first.plain_PD, rtol=1e-5)
@@ -115,11 +122,29 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def other_shape(content: bytes) -> bytes:
-    import io
+RIGHT = np.zeros((2, 6, 8), np.float32)  # views, images, numbers
 
+
+def npz(save: Callable[..., None] = np.savez, **arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, embeddings=np.zeros((2, 5, 8), np.float32))
+    save(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def other_shape(content: bytes) -> bytes:
+    """With the right words on it."""
+    with np.load(io.BytesIO(content)) as kept:
+        return npz(made_from=kept["made_from"], embeddings=RIGHT[:, :5])
+
+
+def huge(content: bytes) -> bytes:
+    """The embeddings' header promises terabytes."""
+    header, buffer = io.BytesIO(), io.BytesIO()
+    said = {"descr": "<f4", "fortran_order": False, "shape": (2, 6, 1 << 40)}
+    np.lib.format.write_array_header_1_0(header, said)
+    with zipfile.ZipFile(io.BytesIO(content)) as kept, zipfile.ZipFile(buffer, "w") as made:
+        made.writestr("made_from.npy", kept.read("made_from.npy"))
+        made.writestr("embeddings.npy", header.getvalue())
     return buffer.getvalue()
 
 
@@ -129,6 +154,10 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "a pickle": lambda content: pickle.dumps({"embeddings": 1}),
     "embeddings of other pictures": other_shape,
+    "embeddings of the right shape from elsewhere": lambda content: npz(embeddings=RIGHT),
+    "the same from another cache": lambda content: npz(made_from=np.array("0" * 64), embeddings=RIGHT),
+    "compressed": lambda content: npz(np.savez_compressed, made_from=np.array(""), embeddings=RIGHT),
+    "a size that no memory holds": huge,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import zipfile
@@ -15,12 +16,13 @@ import numpy.typing as npt
 
 from facerec.errors import ConfigError, StorageError
 from facerec.evaluation.model import Model
+from facerec.evaluation.networks import ForeignNetwork
 from facerec.files import replacing
 
 logger = logging.getLogger("facerec.evaluation")
 
 # To be raised where the way from encoded pictures to embeddings changes: decoding, resizing, mirroring.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 Views = npt.NDArray[np.float32]  # (1 or 2 views, P pictures, D)
 
@@ -28,7 +30,9 @@ Views = npt.NDArray[np.float32]  # (1 or 2 views, P pictures, D)
 class EmbeddingCache:
     """A folder of embeddings, a file for each set of pictures that one model embedded.
 
-    A file is an ``.npz`` without pickle, whose parts carry checksums; one that is damaged counts as none.
+    A file is an ``.npz`` without pickle, whose parts carry checksums; one that is damaged counts as none, and
+    so does one that was made from something else than its name says: it holds the digest of what it was made
+    from. That finds mistakes; whoever may write into the folder can put any embeddings there.
     Files are not removed: empty the folder when it grows too large.
 
     Args:
@@ -52,9 +56,10 @@ class EmbeddingCache:
             "device": model.device.type,
         }
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-        for file in _files(model.path):
+        for file in _files(model):
             digest.update(_file_digest(file))
         self._model = digest.hexdigest()
+        self._made_from: dict[Path, str] = {}
 
     def path(self, pictures: Sequence[Any], name: str, **how: Any) -> Path:
         """Where the embeddings of `pictures` are kept; all of them are read, for their content decides.
@@ -73,19 +78,30 @@ class EmbeddingCache:
             digest.update(f"{content.shape}".encode())
             digest.update(content.cast("B"))
         word = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)[:40]
-        return self.folder / f"{word}-{digest.hexdigest()[:32]}.npz"
+        path = self.folder / f"{word}-{digest.hexdigest()[:32]}.npz"
+        self._made_from[path] = digest.hexdigest()
+        return path
 
     def load(self, path: Path, count: int, views: int) -> Views | None:
-        """The embeddings kept at `path`, or None where there are none or the file is damaged (a warning)."""
+        """The embeddings kept at `path`, or None where there are none or the file is damaged (a warning).
+
+        Args:
+            path: one that `path` gave.
+            count: how many images there are.
+            views: 1, or 2 with flip.
+        """
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                embedding_VPD: Views = kept["embeddings"]
+            with zipfile.ZipFile(path) as archive:
+                made_from, embedding_VPD = (_array(archive, name) for name in ("made_from", "embeddings"))
         except FileNotFoundError:
             logger.info("embedding cache: miss, %s is not there yet", path)
             return None
         # What a zip or NPY reader meets in a damaged file is whatever the broken field happens to cause.
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
             logger.warning("embedding cache: %s is damaged (%s); embedding again", path, error)
+            return None
+        if made_from.shape != () or str(made_from) != self._made_from[path]:
+            logger.warning("embedding cache: %s was made from something else; embedding again", path)
             return None
         shape = embedding_VPD.shape
         if embedding_VPD.dtype != np.float32 or len(shape) != 3 or shape[:2] != (views, count):
@@ -100,27 +116,28 @@ class EmbeddingCache:
         """Keep embeddings at `path`; where that fails there is a warning, for the numbers are not lost."""
         try:
             with replacing(path) as file:
-                np.savez(file, embeddings=embedding_VPD)
+                np.savez(file, made_from=np.array(self._made_from[path]), embeddings=embedding_VPD)
         except StorageError as error:
             logger.warning("embedding cache: %s", error)
 
 
-def _files(path: Path) -> list[Path]:
+def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """A part of the file. It must not be compressed: so nothing takes more memory than the file has bytes."""
+    if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    content = bytearray(archive.read(f"{name}.npy"))
+    file = io.BytesIO(content)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
+
+
+def _files(model: Model) -> list[Path]:
     """A model's files: itself with those it refers to, or those of a checkpoint folder."""
-    if path.is_dir():
-        return sorted(one for one in path.rglob("*") if one.is_file())
-    return [path, *_referenced(path)]
-
-
-def _referenced(path: Path) -> list[Path]:
-    """The files beside an ONNX network that hold its numbers: those whose names stand in it."""
-    if path.suffix.lower() != ".onnx":
-        return []
-    content = path.read_bytes()
-    beside = sorted(
-        one for one in path.absolute().parent.iterdir() if one.is_file() and one.name != path.name
-    )
-    return [one for one in beside if one.name.encode() in content]
+    assert model.path is not None
+    if model.path.is_dir():
+        return sorted(one for one in model.path.rglob("*") if one.is_file())
+    return model.backbone.files if isinstance(model.backbone, ForeignNetwork) else [model.path]
 
 
 def _file_digest(path: Path) -> bytes:
