@@ -13,23 +13,31 @@ import numpy as np
 import torch
 
 from facerec.errors import require
+from facerec.launch import launched
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str = "auto", *, key: str = "trainer.device") -> torch.device:
+def resolve_device(name: str = "auto", *, key: str = "trainer.device", own: bool = True) -> torch.device:
     """The device called `name`: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
     Args:
         name: see above; ``cuda`` under torchrun is the one of this process's own number.
         key: the setting that messages name.
+        own: all processes that were started together are given this name, and each needs a device of its own.
 
     Raises:
-        ConfigError: for a name torch does not know or a device this machine does not have.
+        ConfigError: for a name torch does not know, a device this machine does not have, or one that several
+            processes would share.
     """
+    ranks = launched()
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if own else 1
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available["mps"] &= ranks == 1  # nothing carries tensors from one process to another there
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    hint = f"would put {neighbours} processes on one GPU; with cuda each takes its own"
+    require(neighbours == 1 or not name.startswith("cuda:"), key, name, hint)
     if name == "cuda" and available["cuda"] and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun starts one process for each device
     kind, _, index = name.partition(":")

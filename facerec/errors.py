@@ -24,6 +24,10 @@ class StorageError(FacerecError):
     """Something could not be written; whatever was there before is still there."""
 
 
+class LostContactError(FacerecError):
+    """Another process of the run has ended; what it says is the reason."""
+
+
 class UserError(FacerecError):
     """A mistake of the user's (exit status 2), found before any work is lost."""
 

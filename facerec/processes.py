@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from facerec.errors import FacerecError, LostContactError, UserError
 from facerec.launch import launched
+
+T = TypeVar("T")
 
 # The names that torch 2.14 gives two collectives; earlier versions know them by others.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -45,6 +48,10 @@ def together(device: torch.device) -> Iterator[None]:
     Args:
         device: what this process computes on; it decides how they talk: NCCL on CUDA, gloo elsewhere and for
             what is on the CPU.
+
+    Raises:
+        UserError: they do not find each other.
+        LostContactError: another process has ended before the work was done.
     """
     if launched() == 1 or dist.is_initialized():
         yield
@@ -52,15 +59,36 @@ def together(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    except (RuntimeError, ValueError) as error:
+        hint = "start them by torchrun or scripts/train.sbatch, which say where to meet"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"WORLD_SIZE={launched()}: the processes do not meet ({reason}); {hint}") from error
     try:
         yield
         # What started the processes ends all of them when the first one of an interrupted run goes, and the
         # first process may still be writing what only it writes.
         dist.barrier()
+    except RuntimeError as error:
+        # NCCL has a class of its own for this; gloo's errors begin with the place in its source.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise LostContactError(
+            f"rank {rank()} has lost contact with another rank, which has ended; what that one says is why"
+        ) from error
     finally:
         quiet_group.cache_clear()
         dist.destroy_process_group()
+
+
+def reaches(device: torch.device) -> bool:
+    """Whether the processes exchange tensors that are on `device` as they are: over NCCL, or on the CPU gloo.
+
+    Not what `dist.get_backend` says: the backend of a group like that of `together` depends on the device.
+    """
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    return f"{device.type}:{backend}" in dist.get_backend_config()
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
@@ -119,6 +147,24 @@ def from_first(thing: Any) -> Any:
     things = [thing]
     dist.broadcast_object_list(things, src=0)
     return things[0]
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank: one look at the disk, one answer.
+
+    Raises:
+        FacerecError: on every rank, where `work` raised it.
+    """
+    answer: tuple[Any, FacerecError | None] = None, None
+    if rank() == 0:
+        try:
+            answer = work(), None
+        except FacerecError as error:
+            answer = None, error
+    result, failure = from_first(answer)
+    if failure is not None:
+        raise failure
+    return result
 
 
 def gathered(x_B: Tensor, sizes: Sizes = None) -> Tensor:

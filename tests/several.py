@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +20,9 @@ def together(world: int, folder: Path, work: Callable[..., None], *details: obje
     """Run `work(folder, *details)`, a function of a module, in so many processes of one group."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
-    multiprocessing.set_forkserver_preload(["facerec.training.run", "facerec.sharded_checkpoint"])
+    multiprocessing.set_forkserver_preload(
+        ["facerec.training.run", "facerec.sharded_checkpoint", "facerec.cli.compose"]
+    )
     arguments = (world, str(folder), work, *details)
     torch.multiprocessing.start_processes(_enter, arguments, nprocs=world, start_method="forkserver")
 
@@ -29,3 +35,23 @@ def _enter(rank: int, world: int, folder: str, work: Callable[..., None], *detai
     finally:
         processes.quiet_group.cache_clear()
         dist.destroy_process_group()
+
+
+def train(folder: Path, runs: Mapping[str, Sequence[str]]) -> None:
+    """`facerec-train` with the settings of each of `runs`, as processes of torchrun run it.
+
+    What a rank says on standard error is in ``NAME.RANK.txt``, the exit status on its last line.
+    """
+    from facerec.cli.train import main
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    for name, settings in runs.items():
+        sys.argv = ["facerec-train", *settings, f"output_dir={folder / name}"]
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                main()
+            except SystemExit as ended:
+                print(ended.code, file=said)
+        (folder / f"{name}.{rank}.txt").write_text(said.getvalue())

@@ -98,7 +98,7 @@ def test_gradients_state_and_report_are_those_of_one_process(shared_out: Any, na
         elif kind == "grad":  # of a parameter that every process has: averaged by the trainer
             average = sum(f[key] for f in found) / len(found)
             torch.testing.assert_close(average, value, **close)
-        elif kind == "state" and name != "adacos":  # its median is the mean of the processes' medians
+        elif kind == "state":
             for f in found:
                 torch.testing.assert_close(f[key], value, **close)
         elif kind == "report" and what in ("target_cosine", "hardest_cosine", "other_cosine", "accuracy"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from facerec import processes, sharded_checkpoint
+from facerec import checkpoint, processes, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.weights import load_pretrained
-from facerec.errors import CheckpointError
+from facerec.errors import CheckpointError, FacerecError, NonFiniteError, UserError
 from facerec.evaluation.loading import load_model
 from facerec.evaluation.model import Input
+from facerec.training import parallel
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
@@ -145,6 +147,48 @@ def test_a_signal_to_one_process_ends_all_at_a_step_and_they_go_on_to_the_bit(tm
         assert torch.equal(resumed[name], whole[name]), name
 
 
+def faults(folder: Path) -> None:
+    """What goes wrong on one rank only; every rank says it."""
+    given = {"head_options": {"sharded": True, "sample_rate": 0.5}, "trainer_batch_size": 3}
+    steps = {"trainer_save_every": 2, "trainer_log_every": 1}
+    trainer = tiny_trainer(folder / "nan", reporters=[Spoil(3, torch.nan)], **given, **steps)
+    with pytest.raises(NonFiniteError, match=r"step 4: .*nan/checkpoints/last-00000002 is the last good"):
+        trainer.fit()
+    given["head_options"] = {"sharded": False}
+    for every, found in ((True, 3), (2, 4)):
+        spoil = [Spoil(3, 1e-6)]
+        trainer = tiny_trainer(folder / "drift", reporters=spoil, **given, trainer_check_replicas=every)
+        with pytest.raises(
+            FacerecError, match=rf"^step {found}: head\.weight of rank 1 is not that of rank 0"
+        ):
+            trainer.fit()
+    with pytest.raises(UserError, match=r"^head\.m: is 0 on rank 0 and 1 on rank 1"):
+        parallel.require_alike({"seed": 0, "head.m": processes.rank()})
+    with pytest.raises(UserError, match="of rank 0"):
+        processes.by_first(partial(fail, f"of rank {processes.rank()}"))
+    assert processes.by_first(processes.rank) == 0
+
+
+def fail(why: str) -> None:
+    raise UserError(why)
+
+
+class Spoil(Reporter):
+    """Changes the class weights of rank 1 after a step."""
+
+    def __init__(self, step: int, change: float) -> None:
+        self.step, self.change = step, change
+
+    def stepped(self, run: Run) -> None:
+        if run.position.step == self.step and processes.rank() == 1:
+            with torch.no_grad():
+                run.head.weight += self.change
+
+
+def test_what_goes_wrong_on_one_rank_is_found_and_said_by_all(tmp_path: Path) -> None:
+    together(2, tmp_path, faults)
+
+
 def first_half(folder: Path, background: bool) -> None:
     given = {**EXACT, "each": 6, "trainer_batch_size": 6 // processes.count(), "head_options": SHARED_OUT}
     run(folder, "half", {**given, "trainer_save_in_background": background}, stop=3)
@@ -224,6 +268,21 @@ def test_a_save_that_was_never_finished_does_not_count(saved: Path, tmp_path: Pa
     complete = tmp_path / "last-00000003"
     shutil.copytree(saved, complete)
     assert find(tmp_path) == complete
+
+
+def test_the_newest_state_is_the_one_of_most_steps_whatever_the_times_of_its_files(
+    saved: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "last-00000009"
+    shutil.copytree(saved, folder)
+    for step, newest in ((3, folder), (12, tmp_path / "last.pt")):
+        checkpoint.save(tmp_path / "last.pt", {"step": step})
+        assert find(tmp_path) == newest
+        for path, when in ((folder / "run.pt", 2000), (tmp_path / "last.pt", 1000)):
+            os.utime(path, (when, when))
+        assert find(tmp_path) == newest
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x05."])

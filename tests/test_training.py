@@ -154,6 +154,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_layer(tmp_pa
     assert all(value.isfinite().all() for value in kept["backbone"].values())
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_nan_among_sampled_class_weights_is_named_as_what_it_is(
+    tmp_path: Path, clip_norm: float | None
+) -> None:
+    def poison(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.head.weight[:] = torch.nan
+
+    trainer = tiny_trainer(
+        tmp_path,
+        reporters=[At(2, poison)],
+        head_options={"sample_rate": 0.5},
+        trainer_clip_norm=clip_norm,
+        start_frozen=True,
+    )
+    with pytest.raises(NonFiniteError, match=r"step 3: .*the gradient of head\.weight; no checkpoint"):
+        trainer.fit()
+
+
 def test_clipping_bounds_the_norm_of_the_change(tmp_path: Path) -> None:
     rows = Rows()
     trainer = tiny_trainer(

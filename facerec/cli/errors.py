@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from facerec.errors import FacerecError, UserError
+from facerec.errors import FacerecError, LostContactError
 from facerec.launch import place
 
 
@@ -24,9 +24,9 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except FacerecError as error:
         if wants_traceback():
             raise
-        if place() and error.exit_status == UserError.exit_status:
-            # The first process makes the same mistake and says so; what started the two then ends this one.
-            time.sleep(2)
+        # Mostly the first process makes the same mistake and says so, and what started them ends the others.
+        # One that has merely lost the others waits longer, for the one that knows the reason.
+        time.sleep(6 if isinstance(error, LostContactError) else 2 if place() else 0)
         who = f"{program}[{place()}]" if place() else program
         print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +22,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from facerec import processes
 from facerec.data.decode import decode_into
+from facerec.data.settings import cores
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
 from facerec.evaluation.model import Cache, Model
 
@@ -222,7 +221,7 @@ def _decoded(
     """
     starts = iter(range(mine.start, mine.stop, batch_size))
     queue: deque[tuple[npt.NDArray[np.uint8], int, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode") as pool:
+    with ThreadPoolExecutor(threads or min(8, cores()), "decode") as pool:
 
         def submit() -> None:
             start = next(starts, None)
@@ -289,10 +288,9 @@ def _gather(
     if first is not None:
         raise error or first
     width = max(width for _, width in reports)
-    place = device if dist.get_backend() == "nccl" else torch.device("cpu")
+    place = device if processes.reaches(device) else torch.device("cpu")
     mine = torch.zeros(view_count, share, width, device=place)
     if views is not None:
         mine[:, : views.shape[1]] = torch.from_numpy(views).to(place)
-    shares = [torch.empty_like(mine) for _ in reports]
-    dist.all_gather(shares, mine)
-    return torch.cat(shares, dim=1)[:, :pictures].cpu().numpy()
+    shares_PVD = processes.gathered(mine.transpose(0, 1))
+    return shares_PVD[:pictures].transpose(0, 1).cpu().numpy()

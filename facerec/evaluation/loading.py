@@ -103,7 +103,7 @@ def _opened(
     """The work of `load_model`; nulls in `backbone` stand for its defaults."""
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
     kind = "checkpoint" if sharded_checkpoint.is_one(path) else kind_of(path)
-    place = resolve_device(device, key="device")
+    place = resolve_device(device, key="device", own=False)
     wish = _Wish(path, place, input, chosen if "name" in chosen else {}, allow_code)
     if wish.backbone and kind in ("onnx", "torchscript"):
         raise ConfigError("backbone", chosen["name"], f"{path} brings its own network; leave it out")

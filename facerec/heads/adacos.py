@@ -11,7 +11,7 @@ from torch import Tensor
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
 from facerec.heads.class_sums import ClassSums
 from facerec.heads.terms import Scaled, Term
-from facerec.processes import mean_over_processes
+from facerec.processes import Sizes, gathered, mean_over_processes
 
 LEAST_SCALE = 0.5  # the formulas give 0 or less for one or two classes
 
@@ -22,7 +22,7 @@ class AdaCos(ClassHead):
 
     s ← ln(mean_i Σ_{j≠y} e^{s·c_j}) / cos(min(π/4, median θ_y)), from s = √2·ln(C − 1).
 
-    The mean is over all processes, the median the mean of theirs. s is a buffer without gradient, in the
+    Mean and median are over all processes. s is a buffer without gradient, in the
     checkpoint. The sum at the old s costs one more walk over the classes, without gradient. Zhang et al.
     2019, CVPR, "AdaCos", arXiv 1905.00292.
 
@@ -48,14 +48,14 @@ class AdaCos(ClassHead):
     def sums(self, samples: Samples) -> ClassSums:
         if self.dynamic and self.training and self.num_classes > 1:
             with torch.no_grad():
-                self.adapt(super().sums(samples))
+                self.adapt(super().sums(samples), samples.sizes)
         return super().sums(samples)
 
-    def adapt(self, sums: ClassSums) -> None:
+    def adapt(self, sums: ClassSums, sizes: Sizes) -> None:
         """Move s on, given the log-sum-exp of the others at the present s."""
         # Relative to e^s, which no e^{s·c} exceeds, nothing overflows.
         mean = mean_over_processes((sums.others_B - self.s).exp())
-        median = mean_over_processes(sums.target_B.clamp(-1, 1).acos().median())
+        median = gathered(sums.target_B.clamp(-1, 1).acos(), sizes).median()
         s = (mean.log() + self.s) / median.clamp_max(math.pi / 4).cos()
         self.s.copy_(s.clamp_min(LEAST_SCALE))
 

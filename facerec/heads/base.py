@@ -5,6 +5,7 @@ Shapes: B batch, C classes, D embedding size.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, ClassVar, Literal, NamedTuple, Required, TypedDict, Unpack
 
@@ -15,9 +16,11 @@ from torch.nn.functional import softplus
 from facerec import processes
 from facerec.errors import ConfigError, DamagedDataError, UserError, require
 from facerec.heads.class_sums import ClassSums, Memory, class_sums
-from facerec.heads.sharding import Shard, require_shardable, sample_rows, take_rows
+from facerec.heads.sharding import Shard, sample_rows, shardable, take_rows
 from facerec.heads.terms import Scaled, Term
 from facerec.registry import Registry
+
+log = logging.getLogger(__name__)
 
 HEADS = Registry("head", "facerec.heads")
 
@@ -109,7 +112,8 @@ class HeadOptions(TypedDict, total=False):
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
         block_size: classes a block; null takes what fits the cache.
         sharded: share the class rows out over the processes of torch.distributed, which then compute the loss
-            of all their batches together (see `sharding`); False: every process has all rows.
+            of all their batches together (see `sharding`); False, or too few classes for a share each: every
+            process has all rows.
         sample_rate: share of the class rows that take part in a step, in (0, 1]; those of the batch's own
             classes always do, the others are drawn anew each step (Partial FC). The sum over the other
             classes and what is reported of them are of those rows.
@@ -163,13 +167,21 @@ class ClassHead(Head):
         self.sample_rate = options.get("sample_rate", 1.0)
         in_range = 0 < self.sample_rate <= 1
         require(in_range, "head.sample_rate", self.sample_rate, "must be above 0 and at most 1")
-        self.sharded = options.get("sharded", False) and processes.count() > 1
-        alike = self.sharded or self.sample_rate == 1 or processes.count() == 1
-        mend = "below 1 needs head.sharded=true where there are several processes"
-        require(alike, "head.sample_rate", self.sample_rate, mend)
+        several, enough = processes.count(), shardable(self.num_classes, processes.count())
+        self.sharded = options.get("sharded", False) and several > 1 and enough
+        alike = self.sharded or self.sample_rate == 1 or several == 1
+        hint = (
+            "below 1 needs head.sharded=true where there are several processes, and classes for each of them"
+        )
+        require(alike, "head.sample_rate", self.sample_rate, hint)
+        if options.get("sharded", False) and not enough:
+            log.warning(
+                "head.sharded: %d classes leave some of %d processes without any, so each holds them all; "
+                "the loss is the same",
+                *(self.num_classes, several),
+            )
         self.shard = Shard(0, self.num_classes, self.num_classes)
         if self.sharded:
-            require_shardable(self.num_classes, processes.count())
             self.shard = Shard.of(self.num_classes, processes.rank(), processes.count())
             self.shared_out = ("weight", "bias") if self.has_bias else ("weight",)
         self.weight = nn.Parameter(self.new_weight(self.embedding_size))

@@ -59,4 +59,8 @@ class Center(Softmax):
             0, label_G, torch.ones_like(offset_GD[:, 0])
         )
         step_GD = offset_GD * (self.alpha / (1 + count_C[label_G]))[:, None]
+        # Added up in one order, or on a GPU the centres of different ranks would differ in the last bits.
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
         self.centre_CD.index_add_(0, label_G, step_GD)
+        torch.use_deterministic_algorithms(before)

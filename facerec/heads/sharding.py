@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from facerec import processes
-from facerec.errors import require
 
 
 class Shard(NamedTuple):
@@ -58,16 +57,6 @@ def shardable(classes: int, world_size: int) -> bool:
     """Whether every process would get at least one class."""
     last = Shard.of(classes, world_size - 1, world_size)
     return last.stop > last.start
-
-
-def require_shardable(classes: int, world_size: int) -> None:
-    """`ConfigError` where a process would be left without a class."""
-    require(
-        shardable(classes, world_size),
-        "head.sharded",
-        True,
-        f"{classes} identities leave some of {world_size} processes without any; use head.sharded=false",
-    )
 
 
 def own_rows(weight: Tensor, label_B: Tensor, shard: Shard, sizes: processes.Sizes) -> Tensor:

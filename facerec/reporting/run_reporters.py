@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from facerec.evaluation.targets import results_document, write_results
 from facerec.reporting.profile import Profile
 from facerec.reporting.verification_figures import figures_of, save_figures
+from facerec.training.last import place
 from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ class ResultFiles(Reporter):
         self.written: list[Path] = []
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
-        document = results_document(results, run.model(), ckpt=str(run.checkpoints / "last.pt"))
+        kept = place(run.checkpoints, run.position.step, shared_out=bool(run.head.shared_out))
+        document = results_document(results, run.model(), ckpt=str(kept))
         results_file = self.folder / "results.json"
         self.written = [write_results(results_file, document | {"highest": run.position.highest})]
         if self.figures:

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from facerec import processes
 from facerec.errors import NonFiniteError
+from facerec.training.last import find
 
 
 class Guard:
@@ -21,16 +23,16 @@ class Guard:
     Args:
         modules: where to look for the culprit, by name.
         device: of the run.
-        safe: the checkpoint to go back to, for the message.
+        checkpoints: the run's folder of them, where the message finds the one to go back to.
         scaled: an fp16 scaler is at work, which itself skips steps whose gradients overflow.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], device: torch.device, safe: Path, scaled: bool = False
+        self, modules: Mapping[str, nn.Module], device: torch.device, checkpoints: Path, scaled: bool = False
     ) -> None:
         self.modules = modules
         self.device = device
-        self.safe = safe
+        self.checkpoints = checkpoints
         self.scaled = scaled
         self._bad_step = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -43,14 +45,17 @@ class Guard:
             self.check()
 
     def check(self) -> None:
-        """Raise `NonFiniteError` if any step so far was not finite; waits for the device."""
+        """Raise `NonFiniteError` if any step so far was not finite; waits for the device.
+
+        All processes raise it at the same step, since loss and norm are those of all together, and name what
+        the first of them has found: a shard of the class weights is on one of them only.
+        """
         step = int(self._bad_step)
         if not step:
             return
-        culprit = first_non_finite(self.modules)
-        kept = (
-            f"{self.safe} is the last good checkpoint" if self.safe.is_file() else "no checkpoint exists yet"
-        )
+        culprit = next(filter(None, processes.each(first_non_finite(self.modules))), None)
+        safe = find(self.checkpoints)
+        kept = f"{safe} is the last good checkpoint" if safe else "no checkpoint exists yet"
         raise NonFiniteError(
             f"step {step}: the loss or a gradient is not finite"
             + (f", seen in {culprit}" if culprit else "")
@@ -73,6 +78,8 @@ def first_non_finite(modules: Mapping[str, nn.Module]) -> str | None:
         for module_name, module in modules.items():
             for name, parameter in module.named_parameters():
                 tensor = parameter.grad if what == "gradient" else parameter
+                if tensor is not None and tensor.is_sparse:  # of sampled rows
+                    tensor = tensor._values()
                 if tensor is not None and not bool(tensor.isfinite().all()):
                     return f"the {what} of {module_name}.{name}"
     return None

@@ -28,11 +28,15 @@ def require_sgd(optimizer: str, precision: str, weight_dtype: str) -> None:
 
 
 @contextlib.contextmanager
-def half_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within ``with half_weights(optimizer):`` the optimizer steps all parameters but those in bf16.
+def half_weights(optimizer: torch.optim.Optimizer, seed: int | None = None) -> Iterator[None]:
+    """Within ``with half_weights(optimizer, seed):`` the optimizer steps all parameters but those in bf16.
 
     These are stepped at the end by SGD as the optimizer's settings say, with their momentum in bf16, too. A
     sparse gradient steps the rows it has (see `sampled_rows`).
+
+    Args:
+        seed: of this step's rounding, the same on all ranks, so that replicas of a weight are rounded alike;
+            None: torch's own generator, which differs between ranks.
     """
     held = [
         (group, [p for p in group["params"] if p.dtype == torch.bfloat16], list(group["params"]))
@@ -47,14 +51,18 @@ def half_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         for group, half, every in held:
             if half:
                 group["params"] = every
-    for group, half, _ in held:
-        for parameter in half:
-            if parameter.grad is not None:
-                step(parameter, optimizer.state[parameter], group)
+    stepped = [(p, group) for group, half, _ in held for p in half if p.grad is not None]
+    generator = None
+    if stepped and seed is not None:
+        generator = torch.Generator(stepped[0][0].device).manual_seed(seed)
+    for parameter, group in stepped:
+        step(parameter, optimizer.state[parameter], group, generator)
 
 
 @torch.no_grad()
-def step(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+def step(
+    parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any], generator: torch.Generator | None
+) -> None:
     """One step of SGD with momentum and weight decay, a block of rows at a time."""
     gradient = parameter.grad
     assert gradient is not None
@@ -76,11 +84,11 @@ def step(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) 
             moved = momentum[row_K].float().mul_(group["momentum"]).add_(change)
             momentum[row_K] = moved.to(momentum.dtype)
             change = change.add_(moved, alpha=group["momentum"]) if group["nesterov"] else moved
-        parameter[row_K] = rounded_at_random(rows.sub_(change, alpha=float(group["lr"])))
+        parameter[row_K] = rounded_at_random(rows.sub_(change, alpha=float(group["lr"])), generator)
 
 
-def rounded_at_random(x: Tensor) -> Tensor:
+def rounded_at_random(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """fp32 as bf16, up with the probability of the part that is cut off, and down otherwise."""
-    noise = torch.randint(0, 2**16, x.shape, dtype=torch.int32, device=x.device)
+    noise = torch.randint(0, 2**16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
     bits = (x.contiguous().view(torch.int32) + noise) & -(2**16)
     return bits.view(torch.float32).to(torch.bfloat16)

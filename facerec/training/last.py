@@ -14,9 +14,21 @@ FILE = "last.pt"
 
 
 def find(checkpoints: Path) -> Path | None:
-    """The newest complete last state in a run's folder of checkpoints, if there is one."""
-    found = [*_folders(checkpoints), *([checkpoints / FILE] if (checkpoints / FILE).is_file() else [])]
-    return max(found, key=_written, default=None)
+    """The complete last state of most steps in a run's folder of checkpoints, if there is one.
+
+    A copy gives files any time, so it is the step that counts. Only a run killed between writing one kind and
+    removing the other leaves both, and only then is the file read for its step.
+    """
+    file, folder = checkpoints / FILE, max(_folders(checkpoints), key=_step, default=None)
+    if not file.is_file():
+        return folder
+    return folder if folder and _step(folder) > checkpoint.load(file).get("step", -1) else file
+
+
+def place(checkpoints: Path, step: int, *, shared_out: bool) -> Path:
+    """Where the state at `step` is or will be kept; `shared_out`: by several processes together."""
+    folder = checkpoints / f"last-{step:08d}"
+    return folder if shared_out or sharded_checkpoint.is_one(folder) else checkpoints / FILE
 
 
 class LastCheckpoint:
@@ -48,7 +60,7 @@ class LastCheckpoint:
                 self._only(self.checkpoints / FILE)
             return
         self.finish()
-        folder = self.checkpoints / f"last-{captured['step']:08d}"
+        folder = place(self.checkpoints, captured["step"], shared_out=True)
         if processes.rank() == 0:
             sharded_checkpoint.remove(folder)
         tensors, rows, rest = state.split(captured, held)
@@ -78,5 +90,5 @@ def _folders(checkpoints: Path) -> list[Path]:
     return [path for path in named if sharded_checkpoint.is_one(path)]
 
 
-def _written(path: Path) -> float:
-    return (path / sharded_checkpoint.REST if path.is_dir() else path).stat().st_mtime
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("last-"))

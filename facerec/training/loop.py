@@ -90,11 +90,8 @@ class Trainer:
         self.interrupted: int | None = None
         self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
         own = {"optimizer": optimizer, "scaler": self.scaler, "random": state.RandomState()}
-        self.parts: dict[str, Any] = {
-            **self.modules,
-            **own,
-        }  # what has a state to keep, as checkpoints name it
-        self.guard = Guard(self.modules, device, self.checkpoints / "last.pt", self.scaler.is_enabled())
+        self.parts: dict[str, Any] = {**self.modules, **own}  # what has a state, as checkpoints name it
+        self.guard = Guard(self.modules, device, self.checkpoints, self.scaler.is_enabled())
         self.meter = Meter(Yardstick(device))
         self.lr = 0.0
         self.evaluated_at = self.saved_at = -1
@@ -195,10 +192,11 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         self.gradients.settle(batches)
         norm, loss = self.gradients.norm(loss)
+        self.guard.watch(self.position.step + 1, loss, norm)  # before a clip spreads a NaN over all
         if self.settings.clip_norm:
             self.gradients.clip(norm, self.settings.clip_norm)
-        self.guard.watch(self.position.step + 1, loss, norm)
-        with half_weights(self.optimizer), sampled_rows(self.optimizer):
+        rounding = self.config["seed"] + self.position.step
+        with half_weights(self.optimizer, rounding), sampled_rows(self.optimizer):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss, norm
@@ -208,6 +206,8 @@ class Trainer:
     def after_step(self) -> None:
         """Log, evaluate and save where it is time to."""
         self.tell("stepped")
+        if self.at(self.settings.check_replicas):
+            parallel.check_replicas(self.position.step, self.backbone, self.head, self.optimizer)
         if self.at(self.settings.log_every) or self.done():
             self.guard.check()
             self.guard.check_scale(self.scaler, self.position.step)

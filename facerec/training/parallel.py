@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facerec import processes
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, FacerecError, UserError
 from facerec.heads import Head
 
 # The name that torch 2.14 gives to the setting; earlier versions know it by the other.
@@ -92,6 +93,44 @@ def agreed(number: signal.Signals | None) -> signal.Signals | None:
     return signal.Signals(largest) if largest else None
 
 
+def require_alike(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a rank was started with another value than rank 0; every rank calls this.
+
+    Args:
+        settings: values of the run by their dotted names.
+    """
+    first, *others = processes.each(dict(settings))
+    for rank, theirs in enumerate(others, 1):
+        for name in {**first, **theirs}:
+            one, other = first.get(name), theirs.get(name)
+            if one != other:
+                mend = "all ranks of a run need the same settings and the same data"
+                raise UserError(f"{name}: is {one} on rank 0 and {other} on rank {rank}; {mend}")
+
+
+def check_replicas(step: int, backbone: nn.Module, head: Head, optimizer: torch.optim.Optimizer) -> None:
+    """Raise `FacerecError` unless all ranks hold the same to the bit, by their hashes; every rank calls this.
+
+    Compared are the parameters that every rank has, the optimizer's state of them, and the state of the head.
+    The backbone's running statistics are each rank's own until they are used (see `share_buffers`).
+    """
+    parameters = {f"backbone.{name}": p for name, p in backbone.named_parameters()}
+    parameters |= {f"head.{name}": p for name, p in head.named_parameters() if name not in head.shared_out}
+    held: dict[str, Tensor] = {**parameters, **{f"head.{name}": b for name, b in head.named_buffers()}}
+    for name, parameter in parameters.items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            held[f"{kind} of {name}"] = torch.as_tensor(value)
+    first, *others = processes.each({name: _hash(value) for name, value in held.items()})
+    for rank, theirs in enumerate(others, 1):
+        for name, value in first.items():
+            if theirs.get(name) != value:
+                raise FacerecError(
+                    f"step {step}: {name} of rank {rank} is not that of rank 0 (trainer.check_replicas); "
+                    "look for other hardware, other libraries or a fault there, and go on from a checkpoint, "
+                    "which makes all ranks alike"
+                )
+
+
 class Gradients:
     """The gradients of a step, of which each process holds those of the backbone and of its own classes.
 
@@ -138,6 +177,11 @@ class Gradients:
         """Shorten all gradients together to the norm `largest`, where theirs is greater."""
         factor = (largest / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(_of([*self._backbone, *self._head, *self._rows]), factor)
+
+
+def _hash(x: Tensor) -> bytes:
+    data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -67,11 +67,14 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     require_sgd(optimizer_settings.name, settings.precision, config["head"].get("weight_dtype", "fp32"))
     try_out(architecture, config["head"])
     writable(folder)
-    resume = resume_from(settings.resume, folder)
+    resume = processes.by_first(lambda: resume_from(settings.resume, folder))
 
     # … then the data, then what depends on it.
     with processes.first_alone():  # which makes what is made on first use: data=orl, the index of a pack
         faces = open_faces(data)
+    sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
+    alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
+    parallel.require_alike(alike | {"seed": seed, "identities": faces.num_classes, "images": len(faces)})
     verification_sets = load_targets(evaluation)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -136,9 +139,10 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
 
 def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
     """Build backbone and head without memory, so that their settings are judged before data is touched."""
+    classes = max(2, processes.count())  # how many there are is not known yet; some for every process
     with torch.device("meta"):
         create_backbone(**architecture)
-        create_head(**head, num_classes=2, embedding_size=architecture["embedding_size"])
+        create_head(**head, num_classes=classes, embedding_size=architecture["embedding_size"])
 
 
 def writable(folder: Path) -> None:

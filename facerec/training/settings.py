@@ -28,6 +28,9 @@ class TrainerSettings:
         save_in_background: where classes are shared out over processes, write checkpoints while the run goes
             on; takes main memory for a copy.
         sync_batch_norm: batch norm over the batches of all processes together (CUDA).
+        check_replicas: stop where a rank's weights, or the optimizer's state of them, are not those of rank 0
+            to the bit: looked at every so many steps, true: at every one. Takes a copy to main memory and a
+            hash of it.
         profile: measure where the time of a step goes, and trace a few of them, into the folder ``profile``.
         checkpoint_activations: let the backbone's blocks compute their activations again in the backward pass
             instead of keeping them: less memory for one more forward pass.
@@ -50,6 +53,7 @@ class TrainerSettings:
     save_every: int | None = None
     save_in_background: bool = False
     sync_batch_norm: bool = False
+    check_replicas: bool | int = False
     profile: bool = False
     checkpoint_activations: bool = False
     compile: bool = False
@@ -60,6 +64,12 @@ class TrainerSettings:
         for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name}", value, "must be 1 or more")
+        require(
+            self.check_replicas >= 0,
+            "trainer.check_replicas",
+            self.check_replicas,
+            "must be true, false or a number of steps",
+        )
         require(
             self.clip_norm is None or self.clip_norm > 0,
             "trainer.clip_norm",

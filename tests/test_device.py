@@ -1,0 +1,64 @@
+"""Devices and cores of a process that is one of several."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from facerec import processes
+from facerec.data.settings import cores
+from facerec.device import resolve_device
+from facerec.errors import ConfigError
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two processes on a machine of two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_each_process_takes_the_gpu_of_its_own_number_and_no_other_can_be_named() -> None:
+    assert resolve_device("cuda") == resolve_device("auto") == torch.device("cuda:1")
+    for one in ("cuda:0", "cuda:1"):
+        with pytest.raises(ConfigError, match=r"^trainer\.device=cuda:\d: would put 2 processes on one GPU"):
+            resolve_device(one)
+    assert resolve_device("cuda:0", own=False) == torch.device("cuda:0"), "a program's own choice"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_only_process_of_a_machine_may_name_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_processes_of_a_machine_share_the_cores_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for processes_here, each in (("1", 6), ("2", 3), ("4", 1), ("8", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes_here)
+        assert cores() == each
+
+
+@pytest.mark.parametrize(
+    ("backends", "device", "direct"),
+    [
+        ("cpu:gloo,cuda:nccl", "cuda:1", True),
+        ("cpu:gloo,cuda:nccl", "cpu", True),
+        ("cuda:nccl", "cuda", True),
+        ("cpu:gloo,cuda:gloo", "cuda", False),
+        ("cpu:gloo,cuda:gloo,mps:gloo", "cpu", True),
+    ],
+)
+def test_what_is_on_a_gpu_crosses_over_nccl_where_the_group_has_it(
+    monkeypatch: pytest.MonkeyPatch, backends: str, device: str, direct: bool
+) -> None:
+    monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
+    assert processes.reaches(torch.device(device)) == direct

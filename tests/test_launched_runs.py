@@ -1,0 +1,84 @@
+"""`facerec-train` over one, three and four processes: the same losses, and the same weights to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.several import together, train
+
+# Nothing here depends on which rank an image goes to, so that all world sizes must agree. Neither 3 nor 4
+# divides 10 classes; the last of the global batches of 12 has 10 images, which they share unevenly.
+EXACT = [
+    "backbone=mobilefacenet",
+    "backbone.input_size=32",
+    "backbone.freeze_batch_norm=true",
+    "data=synthetic",
+    "data.size=32",
+    "data.identities=10",
+    "data.images=46",
+    "data.workers=1",
+    "eval.targets=[]",
+    "optimizer.lr=0.01",
+    "schedule=constant",
+    "trainer.check_replicas=true",
+    "trainer.device=cpu",
+    "trainer.log_every=1",
+    "trainer.max_steps=6",
+    "trainer.threads=1",
+]
+RUNS = {
+    "sharded": ["backbone.embedding_size=512"],
+    "replicated": ["backbone.embedding_size=512", "head.sharded=false"],
+    "sampled": ["backbone.embedding_size=64", "head.sample_rate=0.5"],
+    "accumulated": ["backbone.embedding_size=64", "trainer.accumulate=2", "trainer.clip_norm=1"],
+    "too_few_classes": ["backbone.embedding_size=64", "data.identities=5"],
+    **{
+        head: ["backbone.embedding_size=64", f"head={head}"]
+        for head in ("adacos", "adaface", "center", "curricularface", "softmax", "sphereface2")
+    },
+    "bf16": ["backbone.embedding_size=64", "head.sharded=false", "head.weight_dtype=bf16"],
+}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_all(folder: Path, world: int, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """What metrics.jsonl holds of each of these runs, of so many processes."""
+    runs = {name: [*EXACT, f"trainer.batch_size={12 // world}", *RUNS[name]] for name in names}
+    together(world, folder, train, runs)
+    for name in names:
+        for rank in range(world):
+            said = (folder / f"{name}.{rank}.txt").read_text()
+            assert said.splitlines()[-1] == "0", said
+    return {name: rows(folder / name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("world", "names"),
+    [
+        (3, ["sharded", "replicated", "bf16"]),
+        (4, ["sampled", "accumulated", "too_few_classes"]),
+        pytest.param(3, list(RUNS), marks=pytest.mark.slow),
+        pytest.param(4, list(RUNS), marks=pytest.mark.slow),
+    ],
+)
+def test_losses_are_those_of_one_process_and_all_ranks_hold_the_same_weights(
+    tmp_path: Path, world: int, names: list[str]
+) -> None:
+    alone, several = run_all(tmp_path / "alone", 1, names), run_all(tmp_path, world, names)
+    for name in names:
+        assert_same_losses(alone[name], several[name], name)
+
+
+def assert_same_losses(alone: list[dict[str, Any]], several: list[dict[str, Any]], name: str) -> None:
+    assert [row["step"] for row in several] == [row["step"] for row in alone] == [1, 2, 3, 4, 5, 6]
+    tolerance = 2e-2 if name == "bf16" else 1e-4  # what each rank says of a weight is rounded, too
+    for one, other in zip(alone, several, strict=True):
+        for key in ("epoch", "loss", "grad_norm", "target_cosine"):
+            assert other[key] == pytest.approx(one[key], rel=tolerance, abs=1e-5), (name, key, one["step"])
