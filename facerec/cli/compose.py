@@ -25,8 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
 from facerec.launch import launched, place
+from facerec.reporting.run_folder import RunFolder
 
-Task = Callable[[dict[str, Any], Path], Any]
+log = logging.getLogger(__name__)
+
+Task = Callable[[dict[str, Any], RunFolder], Any]
 
 
 def config_folder() -> Path:
@@ -37,7 +40,7 @@ def config_folder() -> Path:
 
 
 def compose_and_run(config_name: str, task: Task) -> None:
-    """Compose `config_name` with the command line and call `task(config, output_folder)` for each run.
+    """Compose `config_name` with the command line and call `task(config, run_folder)` for each run.
 
     The configuration comes as plain values, its `output_dir` being the folder that Hydra really uses.
 
@@ -49,25 +52,26 @@ def compose_and_run(config_name: str, task: Task) -> None:
             did not come back.
     """
     failures: list[FacerecError] = []
-    begun: list[Path] = []
+    begun: list[str] = []
     sys.argv[1:] += _alone_in_speaking(sys.argv[1:])
 
     def job(config: DictConfig) -> Any:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        begun.append(folder)
+        begun.append(HydraConfig.get().job.name)
         try:
-            _one_process_a_run()
-            config.output_dir = str(folder)
-            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            assert isinstance(plain, dict)
-            return task({str(key): value for key, value in plain.items()}, folder)
+            with RunFolder(config, f"facerec-{config_name}") as run, _with_origin():
+                _one_process_a_run()
+                config.output_dir = str(run.path)
+                plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                assert isinstance(plain, dict)
+                return task({str(key): value for key, value in plain.items()}, run)
         except FacerecError as error:
-            failure = _with_origin(error) if isinstance(error, ConfigError) else error
             if not _in_this_process():
-                raise failure from error
+                raise
             # Raised after Hydra has returned: it would print lines of its own, and end a sweep here.
-            failures.append(failure)
-            logging.getLogger(__name__).debug("run failed", exc_info=error)
+            failures.append(error)
+            log.debug("run failed", exc_info=error)
+            if HydraConfig.get().mode != RunMode.RUN:
+                log.error("run %s: %s", HydraConfig.get().job.num, error)
             return None
 
     with _errors_pass_through():
@@ -78,7 +82,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
         except OSError as error:
             if begun or isinstance(error, BrokenPipeError):
                 raise
-            # Hydra makes the folder and opens the log in it before the run begins.
+            # Hydra makes the folder before the run begins.
             raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
         except Exception as error:
             if not _of_submitit(error):
@@ -162,7 +166,7 @@ def _alone_in_speaking(given: list[str]) -> list[str]:
         raise UserError("-m: not under torchrun, which runs one training; sweep with a launcher of Hydra's")
     if place() == 0:
         return []
-    return ["hydra/job_logging=quiet", "hydra.output_subdir=null", "hydra.run.dir=."]
+    return ["hydra/job_logging=quiet", "hydra.run.dir=."]
 
 
 @contextmanager
@@ -185,19 +189,23 @@ def _in_this_process() -> bool:
     return config.mode == RunMode.RUN or config.launcher._target_.endswith("BasicLauncher")
 
 
-def _with_origin(error: ConfigError) -> ConfigError:
-    """The same error, its mend followed by where the value was set."""
-    runtime = HydraConfig.get()
-    given = [item.lstrip("+~").partition("=")[0] for item in runtime.overrides.task]
-    section = error.key.partition(".")[0]
-    choice = runtime.runtime.choices.get(section)
-    if error.key in given:
-        origin = "from the command line"
-    elif choice is not None:
-        origin = f"from configs/{section}/{choice}.yaml or the experiment"
-    else:
-        origin = f"from configs/{runtime.job.config_name}.yaml"
-    return ConfigError(error.key, error.value, f"{error.mend} ({origin})")
+@contextmanager
+def _with_origin() -> Iterator[None]:
+    """Let a `ConfigError` say where the value was set, after its mend."""
+    try:
+        yield
+    except ConfigError as error:
+        runtime = HydraConfig.get()
+        given = [item.lstrip("+~").partition("=")[0] for item in runtime.overrides.task]
+        section = error.key.partition(".")[0]
+        choice = runtime.runtime.choices.get(section)
+        if error.key in given:
+            origin = "from the command line"
+        elif choice is not None:
+            origin = f"from configs/{section}/{choice}.yaml or the experiment"
+        else:
+            origin = f"from configs/{runtime.job.config_name}.yaml"
+        raise ConfigError(error.key, error.value, f"{error.mend} ({origin})") from error
 
 
 def _as_user_error(error: Exception, config_name: str) -> UserError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facerec.cli.errors import reported
+
+if TYPE_CHECKING:
+    from facerec.reporting.run_folder import RunFolder
 
 
 def main() -> None:
@@ -17,13 +19,15 @@ def main() -> None:
 def _run() -> int:
     from facerec.cli.compose import compose_and_run, quote_paths
 
-    def evaluate(config: dict[str, Any], folder: Path) -> float:
+    def evaluate(config: dict[str, Any], run: RunFolder) -> float:
         from facerec import processes
         from facerec.device import resolve_device
         from facerec.reporting.evaluation import evaluate_checkpoint
 
+        run.hold()
         with processes.together(resolve_device(str(config["device"]), key="device")):
-            return evaluate_checkpoint(config, processes.from_first(folder))
+            folder = processes.from_first(run.path)
+            return evaluate_checkpoint(config, folder, accept=lambda: run.accept(folder))
 
     sys.argv[1:] = quote_paths(sys.argv[1:], "ckpt")
     compose_and_run("eval", evaluate)

@@ -17,7 +17,7 @@ def main() -> None:
 def _run() -> int:
     from facerec.cli.compose import compose_and_run
 
-    def write(config: dict[str, Any], folder: Path) -> None:
+    def write(config: dict[str, Any], _: object) -> None:
         from facerec.errors import ConfigError
         from facerec.evaluation.export import export
         from facerec.evaluation.loading import load_model

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from facerec.cli.errors import reported
 
 if TYPE_CHECKING:
+    from facerec.reporting.run_folder import RunFolder
     from facerec.training.loop import Results, Trainer
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -22,15 +27,17 @@ def _run() -> int:
 
     ended_by: list[int] = []
 
-    def train(config: dict[str, Any], folder: Path) -> float | None:
+    def train(config: dict[str, Any], run: RunFolder) -> float | None:
         from facerec import processes
         from facerec.reporting.run_reporters import run_reporters
         from facerec.training.run import assemble, device_of
 
+        run.hold()
         with processes.together(device_of(config)):
-            folder = processes.from_first(folder)
+            folder = processes.from_first(run.path)
             first = processes.rank() == 0
             trainer = assemble(config | {"output_dir": str(folder)}, folder)
+            run.accept(folder)
             if first:
                 figures, profile = config["eval"]["figures"], trainer.settings.profile
                 trainer.reporters = run_reporters(folder, figures=figures, profile=profile)
@@ -46,8 +53,10 @@ def _run() -> int:
         # An interrupted run was not evaluated where it stands; its last evaluation is of an earlier step.
         for name, result in results.items() if trainer.interrupted is None else ():
             accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
-            print(f"{name}: accuracy {accuracy} on {result.pairs:,} pairs")
-        print(f"run folder: {folder}")
+            log.info("%s: accuracy %s on %s pairs", name, accuracy, f"{result.pairs:,}")
+        if trainer.interrupted is not None:
+            log.info("%s: saved at step %d", Signals(trainer.interrupted).name, trainer.position.step)
+        log.info("run folder: %s", folder)
 
     try:
         compose_and_run("train", train)

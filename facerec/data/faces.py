@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +45,25 @@ class FaceSet(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One line for the log: identities, pictures, and where they come from."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of which images there are, in what order and of whom: a resumed run must meet the same.
+
+        No image is read for it. It does not say where they are, so that they may be moved.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for part in self.contents():
+            digest.update(
+                part.data
+                if isinstance(part, np.ndarray)
+                else "\0".join(part).encode("utf-8", "surrogateescape")
+            )
+        return digest.hexdigest()
+
+    def contents(self) -> list[np.ndarray | Sequence[str]]:
+        """What `fingerprint` is made from: contiguous arrays, and texts."""
+        return [np.ascontiguousarray(self.label_N), self.classes]
 
     def prefetch(self, positions: Sequence[int]) -> None:  # noqa: B027  (a hint: nothing to do is a good answer)
         """Hint that these pictures will be read soon; a source on a disk starts reading without waiting."""

@@ -6,6 +6,7 @@ Shape suffixes: N pictures, M of them changed, C identities, P pixels of a thumb
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -45,6 +46,9 @@ class NoisyFaces(FaceSet):
         wrong = int((self.label_N != self.clean_label_N).sum())
         share = 100 * wrong / len(self)
         return f"{self.faces.describe()}; {wrong:,} labels ({share:.3g} %) made wrong, {self.kind}"
+
+    def contents(self) -> list[np.ndarray | Sequence[str]]:
+        return [*self.faces.contents(), self.label_N]
 
     def prefetch(self, positions: object) -> None:
         self.faces.prefetch(positions)  # type: ignore[arg-type]

@@ -93,6 +93,9 @@ class Pack(EncodedFaces):
             f"from {self.root} ({self.layout} layout)"
         )
 
+    def contents(self) -> list[np.ndarray | Sequence[str]]:
+        return [*super().contents(), np.ascontiguousarray(self.offset_N), [str(len(self.reader.view))]]
+
     def prefetch(self, positions: Sequence[int]) -> None:
         self.reader.prefetch(self.offset_N[positions].tolist())
 

@@ -29,13 +29,20 @@ log = logging.getLogger(__name__)
 Judge = Callable[[Model], Mapping[str, Result]]
 
 
-def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
+def evaluate_checkpoint(
+    config: Mapping[str, Any], folder: Path, accept: Callable[[], None] = lambda: None
+) -> float:
     """Evaluate `config["ckpt"]`, one checkpoint or a list of them, on the same targets.
 
     Under torch.distributed the processes share out the pictures to embed, and the first one writes.
 
     Targets and their folder are those given, else those of `config["data"]`, else those that the (first)
     checkpoint was trained with.
+
+    Args:
+        config: the composed configuration in plain values.
+        folder: for what is written.
+        accept: called when the first model has been judged, before anything is written.
 
     Returns:
         The mean accuracy (or other score) over targets and models.
@@ -46,10 +53,12 @@ def evaluate_checkpoint(config: Mapping[str, Any], folder: Path) -> float:
     paths = _checkpoints(config["ckpt"])
     names = distinct_names(paths)
     settings, judge = _judge(config)
-    evaluated = []
+    evaluated: list[Evaluated] = []
     for name, path in zip(names, paths, strict=True):
         model = _loaded(config, Path(path))
         results = judge(model)
+        if not evaluated:
+            accept()
         _say(results)
         evaluated.append(Evaluated.of(name, model, results))
     comparisons = compared(evaluated, settings().bootstrap, settings().seed)

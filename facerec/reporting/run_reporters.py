@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from facerec.evaluation.targets import results_document, write_results
 from facerec.reporting.profile import Profile
+from facerec.reporting.run_folder import file_only
 from facerec.reporting.verification_figures import figures_of, save_figures
 from facerec.training.last import place
 from facerec.training.reporter import Reporter, Run
@@ -63,10 +64,10 @@ class Console(Reporter):
         text = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.4g}  {speed}  {left} left"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        else:
-            machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
-            machine += f"{row['peak_memory']:.1f} GB at most"
-            log.info("step %d  %s  accuracy %.3f  %s", row["step"], text, row.get("accuracy") or 0.0, machine)
+        machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
+        machine += f"{row['peak_memory']:.1f} GB at most"
+        line = f"step {row['step']}  {text}  accuracy {row.get('accuracy') or 0.0:.3f}  {machine}"
+        (log if self._bar is None else file_only).info("%s", line)
 
     def finished(self, run: Run) -> None:
         self._stack.close()

@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from facerec.files import replacing
+from facerec.reporting import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,15 @@ class SweepTable(Callback):
     It reads files and not return values, so that runs of other processes and machines count as well.
     """
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Give a run its folder."""
+        run_folder.prepare(config, "run")
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the folder, for `write_table` should Hydra end without `on_multirun_end`."""
+        """Give a sweep its folder, and remember it for `write_table` should Hydra end without
+        `on_multirun_end`.
+        """
+        run_folder.prepare(config, "sweep")
         _under_way.append(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -41,8 +49,10 @@ def write_table() -> None:
     Hydra leaves `on_multirun_end` out where a run that a launcher has started elsewhere has failed.
     """
     folder = _under_way.pop() if _under_way else None
-    header, rows = read_sweep(folder) if folder is not None and folder.is_dir() else ([], [])
-    if folder is None or not rows:
+    if folder is None or not folder.is_dir() or run_folder.discard(folder.absolute()):
+        return
+    header, rows = read_sweep(folder)
+    if not rows:
         return
     text = as_markdown(header, rows)
     with replacing(folder / "sweep.md") as file:

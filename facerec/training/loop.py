@@ -22,7 +22,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets
 from facerec.evaluation.verification import VerificationResult
 from facerec.heads import Head
-from facerec.training import parallel, schedule, state
+from facerec.training import comparison, parallel, schedule, state
 from facerec.training.guard import Guard
 from facerec.training.half_weights import half_weights
 from facerec.training.interruption import Interruption
@@ -267,10 +267,11 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Take up the run that wrote `path`; raises `CheckpointError` where it is not this one."""
-        classes = self.loader.faces.num_classes
-        self.position = state.restore(path, self.parts, config=self.config, classes=classes)
+        faces = self.loader.faces
+        self.position, changes = state.restore(path, self.parts, config=self.config, faces=faces)
         self.saved_at = self.position.step
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
+        comparison.say(path, changes, self.position.step if self.done() else None)
 
     # -- small things ----------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Trainer:
             parts,
             config=self.config,
             input=self.input.to_dict(),
-            classes=self.loader.faces.classes,
+            faces=self.loader.faces,
         )
 
     def tell(self, event: str, *details: Any) -> None:

@@ -41,7 +41,8 @@ def parameter_groups(
         lr_scales: factor on the learning rate of a module, by its name; 1 where it is not given.
 
     Returns:
-        Groups with ``params``, ``weight_decay``, ``lr_scale`` and a ``name`` for the log; none is empty.
+        Groups with ``params``, their ``names`` (``head.weight``) for checkpoints, ``weight_decay``,
+        ``lr_scale`` and a ``name`` for the log; none is empty.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for module_name, module in modules.items():
@@ -51,8 +52,8 @@ def parameter_groups(
             if not parameters:
                 continue
             name = ("decay" if decay else "no decay") + (f", lr × {scale:g}" if scale != 1 else "")
-            group = groups.setdefault(
-                (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale, "name": name}
-            )
+            new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale, "name": name}
+            group = groups.setdefault((scale, decay), new)
             group["params"].extend(parameters.values())
+            group["names"].extend(f"{module_name}.{parameter}" for parameter in parameters)
     return list(groups.values())

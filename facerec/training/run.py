@@ -148,8 +148,8 @@ def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
 def writable(folder: Path) -> None:
     """Raise `UserError` unless files can be made in `folder`, which is made where it is not there."""
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = folder / "checkpoints" / f".probe.{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -157,16 +157,22 @@ def writable(folder: Path) -> None:
 
 
 def resume_from(setting: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from; raises `UserError` where a run would be overwritten, or it is missing."""
+    """The checkpoint to go on from: the folder's own last state, where there is one.
+
+    Raises:
+        UserError: a run would be overwritten, or the checkpoint is missing.
+    """
     last = find(folder / "checkpoints")
-    if setting == "auto":
-        return last
-    if setting is None:
-        if last is not None:
+    if last is not None:
+        if setting is None:
             raise UserError(
                 f"output_dir={folder}: holds a run already; trainer.resume=auto continues it, "
                 "another output_dir starts a new one"
             )
+        if setting != "auto" and Path(setting).resolve() != last.resolve():
+            log.info("trainer.resume=%s: was the start; goes on from the run's own %s", setting, last)
+        return last
+    if setting is None or setting == "auto":
         return None
     if not Path(setting).is_file() and not sharded_checkpoint.is_one(Path(setting)):
         raise ConfigError("trainer.resume", setting, "no such file; must be auto, null or a last.pt")

@@ -21,8 +21,9 @@ class TrainerSettings:
             The head always computes in fp32.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         clip_norm: largest norm of all gradients together; null: no clipping.
-        resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there, a path
-            continues from that checkpoint, null starts anew and refuses a folder that holds a run.
+        resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there; a path
+            continues from that checkpoint, once the output folder has one of its own from that; null starts
+            anew and refuses a folder that holds a run.
         log_every: steps between log lines and rows of metrics.jsonl.
         save_every: steps between checkpoints; null: at evaluations, at the end and when interrupted.
         save_in_background: where classes are shared out over processes, write checkpoints while the run goes

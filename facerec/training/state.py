@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from facerec import __version__, checkpoint, processes, sharded_checkpoint
+from facerec.data.faces import FaceSet
 from facerec.errors import CheckpointError
 from facerec.sharded_checkpoint import Rows
+from facerec.training import comparison
 
 
 @dataclass
@@ -41,7 +43,7 @@ def capture(
     *,
     config: Mapping[str, Any],
     input: Mapping[str, Any],
-    classes: Sequence[str] | np.ndarray,
+    faces: FaceSet,
 ) -> dict[str, Any]:
     """The state of a run in plain containers and tensors.
 
@@ -49,14 +51,18 @@ def capture(
         parts: what has a state_dict: backbone, head, and for a resume optimizer and scaler too.
         config: the run's composed configuration in plain values.
         input: the preprocessing.
-        classes: original label or name of each class.
+        faces: what is trained on; the checkpoint keeps the original label or name of each class, and what
+            tells other images.
     """
+    classes = faces.classes
     names = torch.from_numpy(np.array(classes)) if isinstance(classes, np.ndarray) else list(classes)
     return {
         "facerec": __version__,
         "config": dict(config),
         "input": dict(input),
         "classes": names,
+        "images": len(faces),
+        "fingerprint": faces.fingerprint,
         **asdict(position),
         **{name: part.state_dict() for name, part in parts.items()},
     }
@@ -115,18 +121,23 @@ def split(
     return tensors, rows, rest
 
 
-def restore(path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], classes: int) -> Position:
-    """Put the state of a run back, and return where it stood.
+def restore(
+    path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], faces: FaceSet
+) -> tuple[Position, dict[str, str]]:
+    """Put the state of a run back.
 
     Args:
         path: a file, or a folder that several processes have written. The number of processes may be another
             one now.
         parts: what `capture` was given.
         config: the present run's.
-        classes: how many identities there are.
+        faces: the present run's.
+
+    Returns:
+        Where the run stood, and what is otherwise than it was, by the setting's name: ``0.01 (was 0.1)``.
 
     Raises:
-        CheckpointError: not a checkpoint to resume from, or one of a run with other settings.
+        CheckpointError: not a checkpoint to resume from, or one of a run with other settings or data.
     """
     folder = path.is_dir()
     state = sharded_checkpoint.rest(path) if folder else checkpoint.load(path)
@@ -140,41 +151,83 @@ def restore(path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], 
             f"trainer.resume={path}: has no {', '.join(missing)}; resume from a last.pt "
             "(backbone.pretrained takes the weights of any checkpoint)"
         )
-    refuse_other_run(path, state["config"], config)
-    if len(state["classes"]) != classes:
-        raise CheckpointError(
-            f"trainer.resume={path}: knows {len(state['classes'])} identities, the data has {classes}"
-        )
+    changes = comparison.changes(path, state, config=config, faces=faces)
+    places = _places(path, parts["optimizer"], state["optimizer"]["param_groups"])
     if folder:
-        state["backbone"], state["head"], state["optimizer"]["state"] = _read_tensors(path, parts)
+        tensors = _read_tensors(path, parts, places)
+        state["backbone"], state["head"], state["optimizer"]["state"] = tensors
     else:
+        kept = state["optimizer"]["state"]
+        state["optimizer"]["state"] = {place: kept[old] for old, place in places.items() if old in kept}
         _cut(state, held_rows(parts))
+    state["optimizer"] = _completed(parts["optimizer"], state["optimizer"]["state"])
     for name, part in parts.items():
+        if name == "scaler" and not state[name]:
+            continue  # there was none at work
         try:
             part.load_state_dict(state[name])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
-    return Position(**{name: state[name] for name in asdict(Position())})
+    position = Position(**{name: state[name] for name in asdict(Position())})
+    if {"eval.targets", *comparison.MEASURE} & changes.keys():
+        position.best = -1.0  # of a mean over other things
+    if set(comparison.MEASURE) & changes.keys():
+        position.highest = {}
+    return position, changes
 
 
-def _read_tensors(folder: Path, parts: Mapping[str, Any]) -> tuple[Any, Any, dict[int, dict[str, Tensor]]]:
+def _places(
+    path: Path, optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]
+) -> dict[int, int]:
+    """The number of each parameter in a checkpoint's optimizer, and its number now; they differ where the
+    backbone was frozen and is not, or the reverse.
+    """
+    now = [name for group in optimizer.param_groups for name in group["names"]]
+    then = [name for group in before for name in group.get("names", ())]
+    if not then and sum(len(group["params"]) for group in before) == len(now):
+        then = now  # an earlier version's, which has no names
+    if not then:
+        raise CheckpointError(f"trainer.resume={path}: its optimizer is one of other parameters")
+    place = {name: number for number, name in enumerate(now)}
+    return {number: place[name] for number, name in enumerate(then) if name in place}
+
+
+def _completed(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """A state_dict for `optimizer` as it is set now; the momentum of what was frozen begins at zero."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(isinstance(one.get("momentum_buffer"), Tensor) for one in state.values()):
+        for number, parameter in enumerate(parameters):
+            state.setdefault(number, {"momentum_buffer": torch.zeros_like(parameter)})
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _read_tensors(
+    folder: Path, parts: Mapping[str, Any], places: Mapping[int, int]
+) -> tuple[Any, Any, dict[int, dict[str, Tensor]]]:
     """This process's tensors of a checkpoint folder: of the backbone, the head and the optimizer's state."""
     held = held_rows(parts)
     whole: dict[str, Any] = {name: parts[name].state_dict() for name in ("backbone", "head")}
     parameters = [p for group in parts["optimizer"].param_groups for p in group["params"]]
     whole["optimizer"] = {"state": {}}
+    named: dict[str, str] = {}  # as the folder calls it
     for key, size in sharded_checkpoint.sizes(folder).items():
         part, _, rest = key.partition("/")
-        if part != "optimizer":
-            continue
         index, _, name = rest.partition("/")
-        parameter = parameters[int(index)] if int(index) < len(parameters) else torch.empty(0)
+        if part != "optimizer" or int(index) not in places:
+            continue
+        place = places[int(index)]
+        parameter = parameters[place]
         per_element = size[1:] == parameter.shape[1:] and len(size) == parameter.ndim
         value = torch.zeros_like(parameter) if per_element else torch.zeros(size)
-        whole["optimizer"]["state"].setdefault(int(index), {})[name] = value
+        whole["optimizer"]["state"].setdefault(place, {})[name] = value
+        named[f"optimizer/{place}/{name}"] = key
     tensors, rows, _ = split(whole, held)
-    sharded_checkpoint.load(folder, tensors, rows)
+    sharded_checkpoint.load(
+        folder,
+        {named.get(key, key): tensor for key, tensor in tensors.items()},
+        {named.get(key, key): which for key, which in rows.items()},
+    )
     return whole["backbone"], whole["head"], whole["optimizer"]["state"]
 
 
@@ -187,28 +240,6 @@ def _cut(state: dict[str, Any], held: Mapping[str, Rows]) -> None:
             value = entries[entry]
             if isinstance(value, Tensor) and value.ndim and len(value) == count:
                 entries[entry] = value[start:stop].clone()
-
-
-def refuse_other_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` where the settings that make a run what it is differ from the checkpoint's."""
-    differing = []
-    for section, keys in (
-        ("backbone", None),
-        ("head", None),
-        ("data", ("kind", "name")),
-        ("optimizer", ("name",)),
-    ):
-        old, new = before.get(section, {}), now.get(section, {})
-        for key in keys or sorted({*old, *new} - {"pretrained", "memory", "block_size", "sharded"}):
-            if old.get(key) != new.get(key):
-                differing.append(f"{section}.{key}={new.get(key)} (was {old.get(key)})")
-    if before.get("seed") != now.get("seed"):
-        differing.append(f"seed={now.get('seed')} (was {before.get('seed')})")
-    if differing:
-        raise CheckpointError(
-            f"trainer.resume={path}: belongs to a run with other settings: {', '.join(differing)}; "
-            "give it the same ones, or another output_dir"
-        )
 
 
 def freeze(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,9 @@ class FolderFaces(EncodedFaces):
             return path.read_bytes()
         except OSError as error:
             raise DamagedDataError(f"{path} cannot be read: {error.strerror}") from error
+
+    def contents(self) -> list[np.ndarray | Sequence[str]]:
+        return [*super().contents(), self._files]
 
     def where(self, i: int) -> str:
         return str(self.path(i))

@@ -1,0 +1,168 @@
+"""What a resumed run may have otherwise than the run it goes on with: settings, identities, images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facerec import processes
+from facerec.data.faces import FaceSet
+from facerec.data.settings import DataSettings
+from facerec.errors import CheckpointError
+from facerec.evaluation.settings import EvalSettings
+from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+# Whatever is in none of these lists, a setting of tomorrow included, must be as it was.
+_FREE = (  # changes nothing of what is learnt
+    *("output_dir", "head.memory", "head.block_size", "head.sharded"),
+    *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
+    *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every"),
+    *("trainer.save_in_background", "trainer.profile", "trainer.checkpoint_activations", "trainer.compile"),
+    *("trainer.threads", "eval.root", "eval.every_steps", "eval.batch_size", "eval.bootstrap", "eval.seed"),
+    *("eval.cache", "eval.sanity", "eval.figures"),
+)
+_LENGTH = ("trainer.epochs", "trainer.max_steps")
+MEASURE = ("eval.flip", "eval.thresholds", "eval.folds", "eval.precision")
+_MAY_CHANGE = (  # is applied from here on, and said
+    *_LENGTH,
+    *MEASURE,
+    *("eval.targets", "optimizer.lr", "schedule.*", "backbone.frozen", "backbone.lr_scale"),
+    *("backbone.freeze_batch_norm", "trainer.batch_size", "trainer.accumulate", "trainer.clip_norm"),
+    *("trainer.precision", "trainer.sync_batch_norm", "data.on_error", "data.drop_last", "data.decoder"),
+)
+_SETTINGS = {  # their defaults stand for what a checkpoint of an earlier version does not have
+    "trainer": TrainerSettings,
+    "optimizer": OptimizerSettings,
+    "schedule": ScheduleSettings,
+    "backbone": StartSettings,
+    "data": DataSettings,
+    "eval": EvalSettings,
+}
+
+
+def changes(
+    path: Path, state: Mapping[str, Any], *, config: Mapping[str, Any], faces: FaceSet
+) -> dict[str, str]:
+    """What is otherwise than in a checkpoint, and may be: by the setting's name, ``0.01 (was 0.1)``.
+
+    Args:
+        path: the checkpoint.
+        state: what it holds.
+        config, faces: the present run's.
+
+    Raises:
+        CheckpointError: another setting that must be as it was, or other data; it names the first.
+    """
+    found = _settings(path, state["config"], config)
+    _refuse_other_data(path, state, faces)
+    before, now = len(state["random"].get("cpu", ())), processes.count()
+    if before != now:
+        found["world size"] = f"{now} (was {before})"
+    return found
+
+
+def say(path: Path, found: Mapping[str, str], finished_at: int | None) -> None:
+    """Log what is otherwise, a line each.
+
+    Args:
+        path: the checkpoint.
+        found: from `changes`.
+        finished_at: the last step, where with these settings no step is left.
+
+    Raises:
+        CheckpointError: no step is left that a change could have an effect on.
+    """
+    more = "a greater trainer.epochs or trainer.max_steps goes on"
+    idle = [k for k in found if k not in (*_LENGTH, "world size") and not k.startswith("eval.")]
+    if finished_at is not None and idle:
+        raise CheckpointError(
+            f"trainer.resume={path}: that run has ended, at step {finished_at}, so that {idle[0]}="
+            f"{found[idle[0]]} would change nothing; {more}, another output_dir starts anew"
+        )
+    for key, change in found.items():
+        log.info("changed    %s=%s", key, change)
+    if finished_at is not None:
+        log.info("finished   at step %d already, nothing is left to train; %s", finished_at, more)
+
+
+def _settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that are otherwise and may be."""
+    old, new = _flat(_completed(before)), _flat(_completed(now))
+    applied: dict[str, str] = {}
+    fixed: dict[str, str] = {}
+    for key in sorted({**new, **old}, key=lambda key: not key.endswith(".name")):  # names explain the rest
+        was, is_now = old.get(key, "not set"), new.get(key, "not set")
+        given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
+        if was == is_now or given_up or any(fnmatchcase(key, pattern) for pattern in _FREE):
+            continue
+        kind = applied if any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE) else fixed
+        kind[key] = f"{_shown(is_now)} (was {_shown(was)})"
+    if fixed:
+        first, *more = fixed
+        raise CheckpointError(
+            f"trainer.resume={path}: belongs to a run with other settings: {first}={fixed[first]}"
+            + (f", and {len(more)} more: {', '.join(more[:5])}" if more else "")
+            + "; give it the same ones, or another output_dir"
+        )
+    return applied
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of the settings it does not have."""
+    completed = dict(config)
+    for section, kind in _SETTINGS.items():
+        if section in config:
+            defaults = {
+                f.name: f.default if f.default_factory is MISSING else f.default_factory()
+                for f in fields(kind)
+            }
+            completed[section] = {**defaults, **config[section]}
+    return completed
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: FaceSet) -> None:
+    """Raise `CheckpointError` where rows of the head would stand for other identities, or images differ."""
+    mend = "give it the same data, or another output_dir (backbone.pretrained starts from its weights)"
+    before, now = np.asarray(state["classes"]), np.asarray(faces.classes)
+    if len(before) != len(now):
+        raise CheckpointError(
+            f"trainer.resume={path}: knows {len(before):,} identities, the data has {len(now):,}; {mend}"
+        )
+    if not np.array_equal(before, now):
+        place = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        raise CheckpointError(
+            f"trainer.resume={path}: its identity {place} is {before[place]}, that of the data is "
+            f"{now[place]}; {mend}"
+        )
+    images = state.get("images", len(faces))  # an earlier version's checkpoint has neither
+    if images != len(faces) or state["sample"] > len(faces):
+        raise CheckpointError(
+            f"trainer.resume={path}: was made from {images:,} images and stands at {state['sample']:,} of "
+            f"them in epoch {state['epoch']}, the data has {len(faces):,}; {mend}"
+        )
+    if state.get("fingerprint", faces.fingerprint) != faces.fingerprint:
+        raise CheckpointError(
+            f"trainer.resume={path}: was made from other images than the data has now, or their order was "
+            f"another; {mend}"
+        )
