@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from facerec.cli import compose
 from facerec.data.orl import pack_orl
@@ -57,16 +59,20 @@ def run(
     )
 
 
-def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    start = (PROGRAMS / "torchrun", "--standalone", "--nproc-per-node", 2, PROGRAMS / "facerec-train")
-    return run(*start, *arguments, cwd=cwd)
+def torchrun(*arguments: object, cwd: Path, world: int = 2) -> subprocess.CompletedProcess[str]:
+    start = (PROGRAMS / "torchrun", "--standalone", "--nproc-per-node", world, "--no-python")
+    return run(*start, PROGRAMS / "facerec-train", *arguments, cwd=cwd)
 
 
 # -- torchrun ------------------------------------------------------------------------------------------------
 
 
-def steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(folder: Path) -> list[float]:
+    return [row["step"] for row in metrics(folder)]
 
 
 @pytest.mark.slow
@@ -90,6 +96,51 @@ def test_torchrun_leaves_one_log_and_one_folder_which_a_single_process_goes_on_w
     assert alone.returncode == 0, alone.stderr
     assert "resumed from" in alone.stdout and "step 2" in alone.stdout
     assert steps(tmp_path / "out") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("worlds", [[3], pytest.param([3, 4, 2], marks=pytest.mark.slow)])
+def test_a_run_over_any_numbers_of_processes_is_that_of_one(
+    tmp_path: Path, orl: Path, worlds: list[int]
+) -> None:
+    """24 images a step; 30 identities, which 4 processes do not share out evenly."""
+    settings = ["experiment=orl_demo", f"data.root={orl}", *SMALL, "backbone.freeze_batch_norm=true"]
+    steps = 2 * len(worlds)
+    settings += ["schedule=constant", "trainer.check_replicas=true", "eval.every_steps=100"]
+    for number, world in enumerate(worlds, 1):
+        size, until = f"trainer.batch_size={24 // world}", f"trainer.max_steps={2 * number}"
+        ended = torchrun(*settings, size, until, "output_dir=several", cwd=tmp_path, world=world)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    alone = [*settings, "trainer.batch_size=24", f"trainer.max_steps={steps}", "output_dir=one"]
+    ended = run(PROGRAMS / "facerec-train", *alone, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    one, several = metrics(tmp_path / "one"), metrics(tmp_path / "several")
+    assert [row["step"] for row in several] == [row["step"] for row in one] == list(range(1, steps + 1))
+    for a, b in zip(one, several, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4), a["step"]
+    first, second = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "several")
+    )
+    assert second["targets"]["orl"]["xnorm"] == pytest.approx(first["targets"]["orl"]["xnorm"], rel=1e-4)
+    kept = tmp_path / "several" / "checkpoints" / f"last-{steps:08d}"
+    assert Path(second["ckpt"]).name == kept.name and (kept / "run.pt").is_file()
+    assert Path(first["ckpt"]).name == "last.pt"
+
+
+def test_a_rank_that_fails_alone_says_why_and_no_other_covers_it(tmp_path: Path) -> None:
+    """One damaged file, which the last of three processes meets while the others wait for it."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        file = tmp_path / "faces" / f"{number // 4}" / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:200])
+    settings = [*SMALL, "data=folder", "data.root=faces", "data.shuffle=none", "eval.targets=[]"]
+    ended = torchrun(*settings, "trainer.batch_size=4", "output_dir=out", cwd=tmp_path, world=3)
+    assert ended.returncode != 0
+    said = [line for line in ended.stderr.splitlines() if line.startswith("facerec-train")]
+    assert said[0].startswith("facerec-train[2]: ") and "11.png" in said[0]
+    assert all("lost contact" in line for line in said[1:])
+    assert "facerec/training" not in ended.stderr, "no traceback of ours"
 
 
 @pytest.mark.parametrize(
