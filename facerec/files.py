@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
+import io
+import math
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -17,6 +20,7 @@ from facerec.errors import FacerecError, StorageError
 
 _STALE: Final = 10.0  # seconds without a write after which an unlocked temporary is given up
 _BUFFER: Final = 1 << 20
+_FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")  # some take the wide ones too
 
 
 @contextlib.contextmanager
@@ -38,6 +42,61 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             unfinished.publish()
         finally:
             unfinished.drop()
+
+
+@contextlib.contextmanager
+def replacing_both(path: Path, beside: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open two files that belong together and take their names together, or are both removed.
+
+    Where nothing is written to the second, there is none called `beside` afterwards. A former one never
+    stands beside the new `path`: a kill between the renames leaves none.
+
+    Raises:
+        StorageError: one could not be written; what was there before still is.
+    """
+    with storing(path), contextlib.ExitStack() as stack:
+        both = []
+        for target in (path, beside):
+            both.append(Unfinished(target))
+            stack.callback(both[-1].drop)
+        first, second = both
+        yield first.file, second.file
+        first.sync()
+        second.sync()
+        former = _temporary(beside)
+        with contextlib.suppress(FileNotFoundError):
+            beside.rename(former)
+        stack.callback(former.unlink, missing_ok=True)
+        try:
+            first.publish()
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                former.rename(beside)
+            raise
+        if os.fstat(second.file.fileno()).st_size:
+            second.publish()
+
+
+def csv_lines(rows: Iterable[Iterable[object]]) -> bytes:
+    """Lines of a CSV file, quoted where they must be, in UTF-8 (other bytes of file names as they are).
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, numbers do not:
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    lines = []
+    for row in rows:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow([_cell(one) for one in row])  # with "\n" alone it would not quote a "\r"
+        lines.append(text.getvalue().removesuffix("\r\n"))
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str) or value[:1] not in _FORMULA:
+        return value
+    with contextlib.suppress(ValueError):  # −0.5 is a number
+        return value if math.isfinite(float(value)) else "'" + value
+    return "'" + value
 
 
 class Unfinished:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import facerec
+from facerec.cli import data as facerec_data
 from facerec.cli.embed import run
 from facerec.data.verification import load_verification, write_verification
 from facerec.errors import (
@@ -140,6 +141,19 @@ def test_a_list_names_its_pictures_from_where_it_lies_or_from_a_root(
     again = embed(tmp_path / "list.txt", tmp_path / "b.npy", network, "--no-flip", "--root", str(folder))
     close(again, array)
     close(embed(folder / "loose.png", tmp_path / "c.npy", network, "--no-flip"), expected(IMAGES[5:6]))
+
+
+def test_names_that_a_spreadsheet_would_run_are_text_in_every_table(
+    folder: Path, network: Path, tmp_path: Path
+) -> None:
+    run_me = folder / "=cmd|' '!A0"
+    shutil.copytree(folder / "ann", run_me)
+    (run_me / "3.png").write_bytes(b"no image")
+    embed(folder, tmp_path / "a.npy", network, "--on-error", "skip")
+    names = [name for name, _ in listed(tmp_path / "a.names.csv")]
+    assert "'=cmd|' '!A0/1.png" in names and not [one for one in names if one.startswith("=")]
+    assert facerec_data.run(["pack", str(folder), str(tmp_path / "pack")]) == 0
+    assert "\n'=cmd|' '!A0/3.png,dropped" in (tmp_path / "pack" / "report.csv").read_text()
 
 
 def test_pictures_of_another_size_are_resized_and_that_is_said(

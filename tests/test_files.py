@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from pathlib import Path
 
 import pytest
 
 from facerec.errors import DamagedDataError, StorageError
-from facerec.files import Unfinished, clear, replacing, staging
+from facerec.files import Unfinished, clear, csv_lines, replacing, replacing_both, staging
 
 
 def test_a_file_appears_at_the_end_and_not_at_all_after_an_error(tmp_path: Path) -> None:
@@ -72,6 +74,51 @@ def test_a_failed_write_is_a_line_and_other_errors_stay_what_they_are(tmp_path: 
             raise OSError("image file is truncated")
         except OSError as error:
             raise DamagedDataError("image 7") from error
+
+
+def test_two_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.bin", tmp_path / "a.tsv"
+
+    def write(first: bytes, second: bytes) -> None:
+        with replacing_both(one, other) as (file, beside):
+            file.write(first)
+            beside.write(second)
+
+    write(b"1", b"one")
+    write(b"2", b"two")
+    assert (one.read_bytes(), other.read_bytes()) == (b"2", b"two")
+    with pytest.raises(StorageError, match="full"), replacing_both(one, other) as (file, _):
+        file.write(b"3")
+        raise OSError(28, "full")
+    assert (one.read_bytes(), other.read_bytes()) == (b"2", b"two")
+    one.unlink()
+    one.mkdir()  # a name that cannot be taken
+    with pytest.raises(StorageError, match=r"a\.bin could not be written"):
+        write(b"4", b"four")
+    assert other.read_bytes() == b"two"
+    one.rmdir()
+    write(b"5", b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"], "one of its own that is empty is none"
+
+
+def test_a_spreadsheet_takes_no_cell_for_a_formula() -> None:
+    cells = [
+        "=cmd|' /C calc'!A0",
+        "+1+1",
+        "-a.jpg",
+        "@sum",
+        "\t=1",
+        "\r=1",
+        "＝1",
+        "-0.5",
+        "+3e-4",
+        "-inf",
+        "a=b",
+        "",
+    ]
+    wanted = [f"'{one}" for one in cells[:7]] + ["-0.5", "+3e-4", "'-inf", "a=b", ""]
+    content = csv_lines([cells, [-1, -0.5, None]])
+    assert list(csv.reader(io.StringIO(content.decode(), newline=""))) == [wanted, ["-1", "-0.5", ""]]
 
 
 def _umask() -> int:

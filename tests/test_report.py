@@ -133,7 +133,7 @@ def test_tables_are_whole_in_markdown_and_csv(one):
     assert "\\<script\\>" in text and "<script>" not in text
     result = one.results["lfw"]
     assert f"{result.accuracy:.5f} ± {result.accuracy_std:.5f} [" in rows[2]
-    lines = list(csv.DictReader(io.StringIO(as_csv([one]))))
+    lines = list(csv.DictReader(io.StringIO(as_csv([one]).decode())))
     assert [line["target"] for line in lines] == ["lfw", NASTY]
     assert float(lines[0]["accuracy"]) == result.accuracy
     assert float(lines[0]["tar_at_far_1e-2_high"]) == result.tar_at_far_interval["1e-2"][1]

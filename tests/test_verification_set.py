@@ -139,7 +139,8 @@ def test_writing_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.bin"
-    write_verification(path, PICTURES, ISSAME)
+    people = [name for pair, same in enumerate(ISSAME) for name in (f"{pair}", f"{pair}" if same else "x")]
+    write_verification(path, PICTURES, ISSAME, people)
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -149,7 +150,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(StorageError, match=r"mine\.bin could not be written: No space left"):
         write_verification(path, PICTURES[:2], ISSAME[:1])
     assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.bin"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine.bin", "mine.people.tsv"]
+    assert load_verification(path).identity_2N.tolist() == people
+
+
+def test_names_of_people_come_back_whatever_bytes_and_spaces_they_have(tmp_path: Path) -> None:
+    names = [
+        os.fsdecode(name) for name in (b"\xff\xfe", "Zoë".encode(), b"a  b", b"a b", "a\u3000b".encode())
+    ]
+    people = [name for name in names for _ in range(2)]
+    write_verification(tmp_path / "a.bin", [PICTURES[0]] * len(people), [True] * len(names), people)
+    assert load_verification(tmp_path / "a.bin").identity_2N.tolist() == people
 
 
 class Evil:

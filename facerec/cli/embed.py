@@ -13,7 +13,8 @@ from facerec.cli.errors import reported, stopped_by_sigterm
 from facerec.errors import ConfigError, UserError
 
 _EPILOG = """\
-OUT.npy is a float32 array with a row a picture; OUT.names.csv beside it has a line name,label for each row.
+OUT.npy is a float32 array with a row a picture; OUT.names.csv beside it has a line name,label for each row,
+with an apostrophe before what a spreadsheet would take for a formula (=a.jpg becomes '=a.jpg).
 OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are pair
 i, and the label is 1 where they show one person, else 0.
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from facerec import safe_pickle
 from facerec.errors import DamagedDataError, MissingDataError
-from facerec.files import replacing
+from facerec.files import replacing_both
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def read_people(path: Path, issame_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.s
         DamagedDataError: the lines do not fit the pairs, or contradict an answer; it names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text("utf-8", "surrogateescape").removesuffix("\n").split("\n")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -149,7 +149,7 @@ def write_verification(
     """Write a `.bin` pack of 2N encoded pictures and N answers, a plain pickle that every reader takes.
 
     `people`, the 2N names of who is in the pictures, goes into a file beside it (`people_path`); without, one
-    that an earlier pack of this name left there is removed.
+    that an earlier pack of this name left there is removed. Both are replaced, or neither.
 
     Raises:
         StorageError: it could not be written; a file that was there before still is.
@@ -161,15 +161,13 @@ def write_verification(
     # One object for equal pictures: the pickle then holds each of them once.
     same: dict[bytes, bytes] = {}
     content = ([same.setdefault(one, one) for one in map(bytes, pictures)], answers)
-    with replacing(path) as file:
+    # Tabs and line ends would break the lines.
+    names = [name.translate(dict.fromkeys(map(ord, "\t\r\n"), " ")) for name in people or ()]
+    rows = zip(names[0::2], names[1::2], strict=True)
+    with replacing_both(path, people_path(path)) as (file, listing):
         pickle.dump(content, file, protocol=4)
-        people_path(path).unlink(missing_ok=True)
-    if people is not None:
-        names = [" ".join(name.split()) for name in people]  # tabs and line ends would break the lines
-        rows = zip(names[0::2], names[1::2], strict=True)
         text = "".join(f"{one}\t{other}\n" for one, other in rows)
-        with replacing(people_path(path)) as file:
-            file.write(text.encode("utf-8"))
+        listing.write(text.encode("utf-8", "surrogateescape"))
 
 
 def _pictures(path: Path, value: Any) -> list[bytes]:

@@ -8,7 +8,6 @@ Shape suffixes: P pictures, N rows, D embedding size, H height, W width, C chann
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import logging
@@ -36,7 +35,7 @@ from facerec.errors import (
 )
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.model import Model
-from facerec.files import replacing
+from facerec.files import csv_lines, replacing, replacing_both
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -92,7 +91,8 @@ def embed_to_file(
 ) -> Written:
     """Write a float32 embedding for each row of `pictures`.
 
-    ``OUT.npy`` is an array (N, D), beside it ``OUT.names.csv`` with a line ``name,label`` a row;
+    ``OUT.npy`` is an array (N, D), beside it ``OUT.names.csv`` with a line ``name,label`` a row (and an
+    apostrophe before a text that a spreadsheet would take for a formula);
     ``OUT.parquet`` has the columns name, label and embedding. Left out pictures stand in ``OUT.skipped.csv``.
     Each file appears when it is whole.
 
@@ -310,13 +310,12 @@ def _blocks(
 def _write_npy(
     out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, said: dict[str, str]
 ) -> list[Path]:
-    # The inner one takes its name first: where the array is, its names are.
-    with replacing(out) as array, replacing(names) as listing:
+    with replacing_both(out, names) as (array, listing):
         np.lib.format.write_array_header_1_0(array, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        listing.write(_csv([("name", "label")]))
+        listing.write(csv_lines([("name", "label")]))
         for embedding_ND, name_N, label_N in blocks:
             array.write(np.ascontiguousarray(embedding_ND, dtype="<f4").data)
-            listing.write(_csv(zip(name_N, label_N, strict=True)))
+            listing.write(csv_lines(zip(name_N, label_N, strict=True)))
     return [out, names]
 
 
@@ -346,15 +345,9 @@ def _report(report: Path, pictures: NamedPictures, skipped: dict[int, str], writ
         report.unlink(missing_ok=True)
         return
     with replacing(report) as file:
-        file.write(_csv([("picture", "reason")]))
-        file.write(_csv((pictures.where(picture), reason) for picture, reason in skipped.items()))
+        file.write(csv_lines([("picture", "reason")]))
+        file.write(csv_lines((pictures.where(picture), reason) for picture, reason in skipped.items()))
     written.append(report)
-
-
-def _csv(rows: Any) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _unicode(name: str) -> str:

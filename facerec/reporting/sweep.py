@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from facerec.files import replacing
+from facerec.files import csv_lines, replacing
 from facerec.reporting import run_folder
 
 log = logging.getLogger(__name__)
@@ -57,10 +55,8 @@ def write_table() -> None:
     text = as_markdown(header, rows)
     with replacing(folder / "sweep.md") as file:
         file.write(text.encode())
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows([header, *rows])
     with replacing(folder / "sweep.csv") as file:
-        file.write(table.getvalue().encode())
+        file.write(csv_lines([header, *rows]))
     print(f"\n{text}\n{folder / 'sweep.csv'}")
 
 

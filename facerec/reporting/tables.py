@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.protocols import Result
-from facerec.files import replacing
+from facerec.files import csv_lines, replacing
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.numbers import facts_of, kind_of, labels_of, numbers_of
 from facerec.reporting.sweep import as_markdown
@@ -102,7 +100,7 @@ def _said(facts: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{name[:1].lower()}{name[1:]} {value}" for name, value in facts)
 
 
-def as_csv(evaluated: Sequence[Evaluated]) -> str:
+def as_csv(evaluated: Sequence[Evaluated]) -> bytes:
     """results.csv: a row for each target and model, at full precision; empty where there is no value."""
     rows = []
     columns = ["target", "model", "ckpt", "step", "protocol"]
@@ -121,11 +119,7 @@ def as_csv(evaluated: Sequence[Evaluated]) -> str:
             row[f"{number.key}_low"], row[f"{number.key}_high"] = number.interval or (None, None)
         columns = list(dict.fromkeys([*columns, *row]))
         rows.append(row)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return csv_lines([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 
 def write_tables(folder: Path, evaluated: Sequence[Evaluated], comparisons: Comparisons) -> list[Path]:
@@ -135,9 +129,10 @@ def write_tables(folder: Path, evaluated: Sequence[Evaluated], comparisons: Comp
         StorageError: one could not be written.
     """
     paths = []
-    for name, text in (("results.md", markdown(evaluated, comparisons)), ("results.csv", as_csv(evaluated))):
+    text = markdown(evaluated, comparisons).encode("utf-8", "surrogateescape")
+    for name, content in (("results.md", text), ("results.csv", as_csv(evaluated))):
         with replacing(folder / name) as file:
-            file.write(text.encode())
+            file.write(content)
         paths.append(folder / name)
     return paths
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
@@ -25,6 +24,7 @@ from facerec.errors import ConfigError, UserError, require
 from facerec.evaluation.model import Input
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
+from facerec.files import Unfinished
 from facerec.heads import create_head
 from facerec.registry import build
 from facerec.training import cost, parallel
@@ -148,10 +148,7 @@ def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
 def writable(folder: Path) -> None:
     """Raise `UserError` unless files can be made in `folder`, which is made where it is not there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        Unfinished(folder / "probe").drop()
     except OSError as error:
         raise UserError(f"output_dir={folder}: cannot be written ({error.strerror})") from error
 

@@ -9,9 +9,7 @@ on.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -27,6 +25,7 @@ import numpy as np
 from facerec.data import framing
 from facerec.data.record import Record, pack
 from facerec.errors import MissingDataError, StorageError, UserError
+from facerec.files import csv_lines
 
 STAGE: Final = ".making"
 REPORT: Final = "report.csv"
@@ -111,7 +110,7 @@ class PackBuilder:
     def note(self, picture: str, outcome: str, reason: str) -> None:
         """A line of the report; outcome ``dropped`` is counted."""
         self._dropped += outcome == "dropped"
-        self._append(REPORT, csv_line(picture, outcome, reason))
+        self._append(REPORT, csv_lines([(picture, outcome, reason)]))
 
     def end_identity(self, mark: str) -> None:
         """The identity is complete; `mark` is what `resumed` says where it is the last one."""
@@ -218,7 +217,7 @@ class PackBuilder:
             return
         (self._stage / "journal").write_text(f"{json.dumps(self._plan)}\n", "utf-8")
         self._record(0, self._head())
-        self._append(REPORT, csv_line("picture", "outcome", "reason"))
+        self._append(REPORT, csv_lines([("picture", "outcome", "reason")]))
 
     def _write_journal(self, mark: str) -> None:
         with self._storage():
@@ -280,13 +279,6 @@ def refuse_overwriting(path: Path, force: bool) -> None:
     """Raise `UserError` where `path` is there and may not be replaced."""
     if path.exists() and not force:
         raise UserError(f"{path}: is already there; --force replaces it")
-
-
-def csv_line(*fields: str) -> bytes:
-    """One line of a CSV file, quoted where it must be."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(fields)
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 @contextlib.contextmanager
