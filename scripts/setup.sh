@@ -1,10 +1,11 @@
 # Sourced by ./scripts/demo and ./scripts/test: a virtual environment in the checkout with the package in it.
-# Usage: setup EXTRA. Does nothing where that was done before for the same pyproject.toml.
+# Usage: setup EXTRA [FOLDER [lowest]]. Does nothing where that was done before for the same pyproject.toml.
+# `lowest` installs every dependency that pyproject.toml names in the lowest version it allows.
 
 setup() {
-    local extra="$1" python
+    local extra="$1" venv="${2:-.venv}" lowest="${3:-}" python constraints=()
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -x "$venv/bin/python" ]; then
         for python in python3 python3.13 python3.12 python3.11 ""; do
             if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
                 break
@@ -14,14 +15,19 @@ setup() {
             echo "Python 3.11 or newer is needed, and none was found on the PATH." >&2
             exit 2
         fi
-        echo "Making .venv with $($python --version) …"
-        "$python" -m venv .venv
+        echo "Making $venv with $($python --version) …"
+        "$python" -m venv "$venv"
     fi
-    local stamp=".venv/.facerec-$extra" sum
+    local stamp="$venv/.facerec-$extra" sum
     sum="$(cksum < pyproject.toml)"
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$sum" ]; then
-        echo "Installing facerec[$extra] into .venv (a few minutes the first time) …"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+        echo "Installing facerec[$extra] into $venv (a few minutes the first time) …"
+        if [ -n "$lowest" ]; then
+            grep -o '"[a-z][a-zA-Z-]*>=[0-9.]*' pyproject.toml | grep -v hatchling | tr -d '"' | sed 's/>=/==/' \
+                | sort -u > "$venv/constraints.txt"
+            constraints=(-c "$venv/constraints.txt")
+        fi
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${constraints[@]}" -e ".[$extra]"
         echo "$sum" > "$stamp"
     fi
 }

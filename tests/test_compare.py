@@ -19,7 +19,6 @@ from scipy.stats import chi2
 
 from facerec import checkpoint
 from facerec.backbones import create_backbone
-from facerec.cli.compose import quote_paths
 from facerec.data.verification import write_verification
 from facerec.errors import CheckpointError, ConfigError, UserError
 from facerec.evaluation.comparison import compare, holm, mcnemar
@@ -223,22 +222,6 @@ def test_a_missing_checkpoint_is_said_before_any_is_judged(runs, tmp_path):
     with pytest.raises(CheckpointError, match=r"ckpt=nowhere\.pt: there is no such file"):
         evaluate([str(runs[0]), "nowhere.pt"], tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_paths_of_files_need_no_quotes_of_hydras(runs):
-    first, second = map(str, runs)
-    parse = hydra.core.override_parser.overrides_parser.OverridesParser.create().parse_override
-    for given, expected in (
-        (f"ckpt={first}", first),
-        (f"ckpt={second}", second),
-        (f"ckpt=[{second}]", [second]),
-        ("ckpt=[a.pt,b.pt]", ["a.pt", "b.pt"]),
-        ("ckpt=a.pt", "a.pt"),
-    ):
-        (quoted,) = quote_paths([given], "ckpt")
-        value = parse(quoted).value()
-        assert value == expected or [str(one) for one in value] == expected
-    assert quote_paths(["eval.root=x=y", "-m"], "ckpt") == ["eval.root=x=y", "-m"]
 
 
 def test_the_command_takes_a_list_with_equals_signs_and_quotes(runs, tmp_path):

@@ -6,15 +6,15 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
@@ -23,6 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from facerec.cli.config_loader import ConfigLoader
+from facerec.cli.overrides import hydra_arguments
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
 from facerec.launch import launched, place
 from facerec.reporting.run_folder import RunFolder
@@ -53,7 +55,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
     """
     failures: list[FacerecError] = []
     begun: list[str] = []
-    sys.argv[1:] += _alone_in_speaking(sys.argv[1:])
+    sys.argv[1:] = hydra_arguments([*sys.argv[1:], *_alone_in_speaking(sys.argv[1:])])
 
     def job(config: DictConfig) -> Any:
         begun.append(HydraConfig.get().job.name)
@@ -76,9 +78,12 @@ def compose_and_run(config_name: str, task: Task) -> None:
 
     with _errors_pass_through():
         try:
-            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
+            with mock.patch("hydra._internal.hydra.ConfigLoaderImpl", ConfigLoader):
+                hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(
+                    job
+                )()
         except (HydraException, OmegaConfBaseException) as error:
-            raise _as_user_error(error, config_name) from error
+            raise _as_user_error(error) from error
         except OSError as error:
             if begun or isinstance(error, BrokenPipeError):
                 raise
@@ -93,35 +98,6 @@ def compose_and_run(config_name: str, task: Task) -> None:
             _table_of_sweep()
     if failures:
         raise failures[0]
-
-
-def quote_paths(arguments: Sequence[str], key: str) -> list[str]:
-    """The command line with the value of `key` in Hydra's quotes, where it is an existing file or a list of
-    such: its grammar has no equals signs, brackets and much else in plain values, which paths have.
-    """
-    quoted = []
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == key and value:
-            listed = value.startswith("[") and value.endswith("]") and not Path(value).exists()
-            paths = _files(value[1:-1] if listed else value)
-            if paths:
-                joined = ",".join("'" + path.replace("'", "\\'") + "'" for path in paths)
-                argument = f"{key}=[{joined}]" if listed else f"{key}={joined}"
-        quoted.append(argument)
-    return quoted
-
-
-def _files(text: str) -> list[str]:
-    """Existing files named with commas between, commas in their names allowed; none unless all are files."""
-    if Path(text).exists():
-        return [text]
-    for at, sign in enumerate(text):
-        if sign == "," and Path(text[:at].strip()).exists():
-            rest = _files(text[at + 1 :].strip())
-            if rest:
-                return [text[:at].strip(), *rest]
-    return []
 
 
 def _of_submitit(error: Exception) -> bool:
@@ -199,16 +175,20 @@ def _with_origin() -> Iterator[None]:
         given = [item.lstrip("+~").partition("=")[0] for item in runtime.overrides.task]
         section = error.key.partition(".")[0]
         choice = runtime.runtime.choices.get(section)
+        experiment = runtime.runtime.choices.get("experiment")
         if error.key in given:
             origin = "from the command line"
         elif choice is not None:
-            origin = f"from configs/{section}/{choice}.yaml or the experiment"
+            also = f" or configs/experiment/{experiment}.yaml" if experiment else ""
+            origin = f"from configs/{section}/{choice}.yaml{also}"
+            if also and error.mend.startswith("no such setting"):
+                origin += f"; '~{error.key}' leaves it out"
         else:
             origin = f"from configs/{runtime.job.config_name}.yaml"
         raise ConfigError(error.key, error.value, f"{error.mend} ({origin})") from error
 
 
-def _as_user_error(error: Exception, config_name: str) -> UserError:
+def _as_user_error(error: Exception) -> UserError:
     """What Hydra says over several lines, in one line with the nearest thing that does exist."""
     text = str(error)
     if isinstance(error, OverrideParseException):
@@ -223,32 +203,8 @@ def _as_user_error(error: Exception, config_name: str) -> UserError:
             group, option = missing.groups()
             known = [path.stem for path in (config_folder() / group).glob("*.yaml") if path.stem != "base"]
             return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if isinstance(error, ConfigCompositionException) and unknown:
-        key = unknown.group(1)
-        known = [name for name in _known_keys(config_name) if name.count(".") == key.count(".")]
-        siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]] or known
-        return UserError(f"{key}: no such setting (from the command line); {nearest(key, siblings)}")
     full_key = re.search(r"full_key: (\S+)", text)
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:
         return UserError(f"{where or text}must be given on the command line")
     return UserError(where + " ".join(text.split()))
-
-
-def _known_keys(config_name: str) -> list[str]:
-    """Dotted names of all settings and sections of a configuration with its defaults."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = hydra.compose(config_name)
-
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for key in node:
-            yield f"{prefix}{key}"
-            child = node._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none():
-                yield from walk(child, f"{prefix}{key}.")
-
-    return list(walk(config, ""))

@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    from facerec.cli.compose import compose_and_run, quote_paths
+    from facerec.cli.compose import compose_and_run
 
     def evaluate(config: dict[str, Any], run: RunFolder) -> float:
         from facerec import processes
@@ -29,6 +29,5 @@ def _run() -> int:
             folder = processes.from_first(run.path)
             return evaluate_checkpoint(config, folder, accept=lambda: run.accept(folder))
 
-    sys.argv[1:] = quote_paths(sys.argv[1:], "ckpt")
     compose_and_run("eval", evaluate)
     return 0

@@ -1,0 +1,181 @@
+"""Hydra's loader of configurations, held to what a configuration may do: no code of others is run from it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import GroupDefault
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from facerec.errors import UserError, nearest
+
+# What a configuration may have Hydra build: its launchers and sweepers, which it registers itself, and these.
+_PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
+_CALLBACKS = frozenset(
+    (
+        "facerec.reporting.sweep.SweepTable",
+        "hydra.experimental.callbacks.LogJobReturnCallback",
+        "hydra.experimental.callbacks.PickleJobInfoCallback",
+    )
+)
+_LOGGING = frozenset(
+    (
+        "colorlog.ColoredFormatter",  # of Hydra's plugin hydra_colorlog
+        "logging.FileHandler",
+        "logging.Formatter",
+        "logging.NullHandler",
+        "logging.StreamHandler",
+        "logging.handlers.RotatingFileHandler",
+        "logging.handlers.TimedRotatingFileHandler",
+        "logging.handlers.WatchedFileHandler",
+    )
+)
+_STREAMS = frozenset(("ext://sys.stdout", "ext://sys.stderr"))
+
+
+class ConfigLoader(ConfigLoaderImpl):
+    """Composes as Hydra does, and judges the outcome before anything is built from it.
+
+    A class of its own, and not a check in the command, so that it goes along to the processes of a launcher.
+    """
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *rest: Any, **named: Any
+    ) -> DictConfig:
+        """Compose a configuration; ``~`` at the start of a value is the home folder, as in a shell.
+
+        The configuration that all runs of a sweep start from need not know every setting: a run may choose
+        the head that has it. Hydra composes each run before the first begins, where a wrong one is refused.
+
+        Raises:
+            UserError: a setting that does not exist, or one that names code to be run.
+        """
+        load = super().load_configuration
+        try:
+            config = load(config_name, overrides, run_mode, *rest, **named)
+        except ConfigCompositionException as error:
+            general = [one for one in overrides if "." not in one.partition("=")[0] or _of_hydra(one)]
+            if run_mode != RunMode.MULTIRUN:
+                choices = [one for one in general if not _of_hydra(one)]
+                raise self._explained(error, config_name, choices) from error
+            config = load(config_name, general, run_mode, *rest, **named)
+            config.hydra.overrides.task = [one for one in overrides if not _of_hydra(one)]
+        _expand_home(config)
+        _refuse_foreign_code(config)
+        self._refuse_unknown_sections(config, config_name)
+        return config
+
+    def _refuse_unknown_sections(self, config: DictConfig, config_name: str | None) -> None:
+        """Raise `UserError` for a key beside the sections (``+wandb=true``), unless others refer to it."""
+        primary = self.repository.load_config(config_name) if config_name else None
+        if primary is None:
+            return
+        groups = [
+            default.group for default in primary.defaults_list or [] if isinstance(default, GroupDefault)
+        ]
+        known = {"hydra", *map(str, primary.config), *map(str, groups)}
+        for key in sorted(set(map(str, config)) - known):
+            if f"${{{key}" not in OmegaConf.to_yaml(config):
+                value = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[index, call-overload]
+                raise UserError(f"{key}={value}: no such setting; {nearest(key, known - {'hydra'})}")
+
+    def _explained(
+        self, error: ConfigCompositionException, config_name: str | None, choices: list[str]
+    ) -> Exception:
+        """What is wrong, with the nearest setting that there is where these groups are chosen."""
+        text = str(error)
+        found = re.search(
+            r"(Could not override|Could not delete from config\.|item is already at) '([^']+)'", text
+        )
+        if found is None:
+            return error
+        problem, key = found.groups()
+        if problem.startswith("item"):
+            return UserError(f"+{key}: there is a {key} already; {key}=… without + sets it")
+        try:
+            config = super().load_configuration(config_name, choices, RunMode.RUN)
+        except ConfigCompositionException:
+            return error
+        parts = key.split(".")
+        while len(parts) > 1 and OmegaConf.select(config, ".".join(parts[:-1])) is None:
+            parts.pop()
+        section, key = ".".join(parts[:-1]), ".".join(parts)
+        there = OmegaConf.select(config, section) if section else config
+        known = [".".join([*parts[:-1], str(name)]) for name in there if name != "hydra"]
+        choice = config.hydra.runtime.choices.get(section)
+        where = f"from the command line, with {section}={choice}" if choice else "from the command line"
+        return UserError(f"{key}: no such setting ({where}); {nearest(key, known)}")
+
+
+def _of_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def _expand_home(config: DictConfig) -> None:
+    """Put the home folder where a value begins with ``~``; of interpolations, in those of the environment."""
+    for path, key, raw in list(_entries(OmegaConf.to_container(config, resolve=False))):
+        if isinstance(raw, str) and raw.startswith(("~", "${oc.env:")):
+            node = OmegaConf.select(config, path) if path else config
+            at: Any = key if isinstance(node, DictConfig) else int(key)
+            value = str(node[at])
+            if value.startswith("~"):
+                node[at] = str(Path(value).expanduser())
+
+
+def _refuse_foreign_code(config: DictConfig) -> None:
+    """Raise `UserError` where the configuration names code that Hydra, or logging, would run.
+
+    Hydra before 1.3.6 runs whatever ``_target_`` names, ``os.system`` too; later ones all but what their own
+    list of dangers has.
+    """
+    for path, key, value in _entries(OmegaConf.to_container(config, resolve=False)):
+        if key == "_target_" and not path.startswith("hydra."):
+            raise _refused(path, key, value)
+    known = copy.deepcopy(config)
+    with open_dict(known):
+        known.hydra.runtime.output_dir = "/"  # not known yet; a path, whatever it will be
+    for section in ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging"):
+        start = f"hydra.{section}"
+        try:
+            resolved = OmegaConf.to_container(known.hydra[section], resolve=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{start}: {' '.join(str(error).split())}") from error
+        for path, key, value in _entries(resolved, start):
+            if not _permitted(path.removeprefix(start).lstrip("."), key, value, section):
+                raise _refused(path, key, value)
+
+
+def _permitted(inside: str, key: str, value: Any, section: str) -> bool:
+    """True for an entry that names no code, or code that is known; `inside` is where in the section it is."""
+    if section.endswith("logging"):
+        named = key in ("()", "class", "queue", "listener")
+        external = str(value).startswith(("ext://", "cfg://"))
+        return str(value) in (_LOGGING if named else _STREAMS) or not (named or external)
+    if key != "_target_":
+        return True
+    if section == "callbacks":
+        return "." not in inside and value in _CALLBACKS
+    return not inside and str(value).startswith(_PLUGINS)
+
+
+def _refused(path: str, key: str, value: object) -> UserError:
+    return UserError(
+        f"{path}.{key}={value}: a configuration may name no code to be run but this package's callbacks, and "
+        "Hydra's launchers and sweepers"
+    )
+
+
+def _entries(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Path, key and value of every entry of plain containers, at any depth."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        yield path, str(key), value
+        yield from _entries(value, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,117 @@
+"""The command line as Hydra's grammar wants it: options behind the settings, paths in quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
+from hydra.errors import HydraException
+
+from facerec.errors import UserError
+
+# Settings that name a file or folder. Their values are taken as they are typed, commas and digits included.
+PATHS = frozenset(
+    (
+        "ckpt",
+        "out",
+        "output_dir",
+        "data.root",
+        *("eval.root", "eval.gallery", "eval.probes", "eval.distractors", "eval.leave_out", "eval.cache"),
+        "backbone.pretrained",
+        "trainer.resume",
+    )
+)
+
+
+def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+    """Arrange a command line for Hydra, which wants all settings in one piece and has a small alphabet.
+
+    Args:
+        arguments: what was typed behind the program's name: settings (``head.m=0.4``) and Hydra's options
+            (``-m``, ``--cfg job``, …) in any order.
+
+    Returns:
+        The settings, quoted where Hydra could not read them or would take a path apart, then the options.
+
+    Raises:
+        UserError: an option that does not exist or lacks its value, or one that would run code from a file.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    options, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such option; see --help and --hydra-help")
+    if options.experimental_rerun is not None:
+        raise UserError(
+            "--experimental-rerun: unpickles a file, which can run anything; start the run by its settings"
+        )
+    settings = list(options.overrides)
+    rest = [argument for argument in arguments if argument not in settings]
+    return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; see --help and --hydra-help")
+
+
+def _readable(setting: str, *, sweeps: bool) -> str:
+    """The setting with its value in quotes, where Hydra's grammar could not read what it means."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        return setting
+    path = key.lstrip("+") in PATHS
+    parsed = _parsed(setting)
+    if parsed is not None and not _taken_apart(parsed._value, value, path=path, sweeps=sweeps):
+        return setting
+    if value.startswith("[") and value.endswith("]") and not Path(value).exists():
+        value = "[" + ",".join(map(_element, _existing(value[1:-1]) or value[1:-1].split(","))) + "]"
+    elif sweeps and "," in value and not Path(value).exists():
+        value = ",".join(map(_element, _existing(value) or value.split(",")))
+    else:
+        value = _quoted(value)
+    return f"{key}={value}" if _parsed(f"{key}={value}") is not None else setting
+
+
+def _taken_apart(parsed: Any, value: str, *, path: bool, sweeps: bool) -> bool:
+    """True where Hydra reads something else than the path that `value` is."""
+    if isinstance(parsed, ChoiceSweep) and parsed.simple_form and path:
+        return not sweeps or any("," in file for file in _existing(value))
+    if isinstance(parsed, Sweep | list):
+        return Path(value).exists()
+    if isinstance(parsed, str):
+        return parsed != value and Path(value).exists()
+    return path and isinstance(parsed, int | float) and not isinstance(parsed, bool)
+
+
+def _parsed(setting: str) -> Override | None:
+    """What Hydra reads; None where it cannot."""
+    try:
+        return OverridesParser.create().parse_override(setting)
+    except HydraException:
+        return None
+
+
+def _element(text: str) -> str:
+    """One of several values, in quotes where Hydra could not read it."""
+    parsed = _parsed(f"key={text}")
+    return text if parsed is not None and not isinstance(parsed._value, Sweep) else _quoted(text.strip())
+
+
+def _quoted(text: str) -> str:
+    return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def _existing(text: str) -> list[str]:
+    """Existing files named with commas between, commas in their names allowed; none unless all are files."""
+    if Path(text).expanduser().exists():
+        return [text]
+    for at, sign in enumerate(text):
+        if sign == "," and Path(text[:at].strip()).expanduser().exists():
+            rest = _existing(text[at + 1 :].strip())
+            if rest:
+                return [text[:at].strip(), *rest]
+    return []

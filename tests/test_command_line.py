@@ -1,0 +1,223 @@
+"""What may be typed behind a command, and what a configuration may not do: paths, sweeps, foreign code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
+
+from facerec.cli.overrides import hydra_arguments
+from tests.test_cli_train import command, failed
+
+HOSTILE = [
+    "epoch=9-step=100.ckpt",
+    "my faces (1)",
+    "faces #2, 50%",
+    "it's",
+    'a "b"; c & d!',
+    "größe",
+    "[a]",
+    "{b}",
+    "a\\b",
+    "trailing ",
+    "a^b`c<d>|e",
+    "2024",
+    "1e3",
+    "--strange",
+]
+SMALL = ["backbone=mobilefacenet", "backbone.embedding_size=16", "data.size=32", "trainer.batch_size=4"]
+SMALL += [
+    "trainer.threads=1",
+    "data.workers=1",
+    "eval.targets=[]",
+    "trainer.max_steps=1",
+    "optimizer.lr=0.01",
+]
+
+
+def read(*arguments: str) -> list[tuple[str, object]]:
+    """The settings as Hydra reads them."""
+    parse = OverridesParser.create().parse_override
+    settings = [parse(one) for one in hydra_arguments(arguments) if not one.startswith("-")]
+    return [(one.get_key_element(), one.value()) for one in settings]
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Two identities with four images each, in a folder that no shell and no grammar likes."""
+    folder = tmp_path / "my faces=(1), 50% #2 it's ~größe"
+    for identity in ("anna", "berta"):
+        (folder / identity).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / identity / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_path_is_taken_as_it_is_typed(tmp_path: Path, name: str, exists: bool) -> None:
+    path = tmp_path / name
+    if exists:
+        path.mkdir()
+    expected = str(path) if exists else str(path).strip()  # Hydra trims what it can read
+    assert read(f"data.root={path}") == [("data.root", expected)]
+    assert read(f"++output_dir={path}") == [("++output_dir", expected)]
+    if exists and expected == expected.strip():
+        assert read(f"ckpt=[{path},{tmp_path}]") == [("ckpt", [expected, str(tmp_path)])]
+
+
+def test_a_number_is_a_path_only_where_a_path_is_asked_for(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "2024").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read("data.root=2024", "seed=2024") == [("data.root", "2024"), ("seed", 2024)]
+
+
+def test_what_hydra_reads_by_itself_stays() -> None:
+    for setting in (
+        "head.m=0.4",
+        "eval.targets=[lfw,cfp_fp]",
+        "data.root='a b'",
+        "eval.root=null",
+        "~head.s",
+    ):
+        assert hydra_arguments([setting]) == [setting]
+    assert hydra_arguments(["data.root=${oc.env:HOME}/x"]) == ["data.root=${oc.env:HOME}/x"]
+
+
+def test_in_a_sweep_commas_part_values_unless_they_belong_to_a_file(tmp_path: Path) -> None:
+    for name in ("a,b", "c=1", "d"):
+        (tmp_path / name).mkdir()
+    a, c, d = (tmp_path / name for name in ("a,b", "c=1", "d"))
+    parse = OverridesParser.create().parse_override
+    for setting, expected in (
+        (f"data.root={c},{d}", [str(c), str(d)]),
+        (f"data.root={a},{d}", [str(a), str(d)]),
+        ("trainer.resume=x=1.pt,y.pt", ["x=1.pt", "y.pt"]),
+    ):
+        sweep = parse(hydra_arguments(["-m", setting])[0])
+        assert [str(getattr(one, "text", one)) for one in sweep.sweep_iterator()] == expected
+    assert parse(hydra_arguments(["-m", f"data.root={a}"])[0]).value() == str(a)
+
+
+def test_options_stand_anywhere() -> None:
+    assert hydra_arguments(["a=1", "-m", "b=2,3", "--config-dir", "x=y", "c=4"]) == [
+        *("a=1", "b=2,3", "c=4", "-m", "--config-dir", "x=y")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--multi-run"], "--multi-run: no such option"),
+        (["--cfg"], "argument --cfg/-c: expected one argument"),
+        (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unpickles a file"),
+    ],
+)
+def test_a_wrong_option_is_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in failed(command("facerec-train", *options, cwd=tmp_path))
+
+
+def test_a_run_takes_such_paths_for_its_data_and_for_itself(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run (1)=a, b #3 %d"
+    run = command(
+        "facerec-train", *SMALL, "data=folder", f"data.root={faces}", f"output_dir={out}", cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert (out / "metrics.jsonl").is_file() and (out / ".hydra" / "config.yaml").is_file()
+    ckpt = out / "checkpoints" / "last.pt"
+    exported = tmp_path / "für e=1, (2).safetensors"
+    run = command("facerec-export", f"ckpt={ckpt}", "format=safetensors", f"out={exported}", cwd=tmp_path)
+    assert run.returncode == 0 and exported.is_file(), run.stderr
+
+
+def test_a_tilde_is_the_home_folder(faces: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, "data=folder", f"data.root=~/{faces.name}", "output_dir=~/run"]
+    run = command("facerec-train", *settings, cwd=Path("/"), HOME=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+def test_heads_are_swept_with_a_setting_that_they_have_and_the_default_has_not(
+    faces: Path, tmp_path: Path
+) -> None:
+    settings = [*SMALL, "data=folder", f"data.root={faces}", "output_dir=sweep"]
+    run = command(
+        "facerec-train", "head=curricularface,adaface", "-m", "head.ema=0.05", *settings, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    for number in "01":
+        assert "ema: 0.05" in (tmp_path / "sweep" / number / ".hydra" / "config.yaml").read_text()
+        assert (tmp_path / "sweep" / number / "metrics.jsonl").is_file()
+
+
+def test_a_head_without_the_setting_is_named_before_any_run_begins(faces: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, "data=folder", f"data.root={faces}", "output_dir=sweep"]
+    run = command(
+        "facerec-train", "-m", "head=curricularface,cosface", "head.ema=0.05", *settings, cwd=tmp_path
+    )
+    line = failed(run)
+    assert "head.ema: no such setting (from the command line, with head=cosface)" in line
+    assert not (tmp_path / "sweep" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["head=softmax", "head.mm=1"],
+            "with head=softmax); did you mean head.memory? known: head.block_size, head.init",
+        ),
+        (["trainr.epochs=3"], "trainr: no such setting (from the command line); did you mean trainer?"),
+        (["~head.x"], "head.x: no such setting (from the command line, with head=arcface)"),
+        (["+head.m=1"], "+head.m: there is a head.m already; head.m=… without + sets it"),
+        (["+wandb=true"], "wandb=True: no such setting; known: backbone, data"),
+        (
+            ["experiment=orl_demo", "head=softmax"],
+            "(from configs/head/softmax.yaml or configs/experiment/orl_demo.yaml; '~head.s' leaves it out)",
+        ),
+    ],
+)
+def test_a_message_names_what_there_is(tmp_path: Path, settings: list[str], message: str) -> None:
+    line = failed(command("facerec-train", "data=rec", "data.root=/nowhere", *settings, cwd=tmp_path))
+    assert message in line, line
+
+
+CALL = "{_target_: os.system, _args_: ['touch marked']}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("callback", f"hydra: {{callbacks: {{evil: {CALL}}}}}"),
+        ("attribute", "hydra: {callbacks: {evil: {_target_: facerec.cli.compose.os.getcwd}}}"),
+        ("interpolated", "hydra: {callbacks: {evil: {_target_: '${oc.decode:os.system}'}}}"),
+        ("made", "hydra: {callbacks: {evil: '${oc.create:\"{_target_: os.system}\"}'}}"),
+        ("inside", f"hydra: {{callbacks: {{sweep_table: {{more: {CALL}}}}}}}"),
+        ("sweeper", f"hydra: {{sweeper: {{params: {{x: {CALL}}}}}}}"),
+        ("launcher", "hydra: {launcher: {_target_: os.system}}"),
+        ("factory", "hydra: {job_logging: {formatters: {evil: {(): os.system, command: touch marked}}}}"),
+        (
+            "handler",
+            "hydra: {job_logging: {handlers: {evil: {class: subprocess.Popen, args: [touch, marked]}}}}",
+        ),
+        ("external", "hydra: {hydra_logging: {handlers: {console: {stream: 'ext://os.system'}}}}"),
+        ("head", f"head: {{init: {CALL}}}"),
+    ],
+)
+def test_no_code_of_others_is_run_from_a_configuration(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(f"# @package _global_\n{text}\n")
+    for more in ([], ["-m"]):
+        run = command("facerec-train", "--config-dir=conf", "experiment=evil", *more, cwd=tmp_path)
+        line = failed(run)
+        assert "a configuration may name no code to be run but" in line, line
+        assert not (tmp_path / "marked").exists()
+
+
+def test_a_key_that_others_refer_to_is_no_mistake(tmp_path: Path) -> None:
+    settings = ["+base_lr=0.2", "optimizer.lr=${base_lr}", "data=rec", "data.root=/nowhere"]
+    assert "/nowhere" in failed(command("facerec-train", *settings, cwd=tmp_path))
