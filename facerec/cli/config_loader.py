@@ -111,8 +111,8 @@ class ConfigLoader(ConfigLoaderImpl):
         there = OmegaConf.select(config, section) if section else config
         known = [".".join([*parts[:-1], str(name)]) for name in there if name != "hydra"]
         choice = config.hydra.runtime.choices.get(section)
-        where = f"from the command line, with {section}={choice}" if choice else "from the command line"
-        return UserError(f"{key}: no such setting ({where}); {nearest(key, known)}")
+        also = f", with {section}={choice}" if choice not in (None, "default") else ""
+        return UserError(f"{key}: no such setting (from the command line{also}); {nearest(key, known)}")
 
 
 def _of_hydra(override: str) -> bool:
