@@ -166,6 +166,12 @@ def test_dropout_is_for_training_alone() -> None:
         assert not torch.equal(backbone.train()(image_BCHW), backbone(image_BCHW))
 
 
+def test_without_masks_the_mask_token_is_not_trained() -> None:
+    """It would never get a gradient, and several processes would wait for it."""
+    assert create_backbone("vit_t", mask_ratio=0.1).mask_token.requires_grad
+    assert not create_backbone("vit_t", mask_ratio=0.0).mask_token.requires_grad
+
+
 def test_masked_patches_come_back_as_the_mask_token() -> None:
     backbone = create_backbone("vit_t", embedding_size=8, input_size=SIZE, mask_ratio=0.5, drop_path=0.0)
     seen: list[Tensor] = []

@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facerec import checkpoint, processes, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.weights import load_pretrained
-from facerec.errors import CheckpointError, FacerecError, NonFiniteError, UserError
+from facerec.errors import CheckpointError, ConfigError, FacerecError, NonFiniteError, UserError
 from facerec.evaluation.loading import load_model
 from facerec.evaluation.model import Input
 from facerec.training import parallel
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
+from tests import tiny_run
 from tests.several import together
-from tests.tiny_run import tiny_trainer
+from tests.tiny_run import tiny_backbone, tiny_trainer
 
 # Nothing here depends on which process a picture goes to, so that all numbers of processes must agree.
 # The last of the batches of 14 has 7 pictures, which two processes share out unevenly.
@@ -162,11 +163,22 @@ def faults(folder: Path) -> None:
             FacerecError, match=rf"^step {found}: head\.weight of rank 1 is not that of rank 0"
         ):
             trainer.fit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_run, "tiny_backbone", with_a_parameter_that_does_nothing)
+        trainer = tiny_trainer(folder / "idle", **given)
+        with pytest.raises(ConfigError, match="idle takes no part in the loss"):
+            trainer.fit()
     with pytest.raises(UserError, match=r"^head\.m: is 0 on rank 0 and 1 on rank 1"):
         parallel.require_alike({"seed": 0, "head.m": processes.rank()})
     with pytest.raises(UserError, match="of rank 0"):
         processes.by_first(partial(fail, f"of rank {processes.rank()}"))
     assert processes.by_first(processes.rank) == 0
+
+
+def with_a_parameter_that_does_nothing(dropout: float) -> nn.Module:
+    backbone = tiny_backbone(dropout)
+    backbone.idle = nn.Parameter(torch.zeros(1))
+    return backbone
 
 
 def fail(why: str) -> None:

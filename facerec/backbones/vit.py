@@ -128,7 +128,8 @@ class VisionTransformer(Backbone):
         width = size.width
         self.mask_ratio = mask_ratio
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        # Without masks it takes no part, and several processes cannot average what has no gradient.
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=mask_ratio > 0)
         self.patch_embed = Patches(width)
         rates = torch.linspace(0, drop_path, size.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(width, rate) for rate in rates)

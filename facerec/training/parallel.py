@@ -145,11 +145,17 @@ class Gradients:
         other = [p for name, p in head.named_parameters() if name not in head.shared_out]
         self._rows = [p for p in rows if p.requires_grad]
         self._head = [p for p in other if p.requires_grad]
-        self._backbone = [p for p in backbone.parameters() if p.requires_grad]
+        self._name = type(backbone).__name__
+        self._named = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        self._backbone = list(self._named.values())
 
     def settle(self, batches: int) -> None:
         """Make the gradients of `batches` batches what the optimizer takes: summed up, and averaged over the
         processes where no one else has done so.
+
+        Raises:
+            ConfigError: a parameter of the backbone takes no part in the loss, which leaves
+                `DistributedDataParallel` waiting for its gradient, and those of its neighbours not averaged.
         """
         for parameter in (*self._head, *self._rows):
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -158,6 +164,10 @@ class Gradients:
                 gradient = parameter.grad._coalesced_(True) if batches == 1 else parameter.grad.coalesce()
                 parameter.grad = gradient
         if processes.count() > 1:
+            idle = [name for name, parameter in self._named.items() if parameter.grad is None]
+            if idle:
+                mend = f"its {idle[0]} takes no part in the loss, so several processes cannot average it"
+                raise ConfigError("backbone", self._name, f"{mend}; train it in one process")
             for gradient in _of(self._head):
                 dist.all_reduce(gradient)
                 gradient /= processes.count()
