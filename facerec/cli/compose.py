@@ -63,7 +63,10 @@ def compose_and_run(config_name: str, task: Task) -> None:
             with RunFolder(config, f"facerec-{config_name}") as run, _with_origin():
                 _one_process_a_run()
                 config.output_dir = str(run.path)
-                plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                try:
+                    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                except OmegaConfBaseException as error:  # Hydra would add a line of its own
+                    raise _as_user_error(error, config_name) from error
                 assert isinstance(plain, dict)
                 return task({str(key): value for key, value in plain.items()}, run)
         except FacerecError as error:

@@ -26,6 +26,7 @@ _FREE = (  # changes nothing of what is learnt
     *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
     *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every"),
     *("trainer.save_in_background", "trainer.profile", "trainer.checkpoint_activations", "trainer.compile"),
+    *("trainer.check_replicas", "trainer.keep_last"),
     *("trainer.threads", "eval.root", "eval.every_steps", "eval.batch_size", "eval.bootstrap", "eval.seed"),
     *("eval.cache", "eval.sanity", "eval.figures"),
 )
@@ -98,7 +99,8 @@ def _settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     old, new = _flat(_completed(before)), _flat(_completed(now))
     applied: dict[str, str] = {}
     fixed: dict[str, str] = {}
-    for key in sorted({**new, **old}, key=lambda key: not key.endswith(".name")):  # names explain the rest
+    # A name explains the rest of its section, and data.size the sizes that follow it.
+    for key in sorted({**new, **old}, key=lambda k: (not k.endswith(".name"), not k.startswith("data."))):
         was, is_now = old.get(key, "not set"), new.get(key, "not set")
         given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
         if was == is_now or given_up or any(fnmatchcase(key, pattern) for pattern in _FREE):
