@@ -66,7 +66,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 try:
                     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 except OmegaConfBaseException as error:  # Hydra would add a line of its own
-                    raise _as_user_error(error, config_name) from error
+                    raise _as_user_error(error) from error
                 assert isinstance(plain, dict)
                 return task({str(key): value for key, value in plain.items()}, run)
         except FacerecError as error:

@@ -267,8 +267,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Take up the run that wrote `path`; raises `CheckpointError` where it is not this one."""
-        faces = self.loader.faces
-        self.position, changes = state.restore(path, self.parts, config=self.config, faces=faces)
+        self.position, changes = state.restore(path, self.parts, self.config, self.loader.faces)
         self.saved_at = self.position.step
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
         comparison.say(path, changes, self.position.step if self.done() else None)

@@ -122,7 +122,7 @@ def split(
 
 
 def restore(
-    path: Path, parts: Mapping[str, Any], *, config: Mapping[str, Any], faces: FaceSet
+    path: Path, parts: Mapping[str, Any], config: Mapping[str, Any], faces: FaceSet
 ) -> tuple[Position, dict[str, str]]:
     """Put the state of a run back.
 
