@@ -433,6 +433,20 @@ def test_an_exported_network_gives_the_numbers_of_its_model(tmp_path: Path) -> N
     same_numbers(model, exported)
 
 
+def test_an_export_has_the_opset_it_was_asked_for_or_is_none(tmp_path: Path) -> None:
+    import onnx
+
+    model = Model(Colour(2), Input(size=SIZE), step=7)
+    path = export(model, tmp_path / "face.onnx", "onnx", opset=20)
+    assert [one.version for one in onnx.load(path).opset_import if not one.domain] == [20]
+    for opset, mend in ((3, "this network cannot be written with it; opset=18"), (99, "from 1 to")):
+        with pytest.raises(ConfigError, match=rf"opset={opset}: .*{mend}"):
+            export(model, tmp_path / "none.onnx", "onnx", opset=opset)
+    with pytest.raises(ConfigError, match="opset=17: format=safetensors has no operators"):
+        export(model, tmp_path / "none.safetensors", "safetensors", opset=17)
+    assert [file.name for file in tmp_path.iterdir()] == ["face.onnx"]
+
+
 @pytest.mark.slow
 def test_an_exported_backbone_gives_the_numbers_of_its_checkpoint(ours: Path, tmp_path: Path) -> None:
     exported = load_model(

@@ -212,6 +212,24 @@ def test_files_outside_of_the_folder_are_never_read(tmp_path: Path, how: str) ->
         opened(path)
 
 
+@pytest.mark.parametrize(
+    "metadata", [{"input": "[" * 100_000}, {"input": "{"}, {"step": "²"}, {"step": "9" * 6000}]
+)
+def test_metadata_that_nobody_exported_is_refused_or_left_alone(
+    tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    path = onnx_file(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=f"facerec.{key}", value=value)
+    onnx.save_model(model, path)
+    if "input" in metadata:
+        with pytest.raises(CheckpointError, match=r"net\.onnx: its metadata facerec\.input is damaged"):
+            opened(path)
+    else:
+        assert opened(path).step is None
+
+
 # Files made to hurt ---------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,14 @@ from typing import Any
 from facerec.cli.errors import reported
 
 
+def _opset(given: Any) -> int | None:
+    from facerec.errors import ConfigError
+
+    if given is not None and type(given) is not int:
+        raise ConfigError("opset", given, "must be a whole number, or null")
+    return given
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(reported("facerec-export", _run))
@@ -28,7 +36,7 @@ def _run() -> int:
         if path.exists() and not config["force"]:
             raise ConfigError("out", path, "is there already; force=true overwrites it")
         model = load_model(config["ckpt"], device="cpu", input=config["input"])
-        print(export(model, path, config["format"]))
+        print(export(model, path, config["format"], opset=_opset(config["opset"])))
 
     compose_and_run("export", write)
     return 0

@@ -1,7 +1,7 @@
 """Open a model file of any kind. What it is, its content says; nothing in it is run unless that is allowed.
 
 Checkpoints and state dicts are read with ``weights_only=True``, safetensors and ONNX files hold numbers and a
-graph of known operators. A TorchScript file is a program: its interpreter knows no Python, but operators that
+graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). A TorchScript file is a program: its interpreter knows no Python, but operators that
 read and write files, and may use them as early as while it is loaded. So it is opened on request only.
 """
 
@@ -223,7 +223,7 @@ def _ready(backbone: nn.Module, wish: _Wish) -> nn.Module:
 def _open_safetensors(wish: _Wish) -> Model:
     weights, metadata = read_safetensors(wish.path, wish.where)
     said = _metadata(wish, metadata, "backbone")
-    if wish.backbone or "name" not in said:
+    if wish.backbone or not isinstance(said.get("name"), str):
         return _open_weights(wish, weights, metadata)
     return _open_weights(wish._replace(backbone=said), weights, metadata)
 
@@ -359,7 +359,7 @@ def _finished(
     return Model(
         network,
         prepared,
-        step=int(step) if step.isdigit() else None,
+        step=int(step) if step.isascii() and step.isdecimal() and len(step) < 19 else None,
         path=wish.path,
         config=config,
         knows_input=bool(said) and "facerec.guessed" not in metadata,
@@ -371,7 +371,7 @@ def _metadata(wish: _Wish, metadata: Settings, name: str) -> dict[str, Any]:
     text = metadata.get(f"facerec.{name}")
     try:
         value = {} if text is None else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{wish.where}: its metadata facerec.{name} is damaged; export it again"
         ) from error
