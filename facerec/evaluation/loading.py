@@ -1,8 +1,9 @@
 """Open a model file of any kind. What it is, its content says; nothing in it is run unless that is allowed.
 
 Checkpoints and state dicts are read with ``weights_only=True``, safetensors and ONNX files hold numbers and a
-graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). A TorchScript file is a program: its interpreter knows no Python, but operators that
-read and write files, and may use them as early as while it is loaded. So it is opened on request only.
+graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). A TorchScript file
+is a program: its interpreter knows no Python, but operators that read and write files, and may use them as
+early as while it is loaded. So it is opened on request only.
 """
 
 from __future__ import annotations
