@@ -34,7 +34,9 @@ RUNS = {
     "sharded": ["backbone.embedding_size=512"],
     "replicated": ["backbone.embedding_size=512", "head.sharded=false"],
     "sampled": ["backbone.embedding_size=64", "head.sample_rate=0.5"],
-    "accumulated": ["backbone.embedding_size=64", "trainer.accumulate=2", "trainer.clip_norm=1"],
+    "accumulated": [
+        *("backbone.embedding_size=64", "trainer.accumulate=2", "trainer.clip_norm=1", "head.sample_rate=0.5")
+    ],
     "too_few_classes": ["backbone.embedding_size=64", "data.identities=5"],
     **{
         head: ["backbone.embedding_size=64", f"head={head}"]
@@ -63,7 +65,7 @@ def run_all(folder: Path, world: int, names: list[str]) -> dict[str, list[dict[s
     ("world", "names"),
     [
         (3, ["sharded", "replicated", "bf16"]),
-        (4, ["sampled", "accumulated", "too_few_classes"]),
+        (4, ["accumulated", "too_few_classes"]),
         pytest.param(3, list(RUNS), marks=pytest.mark.slow),
         pytest.param(4, list(RUNS), marks=pytest.mark.slow),
     ],
