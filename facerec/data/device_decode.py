@@ -2,7 +2,8 @@
 
 For machines whose GPU waits for the CPU's decoding (``data.decoder=device``): the loader's threads then only
 collect files, and a batch crosses to the device compressed, in a tenth of the bytes. What a device's decoder
-may not know (other formats, EXIF rotation, CMYK, a file without its end) the threads decode as ever.
+may not know (other formats, EXIF rotation, CMYK, a file without its end), and what may be too much for it,
+the threads decode as ever.
 
 Never run on CUDA: no GPU was at hand. A CPU goes through the same lines, up to the decoder that torchvision
 calls; it then does so on one core, so that ``threads`` is the better choice there. The decoders may differ by
@@ -22,11 +23,12 @@ import numpy as np
 import simplejpeg
 import torch
 
-from facerec.data.decode import MAX_PIXELS, Encoded, Pixels
+from facerec.data.decode import Encoded, Pixels, is_ordinary
 from facerec.errors import ConfigError
 
 _COLORS: Final = ("YCbCr", "Gray", "RGB")
 _END: Final = b"\xff\xd9"
+_LONGEST: Final = 4096  # pixels; a long narrow image would grow when it is resized to cover the wanted size
 
 
 class Undecoded:
@@ -108,13 +110,13 @@ class Undecoded:
 def for_device(encoded: Encoded) -> torch.Tensor | None:
     """A copy of an ordinary JPEG's bytes, uint8 (n,), for `Undecoded`; None for anything else."""
     view = memoryview(encoded)
-    if view[-2:] != _END or b"Exif" in bytes(view[:64]):
+    if view[-2:] != _END or not is_ordinary(view):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(view)
     except ValueError:
         return None
-    if colors not in _COLORS or int(height) * int(width) > MAX_PIXELS:
+    if colors not in _COLORS or max(height, width) > min(_LONGEST, 4 * min(height, width)):
         return None
     return torch.from_numpy(np.array(view))
 

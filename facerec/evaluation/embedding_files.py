@@ -8,7 +8,6 @@ Shape suffixes: P pictures, N rows, D embedding size, H height, W width, C chann
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import tempfile
@@ -19,9 +18,8 @@ from typing import IO, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from facerec.data.decode import FORMATS, decode
+from facerec.data.decode import decode_whole, fit_into
 from facerec.data.making.pictures import FaceMaker
 from facerec.data.pictures import NamedPictures
 from facerec.data.settings import cores
@@ -242,11 +240,14 @@ def _prepared(
         if maker is not None:
             image_HWC, note = maker.face(encoded)
             return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
-        image_HWC = decode(encoded, shape)
+        image_HWC = decode_whole(encoded)
     except (DamagedDataError, MissingDataError) as error:
         return _Prepared(None, error)
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        return _Prepared(image_HWC, None, image.size != shape[::-1])
+    if image_HWC.shape[:2] == shape:
+        return _Prepared(image_HWC)
+    fitted_HWC = np.empty((*shape, 3), np.uint8)
+    fit_into(image_HWC, fitted_HWC)
+    return _Prepared(fitted_HWC, resized=True)
 
 
 def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> FacerecError:

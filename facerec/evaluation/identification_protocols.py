@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from facerec.data.decode import ENDINGS
 from facerec.data.index_text import text_lines
 from facerec.errors import MissingDataError
 from facerec.evaluation.embedding import embed_pictures
@@ -23,7 +24,7 @@ from facerec.evaluation.identification import (
 )
 from facerec.evaluation.model import Model
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.pictures import SUFFIXES, FilePictures
+from facerec.evaluation.pictures import FilePictures
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.template_protocols import PORTION
 
@@ -182,7 +183,7 @@ def _pictures_below(root: Path, skip: LeaveOut) -> list[str]:
         subfolders.sort()
         place = Path(folder).relative_to(root)
         for file in sorted(files):
-            if Path(file).suffix.lower() in SUFFIXES and (place / file).as_posix() not in skip:
+            if Path(file).suffix.lower() in ENDINGS and (place / file).as_posix() not in skip:
                 paths.append(str(Path(folder, file)))
     if not paths:
         raise MissingDataError(f"{root}: no pictures there")

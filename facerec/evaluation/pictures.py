@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.data.align import align
-from facerec.data.decode import decode_whole
+from facerec.data.decode import ENDINGS, decode_whole, read_file
 from facerec.errors import DamagedDataError, MissingDataError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"}
 
 
 class FilePictures(Sequence[Any]):
@@ -55,13 +53,12 @@ class FilePictures(Sequence[Any]):
             return FilePictures(self.paths[index], landmarks, self.size)
         path = Path(self.paths[index])
         try:
-            encoded = path.read_bytes()
+            encoded = read_file(path)
+            if self.landmarks_P52 is None:
+                return encoded
+            return align(decode_whole(encoded), self.landmarks_P52[index], self.size)
         except OSError as error:
             raise MissingDataError(f"{path}: {error.strerror}, but a list names this picture") from error
-        if self.landmarks_P52 is None:
-            return encoded
-        try:
-            return align(decode_whole(encoded), self.landmarks_P52[index], self.size)
         except DamagedDataError as error:
             raise DamagedDataError(f"{path}: {error}") from error
 
@@ -72,4 +69,4 @@ class FilePictures(Sequence[Any]):
 
 def picture_files(folder: Path) -> list[Path]:
     """The picture files right in `folder`, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)

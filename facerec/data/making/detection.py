@@ -111,7 +111,7 @@ class Mtcnn:
         if not faces and longest > _LONGEST:
             faces = self._search(image, min(1.0, 3 * _LONGEST / longest))
         if not faces:
-            border = longest // 4
+            border = min(longest // 4, *image.size)  # a long narrow one would grow beyond all memory
             wider = ImageOps.expand(image, border)
             faces = [
                 Face(tuple(edge - border for edge in box), score, point_52 - border)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from facerec.data.decode import ENDINGS, read_file
 from facerec.data.making.builder import Built, PackBuilder
-from facerec.data.making.pictures import ENDINGS, FaceMaker, Made, in_order
+from facerec.data.making.pictures import FaceMaker, Made, in_order
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 
@@ -104,9 +105,11 @@ def make_file(maker: FaceMaker, path: Path) -> Made:
     if any(sign in str(path) for sign in "\t\n\r"):
         return Made(None, "its name holds a tab or a line break, which a .lst cannot")
     try:
-        encoded = path.read_bytes()
+        encoded = read_file(path)
     except OSError as error:
         return Made(None, f"cannot be read: {error.strerror}")
+    except DamagedDataError as error:
+        return Made(None, str(error))
     return maker.make(encoded)
 
 

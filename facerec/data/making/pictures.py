@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from facerec.data.align import TEMPLATE_52, align
-from facerec.data.decode import decode, decode_whole
+from facerec.data.decode import MAX_PHOTOGRAPH_PIXELS, Encoded, decode, decode_whole, fit_into, read_header
 from facerec.data.making.detection import Detector, Face, choose
 from facerec.errors import DamagedDataError, require
-
-ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif")
-_EXIF_ORIENTATION: Final = 0x0112
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -64,11 +60,11 @@ class FaceMaker:
         require(16 <= self.size <= 1024, "--size", self.size, "must be 16 to 1024 pixels")
         require(1 <= self.quality <= 100, "--quality", self.quality, "must be 1 to 100")
 
-    def make(self, encoded: bytes | memoryview) -> Made:
+    def make(self, encoded: Encoded) -> Made:
         """The face in an encoded photograph; safe to call from several threads at once."""
         try:
             if self.keep and self._fits(encoded):
-                decode(encoded, self.size)  # that it is whole
+                decode(encoded, self.size)  # that all of it is there
                 return Made(bytes(encoded))
             face_HWC, note = self.face(encoded)
             return Made(None if face_HWC is None else self.encode(face_HWC), note)
@@ -77,14 +73,14 @@ class FaceMaker:
         except MemoryError:
             return Made(None, "too large for the memory of this machine")
 
-    def face(self, encoded: bytes | memoryview) -> tuple[np.ndarray | None, str]:
+    def face(self, encoded: Encoded) -> tuple[np.ndarray | None, str]:
         """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `Made`.
 
         Raises:
             DamagedDataError: it is no picture, or a damaged one.
         """
         if self.detector is None:
-            return decode(encoded, self.size), ""
+            return decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS), ""
         image_HWC = decode_whole(encoded)
         faces = self.detector.detect(image_HWC)
         if not faces:
@@ -95,17 +91,16 @@ class FaceMaker:
         face = choose(faces, (image_HWC.shape[0], image_HWC.shape[1]))
         return self._aligned(image_HWC, face), others
 
-    def _fits(self, encoded: bytes | memoryview) -> bool:
-        """Whether a picture's header says that it can be stored as it is."""
-        try:
-            with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-                return image.size == (self.size, self.size) and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-        except Exception:  # whatever a damaged header causes: the general way will tell
-            return False
+    def _fits(self, encoded: Encoded) -> bool:
+        """True where a picture's header says that it can be stored as it is; raises DamagedDataError."""
+        header = read_header(encoded)
+        fits = header.height == header.width == self.size and header.orientation == 1
+        return fits and header.format in ("JPEG", "PNG")
 
     def _cropped(self, image_HWC: np.ndarray) -> np.ndarray:
-        fitted = ImageOps.fit(Image.fromarray(image_HWC), (self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(fitted)
+        face_HWC = np.empty((self.size, self.size, 3), np.uint8)
+        fit_into(image_HWC, face_HWC)
+        return face_HWC
 
     def _aligned(self, image_HWC: np.ndarray, face: Face) -> np.ndarray:
         """The face on the template; a large one is averaged down first, lest sampling skip pixels."""

@@ -6,7 +6,6 @@ one.
 
 from __future__ import annotations
 
-import io
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from facerec.data.audit import audit
+from facerec.data.decode import read_header
 from facerec.data.making.builder import Built, PackBuilder
 from facerec.data.making.listing import Listing, Names, ending
 from facerec.data.packs import Pack, read_property
 from facerec.data.recordio import RecordReader
-from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.errors import DamagedDataError, UserError
 
 
 class Repaired(NamedTuple):
@@ -233,10 +232,8 @@ def _size(rec: Path) -> tuple[int, int]:
         with RecordReader(rec) as reader:
             for record in reader.records():
                 if len(record.payload):
-                    with Image.open(io.BytesIO(record.payload)) as image:
-                        return image.height, image.width
-    except MissingDataError:
-        raise
-    except Exception:  # it is damaged, and what is wrong with it will be said in its place
-        return 112, 112
+                    header = read_header(record.payload)
+                    return header.height, header.width
+    except DamagedDataError:  # what is wrong with it will be said in its place
+        pass
     return 112, 112

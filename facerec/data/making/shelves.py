@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from facerec.data.decode import decode
+from facerec.data.decode import ENDINGS, decode
 from facerec.data.making.from_folder import identity_folders, make_file, picture_files
-from facerec.data.making.pictures import ENDINGS, FaceMaker, Made
+from facerec.data.making.pictures import FaceMaker, Made
 from facerec.data.packs import Pack
 from facerec.errors import DamagedDataError, MissingDataError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facerec.data.decode import ENDINGS, read_file
 from facerec.data.faces import EncodedFaces, FaceSet
 from facerec.data.settings import DataSettings
 from facerec.data.sources import SOURCES, existing_root
@@ -16,15 +17,13 @@ from facerec.errors import DamagedDataError, MissingDataError, require
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
 
 class FolderFaces(EncodedFaces):
     """The pictures ``root/identity/picture``, identities and pictures in the order of their names.
 
     Args:
         root: the folder; its sub-folders are the identities. Names that begin with a dot, files that are no
-            pictures (by their ending: JPEG, PNG, WebP, BMP) and folders without pictures are passed over.
+            pictures (by their ending, see `ENDINGS`) and folders without pictures are passed over.
         name: for logs; default: the folder's name.
         min_images: leave out identities with fewer pictures.
 
@@ -66,9 +65,11 @@ class FolderFaces(EncodedFaces):
     def encoded(self, i: int) -> bytes:
         path = self.path(i)
         try:
-            return path.read_bytes()
+            return read_file(path)
         except OSError as error:
             raise DamagedDataError(f"{path} cannot be read: {error.strerror}") from error
+        except DamagedDataError as error:
+            raise DamagedDataError(f"{path}: {error}") from error
 
     def contents(self) -> list[np.ndarray | Sequence[str]]:
         return [*super().contents(), self._files]
