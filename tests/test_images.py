@@ -360,7 +360,7 @@ def test_facerec_data_packs_every_format(cases: list[Case], tmp_path: Path, keep
     assert facerec_data(["verify", str(out)]) == 0
     pack = open_pack(out)
     for i, (kind, encoded, face_HWC) in enumerate(cases):
-        assert np.abs(decode(pack.encoded(i)).astype(int) - face_HWC).mean() < 3, kind  # compressed again
+        assert np.abs(decode(pack.encoded(i)).astype(int) - face_HWC).mean() < 6, kind  # compressed again
         if keep and bytes(pack.encoded(i)) == encoded:
             agree(kind, decode(pack.encoded(i)), face_HWC)
 
@@ -368,7 +368,7 @@ def test_facerec_data_packs_every_format(cases: list[Case], tmp_path: Path, keep
 # What is missing ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", ["112", "224"])
+@pytest.mark.parametrize("size", ["112", "oblong"])
 def test_an_image_is_read_in_full_or_refused(size: str) -> None:
     for kind, encoded in files_of(SIZES[size]).items():
         if (
@@ -376,11 +376,8 @@ def test_an_image_is_read_in_full_or_refused(size: str) -> None:
         ):  # a cut number is a number; rounded differently
             continue
         whole_HWC = as_pillow_sees(encoded)
-        for length in (
-            len(encoded) * 6 // 10,
-            len(encoded) * 95 // 100,
-            *range(len(encoded) - 14, len(encoded)),
-        ):
+        for cut in (0.4 * len(encoded), 0.05 * len(encoded), 30, 13, 12, 5, 3, 2, 1):
+            length = len(encoded) - int(cut)
             try:
                 read_HWC = decode_whole(encoded[:length])
             except DamagedDataError:
@@ -484,7 +481,7 @@ def test_the_line_names_the_image_its_size_and_the_setting(
         (tmp_path / "faces" / name).parent.mkdir(parents=True)
         (tmp_path / "faces" / name).write_bytes(encoded)
     line = (
-        r"4200×4200 pixels, which costs more than the limit of 16,777,216 pixels; "
+        r"4200×4200 pixels, which count as 17,640,000: more than the limit of 16,777,216; "
         r"FACEREC_MAX_PIXELS=17640000 in the environment reads it"
     )
     faces = open_faces(DataSettings(kind="folder", root=str(tmp_path / "faces")))

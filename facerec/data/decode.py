@@ -213,12 +213,12 @@ def _limit(default: int) -> int:
 def _afford(width: int, height: int, max_pixels: int, scans: int = 1) -> None:
     """Raise `DamagedDataError` for an image that costs too much memory or time."""
     limit = _limit(max_pixels)
-    cost = max(width * height * -(-scans // _SCANS), -((-max(width, height) // _SIDES) ** 2))
+    cost = max(width * height * -(-scans // _SCANS), (max(width, height) // _SIDES) ** 2)
     if cost > limit:
         many = f" in {scans:,} scans" if scans > _SCANS else ""
         raise DamagedDataError(
-            f"the picture claims {width}×{height} pixels{many}, which costs more than the limit of {limit:,} "
-            f"pixels; {MAX_PIXELS_SETTING}={cost} in the environment reads it"
+            f"the picture claims {width}×{height} pixels{many}, which count as {cost:,}: more than the limit "
+            f"of {limit:,}; {MAX_PIXELS_SETTING}={cost} in the environment reads it"
         )
 
 
