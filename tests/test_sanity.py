@@ -84,6 +84,18 @@ def test_networks_that_know_nothing_raise_no_alarm(seed: int) -> None:
     assert check_preprocessing(Model(backbone.eval(), Input(size=SIZE)), decoded, EvalSettings()) is None
 
 
+def test_a_preprocessing_that_overflows_is_not_the_right_one(caplog: pytest.LogCaptureFixture) -> None:
+    class Narrow(Colour):
+        """Knows numbers up to 100, as fp16 knows some thousands."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.where(image.abs().amax() > 100, torch.inf, super().forward(image))
+
+    with caplog.at_level(logging.INFO):
+        assert checked(Narrow(RED_OF_RGB)) is None
+    assert "no other common one reads clearly better" in caplog.text
+
+
 def test_pairs_of_one_kind_cannot_be_checked(caplog: pytest.LogCaptureFixture) -> None:
     alike = type(PEOPLE)("alike", PEOPLE.pictures, PEOPLE.index_2N, np.ones_like(PEOPLE.issame_N))
     with caplog.at_level(logging.INFO):

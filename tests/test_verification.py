@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
-from facerec.data.verification import VerificationSet
+from facerec.data.verification import VerificationSet, write_verification
 from facerec.errors import ConfigError, MissingDataError, NonFiniteError, StorageError, UserError
 from facerec.evaluation.model import Input, Model
 from facerec.evaluation.settings import EvalSettings
@@ -182,6 +182,13 @@ def test_zero_embeddings_give_numbers_and_are_said(caplog):
     assert "3 embeddings are all zeros" in caplog.text
 
 
+def test_embeddings_that_tell_nobody_apart_are_said(caplog):
+    _, _, issame = made_embeddings(20)
+    result = verify(np.ones((40, 16), np.float32), issame)
+    assert result.notes[0].startswith("all pairs are equally far apart") and result.tar_at_far["1e-1"] == 0
+    assert "all pairs are equally far apart" in caplog.text
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_embeddings_that_are_not_finite_are_named(value):
     plain, mirrored, issame = made_embeddings(400)
@@ -313,6 +320,15 @@ def test_results_are_written_whole_or_not_at_all(model, tmp_path):
     assert [other.name for other in path.parent.iterdir()] == ["results.json"]
     with pytest.raises(StorageError, match=r"results.json.*could not be written"):
         write_results(path / "below_a_file" / "results.json", written)
+
+
+def test_two_targets_of_one_name_are_refused_before_one_hides_the_other(tmp_path):
+    picture = b"not decoded"
+    for folder in ("a", "b"):
+        write_verification(tmp_path / folder / "lfw.bin", [picture] * 4, [True, True])
+    said = r"eval\.targets=.*a/lfw\.bin and .*b/lfw\.bin would share the name lfw"
+    with pytest.raises(ConfigError, match=said):
+        load_targets(EvalSettings(targets=["a/lfw", "b/lfw"], root=str(tmp_path)))
 
 
 def test_a_missing_target_says_which_are_there(tmp_path):

@@ -8,11 +8,18 @@ Shape suffixes: N pairs, G genuine and I impostor pairs, V vertices of a ROC cur
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+logger = logging.getLogger("facerec.evaluation")
+
+_ALIKE = (
+    "all pairs are equally far apart: the embeddings tell nobody from anybody, and no number means anything"
+)
 
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
@@ -69,6 +76,16 @@ class Separation:
     def both_kinds(self) -> bool:
         """Whether there are genuine and impostor pairs, without which nothing below is defined."""
         return len(self.genuine_G) > 0 and len(self.impostor_I) > 0
+
+    def alike(self) -> list[str]:
+        """A note, which is also logged, where genuine and impostor pairs all have one distance."""
+        if (
+            not self.both_kinds
+            or len({*self.genuine_G[[0, -1]].tolist(), *self.impostor_I[[0, -1]].tolist()}) > 1
+        ):
+            return []
+        logger.warning("%s", _ALIKE)
+        return [_ALIKE]
 
     def supports(self, far: float) -> bool:
         """Whether there are enough impostor pairs to see this FAR at all: at least 1 / `far`."""

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from facerec.errors import NonFiniteError
 from facerec.evaluation.embedding import PairSet, embed_pictures
 from facerec.evaluation.metrics import Separation
 from facerec.evaluation.model import Input, Model, Numbers
@@ -88,15 +89,22 @@ def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalS
 
     def read(prepared: Input) -> Reading:
         other = Model(model.backbone, prepared)
-        embedded = embed_pictures(
-            other,
-            pictures,
-            name=f"checking {_order(prepared)}",
-            batch_size=settings.batch_size,
-            flip=False,
-            precision=settings.precision,
-            where=lambda one: verification_set.where(int(used_P[one])),
-        )
+        try:
+            embedded = embed_pictures(
+                other,
+                pictures,
+                name=f"checking {_order(prepared)}",
+                batch_size=settings.batch_size,
+                flip=False,
+                precision=settings.precision,
+                where=lambda one: verification_set.where(int(used_P[one])),
+            )
+        except NonFiniteError:
+            if prepared == model.input:
+                raise
+            return Reading(
+                prepared, -np.inf, 0.0, np.zeros(_RESAMPLES)
+            )  # too large for it: certainly not this
         return _reading(prepared, embedded.plain_PD[pair_2M.reshape(-1)], same_M)
 
     readings = {str(model.input): read(model.input)}

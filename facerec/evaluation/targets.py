@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec.errors import MissingDataError
+from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.model import Model
 from facerec.evaluation.protocols import Result
@@ -44,8 +44,13 @@ def load_targets(settings: EvalSettings) -> list[PairSet]:
     Raises:
         MissingDataError: a set is missing.
         DamagedDataError: a file is not a verification pack.
+        ConfigError: two of them have one name, under which the results of one only could stand.
     """
     paths = [target_path(settings.root, name) for name in settings.targets]
+    for at, path in enumerate(paths):
+        twin = next((other for other in paths[:at] if other.stem == path.stem), None)
+        mend = f"{twin} and {path} would share the name {path.stem}; evaluate them one after the other"
+        require(twin is None, "eval.targets", settings.targets, mend)
     from facerec.data.verification import load_verification
 
     return [load_verification(path) for path in paths]

@@ -264,7 +264,7 @@ def judge_pairs(
         intervals = rate_intervals(hits, identity_N[same_N], resamples=bootstrap, seed=seed)
         spread |= dict(zip(supported, intervals, strict=True))
     far = scored_far(tars)
-    notes = []
+    notes = separation.alike()
     unsupported = [target for target in FAR_TARGETS if tars[target] is None]
     if unsupported:
         notes.append(

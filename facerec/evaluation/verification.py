@@ -243,7 +243,9 @@ def verify(
         thresholds=thresholds,
         flip=mirrored is not None,
         genuine_pairs=int(same.sum()),
-        notes=_notes(compared.zero, tar_at_far, separation) + _one_sided(same, validated.fold_N),
+        notes=separation.alike()
+        + _notes(compared.zero, tar_at_far, separation)
+        + _one_sided(same, validated.fold_N),
         protocol=_protocol(len(validated.accuracy_F), mirrored is not None, thresholds),
         distance_N=distance_N,
         issame_N=same,

@@ -63,13 +63,15 @@ def write_table() -> None:
 def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows: run, the varied settings, accuracy per target, mean; best mean first.
 
-    A run that left no results.json (it failed, or was interrupted) stands at the end with dashes.
+    A run that left no results.json (it failed, or was interrupted) stands at the end with dashes; so does the
+    mean of one that lacks a target which others have.
     """
     runs = []
     for run in sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name)):
         overrides = run / ".hydra" / "overrides.yaml"
         if overrides.is_file():
-            given = dict(str(item).lstrip("+").split("=", 1) for item in OmegaConf.load(overrides))
+            items = [str(item).lstrip("+").partition("=") for item in OmegaConf.load(overrides)]
+            given = {key: value for key, _, value in items}
             results = run / "results.json"
             written = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
             targets = written.get("targets", {})  # a comparison of models has a table of its own
@@ -80,7 +82,8 @@ def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
     targets = list(dict.fromkeys(target for _, _, accuracy in runs for target in accuracy))
     rows = []
     for run_name, given, accuracy in runs:
-        mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
+        complete = bool(targets) and len(accuracy) == len(targets)  # a mean of others cannot be compared
+        mean = sum(accuracy.values()) / len(accuracy) if complete else None
         cells = [f"{accuracy[target]:.5f}" if target in accuracy else "–" for target in targets]
         settings = [given.get(name, "–") for name in varied]
         row = [run_name, *settings, *cells, "–" if mean is None else f"{mean:.5f}"]
