@@ -130,8 +130,11 @@ def load(folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows]) 
                 else f"ckpt={folder}: has no {name}"
             )
     state = {name: _joint(tensor, rows.get(name)) for name, tensor in tensors.items()}
+    alone = processes.count() == 1
     try:
-        dcp.load(state, storage_reader=_reader(folder), planner=_planner(), no_dist=processes.count() == 1)
+        # That one process reads what several have written is the intent here, and no cause for a warning.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            dcp.load(state, storage_reader=_reader(folder), planner=_planner(), no_dist=alone)
     except (Exception, CheckpointException) as error:  # the latter is what dcp makes of anything
         raise CheckpointError(f"ckpt={folder}: damaged ({_first_line(error)})") from error
 

@@ -21,9 +21,14 @@ from PIL import Image
 
 from facerec import checkpoint
 from facerec.cli.compose import config_folder
+from facerec.data.noise import with_label_noise
+from facerec.data.packs import open_pack
+from facerec.data.recordio import Record, RecordWriter
 from facerec.errors import CheckpointError
 from facerec.training import comparison
+from facerec.training.loop import Trainer
 from facerec.training.run import assemble
+from facerec.training.state import Position
 from tests.several import together
 from tests.test_cli_train import command, failed
 from tests.tiny_run import TinyFaces, tiny_trainer
@@ -145,6 +150,41 @@ def test_a_setting_that_nobody_has_thought_of_must_be_as_it_was() -> None:
         comparison.changes(Path("x"), state, config={"head": {"m": 1, "new": 2}}, faces=TinyFaces())
 
 
+def test_data_that_were_moved_are_the_same_and_any_other_image_order_or_label_is_not(tmp_path: Path) -> None:
+    def pack(name: str, labels: list[Any], text: str = "picture") -> str:
+        (tmp_path / name).mkdir()
+        with RecordWriter(tmp_path / name / "train.rec") as writer:
+            for key, label in enumerate(labels):
+                writer.write(key, Record(0, label, key, 0, f"{text} {key}".encode()))
+        return open_pack(tmp_path / name).fingerprint
+
+    first = pack("one", [0, 0, 1, 1])
+    assert pack("moved", [0, 0, 1, 1]) == first
+    others = [pack("a", [0, 1, 1, 1]), pack("b", [0, 0, 1, 2]), pack("c", [0, 0, 2, 2])]
+    others += [pack("longer", [0, 0, 1, 1], "a longer picture"), pack("more", [0, 0, 1, 1, 1])]
+    noisy = with_label_noise(open_pack(tmp_path / "one"), 0.5).fingerprint
+    assert len({first, noisy, *others}) == 7
+
+
+def test_the_best_of_other_targets_is_not_the_best_any_more(tmp_path: Path) -> None:
+    def trainer(**evaluation: Any) -> Trainer:
+        made = tiny_trainer(tmp_path, trainer_max_steps=1)
+        made.config = {**made.config, "eval": evaluation}
+        return made
+
+    first = trainer(targets=["a"], flip=True)
+    first.position = Position(best=0.9, highest={"a": 0.9})
+    first.fit()
+    for given, best, highest in (
+        ({"targets": ["a"], "flip": True, "batch_size": 7}, 0.9, {"a": 0.9}),
+        ({"targets": ["a", "b"], "flip": True}, -1.0, {"a": 0.9}),
+        ({"targets": ["a"], "flip": False}, -1.0, {}),
+    ):
+        again = trainer(**given)
+        again.resume(tmp_path / "checkpoints" / "last.pt")
+        assert (again.position.best, again.position.highest) == (best, highest)
+
+
 def test_every_setting_that_may_differ_is_one_that_there_is() -> None:
     """A renamed setting would otherwise slip from its list unnoticed."""
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -179,6 +219,13 @@ def test_a_sweep_started_again_with_other_settings_does_not_pass_the_old_runs_fo
     assert "run 0: " in again.stdout and "finished   at step 1 already" in again.stdout
     assert (work / "sweep" / "0" / ".hydra" / "overrides.yaml").read_bytes() == overrides
     assert "head.m=0.2,0.3" in (work / "sweep" / "multirun.1.yaml").read_text()
+
+
+def test_a_refused_run_of_a_sweep_has_its_row_and_its_reason(work: Path) -> None:
+    run = train(work, "-m", "output_dir=sweep", "trainer.max_steps=1", "seed=-1,1")
+    assert "seed=-1: must be" in failed(run)
+    assert "| 0   | -1   |" in run.stdout and (work / "sweep/1/checkpoints/last.pt").is_file()
+    assert (work / "sweep/0/train.log").read_text().startswith("facerec-train: seed=-1: must be")
 
 
 def test_a_job_that_started_from_a_path_and_is_queued_again_goes_on_from_its_own_state(work: Path) -> None:

@@ -67,6 +67,7 @@ class RunFolder:
             UserError: another command is at work in it (the message names process and host), or nothing can
                 be written there.
         """
+        logging.captureWarnings(True)
         for logger in _LOGGERS:
             logger.addHandler(self._handler)
         path = self.path / LOCK
@@ -116,7 +117,6 @@ class RunFolder:
         self._handler.close()
         self._replace_handler(file)
         self._accepted = True
-        logging.captureWarnings(True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -131,8 +131,7 @@ class RunFolder:
             file_only.error("%s: interrupted", self.program)
         elif error is not None:
             file_only.error("%s: ended by an error of its own", self.program, exc_info=error)
-        if self._accepted:
-            logging.captureWarnings(False)
+        logging.captureWarnings(False)
         self._replace_handler(None)
         if self._lock is not None:
             with contextlib.suppress(OSError):  # a folder that has vanished
