@@ -5,11 +5,13 @@ Shape suffixes: P pictures, N rows that are wanted of them.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,8 @@ from facerec.data.index_text import text_lines
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import VerificationSet, load_verification
 from facerec.errors import MissingDataError, UserError
+
+_log = logging.getLogger(__name__)
 
 
 class NamedPictures(ABC):
@@ -88,7 +92,8 @@ def open_pictures(
     if source.is_dir():
         if any(source.glob("*.rec")):
             return _PackPictures(open_pack(source, damaged=damaged))
-        return _Files(source, *_below(source))
+        paths = images_below(source)
+        return _Files(source, paths, [path.rpartition("/")[0] for path in paths])
     if not source.is_file():
         raise MissingDataError(
             f"{source}: no such file or folder; expected pictures, a pack, a .bin or a list of paths"
@@ -194,23 +199,79 @@ class _PairPictures(NamedPictures):
         return self._set.describe()
 
 
-def _below(root: Path) -> tuple[list[str], list[str]]:
-    """Paths of all pictures below a folder, sorted, and the folders they lie in; hidden ones do not count."""
-    paths, labels = [], []
+class Entries(NamedTuple):
+    """What lies right in a folder, sorted; names that begin with a dot do not count.
 
-    def refused(error: OSError) -> None:
-        raise MissingDataError(f"{error.filename} cannot be read: {error.strerror}")
+    Attributes:
+        folders, files: names of sub-folders and of regular files, or of links to them inside of the root.
+        left_out: why any other entry must not be opened.
+    """
 
-    for folder, subfolders, files in os.walk(root, onerror=refused):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        place = Path(folder).relative_to(root).as_posix()
-        for file in sorted(files):
-            if file.lower().endswith(ENDINGS) and not file.startswith("."):
-                paths.append(file if place == "." else f"{place}/{file}")
-                labels.append("" if place == "." else place)
+    folders: list[str]
+    files: list[str]
+    left_out: dict[str, str]
+
+
+def folder_entries(folder: Path, root: Path) -> Entries:
+    """List `folder`, which lies in `root`, without what would block a reader or leads out of `root`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = Entries([], [], {})
+    inside = Path(os.path.realpath(root))
+    if not Path(os.path.realpath(folder)).is_relative_to(inside):
+        raise OSError(errno.EINVAL, f"a link that leads out of {root}", str(folder))
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            target = Path(os.path.realpath(entry.path)) if entry.is_symlink() else None
+            if target and not target.exists():
+                found.left_out[entry.name] = "a link to nothing"
+            elif target and not target.is_relative_to(inside):
+                found.left_out[entry.name] = (
+                    f"a link that leads out of {root}; put the files themselves there"
+                )
+            elif entry.is_dir():
+                found.folders.append(entry.name)
+            elif entry.is_file():
+                found.files.append(entry.name)
+            else:
+                found.left_out[entry.name] = "no regular file (a pipe, a socket or a device)"
+    return found
+
+
+def images_below(root: Path) -> list[str]:
+    """Relative paths of all images below a folder, folder by folder; what is left out is said in a line.
+
+    Raises:
+        MissingDataError: a folder cannot be read, or there are no images.
+    """
+    paths: list[str] = []
+    left_out: dict[str, str] = {}
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        try:
+            there = folder_entries(root / place, root)
+        except OSError as error:
+            raise MissingDataError(f"{error.filename} cannot be read: {error.strerror}") from error
+        paths += [place + file for file in there.files if file.lower().endswith(ENDINGS)]
+        left_out |= {place + name: reason for name, reason in there.left_out.items()}
+        links = [name for name in there.folders if (root / place / name).is_symlink()]  # they may go round
+        left_out |= {f"{place}{name}": "a link to another folder in it" for name in links}
+        waiting += [f"{place}{name}/" for name in reversed(there.folders) if name not in links]
+    warn_left_out(root, left_out)
     if not paths:
         raise MissingDataError(f"{root}: holds no pictures ({', '.join(ENDINGS)}) and no pack")
-    return paths, labels
+    return paths
+
+
+def warn_left_out(root: Path, left_out: Mapping[str, str]) -> None:
+    """Say how many entries of a folder were left out, and one of them."""
+    for name, reason in list(left_out.items())[:1]:
+        _log.warning("%s: left out %d entries, such as %s: %s", root, len(left_out), name, reason)
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:

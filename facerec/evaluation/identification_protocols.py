@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facerec.data.decode import ENDINGS
 from facerec.data.index_text import text_lines
+from facerec.data.pictures import images_below
 from facerec.errors import MissingDataError
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.identification import (
@@ -176,18 +175,7 @@ def _labelled(root: Path, skip: LeaveOut) -> tuple[list[str], list[str]]:
 
 def _pictures_below(root: Path, skip: LeaveOut) -> list[str]:
     """All pictures below `root`, sorted by path; plain words, of which a million take 100 MB."""
-    if not root.is_dir():
-        raise MissingDataError(f"{root}: there is no such folder of pictures")
-    paths = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        place = Path(folder).relative_to(root)
-        for file in sorted(files):
-            if Path(file).suffix.lower() in ENDINGS and (place / file).as_posix() not in skip:
-                paths.append(str(Path(folder, file)))
-    if not paths:
-        raise MissingDataError(f"{root}: no pictures there")
-    return paths
+    return [str(root / path) for path in images_below(root) if path not in skip]
 
 
 def _relative(path: str, root: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.data.align import align
-from facerec.data.decode import ENDINGS, decode_whole, read_file
+from facerec.data.decode import decode_whole, read_file
 from facerec.errors import DamagedDataError, MissingDataError
 
 
@@ -65,8 +65,3 @@ class FilePictures(Sequence[Any]):
     def where(self, index: int) -> str:
         """How errors name picture `index`."""
         return str(self.paths[index])
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """The picture files right in `folder`, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)

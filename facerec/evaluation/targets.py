@@ -20,14 +20,15 @@ logger = logging.getLogger("facerec.evaluation")
 
 
 def target_path(root: str | Path, name: str) -> Path:
-    """The file of target `name`: ``<root>/<name>.bin``.
+    """The file of target `name`: ``<root>/<name>.bin``, with that ending or without; or the `.bin` it names.
 
     Raises:
         MissingDataError: it is not there; the message lists the ones that are.
     """
-    path = Path(root) / f"{name}.bin"
-    if path.is_file():
-        return path
+    path = Path(root) / f"{name.removesuffix('.bin')}.bin"
+    for file in (path, Path(name)):
+        if file.suffix == ".bin" and file.is_file():
+            return file
     there = sorted(other.stem for other in Path(root).glob("*.bin")) if Path(root).is_dir() else None
     if there is None:
         found = f"there is no folder {root}; set eval.root to the folder of the .bin files"

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from facerec.data.pictures import images_below
 from facerec.data.verification import VerificationSet
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.identification import IdentificationResult, identify
 from facerec.evaluation.model import Model
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.pictures import FilePictures, picture_files
+from facerec.evaluation.pictures import FilePictures
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.template_lists import read_ijb, read_ijb_subjects, read_ytf_splits
 from facerec.evaluation.templates import FaceList, Ints, TemplatePool, TemplateResult, judge_pairs
@@ -197,7 +198,7 @@ def spaced(frames: Sequence[Path], count: int | None) -> list[Path]:
 
 
 def _frames(folder: Path) -> list[Path]:
-    files = picture_files(folder) if folder.is_dir() else []
-    if not files:
-        raise MissingDataError(f"{folder}: no pictures of this video, but splits.txt names it")
-    return files
+    try:
+        return [folder / path for path in images_below(folder)]
+    except MissingDataError as error:
+        raise MissingDataError(f"{error}; splits.txt names this video") from None

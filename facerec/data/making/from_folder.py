@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,15 +11,17 @@ from typing import NamedTuple
 from facerec.data.decode import ENDINGS, read_file
 from facerec.data.making.builder import Built, PackBuilder
 from facerec.data.making.pictures import FaceMaker, Made, in_order
+from facerec.data.pictures import Entries, folder_entries
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 
 class Photograph(NamedTuple):
-    """One file of an identity's folder; `last` where it is the folder's last."""
+    """One entry of an identity's folder: its last or not, and why it must not be opened, if it must not."""
 
     identity: str
     file: str
     last: bool
+    reason: str
 
     @property
     def name(self) -> str:
@@ -62,7 +63,8 @@ def pack_folder(
 
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out}: lies in {folder}, and would be taken for a person; choose a place outside")
-    identities = identity_folders(folder) if only is None else only
+    there = identity_folders(folder) if only is None else Entries(only, [], {})
+    identities = there.folders
     plan = {
         "folder": str(folder.absolute()),
         "identities": _digest(folder, identities),
@@ -70,9 +72,13 @@ def pack_folder(
     }
     with PackBuilder(out, (maker.size, maker.size), force=force, plan=plan) as builder:
         done = 0 if builder.resumed is None else bisect_right(identities, builder.resumed)
+        for name, reason in there.left_out.items() if builder.resumed is None else ():
+            builder.note(name, "dropped", reason)
 
-        def make(photograph: Photograph) -> tuple[Photograph, Made | None]:
-            return photograph, None if not photograph.file else make_file(maker, folder / photograph.name)
+        def make(photograph: Photograph) -> tuple[Photograph, Made]:
+            if photograph.reason:
+                return photograph, Made(None, photograph.reason)
+            return photograph, make_file(maker, folder / photograph.name)
 
         with tqdm(
             total=len(identities),
@@ -82,9 +88,7 @@ def pack_folder(
             disable=None,
         ) as bar:
             for photograph, made in in_order(make, _photographs(folder, identities[done:]), workers):
-                if made is None:
-                    builder.note(photograph.name, "dropped", "the folder holds no pictures that can be read")
-                elif made.payload is None:
+                if made.payload is None:
                     builder.note(photograph.name, "dropped", made.note)
                 else:
                     if made.note:
@@ -113,45 +117,41 @@ def make_file(maker: FaceMaker, path: Path) -> Made:
     return maker.make(encoded)
 
 
-def identity_folders(folder: Path) -> list[str]:
-    """The names of the identities' folders, sorted.
+def identity_folders(folder: Path) -> Entries:
+    """What lies in a folder of identities' folders, at least one of them.
 
     Raises:
         MissingDataError: there are none; the message says what is there instead.
     """
+    wanted = f"{folder}: must hold a folder of pictures for each person"
     try:
-        with os.scandir(folder) as entries:
-            there = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+        there = folder_entries(folder, folder)
     except OSError as error:
         raise MissingDataError(
             f"{folder}: {error.strerror}; give a folder that holds a folder of pictures for each person"
         ) from None
-    identities = sorted(name for name, is_folder in there if is_folder)
-    if identities:
-        return identities
-    loose = any(name.lower().endswith(ENDINGS) for name, _ in there)
-    hint = "it holds loose pictures, move each person's into a folder" if loose else "it holds no folders"
-    raise MissingDataError(f"{folder}: must hold a folder of pictures for each person; {hint}")
-
-
-def picture_files(folder: Path) -> list[str]:
-    """The names of all files in a folder that are not hidden, sorted; none where it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(one.name for one in entries if not one.name.startswith(".") and one.is_file())
-    except OSError as error:
-        raise DamagedDataError(f"{folder} cannot be read: {error.strerror}") from error
+    if there.folders:
+        return there
+    if any(name.lower().endswith(ENDINGS) for name in there.files):
+        raise MissingDataError(f"{wanted}; it holds loose pictures, move each person's into a folder")
+    for name, reason in there.left_out.items():
+        raise MissingDataError(f"{wanted}; it holds no folders, and {name} is {reason}")
+    raise MissingDataError(f"{wanted}; it holds no folders")
 
 
 def _photographs(folder: Path, identities: list[str]) -> Iterator[Photograph]:
-    """Every file of every identity; one without file for an empty folder, so that it can be reported."""
+    """Every entry of every identity's folder; one without file for an empty folder, to report it."""
     for identity in identities:
         try:
-            files = picture_files(folder / identity) or [""]
-        except DamagedDataError:
-            files = [""]
-        for file in files:
-            yield Photograph(identity, file, file == files[-1])
+            there = folder_entries(folder / identity, folder)
+            reasons = dict.fromkeys(there.files, "") | there.left_out
+            reasons |= dict.fromkeys(there.folders, "a folder; only what lies right in an identity's counts")
+        except OSError as error:
+            reasons = {"": f"the folder cannot be read: {error.strerror}"}
+        reasons = reasons or {"": "the folder holds no pictures that can be read"}
+        last = max(reasons)
+        for file in sorted(reasons):
+            yield Photograph(identity, file, file == last, reasons[file])
 
 
 def _digest(folder: Path, identities: list[str]) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from facerec.data.making.builder import Built, PackBuilder
-from facerec.data.making.from_folder import pack_folder, picture_files
+from facerec.data.making.from_folder import pack_folder
 from facerec.data.making.pair_lists import read_pairs_txt, read_people_txt
 from facerec.data.making.pictures import FaceMaker
 from facerec.data.making.verification_sets import write_listed
+from facerec.data.pictures import folder_entries
 from facerec.data.verification import people_path
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 
@@ -78,6 +79,6 @@ def _require_person(root: Path, name: str, many: int) -> None:
     folder = root / name
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: is in people.txt, but not there; give the folder of all of LFW")
-    there = len(picture_files(folder))
+    there = len(folder_entries(folder, root).files)
     if there != many:
         raise MissingDataError(f"{folder}: holds {there} pictures, people.txt says {many}; get LFW again")

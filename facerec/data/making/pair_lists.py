@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from pathlib import Path
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from facerec.data.index_text import is_number, text_lines
 from facerec.errors import DamagedDataError
 
+_log = logging.getLogger(__name__)
 _YES = {"1", "true", "same", "yes", "1.0"}
 _NO = {"0", "false", "different", "no", "0.0", "-1"}
 
@@ -49,6 +51,7 @@ def read_pairs_txt(path: Path) -> Folds:
         raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
     folds, each = map(int, fields)
     pairs: list[Pair] = []
+    contradicted: list[tuple[int, Pair]] = []
     for number, fields in lines:
         same = len(pairs) // each % 2 == 0
         if len(fields) != (3 if same else 4):
@@ -60,10 +63,13 @@ def read_pairs_txt(path: Path) -> Folds:
         for name in (first, *second):
             _require_folder(path, number, name)
         pairs.append(Pair(lfw_picture(first, int(i)), lfw_picture([first, *second][-1], int(j)), same))
+        if second == [first]:
+            contradicted.append((number, pairs[-1]))
     if len(pairs) != 2 * folds * each:
         raise DamagedDataError(
             f"{path}: holds {len(pairs):,} pairs, its first line announces {2 * folds * each:,}; get it again"
         )
+    _warn(path, contradicted, "of one identity")
     return Folds(pairs, folds)
 
 
@@ -105,7 +111,8 @@ def read_csv(path: Path) -> list[Pair]:
         MissingDataError: there is no such file.
         DamagedDataError: naming the line that is not that, or there are no pairs.
     """
-    pairs = []
+    pairs: list[Pair] = []
+    contradicted: list[tuple[int, Pair]] = []
     for number, line in enumerate(text_lines(path), 1):
         try:
             fields = [field.strip() for field in next(csv.reader([line]), [])]
@@ -119,8 +126,12 @@ def read_csv(path: Path) -> list[Pair]:
         if len(fields) != 3 or label not in _YES | _NO or not all(fields):
             raise _wrong(path, number, "must be path,path,label with a label of 1 (same) or 0 (different)")
         pairs.append(Pair(fields[0], fields[1], label in _YES))
+        if label in _NO and PurePosixPath(fields[0]).parent == PurePosixPath(fields[1]).parent:
+            contradicted.append((number, pairs[-1]))
     if not pairs:
         raise DamagedDataError(f"{path}: holds no pairs; its lines must be path,path,label")
+    if len({PurePosixPath(one).parent for pair in pairs for one in pair[:2]}) > 1:  # folders tell identities
+        _warn(path, contradicted, "of one folder")
     return pairs
 
 
@@ -149,6 +160,15 @@ def read_entries(path: Path) -> list[str]:
     if not entries:
         raise DamagedDataError(f"{path}: is empty; give one entry a line")
     return entries
+
+
+def _warn(path: Path, contradicted: Sequence[tuple[int, Pair]], kind: str) -> None:
+    """Say that impostor pairs seem to be none; the numbers that come of them are too low."""
+    for number, pair in contradicted[:1]:
+        _log.warning(
+            "%s: %d impostor pairs are %s, such as line %d (%s, %s); are they genuine?",
+            *(path, len(contradicted), kind, number, pair.first, pair.second),
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from facerec.data.decode import ENDINGS, decode
-from facerec.data.making.from_folder import identity_folders, make_file, picture_files
+from facerec.data.making.from_folder import identity_folders, make_file
 from facerec.data.making.pictures import FaceMaker, Made
 from facerec.data.packs import Pack
+from facerec.data.pictures import Entries, folder_entries, warn_left_out
 from facerec.errors import DamagedDataError, MissingDataError
 
 
@@ -43,25 +44,36 @@ class FolderShelf:
 
     def __init__(self, folder: Path, maker: FaceMaker) -> None:
         self._folder, self._maker = folder, maker
-        self._identities = identity_folders(folder)
-        many = [len(_pictures(folder / identity)) for identity in self._identities]
+        self._identities, _, left_out = identity_folders(folder)
+        many = []
+        for identity in self._identities:
+            there = self._entries(identity)
+            many.append(len(_images(there)))
+            left_out |= {f"{identity}/{name}": reason for name, reason in there.left_out.items()}
+        warn_left_out(folder, left_out)
         if not any(many):
             raise MissingDataError(f"{folder}: its folders hold no pictures ({', '.join(ENDINGS)})")
         self._end_C = np.cumsum(many)
         self.label_N = np.repeat(np.arange(len(many), dtype=np.int64), many)
-        self._files = lru_cache(maxsize=1024)(_pictures)
+        self._files = lru_cache(maxsize=1024)(lambda identity: _images(self._entries(identity)))
 
     def name(self, i: int) -> str:
-        identity = int(self.label_N[i])
-        folder = self._folder / self._identities[identity]
-        file = self._files(folder)[i - int(self._end_C[identity])]  # counted from the end of its folder
-        return f"{self._identities[identity]}/{file}"
+        end = int(self._end_C[self.label_N[i]])
+        return (
+            f"{self.person(i)}/{self._files(self.person(i))[i - end]}"  # counted from the end of its folder
+        )
 
     def person(self, i: int) -> str:
         return self._identities[int(self.label_N[i])]
 
     def make(self, i: int) -> Made:
         return make_file(self._maker, self._folder / self.name(i))
+
+    def _entries(self, identity: str) -> Entries:
+        try:
+            return folder_entries(self._folder / identity, self._folder)
+        except OSError as error:
+            raise DamagedDataError(f"{self._folder / identity} cannot be read: {error.strerror}") from error
 
 
 class PackShelf:
@@ -86,5 +98,5 @@ class PackShelf:
         return Made(encoded)
 
 
-def _pictures(folder: Path) -> list[str]:
-    return [file for file in picture_files(folder) if file.lower().endswith(ENDINGS)]
+def _images(there: Entries) -> list[str]:
+    return [file for file in there.files if file.lower().endswith(ENDINGS)]

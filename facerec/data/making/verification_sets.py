@@ -13,10 +13,10 @@ from tqdm import tqdm
 from facerec.data.making.drawing import draw_pairs
 from facerec.data.making.from_folder import make_file
 from facerec.data.making.pair_lists import Pair
-from facerec.data.making.pictures import FaceMaker, Made, in_order
+from facerec.data.making.pictures import ENDINGS, FaceMaker, Made, in_order
 from facerec.data.making.shelves import Shelf
 from facerec.data.verification import write_verification
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -77,15 +77,20 @@ def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker,
         StorageError: `out` cannot be written.
     """
     paths = list(dict.fromkeys(path for pair in pairs for path in pair[:2]))
-    absent = [path for path in paths if not (root / path).is_file()]
+    file_of = {path: _file(root / path) for path in paths}
+    absent = [path for path in paths if file_of[path] is None]
     if absent:
         more = f" and {len(absent) - 1:,} more of {len(paths):,}" if len(absent) > 1 else ""
         raise MissingDataError(
             f"{root / absent[0]}: is in the list, but not there{more}; paths start from {root}"
         )
+    others = [path for path in paths if file_of[path] != root / path]
+    if others:
+        took = f"such as {file_of[others[0]]} for {others[0]}"
+        _log.info("%d of %d listed images have another ending, %s", len(others), len(paths), took)
 
     def make(path: str) -> tuple[str, Made]:
-        return path, make_file(maker, root / path)
+        return path, make_file(maker, file_of[path] or root / path)
 
     made: dict[str, bytes] = {}
     for path, result in _shown(in_order(make, paths, workers), len(paths), out):
@@ -95,6 +100,19 @@ def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker,
         made[path] = result.payload
     pictures = [made[path] for pair in pairs for path in pair[:2]]
     write_verification(out, pictures, [pair.same for pair in pairs], _people(pairs))
+
+
+def _file(path: Path) -> Path | None:
+    """The listed file, or the one that differs from it in its ending alone; None where there is none."""
+    if path.is_file():
+        return path
+    endings = [case(ending) for ending in ENDINGS for case in (str.lower, str.upper)]
+    found = [path.with_suffix(ending) for ending in endings if path.with_suffix(ending).is_file()]
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: is not there, but {found[0].name} and {found[1].name} are; remove one of them"
+        )
+    return found[0] if found else None
 
 
 def _people(pairs: Sequence[Pair]) -> list[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from facerec.data.decode import ENDINGS, read_file
 from facerec.data.faces import EncodedFaces, FaceSet
+from facerec.data.pictures import folder_entries, warn_left_out
 from facerec.data.settings import DataSettings
 from facerec.data.sources import SOURCES, existing_root
 from facerec.errors import DamagedDataError, MissingDataError, require
@@ -23,7 +23,8 @@ class FolderFaces(EncodedFaces):
 
     Args:
         root: the folder; its sub-folders are the identities. Names that begin with a dot, files that are no
-            pictures (by their ending, see `ENDINGS`) and folders without pictures are passed over.
+            pictures by their ending, and folders without pictures are passed over; links that lead out of
+            `root` and special files are too, with a warning.
         name: for logs; default: the folder's name.
         min_images: leave out identities with fewer pictures.
 
@@ -41,9 +42,11 @@ class FolderFaces(EncodedFaces):
         counts: list[int] = []
         passed_over = 0
         try:
-            folders = sorted(_visible(root, folders=True))
+            folders, _, left_out = folder_entries(root, root)
             for identity in folders:
-                files = sorted(file for file in _visible(root / identity) if file.lower().endswith(ENDINGS))
+                there = folder_entries(root / identity, root)
+                left_out |= {f"{identity}/{name}": reason for name, reason in there.left_out.items()}
+                files = [file for file in there.files if file.lower().endswith(ENDINGS)]
                 if len(files) < max(1, min_images):
                     passed_over += 1
                     continue
@@ -52,6 +55,7 @@ class FolderFaces(EncodedFaces):
                 counts.append(len(files))
         except OSError as error:
             raise MissingDataError(f"{error.filename or root} cannot be read: {error.strerror}") from error
+        warn_left_out(root, left_out)
         if not self.classes:
             raise MissingDataError(_nothing_in(root, len(folders), min_images))
         if passed_over:
@@ -89,23 +93,13 @@ def open_folder(settings: DataSettings, min_images: int = 1) -> FaceSet:
     return FolderFaces(existing_root(settings), settings.name, min_images)
 
 
-def _visible(folder: Path, folders: bool = False) -> list[str]:
-    """Names of the files (or folders) in `folder` that are not hidden."""
-    with os.scandir(folder) as entries:
-        return [
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
-        ]
-
-
 def _nothing_in(root: Path, folders: int, min_images: int) -> str:
     """Why there is nothing to train on in `root`, and what to do."""
     wanted = f"{root} must hold a folder for each identity with its pictures ({', '.join(ENDINGS)})"
     if folders:
         least = f" {min_images} or more" if min_images > 1 else ""
         return f"{wanted}; it holds {folders} folders, none with{least} pictures"
-    if any(name.lower().endswith(ENDINGS) for name in _visible(root)):
+    if any(name.lower().endswith(ENDINGS) for name in folder_entries(root, root).files):
         return f"{wanted}; it holds loose pictures, move each person's into a folder"
     if list(root.glob("*.rec")):
         return f"{wanted}; it holds a pack, use data=rec data.root={root}"
