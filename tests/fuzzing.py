@@ -171,18 +171,21 @@ def plain_leave_out(data: bytes) -> Any:
 
 
 def plain_people(data: bytes) -> Any:
-    try:
-        text = re.sub("\r\n|\r", "\n", data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise Wrong from None
+    text = re.sub("\r\n|\r", "\n", data.decode("utf-8", "surrogateescape"))
     lines = text.removesuffix("\n").split("\n")
+    folds = re.fullmatch("# ([0-9]+) folds", lines[0])
+    if folds:
+        need(2 <= integer(folds[1]) <= len(SAME))
+        del lines[0]
+        if not lines:
+            return None, int(folds[1])
     need(len(lines) == len(SAME))
     names: list[str] = []
     for line, same in zip(lines, SAME, strict=True):
         pair = line.split("\t")
-        need(len(pair) == 2 and all(pair) and (pair[0] == pair[1]) == same)
+        need(len(pair) == 2 and all(pair) and "\0" not in line and (pair[0] == pair[1]) == same)
         names += pair
-    return names
+    return names, int(folds[1]) if folds else None
 
 
 def plain_lst(data: bytes) -> Any:
@@ -305,9 +308,8 @@ def read_pairs_txt(path: Path) -> Any:
 
 
 def read_people(path: Path) -> Any:
-    found = verification.read_people(path, np.array(SAME))
-    assert found is not None
-    return found.tolist()
+    names, folds = verification.read_people(path, np.array(SAME))
+    return None if names is None else names.tolist(), folds
 
 
 def read_lst(path: Path) -> Any:
@@ -368,7 +370,15 @@ KINDS: Final[dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list
     ),
     "names": (pair_lists.read_names, plain_names, [b"Ann\t1\t2\nBob\n"]),
     "leave_out": (read_leave_out, plain_leave_out, [b"# noisy\na/1.jpg\n b/2.jpg \n", b"\xef"]),
-    "people": (read_people, plain_people, [b"Ann\tAnn\nAnn\tBob\nBob\tBob\nC\tC\nC\tD\n"]),
+    "people": (
+        read_people,
+        plain_people,
+        [
+            b"Ann\tAnn\nAnn\tBob\nBob\tBob\nC\tC\nC\tD\n",
+            b"# 2 folds\nA\tA\nA\tB\nB\tB\nC\tC\nC\tD",
+            b"# 5 folds",
+        ],
+    ),
     "lst": (read_lst, plain_lst, [b"1\t0\tann/1.jpg\n2\t0.0\tann/2.jpg\n9\t1\t2\tbob/x y.jpg\r\n"]),
     "property": (read_property_line, plain_property, [b"85742,112,112\n"]),
     "paths": (read_paths, plain_paths, [b"a/1.jpg\nb/2.jpg\tBob\n/c.png\n"]),

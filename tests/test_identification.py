@@ -328,7 +328,7 @@ def test_megaface_from_folders(model, tmp_path, monkeypatch):
 
 
 def test_missing_folders_are_said(model, tmp_path):
-    with pytest.raises(MissingDataError, match="gallery: there is no such folder"):
+    with pytest.raises(MissingDataError, match="gallery cannot be read: No such file"):
         evaluate_folders(model, tmp_path / "gallery", tmp_path)
     (tmp_path / "gallery").mkdir()
     with pytest.raises(MissingDataError, match="gallery: no pictures there"):

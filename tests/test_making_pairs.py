@@ -324,3 +324,59 @@ def test_the_im2rec_layout_is_unpacked_too(tmp_path: Path) -> None:
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")
     )
     assert found == ["3/1.jpg", "5/0.jpg", "5/2.jpg"]
+
+
+# Lists and sets of other programs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ending", "kind"), [(".png", "PNG"), (".JPG", "JPEG")])
+def test_pairs_txt_finds_pictures_of_another_ending(
+    small_lfw: Path, tmp_path: Path, ending: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in small_lfw.rglob("*.jpg"):
+        path.with_suffix(ending).write_bytes(picture(1, kind=kind))
+        path.unlink()
+    with caplog.at_level("INFO"):
+        run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+    assert len(load_verification(tmp_path / "x.bin")) == 4
+    assert (
+        f"6 of 6 listed images have another ending, such as {small_lfw}/Ann/Ann_0001{ending}" in caplog.text
+    )
+    (small_lfw / "Ann" / "Ann_0001.bmp").write_bytes(picture(1, kind="BMP"))
+    with pytest.raises(
+        UserError, match=r"Ann_0001\.jpg: is not there, but Ann_0001\.\w+ and Ann_0001\.\w+ are"
+    ):
+        run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--list", str(small_lfw / "pairs.txt")])
+
+
+def test_impostor_pairs_of_one_identity_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "pairs.txt").write_text("1\t1\nAnn\t1\t2\nAnn\t1\tAnn\t2\n")
+    assert [pair.same for pair in read_pairs_txt(tmp_path / "pairs.txt").pairs] == [True, False]
+    assert r"pairs.txt: 1 impostor pairs are of one identity, such as line 3 (Ann/Ann_0001.jpg" in caplog.text
+    caplog.clear()
+    (tmp_path / "flat.csv").write_text("f/1.jpg,f/2.jpg,1\nf/1.jpg,f/3.jpg,0\n")
+    read_csv(tmp_path / "flat.csv")
+    assert not caplog.text
+    (tmp_path / "p.csv").write_text("a/1.jpg,a/2.jpg,1\na/1.jpg,a/3.jpg,0\na/1.jpg,b/1.jpg,0\n")
+    read_csv(tmp_path / "p.csv")
+    assert "p.csv: 1 impostor pairs are of one folder, such as line 2 (a/1.jpg, a/3.jpg)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "."])
+def test_a_list_never_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pairs.txt").write_text(f"1\t1\nAnn\t1\t2\nAnn\t1\t{name}\t2\n")
+    with pytest.raises(DamagedDataError, match=r"line 3: '.*' is no name of a folder"):
+        read_pairs_txt(tmp_path / "pairs.txt")
+
+
+def test_a_set_knows_its_folds(small_lfw: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "faces", {"Ann": 2, "Bob": 2, "Cyd": 2, "Dan": 2, "Eve": 2, "Fay": 2})
+    run(["pairs", str(tmp_path / "faces"), str(tmp_path / "x.bin"), "--folds", "3"])
+    made = load_verification(tmp_path / "x.bin")
+    assert made.folds == 3 and made.identity_2N is not None
+    run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--list", str(small_lfw / "pairs.txt")])
+    assert load_verification(tmp_path / "y.bin").folds == 2
+    flat = tmp_path / "flat.csv"
+    flat.write_text(f"{lfw_picture('Ann', 1)},{lfw_picture('Ann', 2)},1\n" * 2)
+    run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--csv", str(flat), "--force"])
+    assert load_verification(tmp_path / "y.bin").folds is None  # that of the earlier set is gone

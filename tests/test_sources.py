@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
+import os
 import pickle
+import socket
 from pathlib import Path
 
 import hydra
@@ -14,10 +17,14 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from facerec.cli.data import run
 from facerec.data.augment import AugmentSettings
 from facerec.data.decode import decode
 from facerec.data.faces import EncodedFaces, PixelFaces
 from facerec.data.loader import Loader
+from facerec.data.making.pictures import FaceMaker
+from facerec.data.making.shelves import FolderShelf
+from facerec.data.pictures import open_pictures
 from facerec.data.settings import DataSettings
 from facerec.data.sources import SOURCES, open_faces
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
@@ -100,6 +107,67 @@ def test_a_picture_that_went_away_is_named(people: Path) -> None:
     (people / "Bo" / "2.png").unlink()
     with pytest.raises(DamagedDataError, match=r"Bo/2\.png cannot be read: No such file"):
         faces.encoded(2)
+
+
+@pytest.fixture
+def hostile(people: Path, tmp_path: Path) -> Path:
+    """Links out of the folder, to nothing and in circles, a pipe, a socket, a device, among pictures."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.jpg").write_text("SECRET")
+    picture(tmp_path / "secret" / "face.png", 1)
+    for name in ("key.jpg", "face.png"):
+        (people / "Bo" / f"out {name}").symlink_to(f"../../secret/{name}")
+    (people / "Eve").symlink_to(tmp_path / "secret")
+    (people / "Bo" / "loop.png").symlink_to("loop.png")
+    (people / "Bo" / "nothing.png").symlink_to("gone.png")
+    (people / "Bo" / "zero.png").symlink_to("/dev/zero")
+    (people / "Bo" / "again.png").symlink_to("2.png")
+    os.mkfifo(people / "Bo" / "pipe.png")
+    os.mkfifo(people / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(people / "Bo"):
+        listening.bind("socket.png")
+    return people
+
+
+BO = ["10.JPG", "2.png", "again.png"]  # all of Bo's that are pictures in the folder
+
+
+def test_nothing_that_leads_out_of_a_folder_or_blocks_is_trained_on(hostile: Path, caplog) -> None:
+    faces = open_faces(folder(hostile))
+    assert [Path(faces.where(i)).name for i in range(len(faces))][1:4] == BO
+    assert "people: left out 9 entries, such as Eve: a link that leads out of" in caplog.text
+
+
+def test_nothing_that_leads_out_of_a_folder_or_blocks_is_packed(hostile: Path, tmp_path: Path) -> None:
+    assert run(["pack", str(hostile), str(tmp_path / "out")]) == 0
+    report = (tmp_path / "out" / "report.csv").read_text()
+    for name in ("Eve", "Bo/out key.jpg", "Bo/out face.png", "Bo/zero.png"):
+        assert f"{name},dropped,a link that leads out of" in report
+    for name in ("Bo/pipe.png", "Bo/socket.png", "pipe.png"):
+        assert f'{name},dropped,"no regular file' in report
+    for name in ("Bo/loop.png", "Bo/nothing.png"):
+        assert f"{name},dropped,a link to nothing" in report
+    for file in (tmp_path / "out").iterdir():
+        assert (
+            b"SECRET"[:4] not in file.read_bytes()
+            and b"SECRET"[:4].hex(" ").encode() not in file.read_bytes()
+        )
+
+
+def test_nothing_that_leads_out_of_a_folder_or_blocks_is_embedded_or_drawn(hostile: Path, caplog) -> None:
+    found = open_pictures(hostile)
+    names = [found.name(row) for row in range(len(found))]
+    assert [name for name in names if name.startswith("Bo/")] == [f"Bo/{name}" for name in BO]
+    assert "people: left out 9 entries" in caplog.text
+    shelf = FolderShelf(hostile, FaceMaker())
+    assert [shelf.name(i) for i in range(1, 4)] == [f"Bo/{name}" for name in BO]
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "zero.png", "socket.png"])
+def test_what_a_list_names_is_no_file_to_wait_for(hostile: Path, name: str) -> None:
+    (hostile / "list.txt").write_text(f"Bo/{name}\n")
+    with pytest.raises(DamagedDataError, match="is no file"):
+        open_pictures(hostile / "list.txt").encoded(0)
 
 
 @pytest.mark.parametrize("kind", ["folder", "synthetic", "orl"])

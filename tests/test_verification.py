@@ -1,11 +1,14 @@
 """The verification protocol: equal to what the widespread scripts compute, honest where a set is unusual."""
 
+import io
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
@@ -329,6 +332,44 @@ def test_two_targets_of_one_name_are_refused_before_one_hides_the_other(tmp_path
     said = r"eval\.targets=.*a/lfw\.bin and .*b/lfw\.bin would share the name lfw"
     with pytest.raises(ConfigError, match=said):
         load_targets(EvalSettings(targets=["a/lfw", "b/lfw"], root=str(tmp_path)))
+
+
+def write_pairs(path, same, folds=None):
+    """Pairs of random pictures of 8×8 pixels."""
+    pictures = []
+    for i in range(2 * len(same)):
+        file = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
+        pictures.append(file.getvalue())
+    write_verification(path, pictures, same, folds=folds)
+    return str(path)
+
+
+def test_a_target_may_be_named_by_its_file(tmp_path):
+    path = write_pairs(tmp_path / "lfw.bin", [True, False] * 10)
+    for name in ("lfw", "lfw.bin", path):
+        (found,) = load_targets(EvalSettings(targets=[name], root=str(tmp_path)))
+        assert found.name == "lfw"
+    (found,) = load_targets(EvalSettings(targets=[path], root="elsewhere"))
+    assert found.path == tmp_path / "lfw.bin"
+    with pytest.raises(ConfigError, match=r"eval\.targets=.*would share the name lfw"):
+        load_targets(EvalSettings(targets=["lfw", path], root=str(tmp_path)))
+
+
+def test_a_set_is_judged_in_the_folds_it_was_made_in(model, tmp_path, caplog):
+    write_pairs(tmp_path / "a.bin", [True, False] * 10, folds=2)
+    settings = EvalSettings(targets=["a"], root=str(tmp_path), bootstrap=0)
+    assert evaluate_targets(model, load_targets(settings), settings)["a"].folds == 2
+    assert "folds" not in caplog.text
+    settings = replace(settings, folds=5)
+    assert evaluate_targets(model, load_targets(settings), settings)["a"].folds == 5
+    assert "a was made in 2 folds; eval.folds=5 cuts across them" in caplog.text
+
+
+def test_folds_of_one_kind_are_said_before_anything_is_embedded(tmp_path, caplog):
+    write_pairs(tmp_path / "a.bin", [True] * 95 + [False] * 5)
+    load_targets(EvalSettings(targets=["a"], root=str(tmp_path)))
+    assert "a: 9 of 10 folds hold one kind of pairs only" in caplog.text
 
 
 def test_a_missing_target_says_which_are_there(tmp_path):

@@ -5,24 +5,26 @@ Shape suffixes: P pictures, N rows that are wanted of them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facerec.data.decode import ENDINGS, read_file
+from facerec.data.decode import ENDINGS, read_file, read_header
 from facerec.data.index_text import text_lines
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import VerificationSet, load_verification
-from facerec.errors import MissingDataError, UserError
+from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 _log = logging.getLogger(__name__)
+_SQUARE = 1.25  # longer side by shorter one; ORL's 112×92 are cropped faces
 
 
 class NamedPictures(ABC):
@@ -266,6 +268,28 @@ def images_below(root: Path) -> list[str]:
     if not paths:
         raise MissingDataError(f"{root}: holds no pictures ({', '.join(ENDINGS)}) and no pack")
     return paths
+
+
+def warn_of_unaligned(place: Path, encoded: Iterable[bytes | memoryview]) -> None:
+    """Warn where the headers of some images say that they are photographs rather than aligned faces.
+
+    Those are nearly square, and of one size.
+    """
+    sizes = []
+    for one in encoded:
+        with contextlib.suppress(DamagedDataError):  # whoever decodes it will be told
+            header = read_header(one)
+            sizes.append((header.width, header.height))
+    oblong = sum(max(size) > _SQUARE * min(size) for size in sizes)
+    if 2 * oblong > len(sizes) or 2 * len(set(sizes)) > max(len(sizes), 4):
+        shown = ", ".join(f"{width}×{height}" for width, height in list(dict.fromkeys(sizes))[:3])
+        folder = place if place.is_dir() else "FOLDER"
+        before = "" if place.is_dir() else f"`facerec-data unpack {place} FOLDER`, then "
+        _log.warning(
+            "%s: images of %s pixels are hardly aligned faces, which models expect; align them: "
+            "%s`facerec-data pack --align %s OUT`",
+            *(place, shown, before, folder),
+        )
 
 
 def warn_left_out(root: Path, left_out: Mapping[str, str]) -> None:

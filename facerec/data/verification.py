@@ -6,6 +6,7 @@ Shape suffixes: N pairs; 2N their pictures, pair i being rows 2i and 2i+1.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ class VerificationSet:
         issame_N: bool, whether pair i shows one person.
         path: where it was read from, if anywhere.
         identity_2N: whose each row is, names, where a file beside the pack says so (`people_path`).
+        folds: how many folds it was made in, where that file says so.
     """
 
     name: str
@@ -39,6 +41,7 @@ class VerificationSet:
     issame_N: npt.NDArray[np.bool_]
     path: Path | None = None
     identity_2N: npt.NDArray[np.str_] | None = None
+    folds: int | None = None
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -102,7 +105,8 @@ def load_verification(path: str | Path) -> VerificationSet:
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise DamagedDataError(f"{path} is no verification pack: a pair (pictures, issame) was expected")
     made = verification_set(path.stem, _pictures(path, content[0]), _answers(path, content[1]), path)
-    return replace(made, identity_2N=read_people(people_path(path), made.issame_N))
+    identity_2N, folds = read_people(people_path(path), made.issame_N)
+    return replace(made, identity_2N=identity_2N, folds=folds)
 
 
 def people_path(path: Path) -> Path:
@@ -110,10 +114,12 @@ def people_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.people.tsv")
 
 
-def read_people(path: Path, issame_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.str_] | None:
-    """Names of the people of each pair's two pictures, (2N,); None where there is no such file.
+def read_people(
+    path: Path, issame_N: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.str_] | None, int | None]:
+    """Names of the people of each pair's two pictures, (2N,), and the number of folds; None where not said.
 
-    A line a pair: two names with a tab between.
+    A line ``# 5 folds``, if any, then a line a pair: two names with a tab between; or none of them.
 
     Raises:
         DamagedDataError: the lines do not fit the pairs, or contradict an answer; it names the line.
@@ -121,23 +127,34 @@ def read_people(path: Path, issame_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.s
     try:
         lines = path.read_text("utf-8", "surrogateescape").removesuffix("\n").split("\n")
     except FileNotFoundError:
-        return None
+        return None, None
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedDataError(f"{path} cannot be read ({error}); mend it or remove it") from error
+    folds = None
+    said = re.fullmatch("# ([0-9]{1,9}) folds", lines[0])
+    if said:
+        folds = int(said[1])
+        if not 2 <= folds <= len(issame_N):
+            raise DamagedDataError(
+                f"{path}, line 1: {folds} folds of {len(issame_N):,} pairs; mend or remove it"
+            )
+        del lines[0]
+        if not lines:
+            return None, folds
     if len(lines) != len(issame_N):
         raise DamagedDataError(
             f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; mend or remove it"
         )
     names = [line.split("\t") for line in lines]
-    for number, (pair, same) in enumerate(zip(names, issame_N.tolist(), strict=True), 1):
-        if len(pair) != 2 or not all(pair):
+    for number, (pair, same) in enumerate(zip(names, issame_N.tolist(), strict=True), 2 if said else 1):
+        if len(pair) != 2 or not all(pair) or "\0" in "".join(pair):  # NumPy drops it from the end of a text
             raise DamagedDataError(f"{path}, line {number}: two names with a tab between were expected")
         if (pair[0] == pair[1]) != same:
-            said = "the same person" if same else "two people"
+            answer = "the same person" if same else "two people"
             raise DamagedDataError(
-                f"{path}, line {number}: names {pair[0]} and {pair[1]}, but the pack says {said}"
+                f"{path}, line {number}: names {pair[0]} and {pair[1]}, but the pack says {answer}"
             )
-    return np.array(names).reshape(-1)
+    return np.array(names).reshape(-1), folds
 
 
 def write_verification(
@@ -145,11 +162,13 @@ def write_verification(
     pictures: Sequence[bytes],
     issame: Sequence[bool] | np.ndarray,
     people: Sequence[str] | None = None,
+    folds: int | None = None,
 ) -> None:
     """Write a `.bin` pack of 2N encoded pictures and N answers, a plain pickle that every reader takes.
 
-    `people`, the 2N names of who is in the pictures, goes into a file beside it (`people_path`); without, one
-    that an earlier pack of this name left there is removed. Both are replaced, or neither.
+    `people`, the 2N names of who is in the pictures, and the number of folds go into a file beside it
+    (`people_path`); without either, one that an earlier pack of this name left there is removed. Both are
+    replaced, or neither.
 
     Raises:
         StorageError: it could not be written; a file that was there before still is.
@@ -162,11 +181,13 @@ def write_verification(
     same: dict[bytes, bytes] = {}
     content = ([same.setdefault(one, one) for one in map(bytes, pictures)], answers)
     # Tabs and line ends would break the lines.
-    names = [name.translate(dict.fromkeys(map(ord, "\t\r\n"), " ")) for name in people or ()]
+    names = [name.translate(dict.fromkeys(map(ord, "\t\r\n\0"), " ")) for name in people or ()]
     rows = zip(names[0::2], names[1::2], strict=True)
     with replacing_both(path, people_path(path)) as (file, listing):
         pickle.dump(content, file, protocol=4)
         text = "".join(f"{one}\t{other}\n" for one, other in rows)
+        if folds and folds > 1:
+            text = f"# {folds} folds\n{text}"
         listing.write(text.encode("utf-8", "surrogateescape"))
 
 

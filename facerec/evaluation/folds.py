@@ -21,6 +21,7 @@ from facerec.evaluation.metrics import Bools, Floats
 Ints = npt.NDArray[np.integer]
 Thresholds = Literal["grid", "exact"]
 
+USUAL_FOLDS = 10  # of every published number
 GRID_J = np.arange(0, 4, 0.01)
 """The candidates of the published scripts for squared distances of unit vectors: 0, 0.01, …, 3.99."""
 

@@ -1,13 +1,22 @@
-"""People who are both in the training set and in the test: their numbers are not worth quoting."""
+"""Identities and images that are in the training set and in the test: its numbers are not worth quoting."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from facerec.data.faces import EncodedFaces, FaceSet
+from facerec.data.verification import VerificationSet
+from facerec.errors import DamagedDataError
 from facerec.evaluation.model import Model
 
 logger = logging.getLogger("facerec.evaluation")
+
+_RUNS, _RUN = 64, 256  # training images looked at: all, or so many runs of neighbours, for hard disks
+_LONGEST_LIST = 1 << 26  # bytes of a .lst that is read for its names: about a million lines, a second
 
 
 def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
@@ -28,6 +37,60 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
     note = f"{len(common)} people of {test} are in the training set ({shown}): its numbers are too good"
     logger.warning(note)
     return [note]
+
+
+def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
+    """Warn of each test that shares names of identities, or images to the byte, with a training set.
+
+    Names are compared where both have some (a folder's, a `.lst`'s; `facerec.data.verification.people_path`).
+    Of a large training set some images are looked at only; were a test part of it, some would be found.
+    """
+    if not tests:
+        return
+    known = {_plain(name) for name in _identity_names(faces)} - {""}
+    seen, looked = _images(faces) if isinstance(faces, EncodedFaces) else (set(), 0)
+    of = "" if looked == len(faces) else f" ({looked:,} of {len(faces):,} training images were looked at)"
+    for test in tests:
+        people = () if test.identity_2N is None else np.unique(test.identity_2N)
+        common = sorted(known.intersection(map(_plain, people)))
+        images = sum(hash(image) in seen for image in test.pictures)
+        found = []
+        if common:
+            shown = ", ".join(common[:3]) + (", …" if len(common) > 3 else "")
+            found.append(f"{len(common):,} identities ({shown})")
+        if images:
+            found.append(f"{images:,} of {len(test.pictures):,} images{of}")
+        if found:
+            logger.warning(
+                "%s of %s are in the training set: its numbers are too good; `facerec-data filter --overlap` "
+                "leaves them out",
+                *(" and ".join(found), test.name),
+            )
+
+
+def _identity_names(faces: FaceSet) -> Iterable[str]:
+    """Names of the folders of the training images, where they are known."""
+    names = faces.root.with_suffix(".lst")
+    if faces.root.suffix != ".rec" or not names.is_file() or names.stat().st_size > _LONGEST_LIST:
+        return [str(name) for name in faces.classes]
+    with names.open(encoding="utf-8", errors="surrogateescape") as lines:
+        return {line.rpartition("\t")[2].rpartition("/")[0].rpartition("/")[2] for line in lines}
+
+
+def _images(faces: EncodedFaces) -> tuple[set[int], int]:
+    """Hashes of training images, and how many were looked at; damaged ones are somebody else's concern."""
+    count = len(faces)
+    begins = (
+        range(0, count, _RUN) if count <= _RUNS * _RUN else np.linspace(0, count - _RUN, _RUNS).astype(int)
+    )
+    seen: set[int] = set()
+    looked = 0
+    for begin in begins:
+        for i in range(begin, min(begin + _RUN, count)):
+            looked += 1
+            with contextlib.suppress(DamagedDataError):
+                seen.add(hash(bytes(faces.encoded(i))))
+    return seen, looked
 
 
 def _plain(name: str) -> str:

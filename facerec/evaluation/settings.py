@@ -14,14 +14,16 @@ class EvalSettings:
 
     Args:
         protocol: ``verification``; the others are for `facerec-eval` (`facerec.evaluation.protocols`).
-        targets: names of verification sets; target ``lfw`` is the file ``<root>/lfw.bin``.
+        targets: names of verification sets; target ``lfw`` is the file ``<root>/lfw.bin``. A path to a `.bin`
+            is taken, too.
         root: folder of the ``.bin`` files.
         every_steps: evaluate during training every so many steps; 0: at the end of each epoch only.
         batch_size: pictures that go through the model at once, per process.
         flip: add the embedding of the mirrored picture (the protocol of the published numbers).
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 (published), ``exact`` the midpoints of the sorted
             distances.
-        folds: folds of the cross-validation, 10 in every published number.
+        folds: folds of the cross-validation; null: as many as the set was made in, where it says so, else the
+            10 of every published number.
         bootstrap: resamples for the 95 % intervals, of people where the set knows them, else of pairs; 0: no
             intervals.
         seed: of the bootstrap.
@@ -43,7 +45,7 @@ class EvalSettings:
     batch_size: int = 128
     flip: bool = True
     thresholds: Literal["grid", "exact"] = "grid"
-    folds: int = 10
+    folds: int | None = None
     bootstrap: int = 1000
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -62,7 +64,7 @@ class EvalSettings:
         )
         require(self.every_steps >= 0, "eval.every_steps", self.every_steps, "must be 0 (off) or more")
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be 1 or more")
-        require(self.folds >= 2, "eval.folds", self.folds, "must be 2 or more")
+        require(self.folds is None or self.folds >= 2, "eval.folds", self.folds, "must be 2 or more, or null")
         require(
             self.bootstrap >= 0, "eval.bootstrap", self.bootstrap, "must be 0 (none) or a number of resamples"
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from facerec.data.verification import VerificationSet, load_verification
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.model import Model
+from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols import Result
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.verification import VerificationResult, evaluate_set
+from facerec.evaluation.verification import VerificationResult, evaluate_set, warn_of_folds
 from facerec.files import replacing
 
 logger = logging.getLogger("facerec.evaluation")
@@ -39,7 +42,7 @@ def target_path(root: str | Path, name: str) -> Path:
     raise MissingDataError(f"eval.targets: no verification set {name} at {path}: {found}")
 
 
-def load_targets(settings: EvalSettings) -> list[PairSet]:
+def load_targets(settings: EvalSettings) -> list[VerificationSet]:
     """The verification sets of `settings.targets`, in that order; all paths are checked before any is read.
 
     Raises:
@@ -52,9 +55,10 @@ def load_targets(settings: EvalSettings) -> list[PairSet]:
         twin = next((other for other in paths[:at] if other.stem == path.stem), None)
         mend = f"{twin} and {path} would share the name {path.stem}; evaluate them one after the other"
         require(twin is None, "eval.targets", settings.targets, mend)
-    from facerec.data.verification import load_verification
-
-    return [load_verification(path) for path in paths]
+    sets = [load_verification(path) for path in paths]
+    for one in sets:
+        warn_of_folds(one, settings)
+    return sets
 
 
 def evaluate_targets(
@@ -87,6 +91,8 @@ def evaluate_targets(
     for verification_set in sets:
         name = verification_set.name
         result = evaluate_set(model, verification_set, settings)
+        people = () if verification_set.identity_2N is None else set(verification_set.identity_2N.tolist())
+        result = replace(result, notes=result.notes + overlap_notes(model, people, name))
         for line in result.log_lines(name, step):
             logger.info(line)
         highest[name] = max(result.accuracy, highest.get(name, 0.0))

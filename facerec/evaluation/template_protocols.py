@@ -200,5 +200,5 @@ def spaced(frames: Sequence[Path], count: int | None) -> list[Path]:
 def _frames(folder: Path) -> list[Path]:
     try:
         return [folder / path for path in images_below(folder)]
-    except MissingDataError as error:
-        raise MissingDataError(f"{error}; splits.txt names this video") from None
+    except MissingDataError:
+        raise MissingDataError(f"{folder}: no pictures of this video, but splits.txt names it") from None

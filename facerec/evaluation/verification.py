@@ -20,7 +20,7 @@ from facerec.errors import require
 from facerec.evaluation.bootstrap import bootstrap as resample
 from facerec.evaluation.bootstrap import interval, numbered_people
 from facerec.evaluation.distances import answers, as_floats, check_shapes, compare, mean_norm
-from facerec.evaluation.folds import Folds, Ints, Thresholds, cross_validate
+from facerec.evaluation.folds import USUAL_FOLDS, Folds, Ints, Thresholds, cross_validate, fold_of
 from facerec.evaluation.metrics import Bools, Floats, Separation
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def verify(
         genuine_pairs=int(same.sum()),
         notes=separation.alike()
         + _notes(compared.zero, tar_at_far, separation)
-        + _one_sided(same, validated.fold_N),
+        + one_sided(same, validated.fold_N),
         protocol=_protocol(len(validated.accuracy_F), mirrored is not None, thresholds),
         distance_N=distance_N,
         issame_N=same,
@@ -288,7 +288,7 @@ def evaluate_set(
         embedded.plain_PD[index_2N],
         verification_set.issame_N,
         flipped_2ND=None if mirrored_PD is None else mirrored_PD[index_2N],
-        folds=settings.folds,
+        folds=folds_of(verification_set, settings),
         thresholds=settings.thresholds,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
@@ -297,6 +297,25 @@ def evaluate_set(
     for note in result.notes:
         logger.debug("[%s] %s", verification_set.name, note)
     return replace(result, source=verification_set)
+
+
+def folds_of(verification_set: PairSet, settings: EvalSettings) -> int:
+    """Folds of the cross-validation of a set: as set, else as it was made, else the usual ten."""
+    return settings.folds or verification_set.folds or USUAL_FOLDS
+
+
+def warn_of_folds(verification_set: PairSet, settings: EvalSettings) -> None:
+    """Say what makes a poor cross-validation, before anything is embedded.
+
+    Raises:
+        ConfigError: there are more folds than pairs.
+    """
+    name, made, folds = verification_set.name, verification_set.folds, folds_of(verification_set, settings)
+    if made and made != folds:
+        logger.warning("%s was made in %d folds; eval.folds=%d cuts across them", name, made, folds)
+    same_N = np.asarray(verification_set.issame_N)
+    for note in one_sided(same_N, fold_of(len(same_N), folds)):
+        logger.warning("%s: %s", name, note)
 
 
 def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Ints, Ints]:
@@ -308,7 +327,7 @@ def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Int
     return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
 
 
-def _one_sided(same_N: Bools, fold_N: Ints) -> list[str]:
+def one_sided(same_N: Bools, fold_N: Ints) -> list[str]:
     """A warning where folds hold one kind of pairs only, though the set has both."""
     genuine_F = np.bincount(fold_N, same_N)
     mixed_F = (genuine_F > 0) & (genuine_F < np.bincount(fold_N))

@@ -22,6 +22,7 @@ from facerec.data.sources import open_faces
 from facerec.device import matmul_speed, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, require
 from facerec.evaluation.model import Input
+from facerec.evaluation.overlap import warn_of_overlap
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
 from facerec.files import Unfinished
@@ -76,6 +77,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
     parallel.require_alike(alike | {"seed": seed, "identities": faces.num_classes, "images": len(faces)})
     verification_sets = load_targets(evaluation)
+    if processes.rank() == 0:
+        warn_of_overlap(faces, verification_sets)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     seed_everything(seed)

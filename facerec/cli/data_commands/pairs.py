@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
 
 def _pairs(options: argparse.Namespace) -> None:
     from facerec.data.making.builder import refuse_overwriting
-    from facerec.data.making.pair_lists import read_csv, read_pairs_txt
+    from facerec.data.making.pair_lists import Folds, read_csv, read_pairs_txt
     from facerec.data.making.shelves import FolderShelf, PackShelf, Shelf
     from facerec.data.making.verification_sets import write_drawn, write_listed
     from facerec.data.packs import open_pack
@@ -59,8 +59,8 @@ def _pairs(options: argparse.Namespace) -> None:
     refuse_overwriting(options.out, options.force)
     threads = workers(options)
     if options.list or options.csv:
-        pairs = read_csv(options.csv) if options.csv else read_pairs_txt(options.list).pairs
-        write_listed(options.source, pairs, options.out, face_maker(options), threads)
+        listed = Folds(read_csv(options.csv), None) if options.csv else read_pairs_txt(options.list)
+        write_listed(options.source, listed.pairs, options.out, face_maker(options), threads, listed.folds)
     else:
         is_pack = options.source.is_file() or any(options.source.glob("*.rec"))
         shelf: Shelf = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from facerec.data.decode import ENDINGS, read_file
 from facerec.data.making.builder import Built, PackBuilder
 from facerec.data.making.pictures import FaceMaker, Made, in_order
-from facerec.data.pictures import Entries, folder_entries
+from facerec.data.pictures import Entries, folder_entries, warn_of_unaligned
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 
 
@@ -71,6 +72,8 @@ def pack_folder(
         "maker": [maker.size, maker.quality, maker.keep, maker.detector is not None, maker.no_face],
     }
     with PackBuilder(out, (maker.size, maker.size), force=force, plan=plan) as builder:
+        if maker.detector is None:
+            warn_of_unaligned(folder, _sample(folder, identities))
         done = 0 if builder.resumed is None else bisect_right(identities, builder.resumed)
         for name, reason in there.left_out.items() if builder.resumed is None else ():
             builder.note(name, "dropped", reason)
@@ -152,6 +155,16 @@ def _photographs(folder: Path, identities: list[str]) -> Iterator[Photograph]:
         last = max(reasons)
         for file in sorted(reasons):
             yield Photograph(identity, file, file == last, reasons[file])
+
+
+def _sample(folder: Path, identities: list[str]) -> Iterator[bytes]:
+    """The first image of some identities, evenly spread."""
+    for identity in identities[:: max(len(identities) // 16, 1)]:
+        for photograph in _photographs(folder, [identity]):
+            if photograph.file.lower().endswith(ENDINGS) and not photograph.reason:
+                with contextlib.suppress(OSError, DamagedDataError):  # it will stand in the report
+                    yield read_file(folder / photograph.name)
+                break
 
 
 def _digest(folder: Path, identities: list[str]) -> str:

@@ -25,10 +25,10 @@ class Pair(NamedTuple):
 
 
 class Folds(NamedTuple):
-    """Pairs in the order of the file, and how many of them make a fold."""
+    """Pairs in the order of the file, and how many folds they make, where the list says so."""
 
     pairs: list[Pair]
-    folds: int
+    folds: int | None
 
 
 def lfw_picture(name: str, number: int) -> str:

@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from facerec.data.making.listing import Listing, Names, ending
 from facerec.data.packs import Pack, read_property
 from facerec.data.recordio import RecordReader
 from facerec.errors import DamagedDataError, UserError
+
+_log = logging.getLogger(__name__)
 
 
 class Repaired(NamedTuple):
@@ -135,12 +138,15 @@ def filter_pack(
 def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
     """One pack of several, each identity of each pack an identity of its own.
 
-    Names are kept; where two packs have one name for an identity, the later one is prefixed by its pack's.
+    Names are kept; where two packs have one name for an identity, the later one is prefixed by its pack's. A
+    warning says how many names, and images to the byte, a pack shares with those before it.
 
     Raises:
         UserError: `out` holds a pack and no `force`.
     """
     taken: set[str] = set()
+    known: set[str] = set()
+    copied = np.empty(0, np.int64)
     with PackBuilder(out, _size(packs[0].root), force=force) as builder:
         for number, pack in enumerate(packs):
             names = Names(pack)
@@ -159,7 +165,18 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
             def picture(i: int, names: Names = names, own: dict[str, str] = own) -> str:
                 return f"{own[names.identity(i)]}/{names.picture(i).rpartition('/')[2]}"
 
-            _copy(pack, np.arange(len(pack)), builder, picture)
+            hashes = _copy(pack, np.arange(len(pack)), builder, picture)
+            named = {plain_name(name.rpartition("/")[2]) for name in own if names.known}
+            named = {name for name in named if not name.isdigit()}  # mere numbers are no names
+            twice, images = sorted(named & known), int(np.isin(hashes, copied).sum())
+            if twice or images:
+                _log.warning(
+                    "%s: %d identities%s and %d images are in an earlier pack, too, so one identity has two "
+                    "labels now; `facerec-data filter` one of the packs before",
+                    *(pack.root, len(twice), f" (such as {twice[0]})" if twice else "", images),
+                )
+            known |= named
+            copied = np.concatenate([copied, hashes])
         return builder.finish()
 
 
@@ -181,6 +198,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
     border = np.rint(np.cumsum([0.0, *parts.values()]) * pack.num_classes).astype(int)
     if (np.diff(border) < 1).any():
         raise UserError(f"{pack.root}: {pack.num_classes} identities are too few; give larger fractions")
+    many_C = np.bincount(pack.label_N, minlength=pack.num_classes)
     shuffled_C = np.random.default_rng(seed).permutation(pack.num_classes)
     names = Names(pack)
     with ExitStack() as stack:
@@ -189,6 +207,12 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
             mine_C = np.zeros(pack.num_classes, bool)
             mine_C[shuffled_C[border[k] : border[k + 1]]] = True
             _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, names.picture)
+            if mine_C.sum() < 2 or not (many_C[mine_C] > 1).any():
+                _log.warning(
+                    "%s: no pairs can be drawn from its %d identities, which takes two, one of them with two "
+                    "images or more; give a larger fraction, or another --seed",
+                    *(builder.out, mine_C.sum()),
+                )
         return {out: builder.finish() for out, builder in zip(parts, builders, strict=True)}
 
 
@@ -198,16 +222,20 @@ def plain_name(name: str) -> str:
     return "".join(sign for sign in letters if sign.isalnum()).casefold()
 
 
-def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callable[[int], str]) -> None:
-    """Copy the pictures at some positions, identity by identity; damaged records are noted."""
+def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callable[[int], str]) -> np.ndarray:
+    """Copy the pictures at some positions, identity by identity, and hash them; damaged records are noted."""
+    hashes = array("q")
     order_K = position_K[_by_label(pack.label_N[position_K])]
     for i, following in _with_next(order_K, f"copying {pack.name}"):
         try:
-            builder.add(name(i), pack.encoded(i))
+            payload = pack.encoded(i)
+            builder.add(name(i), payload)
+            hashes.append(hash(bytes(payload)))
         except DamagedDataError as problem:
             builder.note(pack.where(i), "dropped", str(problem))
         if following is None or pack.label_N[following] != pack.label_N[i]:
             builder.end_identity("")
+    return np.frombuffer(hashes, np.int64)
 
 
 def _with_next(number_N: np.ndarray, title: str) -> Iterator[tuple[int, int | None]]:

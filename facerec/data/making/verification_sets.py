@@ -10,10 +10,11 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from facerec.data.decode import ENDINGS
 from facerec.data.making.drawing import draw_pairs
 from facerec.data.making.from_folder import make_file
 from facerec.data.making.pair_lists import Pair
-from facerec.data.making.pictures import ENDINGS, FaceMaker, Made, in_order
+from facerec.data.making.pictures import FaceMaker, Made, in_order
 from facerec.data.making.shelves import Shelf
 from facerec.data.verification import write_verification
 from facerec.errors import DamagedDataError, MissingDataError, UserError
@@ -57,11 +58,18 @@ def write_drawn(
         usable_M = np.setdiff1d(usable_M, bad)
     picture_2K = picture_K2.ravel().tolist()
     people = [shelf.person(i) for i in picture_2K]
-    write_verification(out, [made[i] for i in picture_2K], drawn.issame_K, people)
+    write_verification(out, [made[i] for i in picture_2K], drawn.issame_K, people, folds)
     return len(drawn.issame_K)
 
 
-def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker, workers: int = 1) -> None:
+def write_listed(
+    root: Path,
+    pairs: Sequence[Pair],
+    out: Path,
+    maker: FaceMaker,
+    workers: int = 1,
+    folds: int | None = None,
+) -> None:
     """Write listed pairs in their order; each picture is made once.
 
     Args:
@@ -70,6 +78,7 @@ def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker,
         out: the `.bin`.
         maker: makes the faces.
         workers: threads.
+        folds: how many the list makes, where it says so.
 
     Raises:
         MissingDataError: a picture is not there; the message says which, and how many more.
@@ -99,7 +108,7 @@ def write_listed(root: Path, pairs: Sequence[Pair], out: Path, maker: FaceMaker,
             raise DamagedDataError(f"{root / path}: {result.note}{hint}")
         made[path] = result.payload
     pictures = [made[path] for pair in pairs for path in pair[:2]]
-    write_verification(out, pictures, [pair.same for pair in pairs], _people(pairs))
+    write_verification(out, pictures, [pair.same for pair in pairs], _people(pairs), folds)
 
 
 def _file(path: Path) -> Path | None:

@@ -5,13 +5,18 @@ A module registers a function from (settings, its own options) to a `FaceSet`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
-from facerec.data.faces import FaceSet
+import numpy as np
+
+from facerec.data.faces import EncodedFaces, FaceSet
 from facerec.data.noise import with_label_noise
+from facerec.data.pictures import warn_of_unaligned
 from facerec.data.settings import DataSettings
-from facerec.errors import ConfigError, MissingDataError, nearest
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError, nearest
 from facerec.registry import Registry, build
 
 __all__ = ["SOURCES", "existing_root", "open_faces"]
@@ -48,7 +53,16 @@ def open_faces(settings: DataSettings) -> FaceSet:
             faces.root,
             *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
         )
+    if isinstance(faces, EncodedFaces):
+        warn_of_unaligned(faces.root, _sample(faces))
     return with_label_noise(faces, settings.label_noise, settings.noise_kind, settings.noise_seed)
+
+
+def _sample(faces: EncodedFaces) -> Iterator[bytes | memoryview]:
+    """Some encoded images, evenly spread; damaged ones are met when they are trained on."""
+    for i in np.unique(np.linspace(0, len(faces) - 1, 16).astype(int)).tolist():
+        with contextlib.suppress(DamagedDataError):
+            yield faces.encoded(i)
 
 
 def existing_root(settings: DataSettings) -> Path:
