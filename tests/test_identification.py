@@ -331,7 +331,7 @@ def test_missing_folders_are_said(model, tmp_path):
     with pytest.raises(MissingDataError, match="gallery cannot be read: No such file"):
         evaluate_folders(model, tmp_path / "gallery", tmp_path)
     (tmp_path / "gallery").mkdir()
-    with pytest.raises(MissingDataError, match="gallery: no pictures there"):
+    with pytest.raises(MissingDataError, match="gallery: holds no pictures"):
         evaluate_folders(model, tmp_path / "gallery", tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "gallery" / "loose.png")
     with pytest.raises(MissingDataError, match="gallery: no pictures in folders of identities"):
