@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from facerec.errors import CheckpointError
+from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import replacing
+from facerec.inert import Broken, Inert, shown
+
+log = logging.getLogger(__name__)
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")
 
@@ -29,36 +31,34 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
 def load(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    Only tensors and plain containers are accepted (``weights_only=True``): a file that names anything else
-    to be built or called is refused, and nothing of it runs.
+    Nothing in it is run: what is neither a tensor nor a plain value comes as an `Inert` object, and the log
+    names the classes of those.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, damaged, or holding more than data.
+        DamagedCheckpointError: not a checkpoint, or one whose bytes have changed.
+        CheckpointError: no such file, one that cannot be read, or one without weights or settings.
     """
-    import torch
+    from facerec import torch_file
 
     path = Path(path)
     require_file(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = str(error).partition("GLOBAL ")[2].split(" ")[0]
-        if not refused and not zipfile.is_zipfile(path):
-            raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one") from error
+        with path.open("rb") as file:
+            state, inert = torch_file.read(file, path.stat().st_size)
+    except OSError as error:
+        raise CheckpointError(f"ckpt={path}: cannot be read ({error.strerror or error})") from error
+    except Broken as error:
+        raise DamagedCheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one ({error})") from error
+    if isinstance(state, Inert):
         raise CheckpointError(
-            f"ckpt={path}: names {refused or 'something that is not data'}, but a checkpoint may hold only "
-            "tensors and plain values; where it was made, save the network's state_dict() alone, or export "
-            "it to ONNX"
-        ) from error
-    # What torch's reader meets in a file that is none of its own is whatever the wrong bytes happen to cause.
-    except (
-        *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
-        OSError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"ckpt={path}: not a checkpoint, or a damaged one ({reason})") from error
+            f"ckpt={path}: names {shown(state.name)}, but a checkpoint may hold only tensors and plain "
+            "values; where it was made, save the network's state_dict() alone, or export it to ONNX"
+        )
     if not isinstance(state, dict):
         raise CheckpointError(f"ckpt={path}: holds a {type(state).__name__}, not a checkpoint")
+    if inert:
+        names = ", ".join(map(shown, inert[:3])) + (f" and {len(inert) - 3} more" if len(inert) > 3 else "")
+        log.info("ckpt=%s: what it holds of %s is neither read nor run", path, names)
     return state
 
 

@@ -42,6 +42,10 @@ class CheckpointError(UserError):
     """A checkpoint that is unreadable, unsafe, or made for something else."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written; another one may serve."""
+
+
 class ConfigError(UserError):
     """A setting that is unknown, of the wrong type or out of range.
 

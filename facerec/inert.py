@@ -42,9 +42,9 @@ class Inert:
 
 
 def shown(name: str) -> str:
-    """A name out of a file for a message: its first characters, if they are those of names."""
+    """A name out of a file for a message: its first characters, if a terminal only prints them."""
     cut = name[:80]
-    return cut if all(one.isalnum() or one in "._<>|=" for one in cut) else "something without a proper name"
+    return cut if cut.isprintable() else "something without a proper name"
 
 
 def key(value: Any) -> Any:
@@ -57,6 +57,22 @@ def key(value: Any) -> Any:
         raise Broken(f"it has a key of {len(value):,} characters")
     plain = kind in (str, bytes, bool, Global, Inert) or value is None
     return value if plain or (kind is int and -(2**63) <= value < 2**63) else Inert(kind.__name__)
+
+
+def numbers(values: Any) -> tuple[int, ...]:
+    """`values`, if it is a tuple of a few numbers that are 0 or more, as sizes of tensors are."""
+    if type(values) is not tuple or len(values) > 64:
+        raise Broken("sizes that no tensor has")
+    if not all(type(one) is int and 0 <= one < 2**63 for one in values):
+        raise Broken("sizes that no tensor has")
+    return values
+
+
+def text(value: Any) -> str:
+    """`value`, if it is a str."""
+    if type(value) is not str:
+        raise Broken(f"a name was expected, not a {type(value).__name__}")
+    return value
 
 
 def check_nesting(value: Any) -> None:

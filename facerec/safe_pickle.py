@@ -27,6 +27,11 @@ _NUMBERS: Final = frozenset("?bBhHiIlLqQefd")  # dtype.char of booleans, integer
 _ARRAY: Final = "numpy.core.multiarray._reconstruct"
 _NUMPY: Final = ("numpy.ndarray", "numpy.dtype", _ARRAY)
 
+_ARGUMENTS: Final = 16  # of what is called here, and
+_TEXT: Final = (
+    256  # characters of its names and settings: one call takes five bytes of a file, and no long time
+)
+
 Builder = Callable[..., Any]
 
 
@@ -64,7 +69,7 @@ class Reader:
             length, and may raise what Python raises for wrong ones.
         stored: what is made of the id of an object that is stored elsewhere.
         plain_only: refuse other names, and dicts, instead of making inert objects of them.
-        text: make str of Python 2's byte strings where they are UTF-8.
+        text: make str of Python 2's byte strings where they are ASCII.
 
     Attributes:
         position: where in `data` the next pickle begins.
@@ -128,7 +133,7 @@ class Reader:
         except (IndexError, KeyError) as error:
             raise Broken(f"the operation at byte {begin:,} lacks its operands") from error
         # Of values of the wrong type or range, whose texts may show what the file holds.
-        except (TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
             raise Broken(f"the operation at byte {begin:,} fails ({type(error).__name__})") from error
         check_nesting(value)
         return value
@@ -186,7 +191,7 @@ class Reader:
             case "SETITEMS":
                 self._set(self._since_mark())
             case "GLOBAL":
-                stack.append(self._named(raw.decode(), self._line().decode()))
+                stack.append(self._named(_text(raw), _text(self._line())))
             case "STACK_GLOBAL":
                 last = _text(stack.pop())
                 stack.append(self._named(_text(stack.pop()), last))
@@ -212,7 +217,7 @@ class Reader:
 
     def _byte_string(self, raw: bytes) -> str | bytes:
         try:
-            return raw.decode("utf-8") if self._in_text else raw
+            return raw.decode("ascii") if self._in_text else raw
         except UnicodeDecodeError:  # the bytes of a NumPy number
             return raw
 
@@ -260,6 +265,8 @@ class Reader:
         if type(callee) not in (Global, Inert) or type(arguments) is not tuple:
             raise Broken("it calls what is no function")
         if type(callee) is Global and callee.name in self._builders:
+            if len(arguments) > _ARGUMENTS:
+                raise Broken(f"it calls something with {len(arguments):,} arguments")
             return self._builders[callee.name](*arguments)
         if callee.name not in _NUMPY:
             self.inert.setdefault(callee.name)
@@ -322,8 +329,10 @@ def _real(dtype: Any) -> np.dtype[Any]:
 
 
 def _text(value: Any) -> str:
+    if type(value) in (bytes, str) and len(value) > _TEXT:
+        raise Broken(f"a name of {len(value):,} characters")
     if type(value) is bytes:
-        return value.decode("ascii")
+        return value.decode()
     if type(value) is not str:
         raise Broken(f"text was expected, not {type(value).__name__}")
     return value

@@ -1,27 +1,28 @@
 """Checkpoints that many processes write together, each its part, and any number of processes reads.
 
 A checkpoint is a folder: tensors in the files of torch.distributed.checkpoint, everything else in ``run.pt``,
-which is written last, so that a folder without it is a save that was never finished. What
-torch.distributed.checkpoint would unpickle is read by an unpickler here that knows a handful of harmless
-classes, since a checkpoint may come from the web.
+which is written last, so that a folder without it is a save that was never finished. A checkpoint may come
+from the web, and torch.distributed.checkpoint unpickles what describes the tensors and goes where it says, so
+that it writes folders only: they are read here, by `facerec.safe_pickle` and `facerec.torch_file`.
 """
 
 from __future__ import annotations
 
-import functools
-import pickle
+import math
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from facerec import checkpoint, processes
-from facerec.errors import CheckpointError, StorageError
+from facerec.errors import CheckpointError, DamagedCheckpointError, DamagedDataError, StorageError
+from facerec.inert import Broken, Global, Inert, numbers, shown, text
+from facerec.safe_pickle import Reader
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    import torch
     from torch import Tensor
 
 Rows = tuple[int, int, int]
@@ -29,17 +30,8 @@ Rows = tuple[int, int, int]
 
 REST = "run.pt"
 
-_HARMLESS = {
-    "torch.distributed.checkpoint.metadata": (
-        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties"),
-        *("ChunkStorageMetadata", "BytesStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.serialization": ("_get_layout",),
-    "torch": ("Size", *("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
-    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
-    "collections": ("OrderedDict",),
-}
+_METADATA = ".metadata"
+_TORCH = "torch.distributed.checkpoint"
 
 
 def is_one(path: Path) -> bool:
@@ -115,28 +107,26 @@ def load(folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows]) 
     """Fill `tensors` with what `folder` has under their names, whoever wrote which part; see `save`.
 
     Raises:
-        CheckpointError: a tensor is missing or of another size, or the folder is damaged.
+        DamagedCheckpointError: the folder is damaged, as this or another process finds.
+        CheckpointError: a tensor is missing or of another size.
     """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import CheckpointException
-
-    there = sizes(folder)
+    there = _entries(folder)
     for name, tensor in tensors.items():
         size = (rows[name][2], *tensor.shape[1:]) if name in rows else tuple(tensor.shape)
-        if there.get(name) != size:
+        if name not in there or there[name].size != size:
             raise CheckpointError(
-                f"ckpt={folder}: its {name} is {there[name]}, but {size} is needed"
+                f"ckpt={folder}: its {name} is {there[name].size}, but {size} is needed"
                 if name in there
                 else f"ckpt={folder}: has no {name}"
             )
-    state = {name: _joint(tensor, rows.get(name)) for name, tensor in tensors.items()}
-    alone = processes.count() == 1
+    found = ""
     try:
-        # That one process reads what several have written is the intent here, and no cause for a warning.
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            dcp.load(state, storage_reader=_reader(folder), planner=_planner(), no_dist=alone)
-    except (Exception, CheckpointException) as error:  # the latter is what dcp makes of anything
-        raise CheckpointError(f"ckpt={folder}: damaged ({_first_line(error)})") from error
+        for name, tensor in tensors.items():
+            _fill(folder, there[name], tensor, rows[name][0] if name in rows else 0)
+    except DamagedCheckpointError as error:
+        found = str(error)
+    for reason in filter(None, processes.each(found)):  # so that none waits for another that has given up
+        raise DamagedCheckpointError(reason)
 
 
 def rest(folder: Path) -> dict[str, Any]:
@@ -146,8 +136,7 @@ def rest(folder: Path) -> dict[str, Any]:
 
 def sizes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint folder by name, with their sizes."""
-    described = _reader(folder).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in described.items() if hasattr(entry, "size")}
+    return {name: entry.size for name, entry in _entries(folder).items()}
 
 
 def read(folder: Path, section: str) -> dict[str, Tensor]:
@@ -158,24 +147,14 @@ def read(folder: Path, section: str) -> dict[str, Tensor]:
     """
     import torch
 
-    described = _reader(folder).read_metadata().state_dict_metadata
-    wanted = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in described.items()
-        if name.startswith(f"{section}/") and hasattr(entry, "size")
-    }
-    if not wanted:
+    found = {}
+    for name, entry in _entries(folder).items():
+        if name.startswith(f"{section}/"):
+            found[name.removeprefix(f"{section}/")] = tensor = torch.empty(entry.size, dtype=entry.dtype)
+            _fill(folder, entry, tensor, 0)
+    if not found:
         raise CheckpointError(f"ckpt={folder}: has no {section}")
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import CheckpointException
-
-    try:
-        # That one process reads what several have written is the intent here, and no cause for a warning.
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            dcp.load(wanted, storage_reader=_reader(folder), planner=_planner(), no_dist=True)
-    except (Exception, CheckpointException) as error:
-        raise CheckpointError(f"ckpt={folder}: damaged ({_first_line(error)})") from error
-    return {name.removeprefix(f"{section}/"): tensor for name, tensor in wanted.items()}
+    return found
 
 
 def load_backbone(folder: Path) -> dict[str, Any]:
@@ -210,59 +189,117 @@ def _joint(tensor: Tensor, rows: Rows | None) -> Any:
     )
 
 
-def _reader(folder: Path) -> Any:
-    """A reader of files that unpickles nothing but descriptions of tensors."""
-    return _reader_class()(folder)
+class _Part(NamedTuple):
+    """A part of a tensor: where in it it begins, its size, and where its bytes are."""
+
+    begin: tuple[int, ...]
+    size: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
 
 
-@functools.cache
-def _reader_class() -> Any:
-    import torch.distributed.checkpoint as dcp
+class _Entry(NamedTuple):
+    """A tensor of a checkpoint folder."""
 
-    class Reader(dcp.FileSystemReader):
-        def read_metadata(self, *_: Any, **__: Any) -> Any:
-            path = Path(self.path)
-            try:
-                with (path / ".metadata").open("rb") as file:
-                    metadata = _Unpickler(file).load()
-                metadata.storage_meta = dcp.metadata.StorageMeta(load_id=self.load_id)
-            except CheckpointError:
-                raise
-            except FileNotFoundError as error:
-                raise CheckpointError(f"ckpt={path}: not a checkpoint folder") from error
-            except Exception as error:  # damaged pickles raise anything
-                raise CheckpointError(f"ckpt={path}: damaged ({_first_line(error)})") from error
-            return metadata
-
-    return Reader
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    parts: list[_Part]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the classes that describe tensors, and none that could do anything."""
+def _entries(folder: Path) -> dict[str, _Entry]:
+    """The tensors that a folder's description names; what it says of sizes is held against the files."""
+    try:
+        described = Reader((folder / _METADATA).read_bytes(), {"torch.Size": lambda size: size}).run()
+        fields = _fields(described, f"{_TORCH}.metadata.Metadata")
+        places: dict[tuple[str, tuple[int, ...]], Any] = {}
+        for index, place in fields["storage_data"].items():
+            at = _fields(index, f"{_TORCH}.metadata.MetadataIndex")
+            places[text(at["fqn"]), numbers(at["offset"])] = place
+        entries = {
+            text(name): _entry(name, entry, places)
+            for name, entry in fields["state_dict_metadata"].items()
+            if type(entry) is Inert and entry.name == f"{_TORCH}.metadata.TensorStorageMetadata"
+        }
+        parts = [part for entry in entries.values() for part in entry.parts]
+        files = {name: (folder / name).stat().st_size for name in {part.file for part in parts}}
+        if any(part.offset + part.length > files[part.file] for part in parts):
+            raise Broken("a file of it is cut")
+        if sum(part.length for part in parts) > sum(files.values()):
+            raise Broken("it claims more than its files hold")
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise DamagedCheckpointError(f"ckpt={folder}: damaged (it has no {missing})") from error
+    except OSError as error:
+        raise CheckpointError(f"ckpt={folder}: cannot be read ({error.strerror})") from error
+    # What a description that is none leads to where its fields are looked for.
+    except (Broken, DamagedDataError, LookupError, AttributeError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, Broken) else type(error).__name__
+        raise DamagedCheckpointError(f"ckpt={folder}: damaged (its {_METADATA}: {reason})") from error
+    return entries
 
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _HARMLESS.get(module, ()):
-            return super().find_class(module, name)
-        raise CheckpointError(
-            f"ckpt: a .metadata file names {module}.{name}, but a checkpoint may hold only tensors and "
-            "plain values"
-        )
+
+def _entry(name: str, entry: Inert, places: Mapping[tuple[str, tuple[int, ...]], Any]) -> _Entry:
+    """A tensor from its description."""
+    from facerec.torch_file import DTYPES
+
+    fields = _fields(entry, f"{_TORCH}.metadata.TensorStorageMetadata")
+    properties = _fields(fields["properties"], f"{_TORCH}.metadata.TensorProperties")
+    dtype = DTYPES[properties[0].name]
+    size = numbers(fields["size"])
+    parts = []
+    for chunk in fields["chunks"]:
+        at = _fields(chunk, f"{_TORCH}.metadata.ChunkStorageMetadata")
+        begin, extent = numbers(at["offsets"]), numbers(at["sizes"])
+        place = places[name, begin]
+        stored = _fields(place, f"{_TORCH}.filesystem._StorageInfo")
+        file = text(stored["relative_path"])
+        offset, length = numbers((stored["offset"], stored["length"]))
+        if Path(file).name != file or stored.get("transform_descriptors"):
+            raise Broken("a part of it lies elsewhere, or is compressed")
+        inside = all(b + e <= s for b, e, s in zip(begin, extent, size, strict=True))
+        if not inside or math.prod(extent) * dtype.itemsize > length:
+            raise Broken("it claims more than its files hold")
+        parts.append(_Part(begin, extent, file, offset, length))
+    if sum(math.prod(part.size) for part in parts) != math.prod(size):
+        raise Broken(f"a part of {shown(name)} is missing")
+    return _Entry(size, dtype, parts)
 
 
-def _planner() -> Any:
-    """A plan of what to read that takes tensors only: other things would be unpickled."""
-    return _planner_class()()
+def _fields(thing: Any, name: str) -> Any:
+    """The state of an inert object that stands for one of class `name`."""
+    if type(thing) is not Inert or thing.name != name:
+        named = shown(thing.name) if isinstance(thing, Inert | Global) else type(thing).__name__
+        raise Broken(f"it names {named}, not {name.rpartition('.')[2]}")
+    return thing.state
 
 
-@functools.cache
-def _planner_class() -> Any:
-    import torch.distributed.checkpoint as dcp
+def _fill(folder: Path, entry: _Entry, tensor: Tensor, first: int) -> None:
+    """Copy what `folder` has of an entry into `tensor`, which holds its rows from `first` on."""
+    from facerec import torch_file
 
-    class Planner(dcp.DefaultLoadPlanner):
-        def load_bytes(self, read_item: Any, value: Any) -> None:
-            raise CheckpointError(f"{read_item.dest_index.fqn} is not a tensor")
-
-    return Planner
+    for part in entry.parts:
+        own = tensor
+        piece_begin, piece_end = 0, part.size[0] if part.size else 1
+        if tensor.ndim:
+            begin = max(part.begin[0], first)
+            end = min(part.begin[0] + part.size[0], first + len(tensor))
+            if begin >= end:
+                continue
+            piece_begin, piece_end = begin - part.begin[0], end - part.begin[0]
+            own = tensor[begin - first : end - first]
+            for axis in range(1, tensor.ndim):
+                own = own.narrow(axis, part.begin[axis], part.size[axis])
+        try:
+            with (folder / part.file).open("rb") as file:
+                content = torch_file.read(
+                    torch_file.Window(file, part.offset, part.length), part.length
+                ).value
+        except (Broken, OSError) as error:
+            raise DamagedCheckpointError(f"ckpt={folder}: damaged ({part.file}: {error})") from error
+        if not hasattr(content, "shape") or tuple(content.shape) != part.size:
+            raise DamagedCheckpointError(f"ckpt={folder}: damaged ({part.file} holds something else)")
+        own.detach().copy_(content[piece_begin:piece_end] if tensor.ndim else content)
 
 
 def _storing(write: Callable[[], Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
@@ -297,6 +297,50 @@ def test_the_newest_state_is_the_one_of_most_steps_whatever_the_times_of_its_fil
         assert find(tmp_path) == newest
 
 
+def test_a_metadata_file_changes_no_class_of_the_process_that_reads_it(saved: Path, tmp_path: Path) -> None:
+    """pickle's BUILD sets attributes on whatever stands there, a class too: of Path, for every path after."""
+    import pickle
+    import shutil
+
+    folder = tmp_path / "last-00000003"
+    shutil.copytree(saved, folder)
+    whole = (folder / ".metadata").read_bytes()
+    before = vars(PosixPath).copy()
+    for module, name in (("pathlib", "PosixPath"), ("torch", "Size"), ("collections", "OrderedDict")):
+        for state in ({"replace": None, "_str": "/elsewhere"}, (None, {"_str": "/elsewhere"})):
+            attack = f"c{module}\n{name}\n".encode() + pickle.dumps(state, 2)[2:-1] + b"b0"
+            (folder / ".metadata").write_bytes(whole[:2] + attack + whole[2:])
+            with pytest.raises(
+                CheckpointError, match=r"damaged \(its \.metadata: it sets attributes of what has"
+            ):
+                sharded_checkpoint.read(folder, "backbone")
+    assert vars(PosixPath) == before and str(folder) != "/elsewhere"
+
+
+CLAIMS = {
+    "another folder's file": (b"\x0c__0_0.distcp", b"\x0c../secret.pt"),
+    "a part that is longer than its file": (b"\x8c\x06length\x94M", b"\x8c\x06length\x94J\xff\xff\xff\x7f0M"),
+    "a class in the place of another": (b"_StorageInfo", b"_StorageEvil"),
+    "another name": (b"ChunkStorageMetadata", b"ChunkStorageMetadatb"),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_a_metadata_file_claims_is_held_against_the_files(
+    saved: Path, tmp_path: Path, claim: str
+) -> None:
+    import shutil
+
+    folder = tmp_path / "last-00000003"
+    shutil.copytree(saved, folder)
+    content = (folder / ".metadata").read_bytes()
+    true, false = CLAIMS[claim]
+    assert true in content
+    (folder / ".metadata").write_bytes(content.replace(true, false, 1))
+    with pytest.raises(CheckpointError, match="damaged"):
+        sharded_checkpoint.read(folder, "backbone")
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x05."])
 def test_damaged_folders_are_said_to_be_damaged(saved: Path, tmp_path: Path, damage: bytes) -> None:
     import shutil
@@ -307,6 +351,12 @@ def test_damaged_folders_are_said_to_be_damaged(saved: Path, tmp_path: Path, dam
     with pytest.raises(CheckpointError, match="damaged"):
         sharded_checkpoint.read(folder, "backbone")
     shutil.copy(saved / ".metadata", folder / ".metadata")
+    for file in folder.glob("*.distcp"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        sharded_checkpoint.read(folder, "backbone")
     for file in folder.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="damaged"):

@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
 from facerec.errors import ConfigError
 
+# Options of timm.create_model by which a file or the network is read; the settings in a checkpoint must not.
+_ELSEWHERE = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
+    *("checkpoint_path", "cache_dir", "external_default_cfg"),
+}
+
 
 @BACKBONES.register("timm")
 class TimmBackbone(Backbone):
@@ -44,6 +50,9 @@ class TimmBackbone(Backbone):
         super().__init__(embedding_size, input_size, multiple=1)
         require_fraction("dropout", dropout)
         timm = _timm(model)
+        for option in _ELSEWHERE & (options or {}).keys():
+            mend = "takes weights from elsewhere; backbone.imagenet and backbone.pretrained are for that"
+            raise ConfigError(f"backbone.options.{option}", "…", mend)
         given: dict[str, Any] = {"drop_rate": dropout} if dropout else {}
         pretrained_cfg = timm.get_pretrained_cfg(model)
         if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:

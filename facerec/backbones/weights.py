@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from facerec import checkpoint, sharded_checkpoint
-from facerec.backbones.base import BACKBONES, create_backbone
+from facerec.backbones.base import BACKBONES, Backbone, create_backbone
 from facerec.errors import CheckpointError
+from facerec.inert import Inert, shown
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,53 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: str)
     log.info("%s: %d entries loaded%s", where, len(state), left_out)
 
 
-def fits(backbone: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    """Whether `load_weights` would load them; a backbone on the meta device will do."""
-    return _matching(backbone, weights).fits
+def misfit(backbone: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Why `load_weights` would not load them, or nothing; a backbone on the meta device will do."""
+    return str(_matching(backbone, weights))
+
+
+def of_network(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the network itself, without those that say where its weights started from: a file that
+    brings weights sends nobody to the network for others."""
+    known = inspect.signature(BACKBONES.builder(settings["name"])).parameters.keys() - {"imagenet"}
+    return {key: value for key, value in settings.items() if key == "name" or key in known}
+
+
+def draft(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Backbone:
+    """A backbone on the meta device, where it takes no memory; given up when it grows larger than any that
+    the `weights` are for.
+
+    Raises:
+        CheckpointError: it cannot be built; it begins with `where`.
+        ConfigError: a setting is unknown or out of range.
+    """
+    left = 8 * len(weights) + 2000  # modules and parameters
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise CheckpointError(
+                f"{where}: its {len(weights):,} entries are too few for backbone={settings['name']} with the "
+                "settings that it names"
+            )
+
+    register = nn.modules.module
+    hooks = (
+        register.register_module_parameter_registration_hook(count),
+        register.register_module_module_registration_hook(count),
+    )
+    try:
+        with torch.device("meta"):
+            return create_backbone(**of_network(settings))
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # of sizes that overflow
+        raise CheckpointError(
+            f"{where}: backbone={settings['name']} cannot be built with the settings that it names "
+            f"({type(error).__name__})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:
@@ -88,18 +133,46 @@ def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor
 
 
 def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
-    """The tensors by name in what a checkpoint file holds, out of their wrappers.
+    """The tensors by name in what a checkpoint file holds, out of their wrappers, whatever their names.
+
+    Of several dicts with tensors, that under a name of `WRAPPERS` is taken, else the one with most of them.
 
     Raises:
         CheckpointError: there are none.
     """
-    while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
+    while inner := next((content[key] for key in WRAPPERS if _most_tensors(content.get(key))[1]), None):
         content = inner
-    weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    keys, _, weights = _most_tensors(content)
     if not weights:
-        keys = _few(map(str, content)) or "nothing"
-        raise CheckpointError(f"{where}: has no weights; a state dict is wanted, this holds {keys}")
-    return weights
+        held = _few(
+            f"{key} (of {value.name})" if isinstance(value, Inert) else key for key, value in content.items()
+        )
+        raise CheckpointError(
+            f"{where}: has no weights; a state dict is wanted, this holds {held or 'nothing'}"
+        )
+    if keys:
+        log.info("%s: the weights under %s are taken", where, shown(".".join(keys)))
+    return {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def _most_tensors(content: Any) -> tuple[tuple[str, ...], int, Mapping[Any, Any]]:
+    """Of `content` and the mappings in it, the one that holds most tensors: its keys, how many, and itself.
+
+    Only names lead on: under numbers are the states of an optimizer.
+    """
+    best: tuple[tuple[str, ...], int, Mapping[Any, Any]] = ((), 0, {})
+    todo: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen: set[int] = set()
+    while todo:
+        keys, one = todo.pop(0)
+        if not isinstance(one, Mapping) or id(one) in seen or not all(isinstance(key, str) for key in one):
+            continue
+        seen.add(id(one))
+        count = sum(isinstance(value, Tensor) for value in one.values())
+        if count > best[1]:
+            best = (keys, count, one)
+        todo += [((*keys, key), value) for key, value in one.items() if isinstance(value, Mapping)]
+    return best
 
 
 def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None) -> dict[str, Any] | None:
@@ -212,11 +285,11 @@ def _mend(weights: Mapping[str, Tensor]) -> str:
     return f"; it fits {' '.join(settings)}"
 
 
-def _few(names: Iterable[str], count: int = 3) -> str:
+def _few(names: Iterable[object], count: int = 3) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(shown(str(name)) for name in names[:count]) + more
 
 
 def read_safetensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:

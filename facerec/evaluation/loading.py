@@ -1,14 +1,14 @@
 """Open a model file of any kind. What it is, its content says; nothing in it is run unless that is allowed.
 
-Checkpoints and state dicts are read with ``weights_only=True``, safetensors and ONNX files hold numbers and a
-graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). A TorchScript file
-is a program: its interpreter knows no Python, but operators that read and write files, and may use them as
-early as while it is loaded. So it is opened on request only.
+Checkpoints and state dicts are read by `facerec.torch_file`, safetensors and ONNX files hold numbers and a
+graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network that a
+checkpoint names is built on the meta device first, and takes memory only when names and sizes are those of
+its weights. A TorchScript file is a program: its interpreter knows no Python, but operators that read and write
+files, and may use them as early as while it is loaded. So it is opened on request only.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import re
@@ -23,7 +23,15 @@ from torch import nn
 from facerec import checkpoint, sharded_checkpoint
 from facerec.backbones import create_backbone
 from facerec.backbones.base import BACKBONES, Backbone
-from facerec.backbones.weights import fits, load_weights, read_safetensors, recognise, tensors_in
+from facerec.backbones.weights import (
+    draft,
+    load_weights,
+    misfit,
+    of_network,
+    read_safetensors,
+    recognise,
+    tensors_in,
+)
 from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.model import Input, Model
@@ -161,9 +169,10 @@ def _kind_of_archive(path: Path) -> Kind:
 
 
 def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
-    settings = _part(state.get("config"), "backbone")
-    missing = [key for key in ("backbone", "input") if not _part(state, key)]
-    if missing or "name" not in settings:
+    config = _part(wish, state, "config")
+    settings = _part(wish, config, "backbone")
+    missing = [key for key in ("backbone", "input") if not isinstance(state.get(key), Mapping)]
+    if missing or not isinstance(settings.get("name"), str):
         raise CheckpointError(
             f"{wish.where}: has no {' and no '.join(missing or ['config.backbone.name'])}, so it is not a "
             "checkpoint of a training run; give its checkpoints/best.pt or checkpoints/last.pt"
@@ -172,45 +181,62 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
         raise ConfigError(
             "backbone", wish.backbone["name"], f"the checkpoint says {settings['name']}; leave it out"
         )
+    # Strictly, except that the prefixes of wrappers (DistributedDataParallel, torch.compile) are dropped.
+    weights = {_WRAPPED.sub("", str(key)): value for key, value in state["backbone"].items()}
     try:
-        backbone = create_backbone(**_of_network(settings))
+        # By reference, only for names and sizes: no memory is taken before those fit.
+        draft(settings, weights, wish.where).load_state_dict(weights, assign=True)
+        backbone = create_backbone(**of_network(settings))
+        backbone.load_state_dict(weights)
     except ConfigError as error:
         raise CheckpointError(f"{wish.where}: its backbone cannot be built here: {error}") from error
-    # Strictly, except that the prefixes of wrappers (DistributedDataParallel, torch.compile) are dropped.
-    plain = {_WRAPPED.sub("", key): value for key, value in state["backbone"].items()}
-    try:
-        backbone.load_state_dict(plain)
     except RuntimeError as error:
-        wrong = " ".join(str(error).split())[:300]
+        wrong = "".join(filter(str.isprintable, " ".join(str(error).split())))[:300]
         raise CheckpointError(
             f"{wish.where}: the weights do not fit the backbone {settings['name']} it names: {wrong}"
         ) from None
     return Model(
         _ready(backbone, wish),
-        build(Input, "input", {**state["input"], **wish.input}),
-        step=state.get("step"),
-        epoch=state.get("epoch"),
+        build(Input, "input", {**_part(wish, state, "input"), **wish.input}),
+        step=state["step"] if isinstance(state.get("step"), int) else None,
+        epoch=state["epoch"] if isinstance(state.get("epoch"), int) else None,
         path=wish.path,
         identities=_names(state.get("classes")),
-        config=state["config"],
+        config=config,
     )
 
 
-def _part(container: Any, key: str) -> dict[str, Any]:
-    """The mapping called `key` in `container`; empty where there is none."""
+def _part(wish: _Wish, container: Any, key: str) -> dict[str, Any]:
+    """The settings called `key` in `container`; empty where there are none.
+
+    Raises:
+        CheckpointError: there are values that no settings have, nested or long ones among them.
+    """
     part = container.get(key) if isinstance(container, Mapping) else None
-    return dict(part) if isinstance(part, Mapping) else {}
+    if not isinstance(part, Mapping):
+        return {}
+    if not _are_settings(part):
+        raise CheckpointError(f"{wish.where}: its {key} holds other things than settings")
+    return dict(part)
+
+
+def _are_settings(value: Any) -> bool:
+    """True for what YAML could have given, of a reasonable length: messages show it."""
+    match value:
+        case dict():
+            return all(isinstance(key, str) and _are_settings(one) for key, one in value.items())
+        case list() | tuple():
+            return len(value) <= 10_000 and all(map(_are_settings, value))
+        case str():
+            return len(value) <= 5000
+        case int():
+            return abs(value) < 2**64
+    return value is None or isinstance(value, float)
 
 
 def _names(classes: Any) -> Sequence[str]:
     """The names among the labels of the training set; packs have numbers only."""
     return [one for one in classes if isinstance(one, str)] if isinstance(classes, list | tuple) else ()
-
-
-def _of_network(settings: Settings) -> dict[str, Any]:
-    """The settings of the network itself, without those that say where its weights started from."""
-    known = inspect.signature(BACKBONES.builder(settings["name"])).parameters
-    return {key: value for key, value in settings.items() if key == "name" or key in known}
 
 
 def _ready(backbone: nn.Module, wish: _Wish) -> nn.Module:
@@ -265,7 +291,7 @@ def _backbone_for(weights: Mapping[str, torch.Tensor], wish: _Wish) -> tuple[dic
         )
     if name is None:
         log.info("%s: recognised as weights of backbone=%s", wish.where, (known or {})["name"])
-    base = {**(_of_network(wish.backbone) if name is not None else {}), **(known or {})}
+    base = {**(of_network(wish.backbone) if name is not None else {}), **(known or {})}
     attempts = [base]
     if "size" in wish.input:
         attempts.insert(0, {**base, "input_size": wish.input["size"]})
@@ -273,18 +299,18 @@ def _backbone_for(weights: Mapping[str, torch.Tensor], wish: _Wish) -> tuple[dic
         attempts.insert(0, {**base, "input_size": wish.backbone["input_size"]})
     for settings in attempts[:-1]:
         try:
-            with torch.device("meta"):
-                draft = create_backbone(**settings)
+            if not misfit(draft(settings, weights, wish.where), weights):
+                return settings, create_backbone(**settings)
         except ConfigError:  # a size the network cannot have; the last attempt is without it
             continue
-        if fits(draft, weights):
-            return settings, create_backbone(**settings)
-    backbone = create_backbone(**base)
+    backbone = draft(base, weights, wish.where)
+    if misfit(backbone, weights):
+        load_weights(backbone, weights, wish.where)  # says so
     wanted = wish.input.get("size")
-    if wanted is not None and fits(backbone, weights) and Input(size=wanted).shape != backbone.input_size:
+    if wanted is not None and Input(size=wanted).shape != backbone.input_size:
         shape = "×".join(map(str, backbone.input_size))
         raise ConfigError("input.size", wanted, f"the weights in {wish.path} are for {shape} pictures")
-    return base, backbone
+    return base, create_backbone(**base)
 
 
 # Networks that bring their own graph ----------------------------------------------------------------------
