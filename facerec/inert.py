@@ -111,3 +111,17 @@ def check_nesting(value: Any) -> None:
 
 def _holds(value: Any) -> bool:
     return type(value) in (list, tuple, dict) or (type(value) is np.ndarray and value.dtype.hasobject)
+
+
+def are_settings(value: Any) -> bool:
+    """True for what YAML could have given, of a reasonable length: messages show it."""
+    match value:
+        case dict():
+            return all(isinstance(key, str) and are_settings(one) for key, one in value.items())
+        case list() | tuple():
+            return len(value) <= 10_000 and all(map(are_settings, value))
+        case str():
+            return len(value) <= 5000
+        case int():
+            return abs(value) < 2**64
+    return value is None or isinstance(value, float)

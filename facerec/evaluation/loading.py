@@ -3,8 +3,8 @@
 Checkpoints and state dicts are read by `facerec.torch_file`, safetensors and ONNX files hold numbers and a
 graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network that a
 checkpoint names is built on the meta device first, and takes memory only when names and sizes are those of
-its weights. A TorchScript file is a program: its interpreter knows no Python, but operators that read and write
-files, and may use them as early as while it is loaded. So it is opened on request only.
+its weights. A TorchScript file is a program: its interpreter knows no Python, but operators that read and
+write files, and may use them as early as while it is loaded. So it is opened on request only.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from facerec.backbones.weights import (
 from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.model import Input, Model
+from facerec.inert import are_settings
 from facerec.registry import build
 
 log = logging.getLogger("facerec.evaluation")
@@ -215,23 +216,9 @@ def _part(wish: _Wish, container: Any, key: str) -> dict[str, Any]:
     part = container.get(key) if isinstance(container, Mapping) else None
     if not isinstance(part, Mapping):
         return {}
-    if not _are_settings(part):
+    if not are_settings(part):
         raise CheckpointError(f"{wish.where}: its {key} holds other things than settings")
     return dict(part)
-
-
-def _are_settings(value: Any) -> bool:
-    """True for what YAML could have given, of a reasonable length: messages show it."""
-    match value:
-        case dict():
-            return all(isinstance(key, str) and _are_settings(one) for key, one in value.items())
-        case list() | tuple():
-            return len(value) <= 10_000 and all(map(_are_settings, value))
-        case str():
-            return len(value) <= 5000
-        case int():
-            return abs(value) < 2**64
-    return value is None or isinstance(value, float)
 
 
 def _names(classes: Any) -> Sequence[str]:
