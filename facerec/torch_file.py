@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,33 +158,31 @@ class _Archive:
 
 def _read_before_zip(data: mmap.mmap) -> Content:
     """A file from before torch 1.6: pickles, then the storages one after the other, each with its length."""
-    offset: dict[str, int] = {}
     types: dict[str, tuple[torch.dtype, int]] = {}
+    parts: dict[str, Tensor] = {}
 
     def bytes_of(name: str, dtype: torch.dtype, count: int) -> Tensor | None:
         types.setdefault(name, (dtype, count))
-        if name not in offset:
-            return None
-        length = types[name][0].itemsize * types[name][1]
-        return torch.from_numpy(np.frombuffer(data, np.uint8, length, offset[name]).copy())
+        return parts.get(name)
 
     tensors = _Tensors(bytes_of, len(data))
     reader = Reader(data, tensors.builders, stored=tensors.storage, text=True)
     if (reader.run(), reader.run()) != _MAGIC:
         raise Broken("not a file of torch.save")
     reader.run()  # the machine it was written on
-    begin = reader.position
+    object_ = reader.position
     reader.run()  # the storages come behind what is made of them: read once for their types, then in earnest
     names = reader.run()
     for name in names if type(names) is list else ():
         dtype, count = types[text(name)]
         if int.from_bytes(data[reader.position : reader.position + 8], "little") != count:
             raise Broken("a storage of another length than is said")
-        offset[name] = reader.position + 8
-        reader.position += 8 + dtype.itemsize * count
+        begin, reader.position = reader.position + 8, reader.position + 8 + dtype.itemsize * count
         if reader.position > len(data):
             raise Broken("its storages are cut")
-    reader.position = begin
+        parts[name] = torch.empty(reader.position - begin, dtype=torch.uint8)
+        memoryview(parts[name].numpy())[:] = data[begin : reader.position]  # type: ignore[arg-type]
+    reader.position = object_
     return Content(reader.run(), list(reader.inert))
 
 

@@ -38,6 +38,11 @@ PIECES: dict[str, Any] = {
 }
 
 
+def as_numbers(tensor: Tensor) -> Tensor:
+    """As a type that can be compared."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor.detach().double()
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_tensors_and_plain_values_come_back_as_torch_reads_them(
@@ -51,7 +56,7 @@ def test_tensors_and_plain_values_come_back_as_torch_reads_them(
     for name, value in tied.items():
         if isinstance(value, Tensor):
             assert ours[name].dtype == value.dtype and ours[name].stride() == value.stride(), name
-            assert torch.equal(ours[name].float(), value.detach().float()), name
+            assert torch.equal(as_numbers(ours[name]), as_numbers(value)), name
     assert ours["plain"] == PIECES["plain"]
     assert ours["tied"].data_ptr() == ours["weight"].data_ptr()
 
@@ -271,7 +276,7 @@ def test_a_stored_network_never_looks_for_weights_elsewhere(
         "classes": [],
     }
     checkpoint.save(tmp_path / "best.pt", state)
-    assert load_model(tmp_path / "best.pt", device="cpu").embedding_size == 8
+    assert load_model(tmp_path / "best.pt", device="cpu").config["backbone"]["name"] == "timm"
     for options in (
         {"pretrained": True},
         {"checkpoint_path": "/etc/hostname"},
