@@ -15,7 +15,6 @@ from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.verification import VerificationResult
 
 SIDE = 112
-_LARGEST = 6000  # bytes of a picture that is embedded as it is
 _QUALITY = 80
 
 
@@ -68,20 +67,20 @@ def pair_pixels(source: PairSet, pair: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def data_uris(source: PairSet, pair: int) -> list[str]:
-    """Both pictures of a pair as ``data:`` addresses of JPEG files, at most `SIDE` pixels high."""
+    """Both pictures of a pair as ``data:`` addresses of JPEG files of their pixels, at most `SIDE` high.
+
+    The files themselves are not handed to a browser: it may turn them, show their metadata, or choke on them.
+    """
     return [_data_uri(source.pictures[int(source.index_2N[2 * pair + side])]) for side in (0, 1)]
 
 
 def _data_uri(picture: Any) -> str:
-    if isinstance(picture, bytes) and picture[:2] == b"\xff\xd8" and len(picture) <= _LARGEST:
-        encoded = picture
-    else:
-        pixels = _pixels(picture)
-        if max(pixels.shape[:2]) > SIDE:
-            picture = Image.fromarray(pixels)
-            picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            pixels = np.asarray(picture)
-        encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
+    pixels = _pixels(picture)
+    if max(pixels.shape[:2]) > SIDE:
+        picture = Image.fromarray(pixels)
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture)
+    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
     return "data:image/jpeg;base64," + base64.b64encode(encoded).decode()
 
 
