@@ -10,9 +10,11 @@ five bytes of a file.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import mmap
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, NamedTuple, cast
@@ -23,6 +25,12 @@ from torch import Tensor
 from facerec.inert import Broken, Forbidden, Global, Inert, key, numbers, text
 from facerec.safe_pickle import Builder, Reader
 
+# What damaged archives lead to in zipfile: its own error, and those of cut headers, of names that are no text, of
+# unknown compressions and of encryption.
+BROKEN_ARCHIVE: Final = (
+    *(zipfile.BadZipFile, struct.error, ValueError, LookupError, ArithmeticError, EOFError, RuntimeError),
+    MemoryError,
+)
 _MAGIC: Final = (0x1950A86A20F9469CFC6C, 1001)  # with the version, of files from before torch 1.6
 _SHARED: Final = 4  # tensors may share storages, and be so many times larger than the file together
 _PIECE: Final = 2**24
@@ -75,12 +83,13 @@ def read(file: BinaryIO | Window, size: int) -> Content:
                 return _Archive(archive, size).read()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read_before_zip(data)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, Forbidden) as error:
         raise Broken(str(error)) from error
-    except Forbidden as error:
-        raise Broken(str(error)) from error
-    # What broken archives lead to beyond that: unknown compressions, encryption, cut headers.
-    except (NotImplementedError, RuntimeError, EOFError, ValueError, LookupError, ArithmeticError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Broken("a part of it begins before the file") from error
+    except BROKEN_ARCHIVE as error:
         raise Broken(type(error).__name__) from error
 
 

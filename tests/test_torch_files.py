@@ -213,6 +213,14 @@ def test_no_small_file_takes_much_memory_or_time(tmp_path: Path) -> None:
     assert "compressed" in said["a compressed part"] and "compressed" in said["a compressed pickle"]
 
 
+def test_an_archive_whose_names_are_no_text_is_damaged(tmp_path: Path) -> None:
+    content = archive(b"\x80\x02}.", {"é": b""}).replace("é".encode(), b"\xff\xff")
+    (tmp_path / "x.pt").write_bytes(content)
+    for read in (checkpoint.load, load_model):
+        with pytest.raises(CheckpointError, match=r"x\.pt: not a checkpoint, or a damaged one"):
+            read(tmp_path / "x.pt")
+
+
 # What a checkpoint says of its network --------------------------------------------------------------------
 
 SMALL = {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}

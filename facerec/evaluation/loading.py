@@ -37,6 +37,7 @@ from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.model import Input, Model
 from facerec.inert import are_settings
 from facerec.registry import build
+from facerec.torch_file import BROKEN_ARCHIVE
 
 log = logging.getLogger("facerec.evaluation")
 
@@ -159,7 +160,7 @@ def _kind_of_archive(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:
+    except BROKEN_ARCHIVE:
         return "checkpoint"  # a damaged one: reading it says so
     if "constants.pkl" in names:
         return "torchscript"
