@@ -25,8 +25,8 @@ from torch import Tensor
 from facerec.inert import Broken, Forbidden, Global, Inert, key, numbers, text
 from facerec.safe_pickle import Builder, Reader
 
-# What damaged archives lead to in zipfile: its own error, and those of cut headers, of names that are no text, of
-# unknown compressions and of encryption.
+# What damaged archives lead to in zipfile: its own error, and those of cut headers, of names that are no text
+# and of unknown compressions.
 BROKEN_ARCHIVE: Final = (
     *(zipfile.BadZipFile, struct.error, ValueError, LookupError, ArithmeticError, EOFError, RuntimeError),
     MemoryError,
