@@ -386,6 +386,8 @@ def _metadata(wish: _Wish, metadata: Settings, name: str) -> dict[str, Any]:
     text = metadata.get(f"facerec.{name}")
     try:
         value = {} if text is None else json.loads(text)
+        if not are_settings(value):
+            raise ValueError
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{wish.where}: its metadata facerec.{name} is damaged; export it again"
