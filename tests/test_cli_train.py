@@ -15,10 +15,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from facerec import checkpoint
 from facerec.data.orl import pack_orl
+from facerec.data.verification import write_verification
 
 SMALL = [
     "backbone=mobilefacenet",
@@ -126,6 +129,45 @@ def test_a_run_leaves_what_the_manual_says(run_folder: Path) -> None:
         assert (out / name).is_file(), name
     assert any((out / "tensorboard").iterdir())
     assert any(out.glob("*.png"))
+
+
+def test_a_run_says_what_is_wrong_with_its_data(tmp_path: Path) -> None:
+    """Photographs that are not aligned, images and identities of the training in the test, odd folds."""
+    rng = np.random.default_rng(0)
+    for name in ("Ann", "Bob", "Cyd"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for i in range(4):
+            image = Image.fromarray(rng.integers(0, 256, (8, 12, 3), np.uint8)).resize((450, 300))
+            image.save(tmp_path / "faces" / name / f"{i}.jpg")
+    ann = [path.read_bytes() for path in sorted((tmp_path / "faces" / "Ann").iterdir())]
+    other = io.BytesIO()
+    Image.new("RGB", (112, 112)).save(other, "JPEG")
+    same = [True] * 9 + [False]
+    write_verification(
+        tmp_path / "ann.bin",
+        [one for i in range(9) for one in (ann[i % 4], ann[3])] + [ann[0], other.getvalue()],
+        same,
+        ["Ann", "Ann"] * 9 + ["Ann", "Zoe"],
+    )
+    run = command(
+        "facerec-train",
+        *(*SMALL, "data=folder", f"data.root={tmp_path / 'faces'}", "trainer.max_steps=1", "output_dir=out"),
+        *(
+            f"eval.targets=[{tmp_path / 'ann.bin'}]",
+            "eval.figures=false",
+            "trainer.batch_size=4",
+            "data.size=64",
+        ),
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    for said in (
+        f"{tmp_path}/faces: images of 450×300 pixels are hardly aligned faces, which models expect",
+        f"`facerec-data pack --align {tmp_path}/faces OUT`",
+        "1 identities (ann) and 4 of 5 images of ann are in the training set: its numbers are too good",
+        "ann: 10 of 10 folds hold one kind of pairs only",
+    ):
+        assert said in run.stdout + run.stderr + (tmp_path / "out" / "train.log").read_text()
 
 
 def test_the_log_says_what_is_trained_and_keeps_the_lines_that_people_grep(run_folder: Path) -> None:

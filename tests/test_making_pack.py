@@ -78,6 +78,21 @@ def test_a_folder_becomes_a_pack_with_names_labels_and_a_report(photographs: Pat
     assert run(["verify", str(out)]) == 0
 
 
+def test_photographs_packed_without_alignment_are_said(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(["pack", str(photographs), str(tmp_path / "out")])
+    hint = f"`facerec-data pack --align {photographs} OUT`"
+    assert (
+        f"images of 160×120 pixels are hardly aligned faces, which models expect; align them: {hint}"
+        in caplog.text
+    )
+    caplog.clear()
+    run(["unpack", str(tmp_path / "out"), str(tmp_path / "faces")])
+    run(["pack", str(tmp_path / "faces"), str(tmp_path / "again")])
+    assert not caplog.text
+
+
 def test_pictures_are_what_decoding_gives_up_to_the_jpeg(photographs: Path, tmp_path: Path) -> None:
     run(["pack", str(photographs), str(tmp_path / "out"), "--size", "64", "--quality", "100"])
     pack = open_pack(tmp_path / "out")

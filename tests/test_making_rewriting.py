@@ -150,6 +150,26 @@ def test_merged_packs_keep_every_identity_apart_and_every_byte(
     assert run(["unpack", str(out), str(tmp_path / "files")]) == 0
 
 
+def test_merge_says_who_is_in_two_packs(
+    pack: Path, golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(["merge", str(pack), str(golden / "im2rec_layout.rec"), str(tmp_path / "a")])
+    assert "im2rec_layout.rec: 6 images are in an earlier pack, too" in caplog.text
+    run(["merge", str(pack), str(pack), str(tmp_path / "b")])
+    assert f"{pack}: 4 identities (such as " in caplog.text
+    assert "and 12 images are in an earlier pack, too, so one identity has two labels now" in caplog.text
+
+
+def test_split_says_that_no_pair_can_be_drawn_from_a_part(
+    pack: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(["split", str(pack), f"{tmp_path / 'a'}=0.75", f"{tmp_path / 'b'}=0.25"])
+    assert f"{tmp_path / 'b'}: no pairs can be drawn from its 1 identities" in caplog.text
+    assert f"{tmp_path / 'a'}: no pairs" not in caplog.text
+    with pytest.raises(UserError, match="more pictures are needed"):
+        run(["pairs", str(tmp_path / "b"), str(tmp_path / "b.bin"), "--folds", "1"])
+
+
 def test_one_pack_is_nothing_to_merge(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give two packs or more"):
         run(["merge", str(pack), str(tmp_path / "out")])

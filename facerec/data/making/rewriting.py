@@ -169,11 +169,13 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
             named = {plain_name(name.rpartition("/")[2]) for name in own if names.known}
             named = {name for name in named if not name.isdigit()}  # mere numbers are no names
             twice, images = sorted(named & known), int(np.isin(hashes, copied).sum())
-            if twice or images:
+            found = [f"{len(twice)} identities (such as {twice[0]})"] if twice else []
+            found += [f"{images} images"] if images else []
+            if found:
                 _log.warning(
-                    "%s: %d identities%s and %d images are in an earlier pack, too, so one identity has two "
-                    "labels now; `facerec-data filter` one of the packs before",
-                    *(pack.root, len(twice), f" (such as {twice[0]})" if twice else "", images),
+                    "%s: %s are in an earlier pack, too, so one identity has two labels now; "
+                    "`facerec-data filter` one of the packs before",
+                    *(pack.root, " and ".join(found)),
                 )
             known |= named
             copied = np.concatenate([copied, hashes])
