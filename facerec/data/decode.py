@@ -280,7 +280,7 @@ def _rgb(image: Image.Image) -> Pixels:
         raise DamagedDataError("its pixels are floating-point numbers of unknown range; save it with 8 bits")
     if image.mode == "P":  # a palette may hold transparent colours, which only RGBA can drop silently
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _orientation(info: dict[Any, Any]) -> int:
