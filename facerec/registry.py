@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -55,13 +55,21 @@ class Registry:
     def builder(self, name: str) -> Callable[..., Any]:
         """The builder called `name`; raises `ConfigError` with the nearest known name."""
         self._load()
-        if name not in self._builders:
+        if not isinstance(name, str) or name not in self._builders:
             raise ConfigError(self.kind, name, f"no such {self.kind}; {nearest(str(name), self._builders)}")
         return self._builders[name]
 
     def create(self, name: str, given: Mapping[str, Any] | None = None, /, **context: Any) -> Any:
         """Build `name` from user parameters `given` and the caller's own `context` arguments."""
         return build(self.builder(name), self.kind, given or {}, **context)
+
+    def from_section(self, section: Mapping[str, Any], /, **context: Any) -> Any:
+        """Build what a configuration section names by its key ``name``; its other keys are the parameters."""
+        if section.get("name") is None:
+            known = ", ".join(self.names())
+            raise ConfigError(f"{self.kind}.name", None, f"must name one; known: {known}")
+        given = {key: value for key, value in section.items() if key != "name"}
+        return self.create(section["name"], given, **context)
 
     def _load(self) -> None:
         if self._loaded:
@@ -84,6 +92,8 @@ def build(builder: Callable[..., T], section: str, given: Mapping[str, Any], /, 
     Raises:
         ConfigError: for an unknown name, a missing one, or a value of the wrong type.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigError(section, given, "must be a section of settings")
     hints, required = _settings_of(builder)
     settable = [name for name in hints if name not in context]
     checked: dict[str, Any] = {}
@@ -141,12 +151,13 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if isinstance(value, Mapping):
             return dict(value)
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
-            return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if abs(value) <= sys.float_info.max:
+                return float(value)
+            raise ConfigError(key, value, "must be a finite number")
     elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, float) and value.is_integer():
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+        if whole and value == int(value):
             return int(value)
     elif hint is types.NoneType:
         if value is None:

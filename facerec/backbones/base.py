@@ -38,7 +38,8 @@ class Backbone(nn.Module):
 
     def __init__(self, embedding_size: int, input_size: int | Sequence[int], multiple: int = 16) -> None:
         super().__init__()
-        require(embedding_size >= 1, "backbone.embedding_size", embedding_size, "must be 1 or more")
+        in_range = 1 <= embedding_size <= 65536
+        require(in_range, "backbone.embedding_size", embedding_size, "must be 1 or more, and at most 65,536")
         self.embedding_size = embedding_size
         self.input_size = picture_size(input_size, multiple)
 
@@ -95,8 +96,8 @@ def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) 
 def picture_size(input_size: int | Sequence[int], multiple: int) -> tuple[int, int]:
     """Height and width from one number or two; `ConfigError` unless both are multiples of `multiple`."""
     sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    good = len(sides) == 2 and all(side >= multiple and side % multiple == 0 for side in sides)
-    mend = f"must be a multiple of {multiple}, or a list [height, width] of two"
+    good = len(sides) == 2 and all(multiple <= side <= 4096 and side % multiple == 0 for side in sides)
+    mend = f"must be a multiple of {multiple} up to 4096, or a list [height, width] of two"
     require(good, "backbone.input_size", input_size, mend)
     return sides[0], sides[1]
 

@@ -1,4 +1,4 @@
-"""What one forward pass of a backbone costs, in the unit the field reports."""
+"""What a backbone costs, counted on shapes: multiply-adds of a forward pass, memory of a backward pass."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
         backbone: module from (B, 3, H, W) pictures.
         size: height and width in pixels, one number for a square.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    weightless = {name: tensor.detach().to("meta") for name, tensor in state.items()}
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
-            picture = torch.empty(1, 3, height, width, device="meta")
-            torch.func.functional_call(backbone, weightless, (picture,))
+            _forward(backbone, _weightless(backbone), 1, size)
     finally:
         for module, training in modes:
             module.training = training
@@ -41,3 +37,53 @@ def gflops(backbone: nn.Module, size: int | Sequence[int] = 112) -> float:
     iresnet50, 0.45 for mbf) also count batch norm and PReLU: half a percent to three percent more.
     """
     return multiply_adds(backbone, size) / 1e9
+
+
+def activation_bytes(backbone: nn.Module, size: int | Sequence[int] = 112, *, half: bool = False) -> int:
+    """Bytes that the backward pass of `backbone` needs of each image, in the modes its parts are in.
+
+    Counted on shapes alone, without parameters and buffers. What blocks recompute is not counted, nor what a
+    block needs while it does.
+
+    Args:
+        backbone: module from (B, 3, H, W) images.
+        size: height and width in pixels, one number for a square.
+        half: the backbone computes in bf16 or fp16; counted as if every number of it did.
+    """
+    weightless = _weightless(backbone, torch.bfloat16 if half else None)
+    own = {tensor.untyped_storage()._cdata for tensor in weightless.values()}
+    kept: dict[int, torch.Tensor] = {}  # by storage, which several may share
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage()._cdata) not in own:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _forward(backbone, weightless, batch := 2, size)  # batch norm takes no single image
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // batch
+
+
+def require_batches_of_one(backbone: nn.Module, size: int | Sequence[int] = 112) -> None:
+    """Raise ValueError where `backbone`, in the modes its parts are in, takes no batch of a single image."""
+    _forward(backbone, _weightless(backbone), 1, size)
+
+
+def _weightless(backbone: nn.Module, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Parameters and buffers as shapes without values, trained or not as they are."""
+    state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    return {
+        name: tensor.detach()
+        .to("meta", dtype=dtype if tensor.is_floating_point() else None)
+        .requires_grad_(tensor.requires_grad)
+        for name, tensor in state.items()
+    }
+
+
+def _forward(
+    backbone: nn.Module, weightless: dict[str, torch.Tensor], batch: int, size: int | Sequence[int]
+) -> None:
+    height, width = (size, size) if isinstance(size, int) else size
+    dtype = next((tensor.dtype for tensor in weightless.values() if tensor.is_floating_point()), None)
+    images = torch.empty(batch, 3, height, width, device="meta", dtype=dtype)
+    torch.func.functional_call(backbone, weightless, (images,))

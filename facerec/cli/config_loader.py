@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -61,6 +61,8 @@ class ConfigLoader(ConfigLoaderImpl):
         load = super().load_configuration
         try:
             config = load(config_name, overrides, run_mode, *rest, **named)
+        except ValueError as error:  # Hydra's own: a group that is to be no name, but nothing or a number
+            raise self._no_choice(overrides) or error from error
         except ConfigCompositionException as error:
             general = [one for one in overrides if "." not in one.partition("=")[0] or _of_hydra(one)]
             if run_mode != RunMode.MULTIRUN:
@@ -86,6 +88,13 @@ class ConfigLoader(ConfigLoaderImpl):
             if f"${{{key}" not in OmegaConf.to_yaml(config):
                 value = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[index, call-overload]
                 raise UserError(f"{key}={value}: no such setting; {nearest(key, known - {'hydra'})}")
+
+    def _no_choice(self, overrides: list[str]) -> UserError | None:
+        for key, _, value in (one.partition("=") for one in overrides):
+            if self.repository.group_exists(key) and (value == "null" or value.isdigit()):
+                known = [name for name in self.get_group_options(key) if name != "base"]
+                return UserError(f"{key}={value}: must be the name of a choice; known: {', '.join(known)}")
+        return None
 
     def _explained(
         self, error: ConfigCompositionException, config_name: str | None, choices: list[str]
@@ -122,12 +131,12 @@ def _of_hydra(override: str) -> bool:
 def _expand_home(config: DictConfig) -> None:
     """Put the home folder where a value begins with ``~``; of interpolations, in those of the environment."""
     for path, key, raw in list(_entries(OmegaConf.to_container(config, resolve=False))):
-        if isinstance(raw, str) and raw.startswith(("~", "${oc.env:")):
+        if isinstance(raw, str) and raw.startswith(("~", "${oc.env:")) and path != "hydra.overrides.task":
             node = OmegaConf.select(config, path) if path else config
             at: Any = key if isinstance(node, DictConfig) else int(key)
             value = str(node[at])
             if value.startswith("~"):
-                node[at] = str(Path(value).expanduser())
+                node[at] = os.path.expanduser(value)  # noqa: PTH111 - Path raises where there is no such user
 
 
 def _refuse_foreign_code(config: DictConfig) -> None:

@@ -186,6 +186,12 @@ class Loader:
             drop_last=self.drop_last,
         )
 
+    def smallest_batch(self, start: int = 0) -> int:
+        """Images of the smallest batch that a process gets of an epoch, from sample `start` on."""
+        left, whole = len(self.faces) - start, self.batch_size * self.world_size
+        kept = self.batches_per_epoch(start) * whole > left  # the rest of the epoch
+        return left % whole // self.world_size if kept else self.batch_size
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch from sample `start` on.
 

@@ -75,7 +75,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         for key in ("identities", "images", "workers", "block_size", "window", "prefetch"):
             value = getattr(self, key)
-            require(value is None or value >= 1, f"data.{key}", value, "must be 1 or more")
+            most = 1024 if key in ("workers", "prefetch") else 10**10
+            require(value is None or 1 <= value <= most, f"data.{key}", value, f"must be from 1 to {most:,}")
         require(
             len(self.shape) == 2 and all(16 <= side <= 1024 for side in self.shape),
             "data.size",

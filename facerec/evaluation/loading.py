@@ -105,6 +105,8 @@ def load_model(
         UserError: a package that is needed to read the file is missing.
     """
     given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
+    checked = build(Input, "input", given)
+    given = {key: getattr(checked, key) for key in given}
     return _opened(Path(path), device=device, input=given, backbone=backbone, allow_code=allow_code)
 
 

@@ -50,8 +50,12 @@ class Input:
             value = getattr(self, key)
             numbers = [value] if isinstance(value, int | float) else list(value)
             require(len(numbers) in (1, 3), f"input.{key}", value, "must be one number or three")
-            require(all(np.isfinite(numbers)), f"input.{key}", value, "must be finite")
-            require(key == "mean" or min(numbers) > 0, f"input.{key}", value, "must be greater than 0")
+            # Beyond these a network sees one constant, or numbers that half precision does not have.
+            low, high = (-1e4, 1e4) if key == "mean" else (0.01, 1e5)
+            good = all(low <= number <= high for number in numbers)
+            require(
+                good, f"input.{key}", value, f"must be from {low:g} to {high:g}, for pixels from 0 to 255"
+            )
             object.__setattr__(self, key, float(numbers[0]) if len(numbers) == 1 else [*map(float, numbers)])
         require(self.channels in ("rgb", "bgr"), "input.channels", self.channels, "must be rgb or bgr")
         good = len(self.shape) == 2 and min(self.shape) >= 1

@@ -9,6 +9,8 @@ import logging
 import math
 from typing import Any, ClassVar, Literal, NamedTuple, Required, TypedDict, Unpack
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -67,6 +69,12 @@ class Head(nn.Module):
 
     shard: Shard | None = None
     shared_out: tuple[str, ...] = ()
+
+    def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
+        """Raise `ConfigError` where no batch could hold what the loss compares; by default any batch does.
+
+        Identity c has `images_C[c]` images, of which `together` share a batch; 1: unknown, None: by chance.
+        """
 
     def after_step(self) -> None:
         """Called by the trainer after each step of the optimizer: state that counts steps moves on here."""

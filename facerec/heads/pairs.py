@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -13,6 +16,8 @@ from torch.nn.functional import normalize
 from facerec import processes
 from facerec.errors import ConfigError, require
 from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
+
+log = logging.getLogger(__name__)
 
 
 class PairHead(Head):
@@ -35,6 +40,26 @@ class PairHead(Head):
         require(num_classes >= 1, "head.num_classes", num_classes, "must be 1 or more")
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.pair_loss, self.pair_miner = loss, miner
+
+    def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
+        head = type(self).__name__.lower()
+        several = bool((images_C > 1).any()) and batch_size > 1
+        mend = "compares images of one identity, and no {} has two of one; take other data or another head"
+        require(several, "head.name", head, mend.format("identity" if batch_size > 1 else "batch"))
+        if together:
+            mend = (
+                f"leaves no room for a second identity in a batch of {batch_size}; at most half of it will do"
+            )
+            require(together < batch_size, "data.images_per_identity", together, mend)
+            return
+        pairs = batch_size * (batch_size - 1) / 2
+        pairs *= float((images_C * (images_C - 1.0)).sum() / (images_C.sum() * (images_C.sum() - 1.0)))
+        if pairs < 1:
+            log.warning(
+                "head=%s: a batch of %d has %.2g pairs of one identity on average, and without any no loss; "
+                "data.shuffle=identity brings them together",
+                *(head, batch_size, pairs),
+            )
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: processes.Sizes = None) -> HeadOutput:
         """Loss and statistics of a batch of raw embeddings; labels are integers in [0, C).

@@ -125,10 +125,15 @@ class Cost:
             "activations": self.activations,
         }
         memory = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
-        unknown = "" if self.activations else " and the backbone's activations"
+        unknown = (
+            ""
+            if self.activations or not self.backbone_gradients
+            else " and the activations that blocks recompute"
+        )
         traffic = f", {size(self.sent)} sent" if self.sent else ""
         return (
-            f"{size(self.memory)} a process ({memory}){unknown}; a step: {self.flops / 1e12:.3g} TFLOPs "
+            f"{size(self.memory)} a process ({memory}){unknown}, beside Python's and torch's own; a step: "
+            f"{self.flops / 1e12:.3g} TFLOPs "
             f"(head {self.head_flops / max(self.flops, 1):.0%}){traffic}"
         )
 
@@ -221,8 +226,14 @@ def _wire(
     return sent | {name: n * accumulate for name, n in of_head.items()}
 
 
-def of_run(trainer: Trainer, gflops: float) -> Cost:
-    """The cost of a step of `trainer`, whose backbone takes `gflops` · 10⁹ multiply-adds a picture."""
+def of_run(trainer: Trainer, gflops: float, activation: float = 0.0) -> Cost:
+    """The cost of a step of `trainer`.
+
+    Args:
+        trainer: as `assemble` makes it.
+        gflops: 10⁹ multiply-adds that its backbone takes for an image, forward.
+        activation: bytes that the backward pass needs of each image; 0 where not known.
+    """
     from facerec.heads.class_sums import block_bytes, kept_bytes  # torch: `estimate` does without
 
     head, settings = trainer.head, trainer.settings
@@ -248,6 +259,7 @@ def of_run(trainer: Trainer, gflops: float) -> Cost:
         keep=kept_bytes(trainer.device) if memory == "auto" else memory == "keep",
         half=settings.precision != "fp32",
         frozen=trainer.start.frozen,
+        activation=activation,
         block=block_bytes(trainer.device),
     )
 

