@@ -13,6 +13,7 @@ import torch
 from facerec.backbones import create_backbone
 from facerec.backbones.flops import activation_bytes
 from facerec.cli.embed import run as embed
+from facerec.cli.errors import reported
 from facerec.data.loader import Loader
 from facerec.errors import UserError
 from facerec.training.guard import Plateau
@@ -30,6 +31,7 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
     [
         (["head=base"], "head.name=None: must name one; known: adacos, adaface"),
         (["backbone=base"], "backbone.name=None: must name one; known: adaface_ir_101"),
+        (["backbone.pretrained="], "backbone.pretrained=: must be a path, or null for none"),
         (["head=null"], "head=null: must be the name of a choice; known: adacos, adaface"),
         (["head=3"], "head=3: must be the name of a choice; known: adacos, adaface"),
         (["~schedule"], "schedule=None: must be a section of settings"),
@@ -73,6 +75,13 @@ def test_what_cannot_be_trained_is_one_line(tmp_path: Path, settings: list[str],
     line = failed(command("facerec-train", *RUN, *settings, cwd=tmp_path))
     assert message in line, line
     assert not list(tmp_path.glob("run/metrics.jsonl"))
+
+
+@pytest.mark.parametrize("take", [torch.empty, lambda size: np.empty(size, np.uint8)])
+def test_memory_that_does_not_suffice_is_one_line(take, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported("facerec-train", lambda: take(1 << 52)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("facerec-train: out of memory: ") and "lower trainer.batch_size" in line
 
 
 def test_a_batch_of_one_trains_where_no_batch_norm_looks_at_it(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from facerec.errors import FacerecError, LostContactError
@@ -20,7 +21,8 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     is not a `FacerecError` is a bug of ours and keeps its traceback.
     """
     try:
-        return work() or 0
+        with memory_errors():
+            return work() or 0
     except FacerecError as error:
         if wants_traceback():
             raise
@@ -37,6 +39,23 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise a `FacerecError` where memory, a device's too, does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].strip()
+        # torch has a class for a device's memory alone.
+        told = any(sign in reason for sign in ("can't allocate memory", "not enough memory"))
+        if not (told or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+            raise
+        raise FacerecError(
+            f"out of memory: {reason or 'none was left'}; lower trainer.batch_size or eval.batch_size, or "
+            "take trainer.precision=bf16 or trainer.checkpoint_activations=true"
+        ) from error
 
 
 def stopped_by_sigterm(work: Callable[[], int]) -> int:

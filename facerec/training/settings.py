@@ -179,6 +179,7 @@ class StartSettings:
     freeze_batch_norm: bool = False
 
     def __post_init__(self) -> None:
+        require(self.pretrained != "", "backbone.pretrained", "", "must be a path, or null for none")
         require(self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0 (or frozen=true)")
 
 
