@@ -49,7 +49,7 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         (["trainer.epochs=inf"], "trainer.epochs=inf: must be a finite number"),
         (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
         (["trainer.max_steps=1e300"], "trainer.max_steps=1e+300: must be a whole number"),
-        (["trainer.threads=100000"], "trainer.threads=100000: must be 1 to 1024"),
+        (["trainer.threads=100000"], "trainer.threads=100000: must be 1 or more, and at most 1,024"),
         (["backbone.embedding_size=1e15"], "backbone.embedding_size=1000000000000000: must be 1 or more"),
         (["schedule={}", "schedule.name=null"], "schedule.name=None: must be one of"),
         (["trainer.batch_size=1"], "trainer.batch_size=1: batch norm needs two images or more"),

@@ -76,7 +76,8 @@ class DataSettings:
         for key in ("identities", "images", "workers", "block_size", "window", "prefetch"):
             value = getattr(self, key)
             most = 1024 if key in ("workers", "prefetch") else 10**10
-            require(value is None or 1 <= value <= most, f"data.{key}", value, f"must be from 1 to {most:,}")
+            good = value is None or 1 <= value <= most
+            require(good, f"data.{key}", value, f"must be 1 or more, and at most {most:,}")
         require(
             len(self.shape) == 2 and all(16 <= side <= 1024 for side in self.shape),
             "data.size",

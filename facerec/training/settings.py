@@ -72,9 +72,7 @@ class TrainerSettings:
             value = getattr(self, name)
             most = 1024 if name == "threads" else 10**10
             good = value is None or 1 <= value <= most
-            require(
-                good, f"trainer.{name}", value, "must be 1 or more" if most > 1024 else "must be 1 to 1024"
-            )
+            require(good, f"trainer.{name}", value, f"must be 1 or more, and at most {most:,}")
         require(
             self.check_replicas >= 0,
             "trainer.check_replicas",
