@@ -166,7 +166,8 @@ def restore(
             continue  # there was none at work
         try:
             part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
+        # A part meets in a state that is none whatever it trips over; nothing has been trained yet.
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
     position = Position(**{name: state[name] for name in asdict(Position())})
