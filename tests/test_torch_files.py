@@ -243,19 +243,20 @@ def ours(tmp_path: Path, **changes: Any) -> Path:
 
 def test_a_network_that_does_not_fit_its_weights_takes_no_memory(tmp_path: Path) -> None:
     """Names and sizes are compared on the meta device, before the network is built."""
+    six_gigabytes = {"name": "iresnet100", "embedding_size": 65_536, "input_size": 112}
     sizes = [10**9, 2**62, 10**30, "x" * 10**6, [[[1]]], None]
-    for number, size in enumerate(sizes):
-        ours(tmp_path, embedding_size=size).rename(tmp_path / f"{number}.pt")
+    for number, settings in enumerate([six_gigabytes, *({"embedding_size": size} for size in sizes)]):
+        ours(tmp_path, **settings).rename(tmp_path / f"{number}.pt")
     said = with_little_memory(tmp_path, "load_model(path, device='cpu')")
-    assert len(said) == len(sizes)
-    assert "the weights do not fit the backbone mobilefacenet it names" in said["0"]
+    assert len(said) == 1 + len(sizes)
+    assert "the weights do not fit the backbone iresnet100 it names" in said["0"]
     for line in said.values():
         assert 0 < len(line) < 500 and "\n" not in line, line
 
 
 def test_weights_asked_to_be_of_another_network_take_no_memory(tmp_path: Path) -> None:
     torch.save(create_backbone(**SMALL).state_dict(), tmp_path / "w.pt")
-    backbone = {"name": "vit_t", "embedding_size": 10**7}
+    backbone = {"name": "iresnet100", "embedding_size": 65_536}
     said = with_little_memory(tmp_path, f"load_model(path, device='cpu', backbone={backbone})")
     assert "does not fit the backbone" in said["w"]
 
