@@ -154,6 +154,10 @@ class _Archive:
         self._left -= info.file_size
         if self._left < 0 or info.compress_size != info.file_size:
             raise Broken("its parts are larger than the file")
+        if (
+            info.CRC == 0
+        ):  # never computed (torch.serialization.set_crc32_options); zipfile looks for none then
+            del info.CRC
         content = torch.empty(info.file_size, dtype=torch.uint8)
         view = memoryview(content.numpy())  # type: ignore[arg-type]
         done = 0

@@ -61,6 +61,16 @@ def test_tensors_and_plain_values_come_back_as_torch_reads_them(
     assert ours["tied"].data_ptr() == ours["weight"].data_ptr()
 
 
+def test_a_file_whose_checksums_were_never_computed_is_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(5)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert checkpoint.load(tmp_path / "x.pt")["a"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_every_flipped_bit_of_a_checkpoint_is_seen_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     state = {"weight": torch.arange(60.0), "step": 7, "name": "text"}
