@@ -142,14 +142,13 @@ def staging(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = _temporary(target)
-    stage.mkdir()
-    handle = os.open(stage, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, stage, ignore_errors=True)  # before: Ctrl-C may come at any moment
+        stage.mkdir()
+        handle = os.open(stage, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, handle)
         _lock(handle)
         yield stage
-    finally:
-        os.close(handle)
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextlib.contextmanager
