@@ -16,6 +16,10 @@ class DamagedDataError(FacerecError):
     """A file that exists but does not hold what its format says; the message names file, key and offset."""
 
 
+class ChangedDataError(FacerecError):
+    """A file that was changed while it was in use: whatever is read from it now is something else."""
+
+
 class NonFiniteError(FacerecError):
     """A loss, gradient or parameter became NaN or infinite."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import math
@@ -21,6 +22,7 @@ from facerec.errors import FacerecError, StorageError
 _STALE: Final = 10.0  # seconds without a write after which an unlocked temporary is given up
 _BUFFER: Final = 1 << 20
 _FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")  # some take the wide ones too
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -203,8 +205,8 @@ def _os_error_behind(error: BaseException | None) -> OSError | None:
 def _why_not_written(path: Path, error: OSError) -> str:
     reason = error.strerror or type(error).__name__
     free = ""
-    for folder in path.absolute().parents:
+    for folder in path.absolute().parents if error.errno in _FULL else ():
         with contextlib.suppress(OSError):  # not there; or the disk has vanished, and nothing can be asked
             free = f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free)"
             break
-    return f"{path} could not be written: {reason}{free}; whatever was there before is kept"
+    return f"{path} could not be written: {reason}{free}; what was there before is kept"

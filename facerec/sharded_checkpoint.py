@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,8 +30,8 @@ Rows = tuple[int, int, int]
 """Rows start … stop−1 of a tensor that has so many in all: what one process holds."""
 
 REST = "run.pt"
-
 _METADATA = ".metadata"
+_CHECKSUM = "metadata_crc32"
 _TORCH = "torch.distributed.checkpoint"
 
 
@@ -89,7 +90,7 @@ def save(
 
     def conclude() -> None:
         if processes.rank() == 0:
-            checkpoint.save(folder / REST, rest)
+            checkpoint.save(folder / REST, rest | {_CHECKSUM: _checksum(folder)})
 
     state = {name: _joint(tensor, rows.get(name)) for name, tensor in tensors.items()}
     writer = dcp.FileSystemWriter(folder)
@@ -131,7 +132,18 @@ def load(folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows]) 
 
 def rest(folder: Path) -> dict[str, Any]:
     """Everything of a checkpoint folder but its large tensors."""
-    return checkpoint.load(folder / REST)
+    state = checkpoint.load(folder / REST)
+    if state.pop(_CHECKSUM, None) not in (None, _checksum(folder)):
+        raise DamagedCheckpointError(f"ckpt={folder}: damaged ({_METADATA} is not what was written)")
+    return state
+
+
+def _checksum(folder: Path) -> int:
+    """CRC-32 of the description of the tensors; the tensors themselves carry one each."""
+    try:
+        return zlib.crc32((folder / _METADATA).read_bytes())
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"ckpt={folder}: damaged (it has no {_METADATA})") from error
 
 
 def sizes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,13 +19,22 @@ from facerec import processes
 
 def together(world: int, folder: Path, work: Callable[..., None], *details: object) -> None:
     """Run `work(folder, *details)`, a function of a module, in so many processes of one group."""
+    running = start(world, folder, work, *details)
+    while not running.join():
+        pass
+
+
+def start(world: int, folder: Path, work: Callable[..., None], *details: object) -> Any:
+    """As `together`, but returns at once: a context with the ``processes``, and `join` to wait for them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
     multiprocessing.set_forkserver_preload(
         ["facerec.training.run", "facerec.sharded_checkpoint", "facerec.cli.compose"]
     )
     arguments = (world, str(folder), work, *details)
-    torch.multiprocessing.start_processes(_enter, arguments, nprocs=world, start_method="forkserver")
+    return torch.multiprocessing.start_processes(
+        _enter, arguments, nprocs=world, join=False, start_method="forkserver"
+    )
 
 
 def _enter(rank: int, world: int, folder: str, work: Callable[..., None], *details: object) -> None:

@@ -208,7 +208,7 @@ def first_half(folder: Path, background: bool) -> None:
 
 def second_half(folder: Path) -> None:
     given = {**EXACT, "each": 6, "trainer_batch_size": 6 // processes.count(), "head_options": SHARED_OUT}
-    run(folder, f"from_{processes.count()}", given, resume=True)
+    run(folder, f"from_{processes.count()}", {**given, "trainer_keep_last": 1}, resume=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])

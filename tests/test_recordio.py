@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 
 from facerec.data import framing
 from facerec.data.recordio import Record, RecordReader, RecordWriter, pack, unpack
-from facerec.errors import DamagedDataError, FacerecError, MissingDataError, StorageError, UserError
+from facerec.errors import (
+    ChangedDataError,
+    DamagedDataError,
+    FacerecError,
+    MissingDataError,
+    StorageError,
+    UserError,
+)
 
 MAGIC = framing.MAGIC_BYTES
 INDEXED = ["insightface_layout", "insightface_two_labels", "im2rec_layout", "hard_payloads", "sparse_keys"]
@@ -473,7 +480,7 @@ def test_a_file_that_changed_since_pickling_is_refused(golden: Path) -> None:
     path = golden / "im2rec_layout.rec"
     sent = pickle.dumps(RecordReader(path))
     path.write_bytes(path.read_bytes() + bytes(4))
-    with pytest.raises(DamagedDataError, match="was changed"):
+    with pytest.raises(ChangedDataError, match="was changed"):
         pickle.loads(sent)
 
 

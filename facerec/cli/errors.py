@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -10,8 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from facerec.errors import FacerecError, LostContactError
+from facerec.errors import FacerecError, LostContactError, StorageError
 from facerec.launch import place
+
+# What a disk says that is full, failing, gone or read-only; never a mistake of the program's.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
 
 def reported(program: str, work: Callable[[], int | None]) -> int:
@@ -29,16 +34,30 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
         # Mostly the first process makes the same mistake and says so, and what started them ends the others.
         # One that has merely lost the others waits longer, for the one that knows the reason.
         time.sleep(6 if isinstance(error, LostContactError) else 2 if place() else 0)
-        who = f"{program}[{place()}]" if place() else program
-        print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(program, str(error))
         return error.exit_status
-    except BrokenPipeError:
-        # The reader (head, less) has gone: nobody is left to tell, and a flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         return 0
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        _say(program, f"{error.filename or 'a file'} could not be read or written: {error.strerror}")
+        return StorageError.exit_status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # closed, or full: the flush at exit must not complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(program: str, text: str) -> None:
+    who = f"{program}[{place()}]" if place() else program
+    with contextlib.suppress(OSError):  # a closed pipe here, too
+        print(f"{who}: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 @contextmanager

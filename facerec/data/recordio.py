@@ -2,8 +2,10 @@
 
 The reader maps the file: there is no position to share, so one reader serves threads and forked processes at
 once, and pickles (without the data) into spawned ones. A record of one part, which nearly all are, is handed
-out as a memoryview into the map without copying. No length found in a file is believed before it is known to
-end inside that file. See `facerec.data.framing` for the container and `facerec.data.index` for the index.
+out as a memoryview into the map without copying. Only pictures, which are read for hours, are read by system
+calls: of a file that is cut short meanwhile these return less, where the map ends the process. No length
+found in a file is believed before it is known to end inside that file. See `facerec.data.framing` for the
+container and `facerec.data.index` for the index.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import mmap
 import os
 import struct
 import threading
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,14 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from facerec.data import cache, framing
+from facerec.data import framing
 from facerec.data.index import RecordIndex, default_path, open_index
 from facerec.data.record import Record, pack, unpack
-from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.errors import ChangedDataError, DamagedDataError, MissingDataError, StorageError, UserError
 from facerec.files import Unfinished, storing
 
 __all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
 
+_READ = 1 << 13  # bytes read for a picture at first; most aligned faces are smaller
+_SAMPLES = 64  # records looked at where the file has another time or size than it had
 _AHEAD = 1 << 17  # bytes, Linux's default read_ahead_kb; of a longer stretch it reads only the beginning
 _part_and_flag = struct.Struct("<III").unpack_from  # magic, length word, flag
 _part = struct.Struct("<II").unpack_from
@@ -60,9 +65,11 @@ class RecordReader:
 
     def _map(self) -> None:
         try:
-            with self.path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._release = weakref.finalize(self, os.close, self._handle)
+            status = os.fstat(self._handle)
+            size, self._stamp = status.st_size, (status.st_size, status.st_mtime_ns)
+            self._mmap = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ) if size else None
         except OSError as problem:
             raise MissingDataError(f"{self.path}: {problem.strerror}; give the path of a .rec file") from None
         self.view = memoryview(self._mmap if self._mmap is not None else b"")
@@ -145,21 +152,44 @@ class RecordReader:
             raise self._damaged(offset, broken.place(offset)) from None
 
     def payload_at(self, offset: int) -> memoryview:
-        """The encoded picture of the record at `offset`. This is the hot path of training, under a µs."""
-        try:
-            magic, word, flag = _part_and_flag(self.view, offset)
-        except struct.error:
-            return self.record_at(offset).payload  # type: ignore[return-value]
-        begin = offset + 32 + 4 * flag
-        end = offset + 8 + word
-        if (
-            magic == framing.MAGIC
-            and word < framing.LENGTH_LIMIT
-            and begin <= end <= self._size
-            and offset >= 0
-        ):
-            return self.view[begin:end]
+        """The encoded picture of the record at `offset`. This is the hot path of training: a few µs.
+
+        Raises:
+            DamagedDataError: naming key and offset.
+            ChangedDataError: the file was cut short, or overwritten, since it was opened.
+        """
+        if 0 <= offset <= self._size - 12:
+            part = os.pread(self._handle, _READ, offset)
+            if len(part) >= 12:
+                magic, word, flag = _part_and_flag(part)
+                begin, end = 32 + 4 * flag, 8 + word
+                if (
+                    magic == framing.MAGIC
+                    and word < framing.LENGTH_LIMIT
+                    and begin <= end <= self._size - offset
+                ):
+                    if end > len(part):
+                        part += os.pread(self._handle, end - len(part), offset + len(part))
+                    if len(part) >= end:
+                        return memoryview(part)[begin:end]
+        self.require_unchanged()
         return self.record_at(offset).payload  # type: ignore[return-value]
+
+    def require_unchanged(self) -> None:
+        """Raise `ChangedDataError` where the file was cut short or overwritten since it was opened.
+
+        One that was only touched, has grown, or was replaced by another under its name still has all records.
+        """
+        self._require_open()
+        status = os.fstat(self._handle)
+        if self._stamp == (status.st_size, status.st_mtime_ns):
+            return
+        offsets = self.offsets[:: len(self) // _SAMPLES + 1].tolist() if len(self) else []
+        begins = (int.from_bytes(os.pread(self._handle, 4, offset), "little") for offset in offsets)
+        if status.st_size < self._size or any(word != framing.MAGIC for word in begins):
+            raise ChangedDataError(
+                f"{self.path}: was changed while it was being read; put back the file that was there"
+            )
 
     def record_at(self, offset: int) -> Record:
         """The image record at `offset`, its payload a memoryview; raises DamagedDataError."""
@@ -228,6 +258,7 @@ class RecordReader:
         self.view = memoryview(b"")
         self._size = 0
         self._closed = True
+        self._release()
         mapped, self._mmap = self._mmap, None
         if mapped is not None:
             with contextlib.suppress(BufferError):  # a memoryview of a record is still in use
@@ -241,15 +272,15 @@ class RecordReader:
 
     def __getstate__(self) -> dict[str, Any]:
         index = self._index if self._index is not None and not self._index.shared else None
-        return {"paths": (self.path, self.index_path), "stamp": cache.stamp(self.path), "index": index}
+        return {"paths": (self.path, self.index_path), "stamp": self._stamp, "index": index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path, self.index_path = state["paths"]
         self._index = state["index"]
         self._lock = threading.Lock()
         self._map()
-        if cache.stamp(self.path) != state["stamp"]:
-            raise DamagedDataError(f"{self.path}: was changed while it was being read; start again")
+        if self._stamp != state["stamp"]:
+            raise ChangedDataError(f"{self.path}: was changed while it was being read; start again")
 
     def __repr__(self) -> str:
         return f"RecordReader({str(self.path)!r})"

@@ -42,7 +42,7 @@ class Profile(Reporter):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.path = folder
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = self._timed = 0
         self._mark: float | None = None
@@ -127,7 +127,7 @@ class Profile(Reporter):
         each = self._each()
         seconds = each | {"all": sum(each.values())}
         document = {"steps": TIMED, "seconds": seconds, "evaluation": self._evaluation or None}
-        with replacing(self.folder / "profile.json") as file:
+        with replacing(self.path / "profile.json") as file:
             file.write(json.dumps(document, indent=1).encode() + b"\n")
 
     def _begin_trace(self) -> None:
@@ -140,7 +140,7 @@ class Profile(Reporter):
     def _end_trace(self) -> None:
         assert self._profiler is not None
         self._profiler.stop()
-        path = self.folder / "trace.json"
+        path = self.path / "trace.json"
         self._profiler.export_chrome_trace(str(path))
         self._profiler = None
-        log.info("profile: wrote %s and %s", self.folder / "profile.json", path)
+        log.info("profile: wrote %s and %s", self.path / "profile.json", path)

@@ -9,6 +9,7 @@ import logging.handlers
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,47 @@ _LOGGERS = (logging.getLogger(), file_only)
 LOCK = ".lock"
 RECORDS = ".hydra"
 _made: list[Path] = []  # folders of this command that were not there before it, the innermost first
+
+
+class _Noting(logging.StreamHandler[Any]):
+    """A handler that notes what it cannot write instead of printing a traceback for each line."""
+
+    place = Path("standard output")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            _unwritten.append((self.place, error))
+        else:
+            super().handleError(record)
+
+
+class LogStream(_Noting):
+    """Log lines on the console."""
+
+
+class LogFile(_Noting, logging.FileHandler):
+    """Log lines in a file."""
+
+    @property
+    def place(self) -> Path:  # type: ignore[override]
+        return Path(self.baseFilename)
+
+
+_unwritten: list[tuple[Path, OSError]] = []
+
+
+def require_written(*, pipes: bool = True) -> None:
+    """Raise `StorageError` where log lines could not be written since the last call.
+
+    Args:
+        pipes: also where it is only that nobody reads standard output any more.
+    """
+    first = next((one for one in _unwritten if pipes or not isinstance(one[1], BrokenPipeError)), None)
+    _unwritten.clear()
+    if first is not None:
+        with storing(first[0]):
+            raise first[1]
 
 
 class RunFolder:
@@ -110,7 +152,7 @@ class RunFolder:
         if not place():
             self._write_configuration()
         with storing(path):
-            file = logging.FileHandler(path / f"{self._job}.log", encoding="utf-8")
+            file = LogFile(path / f"{self._job}.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(message)s"))
         assert isinstance(self._handler, logging.handlers.MemoryHandler)
         self._handler.setTarget(file)
@@ -132,6 +174,8 @@ class RunFolder:
         elif error is not None:
             file_only.error("%s: ended by an error of its own", self.program, exc_info=error)
         logging.captureWarnings(False)
+        if error is None:
+            require_written(pipes=False)
         self._replace_handler(None)
         if self._lock is not None:
             with contextlib.suppress(OSError):  # a folder that has vanished

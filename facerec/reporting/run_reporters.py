@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from facerec.evaluation.targets import results_document, write_results
+from facerec.files import replacing
 from facerec.reporting.profile import Profile
-from facerec.reporting.run_folder import file_only
+from facerec.reporting.run_folder import file_only, require_written
 from facerec.reporting.verification_figures import figures_of, save_figures
 from facerec.training.last import place
 from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from facerec.evaluation.verification import VerificationResult
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Console(Reporter):
             self._bar = self._stack.enter_context(tqdm(total=1.0, bar_format=shape, dynamic_ncols=True))
 
     def stepped(self, run: Run) -> None:
+        require_written()
         if self._bar is not None:
             self._bar.update(min(1.0, run.progress().whole) - self._bar.n)
 
@@ -83,20 +86,27 @@ class Console(Reporter):
 
 
 class MetricsFile(Reporter):
-    """One JSON object a logged step, appended to a file; a resumed run drops the rows it makes anew."""
+    """One JSON object per logged step, appended to a file; a resumed run drops the rows it makes anew.
+
+    At any moment the file holds whole rows: each is one write, and rows are dropped by replacing the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def started(self, run: Run) -> None:
-        rows = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [row for row in rows if _step_of(row) <= run.position.step]
-        self._file: TextIO = self.path.open("w", encoding="utf-8")
-        self._file.writelines(row + "\n" for row in kept)
+        rows = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        kept = [row for row in rows if row.endswith(b"\n") and _step_of(row) <= run.position.step]
+        if len(kept) < len(rows):
+            with replacing(self.path) as file:
+                file.writelines(kept)
+        self._file = self.path.open("ab", buffering=0)
 
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        line, end = json.dumps(row, allow_nan=False).encode() + b"\n", os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) != len(line):  # the disk is full
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def finished(self, run: Run) -> None:
         self._file.close()
@@ -106,14 +116,17 @@ class TensorBoard(Reporter):
     """Scalars of every logged row, accuracies and pictures of every evaluation."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "tensorboard"
+        self.path = folder / "tensorboard"
 
     def started(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: SummaryWriter = SummaryWriter(
-            str(self.folder), purge_step=run.position.step + 1 if run.position.step else None
-        )
+        # What a killed run has written beyond its last checkpoint comes again, and readers shall drop it.
+        self._writer = SummaryWriter(str(self.path), purge_step=run.position.step + 1)
+        self._known = run.position.evaluated
+        # Its thread prints a traceback where it cannot write; the next call here raises the same error.
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._unless_storage
 
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         for name, value in row.items():
@@ -122,6 +135,8 @@ class TensorBoard(Reporter):
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         step = run.position.step
+        if step == self._known:  # a finished run that is started again
+            return
         for name, result in results.items():
             for key in ("accuracy", "best_threshold", "xnorm", "auc", "eer"):
                 value = getattr(result, key)
@@ -131,33 +146,43 @@ class TensorBoard(Reporter):
                 for kind, figure in figures_of(name, result).items():
                     self._writer.add_figure(f"{name}/{kind}", figure, step)
 
+    def saving(self, run: Run) -> None:
+        self._writer.flush()
+
     def finished(self, run: Run) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._excepthook
+
+    def _unless_storage(self, args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            self._excepthook(args)
 
 
 class ResultFiles(Reporter):
     """results.json and the pictures of the last evaluation."""
 
     def __init__(self, folder: Path, figures: bool) -> None:
-        self.folder = folder
+        self.path = folder
         self.figures = figures
         self.written: list[Path] = []
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         kept = place(run.checkpoints, run.position.step, shared_out=bool(run.head.shared_out))
         document = results_document(results, run.model(), ckpt=str(kept))
-        results_file = self.folder / "results.json"
+        results_file = self.path / "results.json"
         self.written = [write_results(results_file, document | {"highest": run.position.highest})]
         if self.figures:
             for name, result in results.items():
-                self.written += save_figures(self.folder, name, result)
+                self.written += save_figures(self.path, name, result)
 
     def finished(self, run: Run) -> None:
         for path in self.written:
             log.info("wrote %s", path)
 
 
-def _step_of(row: str) -> float:
+def _step_of(row: bytes) -> float:
     """The step of a row of metrics.jsonl; one that was cut off in writing counts as beyond any."""
     try:
         return float(json.loads(row)["step"])

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _FREE = (  # changes nothing of what is learnt
     *("output_dir", "head.memory", "head.block_size", "head.sharded"),
     *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
-    *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every"),
+    *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every", "trainer.keep_last"),
+    "trainer.check_replicas",
     *("trainer.save_in_background", "trainer.profile", "trainer.checkpoint_activations", "trainer.compile"),
     *("trainer.check_replicas", "trainer.keep_last"),
     *("trainer.threads", "eval.root", "eval.every_steps", "eval.batch_size", "eval.bootstrap", "eval.seed"),

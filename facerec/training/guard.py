@@ -57,15 +57,31 @@ class Guard:
         step = int(self._bad_step)
         if not step:
             return
+        raise NonFiniteError(f"step {step}: the loss or a gradient is not finite{self._seen_and_kept()}")
+
+    def _seen_and_kept(self) -> str:
+        """The rest of the message: where it was seen, what there is to go back to, what to change."""
         culprit = next(filter(None, processes.each(first_non_finite(self.modules))), None)
         safe = find(self.checkpoints)
         kept = f"{safe} is the last good checkpoint" if safe else "no checkpoint exists yet"
-        raise NonFiniteError(
-            f"step {step}: the loss or a gradient is not finite"
-            + (f", seen in {culprit}" if culprit else "")
+        return (
+            (f", seen in {culprit}" if culprit else "")
             + f"; {kept}. Lower optimizer.lr, lengthen schedule.warmup, set trainer.clip_norm, "
             "or use trainer.precision=fp32"
         )
+
+    def check_weights(self, step: int) -> None:
+        """Raise `NonFiniteError` where an update has made weights of any process NaN or infinite.
+
+        Loss and gradients of step `step` may have been fine: this looks at what it left, before that is used
+        or saved. One pass over parameters and buffers on their device, then one number for the host.
+        """
+        tensors = [t for m in self.modules.values() for t in (*m.parameters(), *m.buffers())]
+        largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], float("inf"))
+        bad = ~torch.stack([norm.float().to(self.device) for norm in largest]).isfinite().all()
+        if not processes.largest_over_processes(bad.int()):
+            return
+        raise NonFiniteError(f"step {step}: the weights are not finite{self._seen_and_kept()}")
 
     def check_scale(self, scaler: torch.amp.GradScaler, step: int) -> None:
         """Raise `NonFiniteError` where an fp16 scaler has given up: its scale has fallen below 1."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,14 @@ from torch import Tensor, nn
 from facerec import checkpoint, processes
 from facerec.data.loader import Batch, Loader
 from facerec.data.prepare import prepare
-from facerec.device import autocast
+from facerec.device import autocast, release_memory
+from facerec.errors import StorageError
 from facerec.evaluation.model import Input, Model
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets
 from facerec.evaluation.verification import VerificationResult
 from facerec.heads import Head
-from facerec.training import comparison, parallel, schedule, state
+from facerec.training import comparison, last, parallel, reporter, schedule, state
 from facerec.training.guard import Guard, Plateau
 from facerec.training.half_weights import half_weights
 from facerec.training.interruption import Interruption
@@ -36,6 +40,7 @@ from facerec.training.state import Position
 
 log = logging.getLogger(__name__)
 
+_CANNOT_WRITE = signal.SIGXFSZ  # as a signal that a process has got, for the others
 Results = dict[str, VerificationResult]
 
 
@@ -46,6 +51,7 @@ class Trainer:
         position: where the run stands.
         results: the last evaluation.
         interrupted: number of the signal that ended the run early, or None.
+        failure: what could not be written, which ends the run after it has been saved.
     """
 
     def __init__(
@@ -84,17 +90,26 @@ class Trainer:
         self.scaler = parallel.make_scaler(device, enabled=settings.precision == "fp16")
         self.embed = parallel.spread(backbone, device, compile=settings.compile)
         self.gradients = parallel.Gradients(backbone, head)
-        self.last = LastCheckpoint(self.checkpoints, background=settings.save_in_background)
+        self.last = LastCheckpoint(
+            self.checkpoints, keep=settings.keep_last, background=settings.save_in_background
+        )
         self.position = Position()
         self.results: Results = {}
         self.interrupted: int | None = None
+        self.failure: StorageError | None = None
         self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
-        own = {"optimizer": optimizer, "scaler": self.scaler, "random": state.RandomState()}
+        self.meter = Meter(Yardstick(device))
+        own = {
+            "optimizer": optimizer,
+            "scaler": self.scaler,
+            "random": state.RandomState(),
+            "meter": self.meter,
+        }
         self.parts: dict[str, Any] = {**self.modules, **own}  # what has a state, as checkpoints name it
         self.guard = Guard(self.modules, device, self.checkpoints, self.scaler.is_enabled())
-        self.meter = Meter(Yardstick(device))
         self.lr = 0.0
-        self.evaluated_at = self.saved_at = -1
+        self.evaluated_at = -1
+        self.saved: Position | None = None
 
     # -- the run ---------------------------------------------------------------------------------------------
 
@@ -103,13 +118,15 @@ class Trainer:
 
         Raises:
             NonFiniteError: the loss or a gradient is not finite; nothing was saved after the last good step.
-            StorageError: a checkpoint could not be written; the one before is still there.
+            StorageError: a checkpoint could not be written, and the one before is still there; or a record of
+                the run could not, and the run has been saved where that was possible.
         """
         self.set_modes()
         with Interruption() as interruption:
-            self.tell("started")
             try:
-                self.meter = Meter(self.meter.yardstick)  # from now on
+                self.tell("started")
+                self.listen(interruption, now=True)
+                self.meter.restart_clock()
                 self.plateau = Plateau(self.head, self.position.step)
                 while not self.done() and not self.interrupted:
                     for group, data_wait in self.groups():
@@ -125,10 +142,15 @@ class Trainer:
                             self.save()
                 if not self.interrupted:
                     self.evaluate()
-                self.save()
+                if self.position.step:
+                    self.save()
                 self.last.finish()
+            except StorageError as error:
+                self.failure = self.failure or error
             finally:
                 self.tell("finished")
+        if self.failure is not None:
+            raise self.failure
         return self.results
 
     def done(self) -> bool:
@@ -219,23 +241,33 @@ class Trainer:
         if self.at(self.eval_settings.every_steps):
             self.evaluate()
             self.save()
-        elif self.at(self.settings.save_every):
+        elif self.at(self.settings.save_every) and not self.evaluation_follows():
             self.save()
 
     def at(self, every: int | None) -> bool:
         """Whether the step just made is one of every so many; never, where that is 0 or null."""
         return bool(every) and self.position.step % every == 0  # type: ignore[operator]
 
-    def listen(self, interruption: Interruption) -> None:
-        """Take in a signal; where there are several processes they agree to stop, when they log anyway."""
-        if self.loader.world_size == 1 or self.at(self.settings.log_every):
-            self.interrupted = parallel.agreed(interruption.signal)
+    def evaluation_follows(self) -> bool:
+        """Whether the step just made ends the run, or an epoch that is evaluated and saved as a whole."""
+        epoch_over = not self.loader.batches_per_epoch(self.position.sample)
+        return self.done() or (epoch_over and not self.eval_settings.every_steps)
+
+    def listen(self, interruption: Interruption, now: bool = False) -> None:
+        """Take in a signal or a failure; several processes agree to stop, when they log anyway."""
+        if self.loader.world_size == 1 or now or self.at(self.settings.log_every):
+            self.interrupted = parallel.agreed(
+                interruption.signal or (_CANNOT_WRITE if self.failure else None)
+            )
+            if self.interrupted == _CANNOT_WRITE and self.failure is None:
+                self.failure = StorageError("another process could not write; this one has stopped with it")
 
     def evaluate(self) -> None:
         """Evaluate the backbone as it is now, once a step, and keep it where it is the best so far."""
         if self.evaluated_at == self.position.step or not self.verification_sets:
             return
         self.guard.check()
+        self.guard.check_weights(self.position.step)
         self.meter.pause()
         parallel.share_buffers(self.backbone)
         self.results = evaluate_targets(
@@ -245,7 +277,7 @@ class Trainer:
             step=self.position.step,
             highest=self.position.highest,
         )
-        self.evaluated_at = self.position.step
+        self.evaluated_at = self.position.evaluated = self.position.step
         self.tell("evaluated", self.results)
         mean = sum(result.accuracy for result in self.results.values()) / len(self.results)
         if mean > self.position.best:
@@ -253,23 +285,29 @@ class Trainer:
             if processes.rank() == 0:
                 whole = {"backbone": self.backbone} if self.head.shared_out else self.modules
                 checkpoint.save(self.checkpoints / "best.pt", self.captured(whole))
+        release_memory()
         self.meter.go_on()
 
     def save(self) -> None:
-        """Write the checkpoint from which the run can go on exactly, once a step."""
-        if self.saved_at == self.position.step:
+        """Write the checkpoint from which the run can go on exactly, unless that is there already."""
+        if self.saved == self.position:
             return
         self.guard.check()
+        self.guard.check_weights(self.position.step)
+        self.tell("saving")
         self.meter.pause()
         parallel.share_buffers(self.backbone)
         self.last.save(self.captured(self.parts), state.held_rows(self.parts))
-        self.saved_at = self.position.step
+        self.saved = copy.deepcopy(self.position)
         self.meter.go_on()
 
     def resume(self, path: Path) -> None:
-        """Take up the run that wrote `path`; raises `CheckpointError` where it is not this one."""
-        self.position, changes = state.restore(path, self.parts, self.config, self.loader.faces)
-        self.saved_at = self.position.step
+        """Take up the run that wrote `path`, or the checkpoint before it where that is damaged; raises
+        `CheckpointError` where it is not this run.
+        """
+        read = partial(state.restore, parts=self.parts, config=self.config, faces=self.loader.faces)
+        path, (self.position, changes) = last.intact(path, self.checkpoints, read)
+        self.saved = copy.deepcopy(self.position)
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
         comparison.say(path, changes, self.position.step if self.done() else None)
 
@@ -295,6 +333,5 @@ class Trainer:
         )
 
     def tell(self, event: str, *details: Any) -> None:
-        """Pass an event on to all reporters."""
-        for reporter in self.reporters:
-            getattr(reporter, event)(self, *details)
+        """Pass an event on to all reporters; the first that cannot write ends the run."""
+        self.failure = reporter.tell(self.reporters, self, event, *details) or self.failure

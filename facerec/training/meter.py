@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +66,34 @@ class Meter:
         if self._paused is not None:
             self._started += time.perf_counter() - self._paused
             self._paused = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The row that was begun: sum and weight of each mean, of every process; all must call this."""
+        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        mine = dict(zip(self._sums, zip(sums, self._weights.values(), strict=True), strict=True))
+        return {"window": processes.each(mine)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the row that was begun, whose speed is that of the steps from now on.
+
+        A run of another number of processes gives the first of them what all had.
+        """
+        window = state["window"]
+        if len(window) != processes.count():
+            total = {
+                name: tuple(map(sum, zip(*(part[name] for part in window), strict=True)))
+                for name in window[0]
+            }
+            window = [total] + [dict.fromkeys(total, (0.0, 0.0))] * (processes.count() - 1)
+        mine = window[processes.rank()]
+        self._sums = {
+            name: torch.tensor(value, device=self.yardstick.device) for name, (value, _) in mine.items()
+        }
+        self._weights = {name: weight for name, (_, weight) in mine.items()}
+
+    def restart_clock(self) -> None:
+        """Count time and samples from now on."""
+        self._samples, self._data_wait, self._started = 0, 0.0, time.perf_counter()
 
     def row(self) -> dict[str, float | None]:
         """Means over all processes, and how fast it went; then the meter starts anew.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from facerec.data.loader import Loader
+from facerec.errors import StorageError
 from facerec.evaluation.model import Model
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verification import VerificationResult
+from facerec.files import storing
 from facerec.heads import Head
 from facerec.training.schedule import Progress
 from facerec.training.state import Position
@@ -40,7 +42,13 @@ class Run(Protocol):
 
 
 class Reporter:
-    """Follows a run. Each event does nothing by default; a subclass takes those that it wants."""
+    """Follows a run. Each event does nothing by default; a subclass takes those that it wants.
+
+    Attributes:
+        path: what it writes, for the message where that cannot be written.
+    """
+
+    path = Path("standard output")
 
     def started(self, run: Run) -> None:
         """Before the first step."""
@@ -54,5 +62,20 @@ class Reporter:
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         """After an evaluation."""
 
+    def saving(self, run: Run) -> None:
+        """Before a checkpoint is written: what is held back must be written now, or a kill loses it."""
+
     def finished(self, run: Run) -> None:
         """After the last step, also where the run failed or was interrupted."""
+
+
+def tell(reporters: Sequence[Reporter], run: Run, event: str, *details: Any) -> StorageError | None:
+    """Pass an event on to all reporters; returns the first failure to write."""
+    first = None
+    for reporter in reporters:
+        try:
+            with storing(reporter.path):
+                getattr(reporter, event)(run, *details)
+        except StorageError as error:
+            first = first or StorageError(f"{error}; the run stops at step {run.position.step}")
+    return first

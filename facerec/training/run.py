@@ -33,7 +33,7 @@ from facerec.training import cost, parallel
 from facerec.training.half_weights import require_sgd
 from facerec.training.last import find
 from facerec.training.loop import Trainer
-from facerec.training.meter import Meter, Yardstick
+from facerec.training.meter import Yardstick
 from facerec.training.optimizer import describe, make_optimizer
 from facerec.training.reporter import Reporter
 from facerec.training.settings import (
@@ -230,7 +230,7 @@ def describe_run(trainer: Trainer) -> None:
     step = cost.of_run(trainer, multiply_adds, activation)
     speed = matmul_speed(trainer.device, settings.precision)
     a_picture = step.flops / (settings.batch_size * settings.accumulate)
-    trainer.meter = Meter(Yardstick(trainer.device, a_picture, speed))
+    trainer.meter.yardstick = Yardstick(trainer.device, a_picture, speed)
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "

@@ -32,6 +32,8 @@ class TrainerSettings:
             anew and refuses a folder that holds a run.
         log_every: steps between log lines and rows of metrics.jsonl.
         save_every: steps between checkpoints; null: at evaluations, at the end and when interrupted.
+        keep_last: how many of the last checkpoints to keep, 1 or more; where the newest is found damaged, a
+            resume goes on from the one before. Each takes its place on the disk.
         save_in_background: where classes are shared out over processes, write checkpoints while the run goes
             on; takes main memory for a copy.
         sync_batch_norm: batch norm over the batches of all processes together (CUDA).
@@ -58,6 +60,7 @@ class TrainerSettings:
     resume: str | None = "auto"
     log_every: int = 20
     save_every: int | None = None
+    keep_last: int = 2
     save_in_background: bool = False
     sync_batch_norm: bool = False
     check_replicas: bool | int = False
@@ -68,7 +71,15 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "trainer.epochs", self.epochs, "must be greater than 0")
-        for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every", "threads"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "save_every",
+            "keep_last",
+            "threads",
+        ):
             value = getattr(self, name)
             most = 1024 if name == "threads" else 10**10
             good = value is None or 1 <= value <= most

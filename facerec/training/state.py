@@ -28,6 +28,7 @@ class Position:
         sample: samples of the present epoch that all processes together have taken.
         highest: highest accuracy of each target so far.
         best: best mean accuracy over the targets so far.
+        evaluated: the step of the last evaluation; −1: none yet.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Position:
     sample: int = 0
     highest: dict[str, float] = field(default_factory=dict)
     best: float = -1.0
+    evaluated: int = -1
 
 
 def capture(
@@ -144,7 +146,7 @@ def restore(
     missing = [
         name
         for name in ("step", "config", *parts)
-        if name not in state and not (folder and name in ("backbone", "head"))
+        if name not in state and not (folder and name in ("backbone", "head")) and name != "meter"
     ]
     if missing:
         raise CheckpointError(
@@ -162,17 +164,17 @@ def restore(
         _cut(state, held_rows(parts))
     state["optimizer"] = _completed(parts["optimizer"], state["optimizer"]["state"])
     for name, part in parts.items():
-        if name == "scaler" and not state[name]:
-            continue  # there was none at work
+        if name not in state or (name == "scaler" and not state[name]):
+            continue  # no meter in those of earlier versions; no scaler at work
         try:
             part.load_state_dict(state[name])
         # A part meets in a state that is none whatever it trips over; nothing has been trained yet.
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
-    position = Position(**{name: state[name] for name in asdict(Position())})
+    position = Position(**{name: state[name] for name in asdict(Position()) if name in state})
     if {"eval.targets", *comparison.MEASURE} & changes.keys():
-        position.best = -1.0  # of a mean over other things
+        position.best, position.evaluated = -1.0, -1  # of a mean over other things
     if set(comparison.MEASURE) & changes.keys():
         position.highest = {}
     return position, changes

@@ -1,0 +1,135 @@
+"""Checkpoints that change on the disk are noticed, and the one before takes their place."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from facerec import checkpoint, sharded_checkpoint
+from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
+from facerec.training import last
+from facerec.training.loop import Trainer
+from tests.several import together
+from tests.test_training import At, assert_identical, interrupt, weights
+from tests.tiny_run import tiny_trainer
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+def test_no_single_bit_of_a_checkpoint_changes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    trainer = tiny_trainer(tmp_path, trainer_max_steps=2)
+    trainer.fit()
+    shutil.copy(tmp_path / "checkpoints" / "last.pt", path)
+    before, content, chosen = checkpoint.load(path), path.read_bytes(), random.Random(1)
+    refused = 0
+    for bit in chosen.sample(range(8 * len(content)), 60):
+        path.write_bytes(content)
+        flip(path, bit)
+        try:
+            assert equal(checkpoint.load(path), before), f"bit {bit} was accepted"  # it was padding
+        except DamagedCheckpointError as error:
+            assert f"ckpt={path}: not a checkpoint, or a damaged one" in str(error)
+            refused += 1
+    assert refused > 40
+
+
+def save_sharded(folder: Path) -> None:
+    options = {"sharded": True}
+    tiny_trainer(folder, trainer_max_steps=2, head_options=options, optimizer_name="adamw").fit()
+
+
+def test_no_single_bit_of_a_checkpoint_folder_changes_unnoticed(tmp_path: Path) -> None:
+    together(2, tmp_path, save_sharded)
+    (folder,) = (tmp_path / "checkpoints").glob("last-*")
+
+    def read() -> list[Any]:
+        return [sharded_checkpoint.rest(folder)] + [
+            sharded_checkpoint.read(folder, section) for section in ("backbone", "head", "optimizer")
+        ]
+
+    before, chosen = read(), random.Random(2)
+    for path in folder.iterdir():
+        content, refused = path.read_bytes(), 0
+        for bit in chosen.sample(range(8 * len(content)), 10):
+            flip(path, bit)
+            try:
+                assert equal(read(), before), f"bit {bit} of {path.name} was accepted"
+            except CheckpointError as error:
+                assert f"ckpt={folder}" in str(error)
+                refused += 1
+            path.write_bytes(content)
+        assert refused, path.name
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_so_many_checkpoints_are_kept_as_asked_for(tmp_path: Path, keep: int) -> None:
+    tiny_trainer(tmp_path, trainer_max_steps=5, trainer_save_every=1, trainer_keep_last=keep).fit()
+    states = last.kept(tmp_path / "checkpoints")
+    assert [path.name for path in states] == ["last.pt", "last.1.pt", "last.2.pt"][:keep]
+    assert [checkpoint.load(path)["step"] for path in states] == [5, 4, 3][:keep]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == keep
+
+
+def test_a_resume_falls_back_on_the_checkpoint_before_a_damaged_one_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = tiny_trainer(tmp_path / "whole")
+    whole.fit()
+    tiny_trainer(tmp_path, trainer_save_every=3, reporters=[At(7, interrupt)]).fit()
+    newest = tmp_path / "checkpoints" / "last.pt"
+    flip(newest, 8 * (len(newest.read_bytes()) // 2))
+    resumed = tiny_trainer(tmp_path)
+    resumed.resume(newest)
+    assert resumed.position.step == 6
+    (said,) = [record.message for record in caplog.records if record.name == "facerec.training.last"]
+    assert "last.pt: not a checkpoint, or a damaged one" in said
+    assert "it is now called last.pt.damaged, and the run goes on from" in said and "last.1.pt" in said
+    resumed.fit()
+    assert_identical(weights(resumed), weights(whole))
+    assert [path.name for path in last.kept(newest.parent)] == ["last.pt", "last.1.pt"]
+
+
+def test_the_only_checkpoint_and_those_of_other_folders_are_not_replaced(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, trainer_max_steps=2, trainer_save_every=1).fit()
+    newest = tmp_path / "checkpoints" / "last.pt"
+    flip(newest, 8 * (len(newest.read_bytes()) // 2))
+    with pytest.raises(DamagedCheckpointError, match=r"last\.pt: not a checkpoint, or a damaged one"):
+        tiny_trainer(tmp_path / "other").resume(newest)
+    (newest.with_name("last.1.pt")).unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"last\.pt: not a checkpoint, or a damaged one"):
+        tiny_trainer(tmp_path).resume(newest)
+    assert newest.is_file()
+
+
+@pytest.mark.parametrize("name", ["backbone.0.weight", "head.weight"])
+def test_weights_that_an_update_made_infinite_are_not_saved(tmp_path: Path, name: str) -> None:
+    def overflow(trainer: Trainer) -> None:
+        with torch.no_grad():
+            dict(torch.nn.ModuleDict(trainer.modules).named_parameters())[name][0] = torch.inf
+
+    trainer = tiny_trainer(tmp_path, trainer_save_every=2, reporters=[At(4, overflow)])
+    kept = tmp_path / "checkpoints" / "last.pt"
+    said = rf"step 4: the weights are not finite, seen in the value of {name}; {kept} is the last good"
+    with pytest.raises(NonFiniteError, match=said):
+        trainer.fit()
+    assert checkpoint.load(kept)["step"] == 2
