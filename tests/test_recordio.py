@@ -177,10 +177,10 @@ def test_the_label_decides_the_flag_as_in_the_original() -> None:
     assert unpack(pack(Record(0, (3.0,), 1, 2, b"x"))) == Record(1, (3.0,), 1, 2, b"x")
 
 
-def test_a_picture_of_one_part_is_not_copied(golden: Path) -> None:
+def test_a_record_of_one_part_is_not_copied(golden: Path) -> None:
     with RecordReader(golden / "insightface_layout.rec") as reader:
-        picture = reader.payload(1)
-        assert picture.obj is reader.view.obj and picture.readonly
+        record = reader.raw(1)
+        assert record.obj is reader.view.obj and record.readonly and reader.payload(1).readonly
 
 
 @pytest.mark.parametrize(
@@ -488,3 +488,34 @@ def test_prefetching_any_place_is_harmless(golden: Path) -> None:
     with RecordReader(golden / "im2rec_layout.rec") as reader:
         reader.prefetch([0, int(reader.offsets[-1]), 1 << 40, -5])
         assert len(reader[1].payload) > 0
+
+
+def test_a_file_cut_short_or_overwritten_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """Through a map alone the process would be killed by SIGBUS, and a skipped picture would hide it."""
+    path = tmp_path / "a.rec"
+    with RecordWriter(path) as writer:
+        for key in range(200):
+            writer.write(key, Record(0, 0.0, key, 0, bytes([key]) * 20_000))
+    content = path.read_bytes()
+    for damage in (content[: len(content) // 2], bytes(len(content))):
+        path.write_bytes(content)
+        with RecordReader(path) as reader:
+            assert bytes(reader.payload_at(reader.offset(150))) == bytes([150]) * 20_000
+            with path.open("r+b") as file:
+                file.write(damage)
+                file.truncate(len(damage))
+            for offset in reader.offsets.tolist()[110:]:
+                with pytest.raises(ChangedDataError, match=r"a\.rec: was changed while it was being read"):
+                    reader.payload_at(offset)
+
+
+def test_a_file_that_is_touched_or_replaced_while_it_is_read_still_has_its_records(tmp_path: Path) -> None:
+    path = tmp_path / "a.rec"
+    with RecordWriter(path) as writer:
+        writer.write(0, Record(0, 0.0, 0, 0, b"first"))
+    with RecordReader(path) as reader:
+        os.utime(path, (0, 0))
+        reader.require_unchanged()
+        path.unlink()
+        path.write_bytes(b"another")
+        assert bytes(reader.payload_at(0)) == b"first"

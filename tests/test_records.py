@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facerec import checkpoint, files
+from facerec.data.recordio import Record, RecordWriter
 from facerec.reporting.run_reporters import MetricsFile, TensorBoard
+from tests.foreign_files import png
 from tests.test_training import At, interrupt
 from tests.tiny_run import tiny_trainer
 
@@ -108,7 +112,7 @@ def test_a_place_for_records_that_cannot_be_used_is_said_before_the_first_step(t
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tensorboard").touch()
     assert "out/tensorboard could not be written: File exists" in ended(tmp_path, status=1)
-    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+    assert not (tmp_path / "out" / "checkpoints" / "last.pt").exists()
 
 
 def test_a_closed_pipe_ends_the_run_in_a_line_after_it_was_saved(tmp_path: Path) -> None:
@@ -117,6 +121,31 @@ def test_a_closed_pipe_ends_the_run_in_a_line_after_it_was_saved(tmp_path: Path)
     said = ended(tmp_path, status=1, stdout=writing)
     assert "standard output could not be written: Broken pipe" in said
     assert checkpoint.load(tmp_path / "out" / "checkpoints" / "last.pt")["step"] == 1
+
+
+def test_a_pack_cut_short_under_a_run_ends_it_in_a_line(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    with RecordWriter(tmp_path / "train.rec") as pack:
+        for key in range(48):
+            pixels = generator.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+            pack.write(key, Record(0, float(key // 8), key, 0, png(pixels)))
+    given = ["data=rec", "data.root=.", "data.size=32", "data.targets=[]", "data.on_error=skip"]
+    program = Path(sys.executable).with_name("facerec-train")
+    command = [
+        program,
+        *(one for one in RUN if not one.startswith("data")),
+        *given,
+        "trainer.max_steps=99999",
+    ]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while run.poll() is None and not (tmp_path / "out" / "metrics.jsonl").is_file():
+        time.sleep(0.05)
+    os.truncate(tmp_path / "train.rec", 5000)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 1, said
+    assert said.count("\n") == 1 and "train.rec: was changed while it was being read" in said
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that not even root may write to")

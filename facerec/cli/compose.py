@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facerec.cli.config_loader import ConfigLoader
-from facerec.cli.errors import memory_errors
+from facerec.cli.errors import machine_errors
 from facerec.cli.overrides import hydra_arguments
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
 from facerec.launch import launched, place
@@ -61,7 +61,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
     def job(config: DictConfig) -> Any:
         begun.append(HydraConfig.get().job.name)
         try:
-            with RunFolder(config, f"facerec-{config_name}") as run, _with_origin(), memory_errors():
+            with RunFolder(config, f"facerec-{config_name}") as run, _with_origin(), machine_errors():
                 _one_process_a_run()
                 config.output_dir = str(run.path)
                 try:

@@ -29,6 +29,7 @@ _CALLBACKS = frozenset(
 _LOGGING = frozenset(
     (
         "colorlog.ColoredFormatter",  # of Hydra's plugin hydra_colorlog
+        "facerec.reporting.run_folder.LogStream",
         "logging.FileHandler",
         "logging.Formatter",
         "logging.NullHandler",

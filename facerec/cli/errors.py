@@ -15,7 +15,6 @@ from types import FrameType
 from facerec.errors import FacerecError, LostContactError, StorageError
 from facerec.launch import place
 
-# What a disk says that is full, failing, gone or read-only; never a mistake of the program's.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
 
@@ -26,7 +25,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     is not a `FacerecError` is a bug of ours and keeps its traceback.
     """
     try:
-        with memory_errors():
+        with machine_errors():
             return work() or 0
     except FacerecError as error:
         if wants_traceback():
@@ -38,11 +37,6 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
         return error.exit_status
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         return 0
-    except OSError as error:
-        if error.errno not in _STORAGE:
-            raise
-        _say(program, f"{error.filename or 'a file'} could not be read or written: {error.strerror}")
-        return StorageError.exit_status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
@@ -61,10 +55,17 @@ def _say(program: str, text: str) -> None:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raise a `FacerecError` where memory, a device's too, does not suffice."""
+def machine_errors() -> Iterator[None]:
+    """Raise a `FacerecError` where memory, a device's too, does not suffice, or a disk is full, failing, gone
+    or read-only: that is no bug of ours, wherever it shows.
+    """
     try:
         yield
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        what = error.filename or "a file"
+        raise StorageError(f"{what} could not be read or written: {error.strerror}") from error
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].strip()
         # torch has a class for a device's memory alone.

@@ -65,7 +65,8 @@ class RecordReader:
 
     def _map(self) -> None:
         try:
-            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            with self.path.open("rb") as file:
+                self._handle = os.dup(file.fileno())
             self._release = weakref.finalize(self, os.close, self._handle)
             status = os.fstat(self._handle)
             size, self._stamp = status.st_size, (status.st_size, status.st_mtime_ns)
@@ -133,7 +134,7 @@ class RecordReader:
         return self.raw_at(self.offset(key))
 
     def payload(self, key: int) -> memoryview:
-        """The encoded picture of the record of `key`, not copied; raises as `reader[key]` does."""
+        """The encoded picture of the record of `key`; raises as `payload_at` does."""
         return self.payload_at(self.offset(key))
 
     def raw_at(self, offset: int) -> memoryview:

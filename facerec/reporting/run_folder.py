@@ -56,6 +56,12 @@ class LogFile(_Noting, logging.FileHandler):
     def place(self) -> Path:  # type: ignore[override]
         return Path(self.baseFilename)
 
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            _unwritten.append((self.place, error))
+
 
 _unwritten: list[tuple[Path, OSError]] = []
 

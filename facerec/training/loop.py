@@ -85,7 +85,7 @@ class Trainer:
         self.device = device
         self.config = config
         self.checkpoints = folder / "checkpoints"
-        self.reporters = reporters
+        self.reporters = list(reporters)
 
         self.scaler = parallel.make_scaler(device, enabled=settings.precision == "fp16")
         self.embed = parallel.spread(backbone, device, compile=settings.compile)

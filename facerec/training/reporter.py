@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,13 +69,15 @@ class Reporter:
         """After the last step, also where the run failed or was interrupted."""
 
 
-def tell(reporters: Sequence[Reporter], run: Run, event: str, *details: Any) -> StorageError | None:
-    """Pass an event on to all reporters; returns the first failure to write."""
+def tell(reporters: list[Reporter], run: Run, event: str, *details: Any) -> StorageError | None:
+    """Pass an event on to all reporters that could start; returns the first failure to write."""
     first = None
-    for reporter in reporters:
+    for reporter in list(reporters):
         try:
             with storing(reporter.path):
                 getattr(reporter, event)(run, *details)
         except StorageError as error:
+            if event == "started":
+                reporters.remove(reporter)
             first = first or StorageError(f"{error}; the run stops at step {run.position.step}")
     return first
