@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from facerec.cli.overrides import hydra_arguments
-from tests.test_cli_train import command, failed
+from tests.test_cli_train import command, failed, process
 
 HOSTILE = [
     "epoch=9-step=100.ckpt",
@@ -113,6 +113,7 @@ def test_options_stand_anywhere() -> None:
     ("options", "message"),
     [
         (["--multi-run"], "--multi-run: no such option"),
+        (["-m", "--cfg", "job"], "exclude each other"),
         (["--cfg"], "argument --cfg/-c: expected one argument"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unpickles a file"),
     ],
@@ -171,6 +172,7 @@ def test_a_head_without_the_setting_is_named_before_any_run_begins(faces: Path, 
             ["head=softmax", "head.mm=1"],
             "with head=softmax); did you mean head.memory? known: head.block_size, head.init",
         ),
+        (["head=arcface,cosface"], "head=arcface,cosface: is several values; -m runs one after the other"),
         (["trainr.epochs=3"], "trainr: no such setting (from the command line); did you mean trainer?"),
         (["~head.x"], "head.x: no such setting (from the command line, with head=arcface)"),
         (["+head.m=1"], "+head.m: there is a head.m already; head.m=… without + sets it"),
@@ -221,3 +223,28 @@ def test_no_code_of_others_is_run_from_a_configuration(tmp_path: Path, name: str
 def test_a_key_that_others_refer_to_is_no_mistake(tmp_path: Path) -> None:
     settings = ["+base_lr=0.2", "optimizer.lr=${base_lr}", "data=rec", "data.root=/nowhere"]
     assert "/nowhere" in failed(command("facerec-train", *settings, cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("program", "settings", "message"),
+    [
+        ("facerec-eval", ["eval=null"], "eval=null: must be the name of a choice; known: identification"),
+        ("facerec-eval", ["~device", "device=3"], "device: no such setting"),
+        ("facerec-eval", ["device=3"], "device=3: must be auto, cpu"),
+        ("facerec-eval", ["eval.cache=[x]"], "eval.cache=['x']: must be a word or null"),
+        ("facerec-eval", ["+backbone.dropout=0"], "backbone.dropout=0: needs backbone=NAME"),
+        ("facerec-eval", ["+foo=3"], "foo=3: no such setting; known: allow_code, backbone, ckpt"),
+        ("facerec-export", ["output_dir=there"], "there: has no effect here; out=FILE says where"),
+        ("facerec-export", ["format=onx"], "format=onx: must be one of onnx, safetensors"),
+        ("facerec-export", ["force=1"], "force=1: must be true or false"),
+        ("facerec-export", ["input=3"], "input=3: must be a mapping"),
+    ],
+)
+def test_settings_of_the_other_commands_are_checked_and_leave_nothing(
+    tmp_path: Path, program: str, settings: list[str], message: str
+) -> None:
+    (tmp_path / "face.pt").write_bytes(b"")
+    run = process(program, "ckpt=face.pt", *settings, cwd=tmp_path)
+    assert run.returncode == 2 and message in run.stderr, run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["face.pt"]

@@ -207,6 +207,12 @@ def _as_user_error(error: Exception) -> UserError:
             group, option = missing.groups()
             known = [path.stem for path in (config_folder() / group).glob("*.yaml") if path.stem != "base"]
             return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
+    ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if ambiguous:
+        mend = (
+            "is several values; -m runs one after the other, [a,b] is a list, and quotes within quotes a text"
+        )
+        return UserError(f"{ambiguous.group(1)}: {mend}")
     full_key = re.search(r"full_key: (\S+)", text)
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:

@@ -67,7 +67,7 @@ class ConfigLoader(ConfigLoaderImpl):
         except ConfigCompositionException as error:
             general = [one for one in overrides if "." not in one.partition("=")[0] or _of_hydra(one)]
             if run_mode != RunMode.MULTIRUN:
-                choices = [one for one in general if not _of_hydra(one)]
+                choices = [one for one in overrides if self._is_choice(one)]
                 raise self._explained(error, config_name, choices) from error
             config = load(config_name, general, run_mode, *rest, **named)
             config.hydra.overrides.task = [one for one in overrides if not _of_hydra(one)]
@@ -81,18 +81,21 @@ class ConfigLoader(ConfigLoaderImpl):
         primary = self.repository.load_config(config_name) if config_name else None
         if primary is None:
             return
-        groups = [
-            default.group for default in primary.defaults_list or [] if isinstance(default, GroupDefault)
-        ]
-        known = {"hydra", *map(str, primary.config), *map(str, groups)}
+        groups = [str(one.group) for one in primary.defaults_list or [] if isinstance(one, GroupDefault)]
+        known = {"hydra", *map(str, primary.config), *(group for group in groups if "/" not in group)}
         for key in sorted(set(map(str, config)) - known):
             if f"${{{key}" not in OmegaConf.to_yaml(config):
                 value = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[index, call-overload]
                 raise UserError(f"{key}={value}: no such setting; {nearest(key, known - {'hydra'})}")
 
+    def _is_choice(self, override: str) -> bool:
+        """True for an override that chooses of a group of ours: ``head=cosface``."""
+        key = override.lstrip("+~").partition("=")[0]
+        return not _of_hydra(override) and bool(self.repository.group_exists(key))
+
     def _no_choice(self, overrides: list[str]) -> UserError | None:
         for key, _, value in (one.partition("=") for one in overrides):
-            if self.repository.group_exists(key) and (value == "null" or value.isdigit()):
+            if self._is_choice(key) and (value == "null" or value.isdigit()):
                 known = [name for name in self.get_group_options(key) if name != "base"]
                 return UserError(f"{key}={value}: must be the name of a choice; known: {', '.join(known)}")
         return None

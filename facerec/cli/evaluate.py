@@ -25,7 +25,7 @@ def _run() -> int:
         from facerec.reporting.evaluation import evaluate_checkpoint
 
         run.hold()
-        with processes.together(resolve_device(str(config["device"]), key="device")):
+        with processes.together(resolve_device(str(config.get("device", "auto")), key="device")):
             folder = processes.from_first(run.path)
             return evaluate_checkpoint(config, folder, accept=lambda: run.accept(folder))
 

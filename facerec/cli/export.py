@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facerec.cli.errors import reported
-
-
-def _opset(given: Any) -> int | None:
-    from facerec.errors import ConfigError
-
-    if given is not None and type(given) is not int:
-        raise ConfigError("opset", given, "must be a whole number, or null")
-    return given
 
 
 def main() -> None:
@@ -24,19 +16,30 @@ def main() -> None:
 
 def _run() -> int:
     from facerec.cli.compose import compose_and_run
+    from facerec.registry import build
 
-    def write(config: dict[str, Any], _: object) -> None:
-        from facerec.errors import ConfigError
-        from facerec.evaluation.export import export
-        from facerec.evaluation.loading import load_model
-
-        if config["format"] not in ("onnx", "safetensors"):
-            raise ConfigError("format", config["format"], "must be onnx or safetensors")
-        path = Path(config["out"] or Path(config["ckpt"]).with_suffix(f".{config['format']}"))
-        if path.exists() and not config["force"]:
-            raise ConfigError("out", path, "is there already; force=true overwrites it")
-        model = load_model(config["ckpt"], device="cpu", input=config["input"])
-        print(export(model, path, config["format"], opset=_opset(config["opset"])))
-
-    compose_and_run("export", write)
+    compose_and_run("export", lambda config, _: build(_export, "", config))
     return 0
+
+
+def _export(
+    *,
+    ckpt: str,
+    input: dict[str, Any],
+    format: Literal["onnx", "safetensors"] = "onnx",
+    opset: int | None = None,
+    out: str | None = None,
+    force: bool = False,
+    output_dir: str,
+) -> None:
+    """Do what the settings say, which are those of configs/export.yaml."""
+    from facerec.errors import require
+    from facerec.evaluation.export import export
+    from facerec.evaluation.loading import load_model
+
+    mend = "has no effect here; out=FILE says where the network goes"
+    require(Path(output_dir).resolve() == Path.cwd(), "output_dir", output_dir, mend)
+    path = Path(out or Path(ckpt).with_suffix(f".{format}"))
+    require(force or not path.exists(), "out", path, "is there already; force=true overwrites it")
+    model = load_model(ckpt, device="cpu", input=input)
+    print(export(model, path, format, opset=opset))

@@ -49,6 +49,11 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         raise UserError(
             "--experimental-rerun: unpickles a file, which can run anything; start the run by its settings"
         )
+    modes = [options.run, options.multirun, options.cfg, options.info is not None, options.shell_completion]
+    if sum(map(bool, modes)) > 1:
+        raise UserError(
+            "--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one"
+        )
     settings = list(options.overrides)
     rest = [argument for argument in arguments if argument not in settings]
     return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest

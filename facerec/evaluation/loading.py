@@ -115,6 +115,8 @@ def _opened(
 ) -> Model:
     """The work of `load_model`; nulls in `backbone` stand for its defaults."""
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
+    for key in chosen.keys() - {"input_size"} if "name" not in chosen else ():
+        raise ConfigError(f"backbone.{key}", chosen[key], "needs backbone=NAME, the network that it is of")
     kind = "checkpoint" if sharded_checkpoint.is_one(path) else kind_of(path)
     place = resolve_device(device, key="device", own=False)
     wish = _Wish(path, place, input, chosen if "name" in chosen else {}, allow_code)

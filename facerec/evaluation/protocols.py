@@ -172,7 +172,7 @@ def protocol_settings(given: Mapping[str, Any]) -> ProtocolSettings:
         ConfigError: unknown protocol or setting, or a value of the wrong type or out of range.
     """
     name = given["protocol"]
-    if name not in PROTOCOLS:
+    if not isinstance(name, str) or name not in PROTOCOLS:
         raise ConfigError("eval.protocol", name, nearest(str(name), ["verification", *PROTOCOLS]))
     chosen = {key: value for key, value in given.items() if value is not None}
     return cast(ProtocolSettings, build(PROTOCOLS[name], "eval", chosen))

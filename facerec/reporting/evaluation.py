@@ -50,6 +50,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: a setting, file or folder that is not as it must be.
     """
+    config = build(_command, "", config)
     paths = _checkpoints(config["ckpt"])
     names = distinct_names(paths)
     settings, judge = _judge(config)
@@ -109,6 +110,21 @@ def write_all(
     return written
 
 
+def _command(
+    *,
+    ckpt: str | list[str],
+    eval: dict[str, Any],
+    input: dict[str, Any],
+    backbone: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    device: str = "auto",
+    allow_code: bool = False,
+    output_dir: str = "",
+) -> dict[str, Any]:
+    """What `facerec-eval` takes; see configs/eval.yaml."""
+    return locals()
+
+
 def _checkpoints(given: Any) -> list[str]:
     paths = [str(path) for path in given] if isinstance(given, list | tuple) else [str(given)]
     if not paths:
@@ -121,10 +137,13 @@ def _checkpoints(given: Any) -> list[str]:
 
 def _judge(config: Mapping[str, Any]) -> tuple[Callable[[], EvalSettings], Judge]:
     """What judges a model, and the settings it uses, which the first model may complete."""
-    given = dict(config["eval"])
+    given = config["eval"]
+    if given.get("every_steps"):
+        log.info("ignored: eval.every_steps=%s (for facerec-train)", given["every_steps"])
     if given.get("protocol", "verification") != "verification":
         protocol = protocol_settings(given)
         return (lambda: protocol), protocol.run
+    build(EvalSettings, "eval", {key: value for key, value in given.items() if value is not None})
     chosen: list[tuple[EvalSettings, Any]] = []
 
     def judge(model: Model) -> Mapping[str, Result]:
@@ -143,7 +162,7 @@ def _verification_settings(config: Mapping[str, Any], model: Model) -> EvalSetti
     given = dict(config["eval"])
     trained_with = model.config.get("eval", {})
     for key in ("targets", "root"):
-        value = given[key] if given[key] is not None else (config.get("data") or {}).get(key)
+        value = given[key] if given.get(key) is not None else (config.get("data") or {}).get(key)
         given[key] = value if value is not None else trained_with.get(key)
     if not given["targets"]:
         raise ConfigError("eval.targets", given["targets"], "must name at least one set, e.g. [lfw]")

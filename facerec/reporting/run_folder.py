@@ -25,6 +25,7 @@ from facerec.launch import place
 log = logging.getLogger(__name__)
 file_only = logging.getLogger("facerec.file_only")  # what a terminal shows otherwise, for the log file
 file_only.propagate = False
+file_only.addHandler(logging.NullHandler())  # else Python prints what no file takes
 _LOGGERS = (logging.getLogger(), file_only)
 
 LOCK = ".lock"
