@@ -248,3 +248,17 @@ def test_settings_of_the_other_commands_are_checked_and_leave_nothing(
     assert run.returncode == 2 and message in run.stderr, run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["face.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("facerec-eval", [], "ckpt: must be given on the command line"),
+        ("facerec-export", ["ckpt=/nowhere.pt"], "ckpt=/nowhere.pt: no such file"),
+        ("facerec-train", ["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
+    ],
+)
+def test_what_ends_a_command_before_it_has_a_log_is_said_once(
+    tmp_path: Path, name: str, settings: list[str], message: str
+) -> None:
+    assert failed(command(name, *settings, cwd=tmp_path)) == f"{name}: {message}"

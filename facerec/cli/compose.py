@@ -217,4 +217,4 @@ def _as_user_error(error: Exception) -> UserError:
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:
         return UserError(f"{where or text}must be given on the command line")
-    return UserError(where + " ".join(text.split()))
+    return UserError(where + " ".join(text.partition("\n    full_key: ")[0].split()))

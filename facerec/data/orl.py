@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -66,7 +67,9 @@ def pack_orl(out: str | Path, *, force: bool = False) -> bool:
     folder = find_photographs()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / ".orl.lock").open("w") as lock:
+        # In a shared folder it may be somebody's link, which is not followed.
+        handle = os.open(out / ".orl.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(handle, "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 if _complete(out) and not force:

@@ -396,4 +396,4 @@ def check_batch(embedding_BD: Tensor, label_B: Tensor, num_classes: int, embeddi
                 "the labels of a pack must be remapped to its classes"
             )
     elif label_B.device.type == "cuda":
-        torch._assert_async(~wrong_B.any())
+        torch._assert_async(~wrong_B.any(), f"a label is outside 0 to {num_classes - 1}")

@@ -62,5 +62,7 @@ class Center(Softmax):
         # Added up in one order, or on a GPU the centres of different ranks would differ in the last bits.
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
-        self.centre_CD.index_add_(0, label_G, step_GD)
-        torch.use_deterministic_algorithms(before)
+        try:
+            self.centre_CD.index_add_(0, label_G, step_GD)
+        finally:
+            torch.use_deterministic_algorithms(before)

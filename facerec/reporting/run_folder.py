@@ -123,7 +123,7 @@ class RunFolder:
         while self._lock is None and not place():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             except OSError as error:
                 raise UserError(f"output_dir={self.path}: cannot be written ({error.strerror})") from error
             try:
