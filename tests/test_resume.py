@@ -381,3 +381,11 @@ def test_the_log_says_that_a_signal_ended_the_run(work: Path) -> None:
     assert run.wait(timeout=60) == 128 + signal.SIGTERM
     log = (work / "run" / "train.log").read_text()
     assert "SIGTERM: saved at step " in log and printed.splitlines()[-1] in log.splitlines()
+
+
+def test_a_lock_that_is_somebodys_link_is_not_followed(work: Path) -> None:
+    (work / "run").mkdir()
+    (work / "mine").write_text("kept")
+    (work / "run" / ".lock").symlink_to(work / "mine")
+    assert "output_dir=run: cannot be written" in failed(train(work, "output_dir=run"))
+    assert (work / "mine").read_text() == "kept"
