@@ -77,6 +77,8 @@ def read(file: BinaryIO | Window, size: int) -> Content:
     Raises:
         Broken: it is no such file, a damaged one (CRC), or one that claims more than it holds.
     """
+    if not size:
+        raise Broken("it is empty")
     try:
         if file.read(4) == b"PK\x03\x04":
             with zipfile.ZipFile(file) as archive:

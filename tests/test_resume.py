@@ -384,8 +384,31 @@ def test_the_log_says_that_a_signal_ended_the_run(work: Path) -> None:
 
 
 def test_a_lock_that_is_somebodys_link_is_not_followed(work: Path) -> None:
-    (work / "run").mkdir()
+    (work / "own").mkdir()
     (work / "mine").write_text("kept")
-    (work / "run" / ".lock").symlink_to(work / "mine")
-    assert "output_dir=run: cannot be written" in failed(train(work, "output_dir=run"))
+    (work / "own" / ".lock").symlink_to(work / "mine")
+    assert "own: cannot be written" in failed(train(work, "output_dir=own"))
     assert (work / "mine").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("step", "2"),
+        ("sample", None),
+        ("classes", [["anna"]]),
+        ("config", [1]),
+        ("head", {1: 2}),
+        ("random", {"cpu": 5}),
+        ("optimizer", {"state": {}}),
+        ("optimizer", {"state": {0: 5}, "param_groups": []}),
+        ("optimizer", {"state": {}, "param_groups": [{"params": [0], "names": [[0]]}]}),
+    ],
+)
+def test_a_state_of_another_kind_is_refused_by_name(tmp_path: Path, part: str, value: Any) -> None:
+    trainer = tiny_trainer(tmp_path)
+    trainer.save()
+    last = trainer.checkpoints / "last.pt"
+    checkpoint.save(last, checkpoint.load(last) | {part: value})
+    with pytest.raises(CheckpointError, match=f"its {part} is not what a run saves there"):
+        trainer.resume(last)

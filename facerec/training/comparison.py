@@ -122,7 +122,7 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with the defaults of the settings it does not have."""
     completed = dict(config)
     for section, kind in _SETTINGS.items():
-        if section in config:
+        if isinstance(config.get(section), Mapping):
             defaults = {
                 f.name: f.default if f.default_factory is MISSING else f.default_factory()
                 for f in fields(kind)

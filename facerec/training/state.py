@@ -153,6 +153,7 @@ def restore(
             f"trainer.resume={path}: has no {', '.join(missing)}; resume from a last.pt "
             "(backbone.pretrained takes the weights of any checkpoint)"
         )
+    _require_kinds(path, state)
     changes = comparison.changes(path, state, config=config, faces=faces)
     places = _places(path, parts["optimizer"], state["optimizer"]["param_groups"])
     if folder:
@@ -178,6 +179,39 @@ def restore(
     if set(comparison.MEASURE) & changes.keys():
         position.highest = {}
     return position, changes
+
+
+def _require_kinds(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless the parts of a state are of the types that `capture` gives them."""
+    classes, optimizer = state.get("classes"), state["optimizer"]
+    slots = optimizer.get("state") if isinstance(optimizer, dict) else None
+    groups: Any = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    right = {
+        **{name: isinstance(state.get(name), int) for name in ("step", "epoch", "sample")},
+        "best": isinstance(state.get("best"), int | float),
+        "images": isinstance(state.get("images", 0), int),
+        "classes": isinstance(classes, Tensor) or _all(classes, str),
+        "optimizer": isinstance(slots, dict)
+        and _all(list(slots.values()), dict)
+        and _all(groups, dict)
+        and all(isinstance(one.get("params"), list) and _all(one.get("names", []), str) for one in groups),
+        **{
+            name: isinstance(state.get(name, {}), dict) and _all(list(state.get(name, {})), str)
+            for name in ("config", "highest", "backbone", "head", "scaler", "random")
+        },
+    }
+    right["random"] = right["random"] and all(
+        getattr(one, "ndim", 0) == 2 for one in state["random"].values()
+    )
+    for name in (name for name, good in right.items() if not good):
+        raise CheckpointError(
+            f"trainer.resume={path}: its {name} is not what a run saves there; give one of its last.pt"
+        )
+
+
+def _all(values: Any, kind: type) -> bool:
+    """True for a list of objects of one type."""
+    return isinstance(values, list) and all(isinstance(one, kind) for one in values)
 
 
 def _places(
