@@ -189,7 +189,7 @@ def _require_kinds(path: Path, state: Mapping[str, Any]) -> None:
     right = {
         **{name: isinstance(state.get(name), int) for name in ("step", "epoch", "sample")},
         "best": isinstance(state.get("best"), int | float),
-        "images": isinstance(state.get("images", 0), int),
+        **{name: isinstance(state.get(name, 0), int) for name in ("images", "evaluated")},
         "classes": isinstance(classes, Tensor) or _all(classes, str),
         "optimizer": isinstance(slots, dict)
         and _all(list(slots.values()), dict)
