@@ -20,7 +20,7 @@ from facerec import checkpoint, processes
 from facerec.data.loader import Batch, Loader
 from facerec.data.prepare import prepare
 from facerec.device import autocast, release_memory
-from facerec.errors import StorageError
+from facerec.errors import FacerecError, StorageError
 from facerec.evaluation.model import Input, Model
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets
@@ -173,7 +173,13 @@ class Trainer:
         with contextlib.closing(batches):  # type: ignore[type-var]
             while True:
                 asked = time.perf_counter()
-                group = list(itertools.islice(batches, self.settings.accumulate))
+                try:
+                    group = list(itertools.islice(batches, self.settings.accumulate))
+                except (FacerecError, OSError):  # what was learnt until now need not be lost with the data
+                    if self.loader.world_size == 1 and self.position.step:
+                        with contextlib.suppress(StorageError):
+                            self.save()
+                    raise
                 if not group:
                     return
                 yield group, time.perf_counter() - asked
