@@ -17,7 +17,8 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
-from typing import Any, BinaryIO, Final, NamedTuple, cast
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -93,6 +94,18 @@ def read(file: BinaryIO | Window, size: int) -> Content:
         raise Broken("a part of it begins before the file") from error
     except BROKEN_ARCHIVE as error:
         raise Broken(type(error).__name__) from error
+
+
+def kind_of_archive(path: Path) -> Literal["checkpoint", "torchscript", "torch.export"]:
+    """What an archive of torch's is, by the names in it; ``checkpoint`` is also a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}  # all lie in one folder
+    except BROKEN_ARCHIVE:
+        return "checkpoint"  # reading it says so
+    if "constants.pkl" in names:
+        return "torchscript"
+    return "torch.export" if "archive_format" in names else "checkpoint"
 
 
 class Window(io.RawIOBase):

@@ -160,6 +160,31 @@ def test_a_checkpoint_of_ours_says_itself_which_backbone_it_is(ours: Path) -> No
         load_model(ours, backbone={"name": "ir_50"})
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"size": 1 << 40}, r"input\.size=1099511627776: must be 1 to 4096 pixels"),
+        ({"size": [32, 64]}, r"input\.size=\[32, 64\], its backbone takes 32×32 alone"),
+        ({"channels": "grb"}, r"input\.channels=grb: must be one of rgb, bgr"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_said_with_its_file(
+    ours: Path, tmp_path: Path, said: dict[str, Any], message: str
+) -> None:
+    state = checkpoint.load(ours)
+    checkpoint.save(tmp_path / "other.pt", {**state, "input": {**state["input"], **said}})
+    with pytest.raises(CheckpointError, match=rf"other\.pt: .*{message}"):
+        load_model(tmp_path / "other.pt", device="cpu")
+
+
+def test_complex_weights_are_refused_and_not_halved(ours: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(ours)
+    weights = {name: value + 1j for name, value in state["backbone"].items()}
+    checkpoint.save(tmp_path / "complex.pt", {**state, "backbone": weights})
+    with pytest.raises(CheckpointError, match=r"do not fit .* complex numbers"):
+        load_model(tmp_path / "complex.pt", device="cpu")
+
+
 # ONNX -----------------------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,12 @@ def changed(state: State, **changes: Tensor | None) -> State:
     [
         (lambda s: changed(s, bn__weight=None), r"1 missing \(bn\.weight\)"),
         (lambda s: changed(s, bn__scale=torch.ones(8)), r"1 unexpected \(bn\.scale\)"),
-        (lambda s: changed(s, bn__bias=torch.ones(9)), r"1 of another shape \(bn\.bias \[9\] for \[8\]\)"),
+        (
+            lambda s: changed(s, bn__bias=torch.ones(9)),
+            r"1 of another shape or type \(bn\.bias \[9\] for \[8\]\)",
+        ),
+        (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, r"conv1\.conv\.weight of torch\.int8"),
+        (lambda s: {k: v + 0j for k, v in s.items()}, r"conv1\.conv\.weight of torch\.complex64"),
         (
             lambda s: {name: value for name, value in s.items() if not name.startswith("conv_4.")},
             r"102 missing \(conv_4\.model\.0\.conv\.conv\.weight, .* and 99 more\); it is none of the known",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +85,34 @@ def test_memory_that_does_not_suffice_is_one_line(take, capsys: pytest.CaptureFi
     assert reported("facerec-train", lambda: take(1 << 52)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("facerec-train: out of memory: ") and "lower trainer.batch_size" in line
+
+
+def test_a_message_is_one_line_that_a_terminal_only_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise UserError("a\nb\x1b[2J\udcff.jpg: is no image")
+
+    assert reported("facerec-embed", fail) == 2
+    assert capsys.readouterr().err == "facerec-embed: a b\\x1b[2J\\udcff.jpg: is no image\n"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop/x"])
+def test_paths_that_no_system_takes_are_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    run = command("facerec-eval", f"ckpt={name}", "output_dir=out", cwd=tmp_path)
+    line = failed(run, run.returncode or 1)
+    assert name in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_ended_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
+    settings = [*RUN, "data.identities=1500000", "data.images=1500000", "backbone.embedding_size=64"]
+    program = str(Path(sys.executable).with_name("facerec-train"))
+    started = subprocess.Popen([program, *settings], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run/.lock").exists() and started.poll() is None:
+        time.sleep(0.005)
+    started.terminate()
+    assert started.wait(120) == 143
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_of_one_trains_where_no_batch_norm_looks_at_it(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ class _Match(NamedTuple):
         parts = (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
-            ("of another shape", self.misshapen),
+            ("of another shape or type", self.misshapen),
         )
         return "; ".join(f"{len(names)} {what} ({_few(names)})" for what, names in parts if names)
 
@@ -237,8 +237,11 @@ def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[st
     outside += [prefix + name for name in sorted(found) if name.startswith(tuple(foreign))]
     misshapen = []
     for name, shape in expected.items():
-        if name in found and (given := tuple(weights[prefix + name].shape)) != shape:
+        value = weights[prefix + name] if name in found else None
+        if value is not None and (given := tuple(value.shape)) != shape:
             misshapen.append(f"{name} {list(given)} for {list(shape)}")
+        elif value is not None and not (value.is_floating_point() or name.endswith(COUNTER)):
+            misshapen.append(f"{name} of {value.dtype}")  # quantised numbers, or complex ones
     return _Match(
         prefix,
         [name for name in expected if name not in found and not name.endswith(COUNTER)],

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from facerec.errors import FacerecError, LostContactError, StorageError
-from facerec.launch import place
+from facerec.launch import launched, place
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
@@ -51,20 +51,24 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
 def _say(program: str, text: str) -> None:
     who = f"{program}[{place()}]" if place() else program
     with contextlib.suppress(OSError):  # a closed pipe here, too
-        print(f"{who}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        plain = " ".join(text.split())
+        # Names out of files: a terminal prints what it would obey.
+        plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in plain)
+        print(f"{who}: {plain}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def machine_errors() -> Iterator[None]:
     """Raise a `FacerecError` where memory, a device's too, does not suffice, or a disk is full, failing, gone
-    or read-only: that is no bug of ours, wherever it shows.
+    or read-only, or a path forbidden, too long or in circles: that is no bug of ours, wherever it shows.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _STORAGE:
+        named = isinstance(error.filename, str | bytes)
+        if isinstance(error, BrokenPipeError) or not (named or error.errno in _STORAGE):
             raise
-        what = error.filename or "a file"
+        what = os.fsdecode(error.filename) if named else "a file"
         raise StorageError(f"{what} could not be read or written: {error.strerror}") from error
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].strip()
@@ -79,7 +83,12 @@ def machine_errors() -> Iterator[None]:
 
 
 def stopped_by_sigterm(work: Callable[[], int]) -> int:
-    """The exit status of `work`; SIGTERM ends it as Ctrl-C does, so that files half made are removed."""
+    """The exit status of `work`; SIGTERM ends it as Ctrl-C does, so that files half made are removed.
+
+    One of several processes may wait for the others, where nothing but the signal itself ends it.
+    """
+    if launched() > 1:
+        return work()
     terminated = False
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -87,8 +96,11 @@ def stopped_by_sigterm(work: Callable[[], int]) -> int:
         terminated = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, terminate)
-    status = work()
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        status = work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 128 + signal.SIGTERM if terminated else status
 
 

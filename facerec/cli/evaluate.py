@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from facerec.cli.errors import reported
+from facerec.cli.errors import reported, stopped_by_sigterm
 
 if TYPE_CHECKING:
     from facerec.reporting.run_folder import RunFolder
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(reported("facerec-eval", _run))
+    sys.exit(stopped_by_sigterm(lambda: reported("facerec-eval", _run)))
 
 
 def _run() -> int:

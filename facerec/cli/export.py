@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from facerec.cli.errors import reported
+from facerec.cli.errors import reported, stopped_by_sigterm
 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(reported("facerec-export", _run))
+    sys.exit(stopped_by_sigterm(lambda: reported("facerec-export", _run)))
 
 
 def _run() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from facerec.cli.errors import reported
+from facerec.cli.errors import reported, stopped_by_sigterm
 
 if TYPE_CHECKING:
     from facerec.reporting.run_folder import RunFolder
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(reported("facerec-train", _run))
+    sys.exit(stopped_by_sigterm(lambda: reported("facerec-train", _run)))
 
 
 def _run() -> int:

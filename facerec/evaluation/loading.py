@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +36,7 @@ from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.model import Input, Model
 from facerec.inert import are_settings
 from facerec.registry import build
-from facerec.torch_file import BROKEN_ARCHIVE
+from facerec.torch_file import kind_of_archive
 
 log = logging.getLogger("facerec.evaluation")
 
@@ -149,7 +148,7 @@ def kind_of(path: Path) -> Kind:
         with path.open("rb") as file:
             start = file.read(16)
         if start.startswith(b"PK\x03\x04"):
-            return _kind_of_archive(path)
+            return kind_of_archive(path)
         size = path.stat().st_size
     except OSError as error:
         raise CheckpointError(f"ckpt={path}: cannot be read: {error.strerror}") from error
@@ -157,18 +156,6 @@ def kind_of(path: Path) -> Kind:
         return "safetensors"
     is_onnx = start[:1] == b"\x08" and 1 <= start[1] <= 64 and start[2] in _ONNX_TAGS if size > 2 else False
     return "onnx" if is_onnx or path.suffix.lower() == ".onnx" else "checkpoint"
-
-
-def _kind_of_archive(path: Path) -> Kind:
-    """What an archive of torch's is; all files in it lie in one folder."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}
-    except BROKEN_ARCHIVE:
-        return "checkpoint"  # a damaged one: reading it says so
-    if "constants.pkl" in names:
-        return "torchscript"
-    return "torch.export" if "archive_format" in names else "checkpoint"
 
 
 # Checkpoints of ours --------------------------------------------------------------------------------------
@@ -191,7 +178,10 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
     weights = {_WRAPPED.sub("", str(key)): value for key, value in state["backbone"].items()}
     try:
         # By reference, only for names and sizes: no memory is taken before those fit.
-        draft(settings, weights, wish.where).load_state_dict(weights, assign=True)
+        drafted = draft(settings, weights, wish.where)
+        drafted.load_state_dict(weights, assign=True)
+        if any(map(torch.is_complex, drafted.state_dict().values())):  # the imaginary parts would be dropped
+            raise RuntimeError("they are complex numbers")
         backbone = create_backbone(**of_network(settings))
         backbone.load_state_dict(weights)
     except ConfigError as error:
@@ -201,15 +191,27 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
         raise CheckpointError(
             f"{wish.where}: the weights do not fit the backbone {settings['name']} it names: {wrong}"
         ) from None
+    prepared = _input(wish, _part(wish, state, "input"))
+    if prepared.shape != backbone.input_size:
+        alone = "{}×{}".format(*backbone.input_size)
+        raise CheckpointError(f"{wish.where}: input.size={prepared.size}, its backbone takes {alone} alone")
     return Model(
         _ready(backbone, wish),
-        build(Input, "input", {**_part(wish, state, "input"), **wish.input}),
+        prepared,
         step=state["step"] if isinstance(state.get("step"), int) else None,
         epoch=state["epoch"] if isinstance(state.get("epoch"), int) else None,
         path=wish.path,
         identities=_names(state.get("classes")),
         config=config,
     )
+
+
+def _input(wish: _Wish, said: Settings) -> Input:
+    """The preprocessing a file says, or what was given (and checked) instead; `CheckpointError` else."""
+    try:
+        return build(Input, "input", {**said, **wish.input})
+    except ConfigError as error:
+        raise CheckpointError(f"{wish.where}: its preprocessing cannot be used: {error}") from error
 
 
 def _part(wish: _Wish, container: Any, key: str) -> dict[str, Any]:
@@ -340,7 +342,7 @@ def _own_size(wish: _Wish, said: Settings, fixed: tuple[int, int] | None) -> tup
             raise ConfigError("input.size", wanted, f"the network takes {fixed[0]}×{fixed[1]} pictures alone")
         return fixed
     size = wanted if wanted is not None else said.get("size", Input.size)
-    height, width = build(Input, "input", {"size": size}).shape
+    height, width = _input(wish, {"size": size}).shape
     return height, width
 
 
@@ -363,7 +365,7 @@ def _finished(
 ) -> Model:
     """The model with its preprocessing: that of its metadata, else the usual one; then what was given."""
     said = _metadata(wish, metadata, "input")
-    prepared = build(Input, "input", {**(lineage or {}), **said, **size, **wish.input})
+    prepared = _input(wish, {**(lineage or {}), **said, **size})
     step = metadata.get("facerec.step", "")
     log.info("%s: %s, %d numbers a face", wish.where, what, embedding_size)
     if not said:

@@ -33,8 +33,8 @@ class Input:
             order of `channels`.
         channels: ``rgb`` or ``bgr``, the order in which the backbone wants the channels (pictures come as
             RGB).
-        size: height and width in pixels, or [height, width]; pictures of another size are resized by the
-            short side and cut from the middle.
+        size: height and width in pixels, 1 … 4096, or [height, width]; pictures of another size are resized
+            by the short side and cut from the middle.
 
     Raises:
         ConfigError: for a value out of range.
@@ -58,8 +58,8 @@ class Input:
             )
             object.__setattr__(self, key, float(numbers[0]) if len(numbers) == 1 else [*map(float, numbers)])
         require(self.channels in ("rgb", "bgr"), "input.channels", self.channels, "must be rgb or bgr")
-        good = len(self.shape) == 2 and min(self.shape) >= 1
-        require(good, "input.size", self.size, "must be a number of pixels, or [height, width]")
+        good = len(self.shape) == 2 and all(1 <= side <= 4096 for side in self.shape)
+        require(good, "input.size", self.size, "must be 1 to 4096 pixels, or [height, width]")
 
     def normalise(self, image_BHWC: torch.Tensor, out_BHWC: torch.Tensor | None = None) -> torch.Tensor:
         """Pictures as the backbone wants them, on the device where they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: two of the paths are the same file.
     """
-    whole = [Path(path).expanduser().resolve() for path in paths]
+    whole = [Path(os.path.realpath(Path(path).expanduser())) for path in paths]  # links in a circle, too
     for at, path in enumerate(whole):
         if path in whole[:at]:
             raise ConfigError("ckpt", paths[at], "is given twice; name each checkpoint once")

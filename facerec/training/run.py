@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
@@ -205,7 +206,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
                 f"output_dir={folder}: holds a run already; trainer.resume=auto continues it, "
                 "another output_dir starts a new one"
             )
-        if setting != "auto" and Path(setting).resolve() != last.resolve():
+        if setting != "auto" and os.path.realpath(setting) != os.path.realpath(last):
             log.info("trainer.resume=%s: was the start; goes on from the run's own %s", setting, last)
         return last
     if setting is None or setting == "auto":
