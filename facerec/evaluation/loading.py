@@ -180,8 +180,8 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
         # By reference, only for names and sizes: no memory is taken before those fit.
         drafted = draft(settings, weights, wish.where)
         drafted.load_state_dict(weights, assign=True)
-        if any(map(torch.is_complex, drafted.state_dict().values())):  # the imaginary parts would be dropped
-            raise RuntimeError("they are complex numbers")
+        if any(map(torch.is_complex, drafted.state_dict().values())):
+            raise RuntimeError("they are complex numbers")  # whose imaginary parts would be dropped
         backbone = create_backbone(**of_network(settings))
         backbone.load_state_dict(weights)
     except ConfigError as error:
@@ -193,8 +193,9 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
         ) from None
     prepared = _input(wish, _part(wish, state, "input"))
     if prepared.shape != backbone.input_size:
-        alone = "{}×{}".format(*backbone.input_size)
-        raise CheckpointError(f"{wish.where}: input.size={prepared.size}, its backbone takes {alone} alone")
+        raise CheckpointError(
+            f"{wish.where}: input.size={prepared.size} for a backbone of {backbone.input_size}"
+        )
     return Model(
         _ready(backbone, wish),
         prepared,
