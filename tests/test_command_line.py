@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,23 @@ def test_what_ends_a_command_before_it_has_a_log_is_said_once(
     tmp_path: Path, name: str, settings: list[str], message: str
 ) -> None:
     assert failed(command(name, *settings, cwd=tmp_path)) == f"{name}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: ${x:{a: 1}}", r"evil\.yaml.*line 1"),
+        (b"seed: 1\nseed: 2", r"duplicate key.*evil\.yaml"),
+        (b"seed: \xff", "can't decode byte 0xff"),
+        (b"defaults: 3", "defaults must be a list"),
+        (b"defaults: [evil]", "recursion"),
+        (b"a: " + b"[" * 600, "recursion"),
+        (b"seed: !!python/name:os.system x", r"evil\.yaml"),
+    ],
+)
+def test_a_configuration_file_that_is_none_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/evil.yaml").write_bytes(content)
+    line = failed(command("facerec-train", "--config-dir=conf", "experiment=evil", cwd=tmp_path))
+    assert re.search(f"the configuration cannot be read: .*{message}", line), line
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]

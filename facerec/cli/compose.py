@@ -22,6 +22,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from facerec.cli.config_loader import ConfigLoader
 from facerec.cli.errors import machine_errors
@@ -93,6 +94,12 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 raise
             # Hydra makes the folder before the run begins.
             raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
+        except (YAMLError, ValueError, RecursionError) as error:
+            if begun:
+                raise
+            # What Hydra reads before the run begins: flags, files that are no YAML or nested too deep.
+            reason = " ".join(str(error).split())[:400]
+            raise UserError(f"the configuration cannot be read: {reason}; mend that file or flag") from error
         except Exception as error:
             if not _of_submitit(error):
                 raise
