@@ -193,9 +193,7 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
         ) from None
     prepared = _input(wish, _part(wish, state, "input"))
     if prepared.shape != backbone.input_size:
-        raise CheckpointError(
-            f"{wish.where}: input.size={prepared.size} for a backbone of {backbone.input_size}"
-        )
+        raise CheckpointError(f"{wish.where}: input.size={prepared.size}, not {backbone.input_size}")
     return Model(
         _ready(backbone, wish),
         prepared,
