@@ -22,7 +22,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from facerec.cli.config_loader import ConfigLoader
 from facerec.cli.errors import machine_errors
