@@ -173,7 +173,7 @@ def _spoken(hint: Any) -> str:
         float: "a number",
         int: "a whole number",
         bool: "true or false",
-        str: "a word",
+        str: "text",
         types.NoneType: "null",
     }
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

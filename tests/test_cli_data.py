@@ -161,13 +161,17 @@ def test_verify_without_an_index_goes_on_behind_the_damage(pack: Path) -> None:
     assert f"{offsets[3] - offsets[2]} bytes up to the next record are lost" in found[0].reason
 
 
-def test_verify_of_a_cut_off_pack_names_the_first_lost_record_and_counts_the_rest(pack: Path) -> None:
+def test_verify_of_a_cut_off_pack_names_the_first_lost_record_and_counts_the_rest(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     at = offset_of(pack, 9)
     os.truncate(pack, at + 100)
     found = findings(pack)
     assert found[0].place == f"key 9 at offset {at}" and "truncated" in found[0].reason
     assert found[1].place.startswith("keys 10 … 16 (7 records) at offset")
     assert len(found) == 2
+    assert run(["verify", str(pack)]) == 1
+    assert capsys.readouterr().out.endswith(" 8 damaged\n")
 
 
 def test_verify_says_when_the_index_leaves_records_out(

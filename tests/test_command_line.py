@@ -232,7 +232,7 @@ def test_a_key_that_others_refer_to_is_no_mistake(tmp_path: Path) -> None:
         ("facerec-eval", ["eval=null"], "eval=null: must be the name of a choice; known: identification"),
         ("facerec-eval", ["~device", "device=3"], "device: no such setting"),
         ("facerec-eval", ["device=3"], "device=3: must be auto, cpu"),
-        ("facerec-eval", ["eval.cache=[x]"], "eval.cache=['x']: must be a word or null"),
+        ("facerec-eval", ["eval.cache=[x]"], "eval.cache=['x']: must be text or null"),
         ("facerec-eval", ["+backbone.dropout=0"], "backbone.dropout=0: needs backbone=NAME"),
         ("facerec-eval", ["+foo=3"], "foo=3: no such setting; known: allow_code, backbone, ckpt"),
         ("facerec-export", ["output_dir=there"], "there: has no effect here; out=FILE says where"),

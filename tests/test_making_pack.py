@@ -159,7 +159,7 @@ def test_a_folder_without_folders_is_refused_and_leaves_nothing(tmp_path: Path, 
 def test_where_no_picture_can_be_packed_there_is_a_report_and_no_pack(tmp_path: Path) -> None:
     (tmp_path / "in" / "Ann").mkdir(parents=True)
     (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(b"nothing")
-    with pytest.raises(MissingDataError, match=r"not one picture could be packed; .*report\.csv says why"):
+    with pytest.raises(MissingDataError, match=r"no image is left to pack; .*report\.csv says why"):
         run(["pack", str(tmp_path / "in"), str(tmp_path / "out")])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.csv"]
 

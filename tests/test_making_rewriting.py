@@ -95,7 +95,7 @@ def test_filter_by_number_of_pictures(tmp_path: Path) -> None:
     assert new.label_N.tolist() == [0, 0, 1, 1, 1], "grouped by identity, 4 before 9"
     assert names(tmp_path / "out") == ["4/3.jpg", "4/4.jpg", "9/0.jpg", "9/2.jpg", "9/5.jpg"]
     assert (tmp_path / "out" / "property").read_text() == "2,112,112\n"
-    with pytest.raises(MissingDataError, match="not one picture"):
+    with pytest.raises(MissingDataError, match="no image is left"):
         run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "none"), "--min-images", "4"])
 
 
@@ -247,7 +247,7 @@ def test_repair_of_a_cut_pack_without_index_finds_what_is_left(pack: Path, tmp_p
 
 def test_a_pack_of_damage_alone_cannot_be_repaired(tmp_path: Path) -> None:
     (tmp_path / "x.rec").write_bytes(b"nothing at all, of several bytes" * 40)
-    with pytest.raises(MissingDataError, match="not one picture"):
+    with pytest.raises(MissingDataError, match="no image is left"):
         run(["repair", str(tmp_path / "x.rec"), str(tmp_path / "out")])
     assert not (tmp_path / "out" / "train.rec").exists()
 

@@ -236,7 +236,7 @@ def test_a_job_that_started_from_a_path_and_is_queued_again_goes_on_from_its_own
     second = train(work, *settings, "trainer.max_steps=4")
     assert second.returncode == 0, second.stderr
     assert (
-        "trainer.resume=run/checkpoints/last.pt: was the start; goes on from the run's own" in second.stdout
+        "trainer.resume=run/checkpoints/last.pt: is left aside; the run goes on from its own" in second.stdout
     )
     assert "new/checkpoints/last.pt: step 3" in second.stdout
 

@@ -34,10 +34,12 @@ class Finding(NamedTuple):
     Attributes:
         place: ``key 17 at offset 90112``, or what else tells where it is.
         reason: what is wrong there.
+        records: how many records are lost by it.
     """
 
     place: str
     reason: str
+    records: int = 1
 
 
 class Progress(NamedTuple):
@@ -177,7 +179,7 @@ def _indexed(view: memoryview, index: RecordIndex) -> Iterator[Progress | _Piece
         named = f"key {keys[0]}" if beyond == 1 else f"keys {keys[0]} … {keys[1]} ({beyond} records)"
         place = f"{named} at offset {int(offset_N[row_K[0]])}{' and up' if beyond > 1 else ''}"
         reason = f"beyond the file's {len(view)} bytes: it is cut off, or the index is another file's"
-        yield Progress(beyond, 0, [Finding(place, reason)], 0, len(index))
+        yield Progress(beyond, 0, [Finding(place, reason, beyond)], 0, len(index))
 
 
 def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piece]:

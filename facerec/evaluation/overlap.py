@@ -62,8 +62,8 @@ def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
             found.append(f"{images:,} of {len(test.pictures):,} images{of}")
         if found:
             logger.warning(
-                "%s of %s are in the training set: its numbers are too good; `facerec-data filter --overlap` "
-                "leaves them out",
+                "%s of %s are in the training set: its numbers are too good; `facerec-data filter PACK OUT "
+                "--overlap LIST` makes a pack without the identities of a list",
                 *(" and ".join(found), test.name),
             )
 

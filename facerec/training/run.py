@@ -207,7 +207,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
                 "another output_dir starts a new one"
             )
         if setting != "auto" and os.path.realpath(setting) != os.path.realpath(last):
-            log.info("trainer.resume=%s: was the start; goes on from the run's own %s", setting, last)
+            log.info("trainer.resume=%s: is left aside; the run goes on from its own %s", setting, last)
         return last
     if setting is None or setting == "auto":
         return None

@@ -51,7 +51,7 @@ def _verify(options: argparse.Namespace) -> int:
             records += piece.records
             pictures += piece.pictures
             unlisted += piece.unlisted
-            damaged += len(piece.findings)
+            damaged += sum(finding.records for finding in piece.findings)
             bar.update(piece.done - bar.n)
     if unlisted:
         print(f"{unlisted:,} records are not in the index (they were not checked)")

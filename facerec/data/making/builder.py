@@ -140,7 +140,7 @@ class PackBuilder:
                 kept = self.out / REPORT
                 report.replace(kept)
             self._remove()
-            raise MissingDataError(f"{self.out}: not one picture could be packed; {kept} says why")
+            raise MissingDataError(f"{self.out}: no image is left to pack; {kept} says why")
         built = Built(self._key - 1, self._label, self._dropped)
         with self._storage():
             self._flush()

@@ -61,7 +61,7 @@ def repair(
                     key_of.append(key)
                     offset_of.append(offset)
                     label_of.append(label)
-                damaged += len(piece.findings)
+                damaged += sum(finding.records for finding in piece.findings)
                 unlisted += piece.unlisted
                 bar.update(piece.done - bar.n)
         if unlisted:
