@@ -10,7 +10,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from facerec.cli.data import run as data
+from facerec.cli.embed import run as embed
 from facerec.cli.overrides import hydra_arguments
+from facerec.errors import UserError
 from tests.test_cli_train import command, failed, process
 
 HOSTILE = [
@@ -141,6 +144,15 @@ def test_a_tilde_is_the_home_folder(faces: Path, tmp_path: Path) -> None:
     run = command("facerec-train", *settings, cwd=Path("/"), HOME=str(tmp_path))
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+def test_a_tilde_behind_an_option_is_too(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path}/nowhere: "):
+        data(["info", "~/nowhere"])
+    Image.new("RGB", (32, 32)).save(tmp_path / "1.png")
+    with pytest.raises(UserError, match=f"ckpt={tmp_path}/a.pt"):
+        embed([str(tmp_path), str(tmp_path / "x.npy"), "--ckpt=~/a.pt"])
 
 
 def test_heads_are_swept_with_a_setting_that_they_have_and_the_default_has_not(

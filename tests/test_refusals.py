@@ -66,7 +66,7 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         ),
         (
             [*PAIRS, "trainer.batch_size=1"],
-            "head.name=triplet: compares images of one identity, and no batch",
+            "head.name=triplet: compares images of one identity, and no batch of one holds two",
         ),
         (
             ["head=contrastive", "data.shuffle=identity", "data.images_per_identity=4"],

@@ -38,8 +38,8 @@ class Backbone(nn.Module):
 
     def __init__(self, embedding_size: int, input_size: int | Sequence[int], multiple: int = 16) -> None:
         super().__init__()
-        in_range = 1 <= embedding_size <= 65536
-        require(in_range, "backbone.embedding_size", embedding_size, "must be 1 or more, and at most 65,536")
+        in_range = 1 <= embedding_size < 2**31
+        require(in_range, "backbone.embedding_size", embedding_size, "must be 1 or more, and below 2^31")
         self.embedding_size = embedding_size
         self.input_size = picture_size(input_size, multiple)
 

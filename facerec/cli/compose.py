@@ -187,7 +187,7 @@ def _with_origin() -> Iterator[None]:
         section = error.key.partition(".")[0]
         choice = runtime.runtime.choices.get(section)
         experiment = runtime.runtime.choices.get("experiment")
-        if error.key in given:
+        if error.key in given or (error.key == f"{section}.name" and section in given):
             origin = "from the command line"
         elif choice is not None:
             also = f" or configs/experiment/{experiment}.yaml" if experiment else ""

@@ -7,10 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from facerec.cli.errors import reported, stopped_by_sigterm
-from facerec.errors import ConfigError, UserError
+from facerec.cli.errors import Parser, reported, stopped_by_sigterm
+from facerec.errors import ConfigError
 
 _EPILOG = """\
 OUT.npy is a float32 array with a row a picture; OUT.names.csv beside it has a line name,label for each row,
@@ -88,18 +88,11 @@ def _numbers(option: str, text: str | None) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `facerec-embed --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="facerec-embed",
         description="Embed the pictures of SOURCE and write the embeddings to OUT.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "source",

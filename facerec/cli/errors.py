@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any, NoReturn
 
-from facerec.errors import FacerecError, LostContactError, StorageError
+from facerec.errors import FacerecError, LostContactError, StorageError, UserError
 from facerec.launch import launched, place
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
@@ -80,6 +84,25 @@ def machine_errors() -> Iterator[None]:
             f"out of memory: {reason or 'none was left'}; lower trainer.batch_size or eval.batch_size, or "
             "take trainer.precision=bf16 or trainer.checkpoint_activations=true"
         ) from error
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes in one line, as everywhere else; texts keep their lines.
+
+    ``~`` at the start of a path is the home folder, behind a ``=`` too, where a shell leaves it.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        settings.setdefault("allow_abbrev", False)
+        lines = str(settings.get("description", "")).splitlines()
+        settings["description"] = "\n".join(x if x.startswith(" ") else textwrap.fill(x, 80) for x in lines)
+        super().__init__(**settings)
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))  # noqa: PTH111 - as shells do
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.partition(" ")[2]
+        raise UserError(f"{name + ': ' if name else ''}{message}; see `{self.prog} --help`")
 
 
 def stopped_by_sigterm(work: Callable[[], int]) -> int:

@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from facerec.cli.errors import reported
+from facerec.cli.errors import Parser, reported
 from facerec.errors import ConfigError, UserError, nearest
 
 FIGURES = {
@@ -70,20 +69,13 @@ def _maker(name: str, options: argparse.Namespace) -> Callable:
     }[name]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `facerec-figures --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:9} {text}" for name, text in FIGURES.items())
-    parser = _Parser(
+    parser = Parser(
         prog="facerec-figures",
         description=f"Draw what the heads are and do.\n\nfigures (all, unless some are named):\n{listed}",
         epilog="example:\n  facerec-figures scatter sface --heads softmax,arcface,sface --a 0.8 --b 1.23 "
         "--out figures",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help="which to draw")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="folder; figures")

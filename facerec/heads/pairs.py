@@ -44,8 +44,9 @@ class PairHead(Head):
     def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
         head = type(self).__name__.lower()
         several = bool((images_C > 1).any()) and batch_size > 1
-        mend = "compares images of one identity, and no {} has two of one; take other data or another head"
-        require(several, "head.name", head, mend.format("identity" if batch_size > 1 else "batch"))
+        where = "no identity of the data has two" if batch_size > 1 else "no batch of one holds two"
+        mend = f"compares images of one identity, and {where}; take other data, or another head"
+        require(several, "head.name", head, mend)
         if together:
             mend = (
                 f"leaves no room for a second identity in a batch of {batch_size}; at most half of it will do"
