@@ -117,14 +117,11 @@ def decode_into(encoded: Encoded, out_HWC: Pixels, max_pixels: int = MAX_PIXELS)
     A JPEG of just that size is decoded in place; `out_HWC` holds anything at all after an error.
     """
     view = memoryview(encoded)
-    if is_ordinary(view):
-        try:
-            pixels_HWC = simplejpeg.decode_jpeg(view, "RGB", buffer=out_HWC)
-        except ValueError:
-            pass  # a larger picture, or damage: the general way tells which
-        else:
-            if pixels_HWC.shape == out_HWC.shape:
-                return
+    # Into a buffer that is too small simplejpeg 1.9 refuses to decode, and loses 4 kB each time.
+    if ordinary_size(view) == out_HWC.shape[:2]:
+        with contextlib.suppress(ValueError):  # damage, which the general way names
+            simplejpeg.decode_jpeg(view, "RGB", buffer=out_HWC)
+            return
     fit_into(_open(bytes(view), max_pixels), out_HWC)
 
 
@@ -178,25 +175,27 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def is_ordinary(view: memoryview) -> bool:
-    """True for a JPEG that no metadata may turn, and whose scans are no more than `_SCANS`."""
+def ordinary_size(view: memoryview) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that no metadata may turn, with no more than `_SCANS` scans; else None."""
     at = 2
+    size = None
     components = 0  # in the first scan, if it is to be the only one
     if view[:2] != _SOI:
-        return False
+        return None
     try:
         while True:
             marker, length = _segment(view, at)
             if marker not in _PLAIN:
                 if marker == _SOS:
-                    return view[at + 4] == components or bytes(view).count(_SOS_BYTES) <= _SCANS
-                if marker == _BASELINE:
-                    components = view[at + 9]
-                elif marker != _PROGRESSIVE:
-                    return False
+                    few = view[at + 4] == components or bytes(view).count(_SOS_BYTES) <= _SCANS
+                    return size if few else None
+                if marker not in (_BASELINE, _PROGRESSIVE):
+                    return None
+                size = _segment(view, at + 5)
+                components = view[at + 9] if marker == _BASELINE else 0
             at += 2 + length
     except (struct.error, IndexError):
-        return False
+        return None
 
 
 def _limit(default: int) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from facerec.data.decode import Encoded, Pixels, is_ordinary
+from facerec.data.decode import Encoded, Pixels, ordinary_size
 from facerec.errors import ConfigError
 
 _COLORS: Final = ("YCbCr", "Gray", "RGB")
@@ -110,7 +110,7 @@ class Undecoded:
 def for_device(encoded: Encoded) -> torch.Tensor | None:
     """A copy of an ordinary JPEG's bytes, uint8 (n,), for `Undecoded`; None for anything else."""
     view = memoryview(encoded)
-    if view[-2:] != _END or not is_ordinary(view):
+    if view[-2:] != _END or ordinary_size(view) is None:
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(view)
