@@ -62,7 +62,7 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         ),
         (
             [*PAIRS, "data.images=4"],
-            "head.name=triplet: compares images of one identity, and no identity has two",
+            "head.name=triplet: compares images of one identity, and no identity of the data has two",
         ),
         (
             [*PAIRS, "trainer.batch_size=1"],
