@@ -110,6 +110,9 @@ class Unfinished:
 
     def __init__(self, target: Path) -> None:
         self.target = target
+        if not target.is_symlink() and target.exists() and not (target.is_file() or target.is_dir()):
+            # A rename would put a file where a device or pipe is.
+            raise OSError(errno.EINVAL, "not a regular file", str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = _temporary(target)
         handle = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from facerec import load_model
-from facerec.errors import CheckpointError, FacerecError
+from facerec.errors import CheckpointError, ConfigError, FacerecError
 from facerec.evaluation import onnx_network, onnx_worker
 from facerec.evaluation.embedding import embed_pictures
 from facerec.evaluation.model import Input, Model
@@ -287,9 +287,7 @@ def test_a_network_that_never_ends_or_takes_all_memory_ends_in_a_line(
 
 def test_a_size_that_no_memory_holds_is_refused_before_there_is_an_image(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "net.onnx", shape=(3, "height", "width"))
-    with pytest.raises(
-        CheckpointError, match=r"gives no embeddings .*: a batch of 1 would take more than 1 GiB"
-    ):
+    with pytest.raises(ConfigError, match=r"input\.size=1048576: must be 1 to 4096 pixels"):
         load_model(path, device="cpu", size=1 << 20)
 
 
