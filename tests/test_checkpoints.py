@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from facerec import checkpoint, sharded_checkpoint
+from facerec import checkpoint, processes, sharded_checkpoint
 from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
 from facerec.training import last
 from facerec.training.loop import Trainer
@@ -79,6 +79,32 @@ def test_no_single_bit_of_a_checkpoint_folder_changes_unnoticed(tmp_path: Path) 
                 refused += 1
             path.write_bytes(content)
         assert refused, path.name
+
+
+def save_a_step_again(folder: Path) -> None:
+    trainer = tiny_trainer(folder, trainer_max_steps=2, head_options={"sharded": True})
+    trainer.fit()
+    trainer.saved = None
+    processes.each(None)  # the first one concludes a save
+    (before,) = last.kept(trainer.checkpoints)
+    begun = sharded_checkpoint.save
+
+    def watched(written: Path, *given: Any, **options: Any) -> Any:
+        saving = begun(written, *given, **options)
+        assert written != before and sharded_checkpoint.is_one(before), "it counts until the other does"
+        return saving
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded_checkpoint, "save", watched)
+        trainer.save()
+    processes.each(None)
+    assert last.kept(trainer.checkpoints) == [before]
+
+
+def test_a_step_that_is_saved_again_has_a_checkpoint_all_the_time(
+    tmp_path: Path,
+) -> None:
+    together(2, tmp_path, save_a_step_again)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

@@ -47,11 +47,19 @@ def more_rows(count: int) -> Moment:
     return moment
 
 
-def writing(out: Path) -> bool:
-    """A checkpoint is being written: a file under its temporary name, or a folder that is not finished."""
-    here = out / "checkpoints"
-    files, folders = here.glob(".last.pt.*.tmp"), here.glob("last-*")
-    return any(files) or any(not sharded_checkpoint.is_one(path) for path in folders)
+def writing(rows: int) -> Moment:
+    """A checkpoint is being written, after so many more rows: a file under its temporary name, or a folder
+    that is not finished.
+    """
+    later = more_rows(rows)
+
+    def moment(out: Path) -> bool:
+        here = out / "checkpoints"
+        files, folders = here.glob(".last.pt.*.tmp"), here.glob("last-*")
+        under_way = any(files) or any(not sharded_checkpoint.is_one(path) for path in folders)
+        return later(out) and under_way
+
+    return moment
 
 
 def later(seconds: float) -> Moment:
@@ -133,9 +141,9 @@ def survive(folder: Path, world: int, moments: list[Moment], steps: int, *settin
 @pytest.mark.parametrize(
     ("world", "moments", "settings"),
     [
-        (1, [more_rows(4), writing], []),
-        (2, [writing, more_rows(5)], ["trainer.save_in_background=true"]),
-        (3, [writing], []),
+        (1, [more_rows(4), writing(1)], []),
+        (2, [writing(2), more_rows(3)], ["trainer.save_in_background=true"]),
+        (3, [writing(4)], []),
     ],
 )
 def test_a_killed_command_goes_on_to_the_bit_and_keeps_its_records(
@@ -154,6 +162,10 @@ def test_many_killed_commands_go_on_to_the_bit_and_keep_their_records(
     chosen = random.Random(10 * world + background)
     moments: list[Moment] = []
     for _ in range(3):
-        drawn = [writing, later(chosen.uniform(0, 1.5)), more_rows(chosen.randrange(1, 4))]
+        drawn = [
+            writing(chosen.randrange(3)),
+            later(chosen.uniform(0, 1.5)),
+            more_rows(chosen.randrange(1, 4)),
+        ]
         moments += chosen.sample(drawn, 3)
     survive(tmp_path, world, moments, 72, f"trainer.save_in_background={background}", "trainer.save_every=2")

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 Read = TypeVar("Read")
 
 FILE = "last.pt"
+_FOLDER = re.compile(r"last-(\d+)(?:\.again)?")  # the latter: of a step that was saved before
 
 
 def find(checkpoints: Path) -> Path | None:
@@ -34,7 +35,7 @@ def kept(checkpoints: Path) -> list[Path]:
     """
     files = [path for path in checkpoints.glob("last*.pt") if _place(path) is not None]
     files.sort(key=lambda path: _place(path) or 0)
-    folders = [path for path in checkpoints.glob("last-*") if re.fullmatch(r"last-\d+", path.name)]
+    folders = [path for path in checkpoints.glob("last-*") if _FOLDER.fullmatch(path.name)]
     folders = sorted(filter(sharded_checkpoint.is_one, folders), key=_step, reverse=True)
     return sorted([*files, *folders], key=_step, reverse=True) if files and folders else files or folders
 
@@ -77,7 +78,11 @@ class LastCheckpoint:
                 self._only(self.checkpoints / FILE)
             return
         self.finish()
-        folder = place(self.checkpoints, captured["step"], shared_out=True)
+        folder = self._place = place(self.checkpoints, captured["step"], shared_out=True)
+        if processes.from_first(
+            sharded_checkpoint.is_one(folder)
+        ):  # what is there counts until the other does
+            folder = folder.with_name(f"{folder.name}.again")
         if processes.rank() == 0:
             sharded_checkpoint.remove(folder)
         tensors, rows, rest = state.split(captured, held)
@@ -92,7 +97,10 @@ class LastCheckpoint:
             self._under_way.finish()
             self._under_way = None
             if processes.rank() == 0:
-                self._only(self._folder)
+                if self._folder != self._place:
+                    sharded_checkpoint.remove(self._place)
+                    self._folder.replace(self._place)
+                self._only(self._place)
 
     def _shift(self) -> None:
         """Give each file the name of an older one; `FILE` stays until a new one takes its place."""
@@ -108,9 +116,7 @@ class LastCheckpoint:
                 name.unlink(missing_ok=True)
                 try:
                     os.link(newer, name)
-                except (
-                    OSError
-                ):  # a file system without links: for as long as the save takes there is no last.pt
+                except OSError:  # a file system without links: while the save takes, there is no last.pt
                     newer.replace(name)
 
     def _only(self, newest: Path) -> None:
@@ -119,7 +125,7 @@ class LastCheckpoint:
         for path in self.checkpoints.glob("last*"):
             if path in keep:
                 continue
-            if re.fullmatch(r"last-\d+", path.name):
+            if _FOLDER.fullmatch(path.name):
                 sharded_checkpoint.remove(path)
             elif _place(path) is not None:
                 path.unlink(missing_ok=True)
@@ -152,6 +158,7 @@ def intact(path: Path, own: Path, read: Callable[[Path], Read]) -> tuple[Path, R
         raise damage
     aside = path.with_name(f"{path.name}.damaged")
     if processes.rank() == 0:
+        sharded_checkpoint.remove(aside)
         path.replace(aside)
     older = processes.from_first(older)  # nobody goes on before it is renamed
     log.warning("%s; it is now called %s, and the run goes on from %s", damage, aside.name, older[0])
@@ -166,9 +173,10 @@ def _place(file: Path) -> int | None:
 
 def _step(path: Path) -> float:
     """The step of a state; one that cannot be read counts as the newest, so that it is tried, and told."""
-    if not path.suffix:
-        return int(path.name.removeprefix("last-"))
+    if folder := _FOLDER.fullmatch(path.name):
+        return int(folder[1])
     try:
-        return int(checkpoint.load(path).get("step", -1))
+        step = checkpoint.load(path).get("step")
     except CheckpointError:
-        return float("inf")
+        step = None
+    return step if isinstance(step, int) else float("inf")

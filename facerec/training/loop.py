@@ -122,6 +122,8 @@ class Trainer:
                 the run could not, and the run has been saved where that was possible.
         """
         self.set_modes()
+        blank_BHWC = torch.zeros(self.settings.batch_size, *self.input.shape, 3, device=self.device)
+        self.gradients.lay_out(self.embed, self.forward, blank_BHWC.permute(0, 3, 1, 2))
         with Interruption() as interruption:
             try:
                 self.tell("started")

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -149,13 +149,39 @@ class Gradients:
         self._named = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
         self._backbone = list(self._named.values())
 
-    def settle(self, batches: int) -> None:
-        """Make the gradients of `batches` batches what the optimizer takes: summed up, and averaged over the
-        processes where no one else has done so.
+    def lay_out(self, embed: nn.Module, forward: Callable[[Tensor], Tensor], image_BCHW: Tensor) -> None:
+        """Have torch lay out the gradients now as it will for all steps.
+
+        `DistributedDataParallel` does so after its first backward pass, and where a gradient lies decides in
+        which order more than two ranks' values are added up: the first step after a resume would differ in
+        its last bits from the same step of a run in one part. Nothing else is changed by it.
+
+        Args:
+            embed: from `spread`.
+            forward: calls it as a step does.
+            image_BCHW: any images, of a batch's shape.
 
         Raises:
             ConfigError: a parameter of the backbone takes no part in the loss, which leaves
                 `DistributedDataParallel` waiting for its gradient, and those of its neighbours not averaged.
+        """
+        if not isinstance(embed, DistributedDataParallel):
+            return
+        before = [buffer.clone() for buffer in embed.buffers()]
+        devices = [image_BCHW.device] if image_BCHW.is_cuda else []
+        with torch.random.fork_rng(devices):
+            forward(image_BCHW).float().sum().backward()
+        idle = [name for name, parameter in self._named.items() if parameter.grad is None]
+        if idle:
+            mend = f"its {idle[0]} takes no part in the loss, so several processes cannot average it"
+            raise ConfigError("backbone", self._name, f"{mend}; train it in one process")
+        embed.zero_grad(set_to_none=True)
+        for buffer, value in zip(embed.buffers(), before, strict=True):
+            buffer.copy_(value)
+
+    def settle(self, batches: int) -> None:
+        """Make the gradients of `batches` batches what the optimizer takes: summed up, and averaged over the
+        processes where no one else has done so.
         """
         for parameter in (*self._head, *self._rows):
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -164,10 +190,6 @@ class Gradients:
                 gradient = parameter.grad._coalesced_(True) if batches == 1 else parameter.grad.coalesce()
                 parameter.grad = gradient
         if processes.count() > 1:
-            idle = [name for name, parameter in self._named.items() if parameter.grad is None]
-            if idle:
-                mend = f"its {idle[0]} takes no part in the loss, so several processes cannot average it"
-                raise ConfigError("backbone", self._name, f"{mend}; train it in one process")
             for gradient in _of(self._head):
                 dist.all_reduce(gradient)
                 gradient /= processes.count()
