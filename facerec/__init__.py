@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from facerec.backbones import create_backbone
-    from facerec.data.recordio import Record, RecordReader, RecordWriter
-    from facerec.evaluation.loading import load_model
-    from facerec.evaluation.verification import verify
+    from facerec.evaluation.protocols.verification import verify
     from facerec.heads import create_head
+    from facerec.models.opening import load_model
+    from facerec.packs.recordio import Record, RecordReader, RecordWriter
 
 __version__ = "0.1.0"
 __all__ = ["Record", "RecordReader", "RecordWriter", "create_backbone", "create_head", "load_model", "verify"]
 
 _HOMES = {
-    "Record": "facerec.data.recordio",
-    "RecordReader": "facerec.data.recordio",
-    "RecordWriter": "facerec.data.recordio",
+    "Record": "facerec.packs.recordio",
+    "RecordReader": "facerec.packs.recordio",
+    "RecordWriter": "facerec.packs.recordio",
     "create_backbone": "facerec.backbones",
     "create_head": "facerec.heads",
-    "load_model": "facerec.evaluation.loading",
-    "verify": "facerec.evaluation.verification",
+    "load_model": "facerec.models.opening",
+    "verify": "facerec.evaluation.protocols.verification",
 }
 
 

@@ -118,7 +118,7 @@ def peer(folder):
 
 
 def write_ours(folder):
-    from facerec.data.recordio import Record, RecordWriter
+    from facerec.packs.recordio import Record, RecordWriter
 
     for name, records in packs().items():
         with RecordWriter(folder / f"{name}.rec") as writer:
@@ -137,8 +137,8 @@ def check(name, what, right):
 
 
 def compare(folder, read):
-    from facerec.data import framing
-    from facerec.data.recordio import RecordReader
+    from facerec.packs import framing
+    from facerec.packs.recordio import RecordReader
 
     results = []
     for name, records in packs().items():

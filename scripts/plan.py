@@ -18,7 +18,7 @@ from facerec.training.cost import Cost, HeadSize, estimate, size
 # once, without weights and their bf16 copies; fp32 takes twice as much. Measured on a CPU with torch 2.14, in
 # channels-last, as half the difference between batches of 4 and of 2. Other backbones: by `saved_bytes`.
 SAVED = {"iresnet50": 35.5e6, "iresnet100": 55.9e6}
-_PASSES = 25  # times that the products are read or written, counted in facerec.heads.class_sums
+_PASSES = 25  # times that the products are read or written, counted in facerec.heads.mechanism.class_sums
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from facerec.data.verification import VerificationSet, verification_set
+from facerec.packs.verification import VerificationSet, verification_set
 
 SIZE, WIDTH = 16, 8
 GRID = 4  # pictures are patterns of 4×4 squares

@@ -25,15 +25,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from facerec.data import verification
-from facerec.data.index import read_index
-from facerec.data.making import pair_lists
-from facerec.data.making.listing import Listing
-from facerec.data.packs import read_property
-from facerec.data.pictures import open_pictures
 from facerec.errors import FacerecError
-from facerec.evaluation import template_lists
-from facerec.evaluation.identification_protocols import read_leave_out
+from facerec.evaluation.protocols import template_lists
+from facerec.evaluation.protocols.folders import read_leave_out
+from facerec.loading.named import open_pictures
+from facerec.making import pair_lists
+from facerec.making.listing import Listing
+from facerec.packs import verification
+from facerec.packs.index import read_index
+from facerec.packs.pack import read_property
 
 CORPUS: Final = Path(__file__).parent / "fixtures" / "fuzz"
 SAME: Final = [True, False, True, True, False]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from facerec import processes
+from facerec import distributed as processes
 
 
 def together(world: int, folder: Path, work: Callable[..., None], *details: object) -> None:
@@ -29,7 +29,7 @@ def start(world: int, folder: Path, work: Callable[..., None], *details: object)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
     multiprocessing.set_forkserver_preload(
-        ["facerec.training.run", "facerec.sharded_checkpoint", "facerec.cli.compose"]
+        ["facerec.training.run", "facerec.models.sharded_checkpoint", "facerec.cli.compose"]
     )
     arguments = (world, str(folder), work, *details)
     return torch.multiprocessing.start_processes(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from facerec.data.align import TEMPLATE_52, align, similarity
 from facerec.errors import DamagedDataError
+from facerec.images.align import TEMPLATE_52, align, similarity
 
 
 def moved(points, scale, angle, shift):

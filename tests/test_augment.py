@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.data.augment import CHANGES, Augmentation, AugmentSettings
-from facerec.data.loader import Loader
-from facerec.data.prepare import prepare
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
-from facerec.data.sources.synthetic import SyntheticFaces
-from facerec.evaluation.model import Input
+from facerec.images.augment import CHANGES, Augmentation, AugmentSettings
+from facerec.loading.loader import Loader
+from facerec.loading.prepare import prepare
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
+from facerec.loading.sources.synthetic import SyntheticFaces
+from facerec.models.model import Input
 
 SIZE = 40
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.data.packs import Pack, open_pack
-from facerec.data.recordio import Record, RecordWriter
+from facerec.packs.pack import Pack, open_pack
+from facerec.packs.recordio import Record, RecordWriter
 
 COUNT, BLOCK, WINDOW, BATCH = 6000, 100, 10, 64
 ORDER = {"size": 16, "block_size": BLOCK, "window": WINDOW}

@@ -5,14 +5,20 @@ import pytest
 import simplejpeg
 
 from facerec.cli.data import run as data_command
-from facerec.data.making.pair_lists import Pair
-from facerec.data.making.verification_sets import _people
-from facerec.data.verification import load_verification, people_path, write_verification
 from facerec.errors import DamagedDataError, UserError
-from facerec.evaluation.bootstrap import bootstrap, identity_draw, interval, numbered_people, rate_intervals
-from facerec.evaluation.folds import cross_validate, fold_of
-from facerec.evaluation.metrics import Separation
-from facerec.evaluation.verification import verify
+from facerec.evaluation.protocols.verification import verify
+from facerec.evaluation.statistics.bootstrap import (
+    bootstrap,
+    identity_draw,
+    interval,
+    numbered_people,
+    rate_intervals,
+)
+from facerec.evaluation.statistics.folds import cross_validate, fold_of
+from facerec.evaluation.statistics.metrics import Separation
+from facerec.making.pair_lists import Pair
+from facerec.making.verification_sets import _people
+from facerec.packs.verification import load_verification, people_path, write_verification
 
 
 def pairs_of_people(people=12, pairs=200, seed=0):

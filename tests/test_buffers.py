@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.data import buffers
+from facerec.images import buffers
 
 SHAPE = (40, 112, 112, 3)  # 1.5 MB
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from facerec import checkpoint, processes, sharded_checkpoint
+from facerec import distributed as processes
 from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
+from facerec.models import checkpoint, sharded_checkpoint
 from facerec.training import last
 from facerec.training.loop import Trainer
 from tests.several import together

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from facerec.cli.data import run
 from facerec.cli.errors import reported
-from facerec.data.audit import Finding, audit
-from facerec.data.recordio import RecordReader
 from facerec.errors import FacerecError, UserError
+from facerec.making.audit import Finding, audit
+from facerec.packs.recordio import RecordReader
 
 
 @pytest.fixture

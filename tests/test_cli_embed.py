@@ -18,7 +18,6 @@ import pytest
 import facerec
 from facerec.cli import data as facerec_data
 from facerec.cli.embed import run
-from facerec.data.verification import load_verification, write_verification
 from facerec.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +26,7 @@ from facerec.errors import (
     UserError,
 )
 from facerec.evaluation import embedding_files
+from facerec.packs.verification import load_verification, write_verification
 from tests.foreign_files import SIZE, WIDTH, colour_file, expected, onnx_file, pixels, png, red_people
 from tests.test_cli_train import command, failed, process
 
@@ -107,8 +107,8 @@ def test_what_does_not_fit_one_portion_is_the_same(
 
 
 def test_a_pack_gives_the_names_of_its_list(folder: Path, network: Path, tmp_path: Path) -> None:
-    from facerec.data.making.from_folder import pack_folder
-    from facerec.data.making.pictures import FaceMaker
+    from facerec.making.face_maker import FaceMaker
+    from facerec.making.from_folder import pack_folder
 
     pack_folder(folder, tmp_path / "pack", FaceMaker(size=SIZE, keep=True))
     array = embed(tmp_path / "pack", tmp_path / "pack.npy", network, "--no-flip")
@@ -182,8 +182,8 @@ def test_parquet_has_names_labels_and_embeddings(folder: Path, network: Path, tm
 
 def test_align_finds_the_face_first(network: Path, tmp_path: Path, lfw_root: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from facerec.data.decode import decode
-    from facerec.data.packs import open_pack
+    from facerec.images.decode import decode
+    from facerec.packs.pack import open_pack
 
     face = decode(open_pack(lfw_root).encoded(0))
     photograph = np.full((400, 500, 3), 90, np.uint8)

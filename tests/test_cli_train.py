@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec import checkpoint
-from facerec.data.orl import pack_orl
-from facerec.data.verification import write_verification
+from facerec.making.orl import pack_orl
+from facerec.models import checkpoint
+from facerec.packs.verification import write_verification
 
 SMALL = [
     "backbone=mobilefacenet",

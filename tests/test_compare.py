@@ -17,13 +17,13 @@ import torch
 from omegaconf import OmegaConf
 from scipy.stats import chi2
 
-from facerec import checkpoint
 from facerec.backbones import create_backbone
-from facerec.data.verification import write_verification
 from facerec.errors import CheckpointError, ConfigError, UserError
-from facerec.evaluation.comparison import compare, holm, mcnemar
-from facerec.evaluation.identification import identify
-from facerec.evaluation.verification import verify
+from facerec.evaluation.protocols.identification import identify
+from facerec.evaluation.protocols.verification import verify
+from facerec.evaluation.statistics.comparison import compare, holm, mcnemar
+from facerec.models import checkpoint
+from facerec.packs.verification import write_verification
 from facerec.reporting.evaluated import distinct_names
 from facerec.reporting.evaluation import evaluate_checkpoint
 

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from facerec.cli.data import run
 from facerec.cli.errors import reported
-from facerec.data.making.listing import Names
-from facerec.data.packs import open_pack
-from facerec.data.recordio import Record, RecordReader, RecordWriter
-from facerec.data.verification import load_verification, write_verification
 from facerec.errors import FacerecError
+from facerec.making.listing import Names
+from facerec.packs.pack import open_pack
+from facerec.packs.recordio import Record, RecordReader, RecordWriter
+from facerec.packs.verification import load_verification, write_verification
 
 MAGIC = 0xCED7230A.to_bytes(4, "little")
 quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

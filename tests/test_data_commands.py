@@ -18,11 +18,11 @@ from PIL import Image
 
 from facerec.cli import data_commands
 from facerec.cli.data import run
-from facerec.data.audit import audit
-from facerec.data.packs import open_pack
-from facerec.data.recordio import Record, RecordWriter
-from facerec.data.verification import load_verification
 from facerec.errors import UserError
+from facerec.making.audit import audit
+from facerec.packs.pack import open_pack
+from facerec.packs.recordio import Record, RecordWriter
+from facerec.packs.verification import load_verification
 
 PEOPLE, EACH = 22, 3
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__))

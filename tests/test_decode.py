@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.data.decode import MAX_PIXELS, decode, decode_into, decode_whole
 from facerec.device import release_memory
 from facerec.errors import DamagedDataError
+from facerec.images.decode import MAX_PIXELS, decode, decode_into, decode_whole
 
 
 def photograph(height: int = 112, width: int = 112) -> Image.Image:
@@ -57,7 +57,7 @@ def test_lfw_pictures_have_the_pixels_of_pil(lfw_root: Path) -> None:
 
 
 def test_jpeg_goes_straight_into_a_slot_of_a_batch_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("facerec.data.decode._open")  # the general way, which a plain JPEG does not need
+    monkeypatch.delattr("facerec.images.decode._open")  # the general way, which a plain JPEG does not need
     encoded = file_of(photograph(), "JPEG")
     batch_BHWC = np.full((3, 112, 112, 3), 9, np.uint8)
     decode_into(memoryview(encoded), batch_BHWC[1])

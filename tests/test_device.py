@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facerec import processes
-from facerec.data.settings import cores
+from facerec import distributed as processes
 from facerec.device import resolve_device
 from facerec.errors import ConfigError
+from facerec.loading.settings import cores
 
 
 @pytest.fixture

@@ -10,21 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from facerec.data import device_decode
-from facerec.data.decode import decode
-from facerec.data.device_decode import Undecoded, for_device
-from facerec.data.faces import EncodedFaces
-from facerec.data.loader import Loader
-from facerec.data.packs import open_pack
-from facerec.data.prepare import prepare
 from facerec.errors import ConfigError, DamagedDataError
-from facerec.evaluation.model import Input
+from facerec.images import device_decode
+from facerec.images.decode import decode
+from facerec.images.device_decode import Undecoded, for_device
+from facerec.loading.faces import EncodedFaces
+from facerec.loading.loader import Loader
+from facerec.loading.prepare import prepare
+from facerec.models.model import Input
+from facerec.packs.pack import open_pack
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 30, 32
 
 
-def picture(
+def encoded_image(
     i: int, kind: str = "JPEG", size: tuple[int, int] = (SIZE, SIZE), mode: str = "RGB", **save
 ) -> bytes:
     coarse = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -36,7 +36,7 @@ def picture(
 
 def garbled(i: int) -> bytes:
     """A JPEG with its head and end in order, whose scan asks for a Huffman table that is not there."""
-    whole = bytearray(picture(i))
+    whole = bytearray(encoded_image(i))
     whole[whole.index(b"\xff\xda") + 6] = 0x33
     return bytes(whole)
 
@@ -49,13 +49,13 @@ class Mixed(EncodedFaces):
         self.label_N, self.classes = np.arange(COUNT) // 3, np.arange(COUNT // 3)
         exif = Image.Exif()
         exif[0x0112] = 6
-        self.files = [picture(i) for i in range(COUNT)]
-        self.files[3] = picture(3, "PNG")
-        self.files[7] = picture(7, mode="L")
-        self.files[8] = picture(8, exif=exif)
-        self.files[9] = picture(9, mode="CMYK")
-        self.files[11] = picture(11, progressive=True)
-        self.files[12] = picture(12) + b"padding"
+        self.files = [encoded_image(i) for i in range(COUNT)]
+        self.files[3] = encoded_image(3, "PNG")
+        self.files[7] = encoded_image(7, mode="L")
+        self.files[8] = encoded_image(8, exif=exif)
+        self.files[9] = encoded_image(9, mode="CMYK")
+        self.files[11] = encoded_image(11, progressive=True)
+        self.files[12] = encoded_image(12) + b"padding"
         for i, content in other.items():
             self.files[int(i[1:])] = content
 
@@ -96,7 +96,7 @@ def test_ordinary_files_are_left_to_the_device_and_others_are_not() -> None:
 
 
 def test_pictures_of_another_size_are_resized_to_cover_and_cropped() -> None:
-    given = [picture(1, size=shape) for shape in ((64, 64), (90, 40), (20, 33), (32, 32))]
+    given = [encoded_image(1, size=shape) for shape in ((64, 64), (90, 40), (20, 33), (32, 32))]
     for size in ((32, 32), (48, 32)):
         files = [for_device(one) for one in given]
         assert all(one is not None for one in files)
@@ -112,11 +112,11 @@ def test_damage_that_only_the_device_meets_stops_the_run_and_is_named() -> None:
     with pytest.raises(DamagedDataError, match=r"^key 5 of /mixed: .*data\.on_error=skip"):
         prepared(Mixed(_5=damaged), "device")
     with pytest.raises(DamagedDataError, match=r"^key 6 of /mixed: .*data\.on_error=skip"):
-        prepared(Mixed(_6=picture(6)[:200]), "device")
+        prepared(Mixed(_6=encoded_image(6)[:200]), "device")
 
 
 def test_damaged_pictures_are_replaced_with_their_labels_and_mirrors() -> None:
-    damage = {"_5": garbled(5), "_6": picture(6)[:200], "_14": b"", "_29": garbled(29)}
+    damage = {"_5": garbled(5), "_6": encoded_image(6)[:200], "_14": b"", "_29": garbled(29)}
     loader, ours = prepared(Mixed(**damage), "device", on_error="skip")
     other, theirs = prepared(Mixed(**damage), "threads", on_error="skip")
     assert loader.skipped == other.skipped == 4
@@ -148,7 +148,7 @@ def test_a_device_out_of_memory_is_no_damaged_picture(monkeypatch: pytest.Monkey
 
 
 def test_augmentation_follows_the_decoding() -> None:
-    from facerec.data.augment import AugmentSettings
+    from facerec.images.augment import AugmentSettings
 
     augment = AugmentSettings(gray=1.0)
     _, ours = prepared(Mixed(), "device", augment=augment)

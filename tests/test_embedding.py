@@ -10,12 +10,13 @@ import simplejpeg
 import torch
 from torch import nn
 
-from facerec import checkpoint, create_backbone, load_model
-from facerec.data.decode import decode
-from facerec.data.verification import VerificationSet
+from facerec import create_backbone, load_model
 from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
 from facerec.evaluation.embedding import embed_pictures, embed_set
-from facerec.evaluation.model import Input, Model
+from facerec.images.decode import decode
+from facerec.models import checkpoint
+from facerec.models.model import Input, Model
+from facerec.packs.verification import VerificationSet
 
 
 def jpegs(count, size=112, seed=0):
@@ -168,7 +169,7 @@ PROCESS = """
     from torch import nn
     from facerec.errors import DamagedDataError, FacerecError
     from facerec.evaluation.embedding import embed_pictures
-    from facerec.evaluation.model import Input, Model
+    from facerec.models.model import Input, Model
 
     rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from facerec import load_model
 from facerec.errors import ConfigError
 from facerec.evaluation.embedding import Embedded, embed_pictures
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.model import Model
+from facerec.models.model import Model
 from tests.foreign_files import onnx_file, pixels, png
 
 PICTURES = [png(one) for one in pixels(6)]

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from facerec.data.verification import VerificationSet
 from facerec.errors import StorageError
-from facerec.evaluation.verification import verify
+from facerec.evaluation.protocols.verification import verify
+from facerec.packs.verification import VerificationSet
 from facerec.reporting.verification_figures import (
     det_figure,
     distance_figure,
@@ -40,9 +40,9 @@ def test_every_figure_is_written_as_a_picture(result, tmp_path):
         f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "pairs")
     ]
     for path in paths:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and image.width > 800
-            assert len(image.convert("L").getcolors()) > 20
+        with Image.open(path) as drawn:
+            assert drawn.format == "PNG" and drawn.width > 800
+            assert len(drawn.convert("L").getcolors()) > 20
     assert sorted(path.parent.iterdir()) == sorted(paths)
 
 
@@ -76,7 +76,7 @@ def test_the_distances_show_the_mean_threshold(result):
 
 def test_the_mosaics_show_the_hardest_pairs_whether_or_not_they_are_wrong(result):
     figure = pair_figure("lfw", result)
-    shown = [image.get_array() for axes in figure.axes for image in axes.images]
+    shown = [drawn.get_array() for axes in figure.axes for drawn in axes.images]
     captions = [axes.get_title() for axes in figure.axes]
     first = int(np.argmax(np.where(result.issame_N, result.distance_N, -1)))
     assert captions[0] == f"pair {first}: {result.distance_N[first]:.3f}, wrong"

@@ -17,14 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from facerec import checkpoint, create_backbone, load_model
+from facerec import create_backbone, load_model
 from facerec.errors import CheckpointError, ConfigError, UserError
 from facerec.evaluation.embedding import embed_pictures
-from facerec.evaluation.export import export
-from facerec.evaluation.loading import kind_of
-from facerec.evaluation.model import Input, Model
+from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.verification import evaluate_set
+from facerec.models import checkpoint
+from facerec.models.export import export
+from facerec.models.model import Input, Model
+from facerec.models.opening import kind_of
 from tests.foreign_files import (
     SIZE,
     WIDTH,

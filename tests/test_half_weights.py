@@ -11,7 +11,7 @@ from torch import nn
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
-from facerec.heads.sharding import take_rows
+from facerec.heads.mechanism.sharding import take_rows
 from facerec.training.half_weights import half_weights, require_sgd, rounded_at_random
 from tests.tiny_run import tiny_trainer
 

@@ -13,9 +13,10 @@ import torch
 from facerec.cli.errors import reported
 from facerec.cli.figures import FIGURES, run
 from facerec.errors import ConfigError, UserError
+from facerec.figures import digits as digit_figures
+from facerec.figures import heads as head_figures
+from facerec.figures.heads import CURVES, head_of_two, set_quality, target_logit
 from facerec.heads import HEADS
-from facerec.reporting import digit_figures, head_figures
-from facerec.reporting.head_figures import CURVES, head_of_two, set_quality, target_logit
 
 ANGLES = torch.linspace(0.01, math.pi - 0.01, 50, dtype=torch.float64)
 COSINE = ANGLES.cos()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead, Head
-from facerec.heads.class_sums import class_sums
-from facerec.heads.terms import Elementwise, Scaled, Term
+from facerec.heads.mechanism.class_sums import class_sums
+from facerec.heads.mechanism.terms import Elementwise, Scaled, Term
 
 CLASSES, SIZE = 11, 5
 PAIRS = {"triplet", "contrastive"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from facerec import processes
+from facerec import distributed as processes
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
-from facerec.heads.sharding import Shard, sample_rows, shardable, take_rows
+from facerec.heads.mechanism.sharding import Shard, sample_rows, shardable, take_rows
 from tests.several import together
 
 CLASSES, SIZE = 11, 6

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from facerec.errors import MissingDataError, NonFiniteError, UserError
-from facerec.evaluation.identification import identify, megaface
-from facerec.evaluation.identification_protocols import evaluate_folders, evaluate_megaface, read_leave_out
-from facerec.evaluation.model import Input, Model
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.search import CosineBlock, Highest, PrefixMaxima, TopK, cosine_blocks, unit
+from facerec.evaluation.protocols.folders import evaluate_folders, evaluate_megaface, read_leave_out
+from facerec.evaluation.protocols.identification import identify, megaface
 from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.statistics.search import CosineBlock, Highest, PrefixMaxima, TopK, cosine_blocks, unit
+from facerec.models.model import Input, Model
 
 
 def normalised(rows):
@@ -195,8 +195,8 @@ def test_what_cannot_be_identified_is_refused():
 
 @pytest.mark.parametrize("as_portions", [False, True])
 def test_megaface_equals_the_definition(monkeypatch, as_portions):
-    monkeypatch.setattr("facerec.evaluation.identification.MEGAFACE_FAR", "1e-3")
-    monkeypatch.setattr("facerec.evaluation.search.BLOCK", 128)
+    monkeypatch.setattr("facerec.evaluation.protocols.identification.MEGAFACE_FAR", "1e-3")
+    monkeypatch.setattr("facerec.evaluation.statistics.search.BLOCK", 128)
     probe, person = people(6, 7, noise=1.5)
     order = np.random.default_rng(5).permutation(len(probe))
     probe, person = probe[order], person[order]
@@ -279,7 +279,7 @@ def embedded(model, root):
 
 
 def test_folders_are_gallery_probes_and_distractors(model, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("facerec.evaluation.identification_protocols.PORTION", 5)
+    monkeypatch.setattr("facerec.evaluation.protocols.folders.PORTION", 5)
     caplog.set_level(logging.INFO)
     gallery = write_folders(tmp_path / "gallery", "abcdefgh", 1, seed=1, noise=60)
     probes = write_folders(tmp_path / "probes", "abcdefghxyz", 3, seed=2, noise=60)
@@ -314,7 +314,7 @@ def test_noisy_pictures_are_left_out(model, tmp_path, caplog):
 
 
 def test_megaface_from_folders(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("facerec.evaluation.identification_protocols.PORTION", 7)
+    monkeypatch.setattr("facerec.evaluation.protocols.folders.PORTION", 7)
     probes = write_folders(tmp_path / "probes", "abcd", 4, seed=1, noise=60)
     others = write_folders(tmp_path / "others", "klmnopqrst", 3, seed=2)
     result = evaluate_megaface(

@@ -8,11 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from facerec.data.identity_sampler import IdentityOrder
-from facerec.data.loader import Loader
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
 from facerec.errors import ConfigError
+from facerec.loading.identity_order import IdentityOrder
+from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
 
 
 def labels(sizes: list[int], mixed: bool = False) -> np.ndarray:

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from facerec.cli.data import run as facerec_data
-from facerec.data.decode import decode, read_file
-from facerec.data.device_decode import for_device
-from facerec.data.loader import Loader
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
 from facerec.errors import ConfigError, DamagedDataError
+from facerec.images.decode import decode, read_file
+from facerec.images.device_decode import for_device
+from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
 from tests.test_images import SIDE, app1, chunk, file_of, photograph, with_segments
 
 
@@ -152,6 +152,6 @@ def test_what_is_no_file_and_what_is_too_long_is_not_waited_for(tmp_path: Path) 
 
 def test_a_long_narrow_photograph_is_searched_for_faces_in_bounded_memory() -> None:
     pytest.importorskip("onnxruntime")
-    from facerec.data.making.detection import Mtcnn
+    from facerec.making.detection import Mtcnn
 
     assert Mtcnn().detect(np.zeros((1, 16_000, 3), np.uint8)) == []

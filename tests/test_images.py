@@ -15,18 +15,18 @@ from PIL import Image, ImageOps
 
 from facerec.cli.data import run as facerec_data
 from facerec.cli.embed import run as facerec_embed
-from facerec.data.decode import ENDINGS, Pixels, decode, decode_whole, read_header
-from facerec.data.loader import Loader
-from facerec.data.making.pictures import FaceMaker
-from facerec.data.packs import open_pack
-from facerec.data.record import Record
-from facerec.data.recordio import RecordWriter
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
-from facerec.data.verification import load_verification, write_verification
 from facerec.errors import DamagedDataError
 from facerec.evaluation.embedding import embed_pictures
-from facerec.evaluation.model import Input, Model
+from facerec.images.decode import ENDINGS, Pixels, decode, decode_whole, read_header
+from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
+from facerec.making.face_maker import FaceMaker
+from facerec.models.model import Input, Model
+from facerec.packs.pack import open_pack
+from facerec.packs.record import Record
+from facerec.packs.recordio import RecordWriter
+from facerec.packs.verification import load_verification, write_verification
 
 SIDE = 112
 SIZES = {"112": (112, 112), "224": (224, 224), "oblong": (150, 118), "pixel": (1, 1)}

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facerec.data import cache, index_text
-from facerec.data.index import RecordIndex, read_index, write_index
-from facerec.data.recordio import RecordReader, RecordWriter
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError
+from facerec.packs import cache, index_text
+from facerec.packs.index import RecordIndex, read_index, write_index
+from facerec.packs.recordio import RecordReader, RecordWriter
 
 
 def write_lines(path: Path, key_N: np.ndarray, offset_N: np.ndarray) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facerec import checkpoint, sharded_checkpoint
-from facerec.data.verification import write_verification
+from facerec.models import checkpoint, sharded_checkpoint
+from facerec.packs.verification import write_verification
 from facerec.training import last
 from tests.foreign_files import png
 from tests.several import start, train

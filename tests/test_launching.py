@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from facerec.cli import compose
-from facerec.data.orl import pack_orl
 from facerec.errors import FacerecError, UserError
+from facerec.making.orl import pack_orl
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.sbatch"
 PROGRAMS = Path(sys.executable).parent

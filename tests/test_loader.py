@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from facerec.data.decode import decode
-from facerec.data.faces import EncodedFaces, PixelFaces
-from facerec.data.loader import Batch, Loader
-from facerec.data.order import Order, mirrored
-from facerec.data.packs import open_pack
-from facerec.data.prepare import mirror_where, prepare
-from facerec.data.recordio import Record, RecordWriter
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
-from facerec.evaluation.model import Input
+from facerec.images.decode import decode
+from facerec.loading.faces import EncodedFaces, PixelFaces
+from facerec.loading.loader import Batch, Loader
+from facerec.loading.order import Order, mirrored
+from facerec.loading.prepare import mirror_where, prepare
+from facerec.models.model import Input
+from facerec.packs.pack import open_pack
+from facerec.packs.recordio import Record, RecordWriter
 
 COUNT = 50
 

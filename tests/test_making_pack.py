@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from facerec.cli.data import run
-from facerec.data.decode import decode
-from facerec.data.making import builder
-from facerec.data.making.from_folder import pack_folder
-from facerec.data.making.pictures import FaceMaker, Made
-from facerec.data.packs import open_pack
 from facerec.errors import ConfigError, MissingDataError, StorageError, UserError
+from facerec.images.decode import decode
+from facerec.making import builder
+from facerec.making.face_maker import FaceMaker, Made
+from facerec.making.from_folder import pack_folder
+from facerec.packs.pack import open_pack
 
 PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
 

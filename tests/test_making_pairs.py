@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facerec.cli.data import run
-from facerec.data.decode import decode
-from facerec.data.making.drawing import draw_pairs
-from facerec.data.making.pair_lists import lfw_picture, read_csv, read_names, read_pairs_txt, read_people_txt
-from facerec.data.packs import open_pack
-from facerec.data.recordio import Record, RecordWriter
-from facerec.data.verification import load_verification
 from facerec.errors import ConfigError, DamagedDataError, FacerecError, MissingDataError, UserError
+from facerec.images.decode import decode
+from facerec.making.drawn_pairs import draw_pairs
+from facerec.making.pair_lists import lfw_picture, read_csv, read_names, read_pairs_txt, read_people_txt
+from facerec.packs.pack import open_pack
+from facerec.packs.recordio import Record, RecordWriter
+from facerec.packs.verification import load_verification
 from tests.test_making_pack import picture
 
 

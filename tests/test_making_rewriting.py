@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facerec.cli.data import run
-from facerec.data.audit import audit
-from facerec.data.making.rewriting import plain_name, repair
-from facerec.data.packs import Pack, open_pack
-from facerec.data.recordio import Record, RecordWriter
 from facerec.errors import FacerecError, MissingDataError, UserError
+from facerec.making.audit import audit
+from facerec.making.rewriting import plain_name, repair
+from facerec.packs.pack import Pack, open_pack
+from facerec.packs.recordio import Record, RecordWriter
 from tests.test_making_pack import picture
 
 

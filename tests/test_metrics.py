@@ -8,9 +8,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from facerec.errors import ConfigError
-from facerec.evaluation.bootstrap import bootstrap, interval
-from facerec.evaluation.folds import GRID_J, cross_validate, fold_of
-from facerec.evaluation.metrics import Separation
+from facerec.evaluation.statistics.bootstrap import bootstrap, interval
+from facerec.evaluation.statistics.folds import GRID_J, cross_validate, fold_of
+from facerec.evaluation.statistics.metrics import Separation
 
 
 def naive_cross_validate(distance, issame, candidates_of, folds):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facerec.data.prepare import prepare
-from facerec.evaluation.model import Input
 from facerec.heads import HEADS
+from facerec.loading.prepare import prepare
+from facerec.models.model import Input
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from tests.tiny_run import tiny_trainer

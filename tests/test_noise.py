@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facerec.data.faces import PixelFaces
-from facerec.data.loader import Loader
-from facerec.data.noise import lookalikes, with_label_noise
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
 from facerec.errors import ConfigError
+from facerec.loading.faces import PixelFaces
+from facerec.loading.loader import Loader
+from facerec.loading.noise import lookalikes, with_label_noise
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
 
 
 def people(**given: Any):

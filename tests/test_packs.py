@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facerec.data import labels
-from facerec.data.packs import Pack, Property, find_rec, open_pack, read_property
-from facerec.data.recordio import Record, RecordReader, RecordWriter
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError
+from facerec.packs import labels
+from facerec.packs.pack import Pack, Property, find_rec, open_pack, read_property
+from facerec.packs.recordio import Record, RecordReader, RecordWriter
 
 INSIGHTFACE = ["insightface_layout", "insightface_two_labels"]
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facerec import checkpoint, processes, sharded_checkpoint
+from facerec import distributed as processes
 from facerec.backbones import create_backbone
-from facerec.backbones.weights import load_pretrained
 from facerec.errors import CheckpointError, ConfigError, FacerecError, NonFiniteError, UserError
-from facerec.evaluation.loading import load_model
-from facerec.evaluation.model import Input
+from facerec.models import checkpoint, sharded_checkpoint
+from facerec.models.model import Input
+from facerec.models.opening import load_model
+from facerec.models.pretrained import load_pretrained
 from facerec.training import parallel
 from facerec.training.last import find
 from facerec.training.loop import Trainer

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facerec import checkpoint
 from facerec.backbones import BACKBONES, create_backbone
-from facerec.backbones.weights import load_pretrained, read_weights, recognise
 from facerec.errors import CheckpointError
+from facerec.models import checkpoint
+from facerec.models.pretrained import load_pretrained, read_weights, recognise
 
 SMALL = {"embedding_size": 8, "input_size": 32}
 State = dict[str, Tensor]

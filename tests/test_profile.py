@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from facerec.reporting.profile import PHASES, SKIPPED, TIMED, TRACED, Profile
+from facerec.reporting.loggers.profile import PHASES, SKIPPED, TIMED, TRACED, Profile
 from tests.tiny_run import tiny_trainer
 
 

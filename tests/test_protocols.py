@@ -11,11 +11,12 @@ import simplejpeg
 import torch
 from omegaconf import OmegaConf
 
-from facerec import checkpoint, create_backbone
+from facerec import create_backbone
 from facerec.errors import ConfigError, MissingDataError
-from facerec.evaluation.model import Input
-from facerec.evaluation.protocols import PROTOCOLS
+from facerec.evaluation.protocols.settings import PROTOCOLS
 from facerec.evaluation.settings import EvalSettings
+from facerec.models import checkpoint
+from facerec.models.model import Input
 from facerec.reporting.evaluation import evaluate_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from facerec.cli.compose import config_folder
-from facerec.data.settings import DataSettings
 from facerec.evaluation.settings import EvalSettings
+from facerec.loading.settings import DataSettings
 from facerec.registry import build
 from facerec.training.run import split_backbone, try_out
 from facerec.training.settings import OptimizerSettings, ScheduleSettings, TrainerSettings

@@ -18,8 +18,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facerec.data import framing
-from facerec.data.recordio import Record, RecordReader, RecordWriter, pack, unpack
 from facerec.errors import (
     ChangedDataError,
     DamagedDataError,
@@ -28,6 +26,8 @@ from facerec.errors import (
     StorageError,
     UserError,
 )
+from facerec.packs import framing
+from facerec.packs.recordio import Record, RecordReader, RecordWriter, pack, unpack
 
 MAGIC = framing.MAGIC_BYTES
 INDEXED = ["insightface_layout", "insightface_two_labels", "im2rec_layout", "hard_payloads", "sparse_keys"]

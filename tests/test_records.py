@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facerec import checkpoint, files
-from facerec.data.recordio import Record, RecordWriter
-from facerec.reporting.run_reporters import MetricsFile, TensorBoard
+from facerec import files
+from facerec.models import checkpoint
+from facerec.packs.recordio import Record, RecordWriter
+from facerec.reporting.loggers.run_reporters import MetricsFile, TensorBoard
 from tests.foreign_files import png
 from tests.test_cli_train import Ended, command, failed
 from tests.test_training import At, interrupt

@@ -17,8 +17,8 @@ from facerec.backbones import create_backbone
 from facerec.backbones.flops import activation_bytes
 from facerec.cli.embed import run as embed
 from facerec.cli.errors import reported
-from facerec.data.loader import Loader
 from facerec.errors import UserError
+from facerec.loading.loader import Loader
 from facerec.training.guard import Plateau
 from tests.test_cli_train import command, failed, process
 from tests.tiny_run import TinyFaces

@@ -11,11 +11,11 @@ import pytest
 import simplejpeg
 from torch import nn
 
-from facerec.data.verification import VerificationSet
-from facerec.evaluation.identification import identify, megaface
-from facerec.evaluation.model import Model
-from facerec.evaluation.templates import judge_pairs, unit_rows
-from facerec.evaluation.verification import verify
+from facerec.evaluation.protocols.identification import identify, megaface
+from facerec.evaluation.protocols.templates import judge_pairs, unit_rows
+from facerec.evaluation.protocols.verification import verify
+from facerec.models.model import Model
+from facerec.packs.verification import VerificationSet
 from facerec.reporting.evaluated import Evaluated, compared
 from facerec.reporting.evaluation import write_all
 from facerec.reporting.numbers import headline_of

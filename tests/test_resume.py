@@ -19,12 +19,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from facerec import checkpoint
 from facerec.cli.compose import config_folder
-from facerec.data.noise import with_label_noise
-from facerec.data.packs import open_pack
-from facerec.data.recordio import Record, RecordWriter
 from facerec.errors import CheckpointError
+from facerec.loading.noise import with_label_noise
+from facerec.models import checkpoint
+from facerec.packs.pack import open_pack
+from facerec.packs.recordio import Record, RecordWriter
 from facerec.training import comparison
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from facerec.data.verification import verification_set
-from facerec.evaluation.model import Input, Model
 from facerec.evaluation.sanity import COMMON, check_preprocessing
 from facerec.evaluation.settings import EvalSettings
+from facerec.models.model import Input, Model
+from facerec.packs.verification import verification_set
 from tests.foreign_files import SIZE, Colour, red_people
 
 PEOPLE = red_people()

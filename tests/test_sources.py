@@ -18,16 +18,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from facerec.cli.data import run
-from facerec.data.augment import AugmentSettings
-from facerec.data.decode import decode
-from facerec.data.faces import EncodedFaces, PixelFaces
-from facerec.data.loader import Loader
-from facerec.data.making.pictures import FaceMaker
-from facerec.data.making.shelves import FolderShelf
-from facerec.data.pictures import open_pictures
-from facerec.data.settings import DataSettings
-from facerec.data.sources import SOURCES, open_faces
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
+from facerec.images.augment import AugmentSettings
+from facerec.images.decode import decode
+from facerec.loading.faces import EncodedFaces, PixelFaces
+from facerec.loading.loader import Loader
+from facerec.loading.named import open_pictures
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import SOURCES, open_faces
+from facerec.making.face_maker import FaceMaker
+from facerec.making.shelves import FolderShelf
 from facerec.registry import build
 
 CONFIGS = Path(__file__).parents[1] / "configs"

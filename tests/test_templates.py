@@ -9,17 +9,23 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from facerec.data.align import TEMPLATE_52, align
 from facerec.errors import DamagedDataError, MissingDataError, NonFiniteError
-from facerec.evaluation import templates as templates_module
 from facerec.evaluation.embedding import embed_pictures
-from facerec.evaluation.identification import identify
-from facerec.evaluation.model import Input, Model
+from facerec.evaluation.protocols import templates as templates_module
+from facerec.evaluation.protocols.identification import identify
+from facerec.evaluation.protocols.template_lists import read_ijb, read_template_pairs, read_ytf_splits
+from facerec.evaluation.protocols.template_sets import evaluate_ijb, evaluate_ytf, spaced
+from facerec.evaluation.protocols.templates import (
+    FaceList,
+    TemplatePool,
+    judge_pairs,
+    pair_cosines,
+    unit_rows,
+)
+from facerec.evaluation.protocols.verification import verify
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.template_lists import read_ijb, read_template_pairs, read_ytf_splits
-from facerec.evaluation.template_protocols import evaluate_ijb, evaluate_ytf, spaced
-from facerec.evaluation.templates import FaceList, TemplatePool, judge_pairs, pair_cosines, unit_rows
-from facerec.evaluation.verification import verify
+from facerec.images.align import TEMPLATE_52, align
+from facerec.models.model import Input, Model
 
 SETTINGS = EvalSettings(bootstrap=0, batch_size=16)
 
@@ -286,7 +292,7 @@ def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
     same = rng.random(5000) < 0.3
     text = "".join(f"{a} {b} {int(s)}\n" for (a, b), s in zip(expected, same, strict=True))
     path = tmp_path / "pairs.txt"
-    monkeypatch.setattr("facerec.data.index_text._BLOCK", 999)
+    monkeypatch.setattr("facerec.packs.index_text._BLOCK", 999)
     for written in (text, text.rstrip(), text.replace("\n", "\r\n"), text.replace(" ", "\t"), text + "\n \n"):
         path.write_bytes(written.encode())
         first, second, issame = read_template_pairs(path)
@@ -297,7 +303,7 @@ def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", ["1 2", "1 2 3", "1 x 0", "-1 2 1", "1 2 0 4", "1 99999999999 1"])
 def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, monkeypatch, line):
-    monkeypatch.setattr("facerec.data.index_text._BLOCK", 40)
+    monkeypatch.setattr("facerec.packs.index_text._BLOCK", 40)
     path = tmp_path / "pairs.txt"
     path.write_text("12 34 1\n" * 30 + line + "\n" + "12 34 1\n" * 30)
     with pytest.raises(DamagedDataError, match=f"line 31: '{line}' is not template 1"):
@@ -308,7 +314,7 @@ def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, monkeypatch, line):
 def test_ten_million_pairs_stay_within_a_gigabyte(tmp_path):
     program = """
 import numpy as np, resource
-from facerec.evaluation.templates import judge_pairs, unit_rows
+from facerec.evaluation.protocols.templates import judge_pairs, unit_rows
 rng = np.random.default_rng(0)
 unit = unit_rows(rng.standard_normal((23124, 512), dtype="f4"))
 first = np.sort(rng.integers(0, 3531, 15_658_489)).astype("i4")

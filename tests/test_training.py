@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from facerec import checkpoint, load_model
+from facerec import load_model
 from facerec.errors import CheckpointError, NonFiniteError, StorageError
+from facerec.models import checkpoint
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
 from tests.tiny_run import tiny_trainer

@@ -12,9 +12,8 @@ from PIL import Image
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
-from facerec.data.verification import VerificationSet, write_verification
 from facerec.errors import ConfigError, MissingDataError, NonFiniteError, StorageError, UserError
-from facerec.evaluation.model import Input, Model
+from facerec.evaluation.protocols.verification import evaluate_set, verify
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import (
     evaluate_targets,
@@ -23,7 +22,8 @@ from facerec.evaluation.targets import (
     target_path,
     write_results,
 )
-from facerec.evaluation.verification import evaluate_set, verify
+from facerec.models.model import Input, Model
+from facerec.packs.verification import VerificationSet, write_verification
 
 
 def made_embeddings(pairs, size=16, noise=1.0, seed=0, dtype=np.float32):

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.data.decode import decode
-from facerec.data.verification import load_verification, verification_set, write_verification
 from facerec.errors import DamagedDataError, MissingDataError, StorageError
-from facerec.inert import Forbidden
+from facerec.images.decode import decode
+from facerec.packs.verification import load_verification, verification_set, write_verification
+from facerec.pickles.stand_ins import Forbidden
 
 
 def picture(shade: int) -> bytes:
@@ -244,7 +244,7 @@ def peak_of(path: Path) -> tuple[str, int]:
     """Load `path` in a process of its own; its error and its peak memory in bytes above that of importing."""
     code = (
         "import sys, json, resource\n"
-        "from facerec.data.verification import load_verification\n"
+        "from facerec.packs.verification import load_verification\n"
         "from facerec.errors import FacerecError\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before, said = peak(), ''\n"

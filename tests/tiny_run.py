@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from facerec import processes
-from facerec.data.faces import PixelFaces
-from facerec.data.loader import Loader
-from facerec.evaluation.model import Input
+from facerec import distributed as processes
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import create_head
+from facerec.loading.faces import PixelFaces
+from facerec.loading.loader import Loader
+from facerec.models.model import Input
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizer import make_optimizer

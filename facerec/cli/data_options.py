@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from facerec.data.making.pictures import FaceMaker
+    from facerec.making.face_maker import FaceMaker
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +21,8 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 def workers(options: argparse.Namespace) -> int:
     """How many threads; raises ConfigError below 1."""
-    from facerec.data.settings import cores
     from facerec.errors import require
+    from facerec.loading.settings import cores
 
     require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
     return options.workers or cores()
@@ -52,8 +52,8 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 def face_maker(options: argparse.Namespace) -> FaceMaker:
     """What the picture options say; raises ConfigError, and MissingDataError without the extra `align`."""
-    from facerec.data.making.detection import Mtcnn
-    from facerec.data.making.pictures import FaceMaker
+    from facerec.making.detection import Mtcnn
+    from facerec.making.face_maker import FaceMaker
 
     maker = FaceMaker(options.size, options.quality, options.keep, None, options.no_face)
     if not options.align:

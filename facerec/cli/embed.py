@@ -35,9 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
 
-    from facerec.data.pictures import open_pictures
     from facerec.evaluation.embedding_files import check_out, embed_to_file
-    from facerec.evaluation.loading import load_model
+    from facerec.loading.named import open_pictures
+    from facerec.models.opening import load_model
 
     check_out(options.out, force=options.force)
     pictures = open_pictures(options.source, list_root=options.root, damaged=options.on_error)

@@ -34,8 +34,8 @@ def _export(
 ) -> None:
     """Do what the settings say, which are those of configs/export.yaml."""
     from facerec.errors import require
-    from facerec.evaluation.export import export
-    from facerec.evaluation.loading import load_model
+    from facerec.models.export import export
+    from facerec.models.opening import load_model
 
     mend = "has no effect here; out=FILE says where the network goes"
     require(Path(output_dir).resolve() == Path.cwd(), "output_dir", output_dir, mend)

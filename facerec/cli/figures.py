@@ -53,13 +53,13 @@ def run(arguments: Sequence[str]) -> int:
 def _maker(name: str, options: argparse.Namespace) -> Callable:
     """What draws a figure; only what it needs is imported."""
     if name in ("scatter", "sphere"):
-        from facerec.reporting import digit_figures
+        from facerec.figures import digits as digit_figures
 
         if name == "sphere":
             return lambda: digit_figures.sphere(steps=options.steps)
         heads = options.heads.split(",") if options.heads else None
         return lambda: digit_figures.feature_scatter(heads, steps=options.steps)
-    from facerec.reporting import head_figures
+    from facerec.figures import heads as head_figures
 
     return {
         "logits": head_figures.target_curves,

@@ -28,8 +28,8 @@ def _run() -> int:
     ended_by: list[int] = []
 
     def train(config: dict[str, Any], run: RunFolder) -> float | None:
-        from facerec import processes
-        from facerec.reporting.run_reporters import run_reporters
+        from facerec import distributed as processes
+        from facerec.reporting.loggers.run_reporters import run_reporters
         from facerec.training.run import assemble, device_of
 
         run.hold()

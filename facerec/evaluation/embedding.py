@@ -24,11 +24,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from facerec import processes
-from facerec.data.decode import decode_into
-from facerec.data.settings import cores
+from facerec import distributed as processes
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
-from facerec.evaluation.model import Cache, Model
+from facerec.images.decode import decode_into
+from facerec.loading.settings import cores
+from facerec.models.model import Cache, Model
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -40,7 +40,7 @@ Where = Callable[[int], str]
 
 
 class PairSet(Protocol):
-    """What the protocol needs of a verification set (`facerec.data.verification.VerificationSet` is one)."""
+    """What the protocol needs of a verification set (`facerec.packs.verification.VerificationSet` is one)."""
 
     @property
     def name(self) -> str: ...

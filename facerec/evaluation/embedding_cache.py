@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import ConfigError, StorageError
-from facerec.evaluation.model import Model
-from facerec.evaluation.networks import ForeignNetwork
 from facerec.files import replacing
+from facerec.models.model import Model
+from facerec.models.networks import ForeignNetwork
 
 logger = logging.getLogger("facerec.evaluation")
 

@@ -19,10 +19,6 @@ from typing import IO, Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facerec.data.decode import decode_whole, fit_into
-from facerec.data.making.pictures import FaceMaker
-from facerec.data.pictures import NamedPictures
-from facerec.data.settings import cores
 from facerec.errors import (
     DamagedDataError,
     FacerecError,
@@ -32,8 +28,12 @@ from facerec.errors import (
     require,
 )
 from facerec.evaluation.embedding import embed_pictures
-from facerec.evaluation.model import Model
 from facerec.files import csv_lines, replacing, replacing_both
+from facerec.images.decode import decode_whole, fit_into
+from facerec.loading.named import NamedPictures
+from facerec.loading.settings import cores
+from facerec.making.face_maker import FaceMaker
+from facerec.models.model import Model
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -196,7 +196,7 @@ def _embed_all(
 
 def _maker(model: Model) -> FaceMaker:
     """What aligns faces for a model; the template of the five points is one of squares."""
-    from facerec.data.making.detection import Mtcnn
+    from facerec.making.detection import Mtcnn
 
     height, width = model.input.shape
     require(

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from facerec.data.faces import EncodedFaces, FaceSet
-from facerec.data.verification import VerificationSet
 from facerec.errors import DamagedDataError
-from facerec.evaluation.model import Model
+from facerec.loading.faces import EncodedFaces, FaceSet
+from facerec.models.model import Model
+from facerec.packs.verification import VerificationSet
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -42,7 +42,7 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
 def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
     """Warn of each test that shares names of identities, or images to the byte, with a training set.
 
-    Names are compared where both have some (a folder's, a `.lst`'s; `facerec.data.verification.people_path`).
+    Names are compared where both have some (a folder's, a `.lst`'s; `facerec.packs.verification.people_path`).
     Of a large training set some images are looked at only; were a test part of it, some would be found.
     """
     if not tests:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from facerec.errors import NonFiniteError
 from facerec.evaluation.embedding import PairSet, embed_pictures
-from facerec.evaluation.metrics import Separation
-from facerec.evaluation.model import Input, Model, Numbers
 from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.statistics.metrics import Separation
+from facerec.models.model import Input, Model, Numbers
 
 logger = logging.getLogger("facerec.evaluation")
 

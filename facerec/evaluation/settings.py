@@ -13,7 +13,7 @@ class EvalSettings:
     """What to evaluate and how.
 
     Args:
-        protocol: ``verification``; the others are for `facerec-eval` (`facerec.evaluation.protocols`).
+        protocol: ``verification``; the others are for `facerec-eval` (`evaluation.protocols`).
         targets: names of verification sets; target ``lfw`` is the file ``<root>/lfw.bin``. A path to a `.bin`
             is taken, too.
         root: folder of the ``.bin`` files.

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facerec.data.verification import VerificationSet, load_verification
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import PairSet
-from facerec.evaluation.model import Model
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.protocols import Result
+from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.protocols.verification import VerificationResult, evaluate_set, warn_of_folds
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.verification import VerificationResult, evaluate_set, warn_of_folds
 from facerec.files import replacing
+from facerec.models.model import Model
+from facerec.packs.verification import VerificationSet, load_verification
 
 logger = logging.getLogger("facerec.evaluation")
 

@@ -8,10 +8,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from facerec.distributed import Sizes, all_gather, mean_over_processes
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
-from facerec.heads.class_sums import ClassSums
-from facerec.heads.terms import Scaled, Term
-from facerec.processes import Sizes, gathered, mean_over_processes
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.terms import Scaled, Term
 
 LEAST_SCALE = 0.5  # the formulas give 0 or less for one or two classes
 
@@ -55,7 +55,7 @@ class AdaCos(ClassHead):
         """Move s on, given the log-sum-exp of the others at the present s."""
         # Relative to e^s, which no e^{s·c} exceeds, nothing overflows.
         mean = mean_over_processes((sums.others_B - self.s).exp())
-        median = gathered(sums.target_B.clamp(-1, 1).acos(), sizes).median()
+        median = all_gather(sums.target_B.clamp(-1, 1).acos(), sizes).median()
         s = (mean.log() + self.s) / median.clamp_max(math.pi / 4).cos()
         self.s.copy_(s.clamp_min(LEAST_SCALE))
 

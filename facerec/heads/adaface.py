@@ -10,8 +10,8 @@ from torch import Tensor
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, MarginHead, MarginOptions, Samples, cross_entropy, sine
-from facerec.heads.class_sums import ClassSums
 from facerec.heads.margins import add_angle, require_angle
+from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.heads.quality import RunningNorm, describe_quality
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from facerec import processes
+from facerec import distributed as processes
 from facerec.errors import ConfigError, DamagedDataError, UserError, require
-from facerec.heads.class_sums import ClassSums, Memory, class_sums
-from facerec.heads.sharding import Shard, sample_rows, shardable, take_rows
-from facerec.heads.terms import Scaled, Term
+from facerec.heads.mechanism.class_sums import ClassSums, Memory, class_sums
+from facerec.heads.mechanism.sharding import Shard, sample_rows, shardable, take_rows
+from facerec.heads.mechanism.terms import Scaled, Term
 from facerec.registry import Registry
 
 log = logging.getLogger(__name__)

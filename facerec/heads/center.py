@@ -7,10 +7,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from facerec import processes
+from facerec import distributed as processes
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, Samples
-from facerec.heads.class_sums import ClassSums
+from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.heads.softmax import Softmax
 
 

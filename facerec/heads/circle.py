@@ -8,7 +8,7 @@ from torch import Tensor
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, MarginHead, Samples
-from facerec.heads.terms import Term
+from facerec.heads.mechanism.terms import Term
 
 
 @HEADS.register("circle")

@@ -7,12 +7,12 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
+from facerec.distributed import mean_over_processes
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
-from facerec.heads.class_sums import ClassSums
 from facerec.heads.margins import ArcFace, ArcOptions, add_angle, require_angle, require_cosine_margin, rotate
-from facerec.heads.terms import Term
-from facerec.processes import mean_over_processes
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.terms import Term
 
 
 class HardNegatives(Term):

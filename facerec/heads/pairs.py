@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from facerec import processes
+from facerec import distributed as processes
 from facerec.errors import ConfigError, require
 from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
 

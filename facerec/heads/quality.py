@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from facerec.distributed import mean_over_processes, sum_over_processes
 from facerec.errors import require
-from facerec.processes import mean_over_processes, sum_over_processes
 
 
 class RunningNorm(nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples
-from facerec.heads.class_sums import ClassSums
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.terms import Term
 from facerec.heads.quality import RunningNorm, describe_quality
-from facerec.heads.terms import Term
 
 
 class Push(Term):

@@ -16,7 +16,7 @@ from facerec.heads.base import (
     cross_entropy,
     inverse_norm,
 )
-from facerec.heads.class_sums import ClassSums
+from facerec.heads.mechanism.class_sums import ClassSums
 
 
 @HEADS.register("softmax")

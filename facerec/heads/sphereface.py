@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy, inverse_norm
-from facerec.heads.class_sums import ClassSums
-from facerec.heads.sharding import own_rows
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.sharding import own_rows
 
 
 def psi(cosine: Tensor, m: int) -> Tensor:

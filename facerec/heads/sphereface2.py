@@ -12,8 +12,8 @@ from torch.nn.functional import softplus
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples
-from facerec.heads.class_sums import ClassSums
-from facerec.heads.terms import Elementwise, Term
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.terms import Elementwise, Term
 
 
 @HEADS.register("sphereface2")

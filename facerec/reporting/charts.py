@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facerec.evaluation.identification import IdentificationResult, MegafaceResult
-from facerec.evaluation.metrics import Curve, Histogram, Separation
-from facerec.evaluation.protocols import Result
-from facerec.evaluation.templates import TemplateResult
-from facerec.evaluation.verification import VerificationResult
+from facerec.evaluation.protocols.identification import IdentificationResult, MegafaceResult
+from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.protocols.templates import TemplateResult
+from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.statistics.metrics import Curve, Histogram, Separation
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.tables import rows_of
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from facerec.errors import ConfigError
-from facerec.evaluation.comparison import Comparison, compare
-from facerec.evaluation.model import Model
-from facerec.evaluation.protocols import Result
+from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.statistics.comparison import Comparison, compare
 from facerec.evaluation.targets import results_document
+from facerec.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Evaluated:
 
 
 def compared(evaluated: Sequence[Evaluated], bootstrap: int, seed: int) -> dict[str, list[Comparison]]:
-    """Every two models on each target (`facerec.evaluation.comparison.compare`); empty for one model."""
+    """Every two models on each target (`statistics.comparison.compare`); empty for one model."""
     if len(evaluated) < 2:
         return {}
     comparisons = {}

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec import processes
+from facerec import distributed as processes
 from facerec.errors import CheckpointError, ConfigError
-from facerec.evaluation.comparison import Comparison
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.loading import load_model
-from facerec.evaluation.model import Model
-from facerec.evaluation.protocols import Result, protocol_settings
+from facerec.evaluation.protocols.settings import Result, protocol_settings
+from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.statistics.comparison import Comparison
 from facerec.evaluation.targets import evaluate_targets, load_targets, write_results
-from facerec.evaluation.verification import VerificationResult
+from facerec.models.model import Model
+from facerec.models.opening import load_model
 from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, compared, distinct_names
 from facerec.reporting.report import write_report

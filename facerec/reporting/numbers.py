@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from facerec.evaluation.identification import IdentificationResult, MegafaceResult
-from facerec.evaluation.protocols import Result
-from facerec.evaluation.templates import TemplateResult
-from facerec.evaluation.verification import VerificationResult
+from facerec.evaluation.protocols.identification import IdentificationResult, MegafaceResult
+from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.protocols.templates import TemplateResult
+from facerec.evaluation.protocols.verification import VerificationResult
 
 Interval = tuple[float, float] | None
 

@@ -10,9 +10,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from facerec.data.decode import decode
 from facerec.evaluation.embedding import PairSet
-from facerec.evaluation.verification import VerificationResult
+from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.images.decode import decode
 
 SIDE = 112
 _QUALITY = 80

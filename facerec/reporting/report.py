@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import facerec
-from facerec.evaluation.comparison import Comparison
-from facerec.evaluation.verification import VerificationResult
+from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import replacing
 from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from facerec.evaluation.comparison import Comparison
-from facerec.evaluation.protocols import Result
+from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import csv_lines, replacing
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.numbers import facts_of, kind_of, labels_of, numbers_of

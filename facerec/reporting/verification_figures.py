@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from facerec.evaluation.metrics import FAR_TARGETS, Curve, Separation
-from facerec.evaluation.verification import VerificationResult
+from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.statistics.metrics import FAR_TARGETS, Curve, Separation
 from facerec.reporting.pair_pictures import HardPair, hardest_pairs, pair_pixels
 from facerec.reporting.style import COLOURS, GRAY, figure, frame, paper, save
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from facerec import processes
-from facerec.data.faces import FaceSet
-from facerec.data.settings import DataSettings
+from facerec import distributed as processes
 from facerec.errors import CheckpointError
 from facerec.evaluation.settings import EvalSettings
+from facerec.loading.faces import FaceSet
+from facerec.loading.settings import DataSettings
 from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
 
 log = logging.getLogger(__name__)

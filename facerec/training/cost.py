@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LABEL = 8  # bytes of an int64
 _NUMBER = 4  # the head computes in fp32
-_BLOCK = 256 * 2**20  # bytes of a block of products on a GPU, see facerec.heads.class_sums
+_BLOCK = 256 * 2**20  # bytes of a block of products on a GPU, see facerec.heads.mechanism.class_sums
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def of_run(trainer: Trainer, gflops: float, activation: float = 0.0) -> Cost:
         gflops: 10⁹ multiply-adds that its backbone takes for an image, forward.
         activation: bytes that the backward pass needs of each image; 0 where not known.
     """
-    from facerec.heads.class_sums import block_bytes, kept_bytes  # torch: `estimate` does without
+    from facerec.heads.mechanism.class_sums import block_bytes, kept_bytes  # torch: `estimate` does without
 
     head, settings = trainer.head, trainer.settings
     memory = getattr(head, "memory", "keep")

@@ -10,9 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from facerec import checkpoint, processes, sharded_checkpoint
+from facerec import distributed as processes
 from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import storing
+from facerec.models import checkpoint, sharded_checkpoint
 from facerec.training import state
 
 log = logging.getLogger(__name__)

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facerec import checkpoint, processes
-from facerec.data.loader import Batch, Loader
-from facerec.data.prepare import prepare
+from facerec import distributed as processes
 from facerec.device import autocast, release_memory
 from facerec.errors import FacerecError, StorageError
-from facerec.evaluation.model import Input, Model
+from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets
-from facerec.evaluation.verification import VerificationResult
 from facerec.heads import Head
+from facerec.loading.loader import Batch, Loader
+from facerec.loading.prepare import prepare
+from facerec.models import checkpoint
+from facerec.models.model import Input, Model
 from facerec.training import comparison, last, parallel, reporter, schedule, state
 from facerec.training.guard import Guard, Plateau
 from facerec.training.half_weights import half_weights

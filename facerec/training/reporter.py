@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from facerec.data.loader import Loader
 from facerec.errors import StorageError
-from facerec.evaluation.model import Model
+from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.verification import VerificationResult
 from facerec.files import storing
 from facerec.heads import Head
+from facerec.loading.loader import Loader
+from facerec.models.model import Model
 from facerec.training.schedule import Progress
 from facerec.training.state import Position
 

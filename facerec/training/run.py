@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from facerec import processes, sharded_checkpoint
+from facerec import distributed as processes
 from facerec.backbones import BACKBONES
 from facerec.backbones.flops import activation_bytes, gflops, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
-from facerec.backbones.weights import load_pretrained
-from facerec.data.loader import Loader
-from facerec.data.settings import DataSettings
-from facerec.data.sources import open_faces
 from facerec.device import matmul_speed, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, require
-from facerec.evaluation.model import Input
 from facerec.evaluation.overlap import warn_of_overlap
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
 from facerec.files import Unfinished
 from facerec.heads import HEADS
+from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import open_faces
+from facerec.models import sharded_checkpoint
+from facerec.models.model import Input
+from facerec.models.pretrained import load_pretrained
 from facerec.registry import build
 from facerec.training import cost, parallel
 from facerec.training.half_weights import require_sgd

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from facerec.data.augment import AugmentSettings
-from facerec.data.settings import DataSettings
 from facerec.errors import require
 from facerec.evaluation.settings import EvalSettings
+from facerec.images.augment import AugmentSettings
+from facerec.loading.settings import DataSettings
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec import __version__, checkpoint, processes, sharded_checkpoint
-from facerec.data.faces import FaceSet
+from facerec import __version__
+from facerec import distributed as processes
 from facerec.errors import CheckpointError
-from facerec.sharded_checkpoint import Rows
+from facerec.loading.faces import FaceSet
+from facerec.models import checkpoint, sharded_checkpoint
+from facerec.models.sharded_checkpoint import Rows
 from facerec.training import comparison
 
 

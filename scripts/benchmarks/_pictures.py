@@ -13,15 +13,15 @@ from PIL import Image
 from table import Row, best
 from torch.utils.data import DataLoader, Dataset
 
-from facerec.data.decode import decode_into
-from facerec.data.loader import Loader
-from facerec.data.orl import pack_orl
-from facerec.data.packs import Pack, open_pack
-from facerec.data.prepare import prepare
-from facerec.data.recordio import Record, RecordWriter
-from facerec.data.settings import cores
-from facerec.data.verification import load_verification
-from facerec.evaluation.model import Input
+from facerec.both_views.decode import decode_into
+from facerec.loading.loader import Loader
+from facerec.loading.prepare import prepare
+from facerec.loading.settings import cores
+from facerec.making.orl import pack_orl
+from facerec.models.model import Input
+from facerec.packs.pack import Pack, open_pack
+from facerec.packs.recordio import Record, RecordWriter
+from facerec.packs.verification import load_verification
 
 BATCH = 128
 ROUNDS = 4
@@ -152,12 +152,12 @@ def _common_loader(pack: Pack, workers: int) -> int:
 
 
 def _common_set(pictures: list[bytes]) -> int:
-    images = torch.empty(2, len(pictures), 3, 112, 112)
+    both_views = torch.empty(2, len(pictures), 3, 112, 112)
     for i, one in enumerate(pictures):
         pixels = np.asarray(Image.open(io.BytesIO(bytes(one))).convert("RGB"))
-        images[0, i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        images[1, i] = images[0, i].flip(2)
-    return images.numel()
+        both_views[0, i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        both_views[1, i] = both_views[0, i].flip(2)
+    return both_views.numel()
 
 
 def _decode_set(path: Path) -> int:

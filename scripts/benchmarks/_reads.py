@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from table import Row
 
-from facerec.data.loader import Loader
-from facerec.data.order import Positions
-from facerec.data.packs import Pack, open_pack
+from facerec.loading.loader import Loader
+from facerec.loading.order import Positions
+from facerec.packs.pack import Pack, open_pack
 
 BATCH = 128
 BLOCK_SIZE, WINDOW = 256, 16  # of a pack as small as LFW's; the settings' own suit millions of pictures

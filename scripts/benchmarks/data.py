@@ -20,9 +20,9 @@ from _pictures import picture_rows, set_rows, some_pack
 from _reads import read_rows
 from table import Row, best, in_processes, share_of_memory
 
-from facerec.data.index import RecordIndex, read_index, write_index
-from facerec.data.packs import open_pack
-from facerec.data.recordio import Record, RecordReader, RecordWriter
+from facerec.packs.index import RecordIndex, read_index, write_index
+from facerec.packs.pack import open_pack
+from facerec.packs.recordio import Record, RecordReader, RecordWriter
 
 MS1MV2, WEBFACE42M = 5_822_653, 42_474_558
 PROCESSES = 4

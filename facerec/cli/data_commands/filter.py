@@ -47,10 +47,10 @@ def add(commands: Commands) -> None:
 
 
 def _filter(options: argparse.Namespace) -> None:
-    from facerec.data.making.pair_lists import read_entries, read_names
-    from facerec.data.making.rewriting import filter_pack
-    from facerec.data.packs import open_pack
     from facerec.errors import UserError, require
+    from facerec.making.pair_lists import read_entries, read_names
+    from facerec.making.rewriting import filter_pack
+    from facerec.packs.pack import open_pack
 
     require(options.min_images >= 1, "--min-images", options.min_images, "must be 1 or more")
     if options.min_images == 1 and not options.drop and not options.overlap:

@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from facerec.data.index import default_path, rebuild
-    from facerec.data.packs import find_rec
+    from facerec.packs.index import default_path, rebuild
+    from facerec.packs.pack import find_rec
 
     path = find_rec(options.path)
     output = options.output or default_path(path)

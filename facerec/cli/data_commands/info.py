@@ -31,11 +31,11 @@ def add(commands: Commands) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from facerec.data.making.builder import refuse_overwriting
-    from facerec.data.making.contact_sheet import contact_sheet
-    from facerec.data.packs import open_pack
-    from facerec.data.summary import summarise
     from facerec.errors import UserError
+    from facerec.making.builder import refuse_overwriting
+    from facerec.making.contact_sheet import contact_sheet
+    from facerec.making.summary import summarise
+    from facerec.packs.pack import open_pack
 
     if options.faces:
         if options.path.suffix == ".bin" or options.faces.suffix.lower() != ".png":

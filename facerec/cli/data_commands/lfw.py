@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 
 def _lfw(options: argparse.Namespace) -> None:
-    from facerec.data.making.lfw import make_lfw
+    from facerec.making.lfw import make_lfw
 
     built = make_lfw(
         options.root,

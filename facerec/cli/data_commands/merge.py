@@ -31,9 +31,9 @@ def add(commands: Commands) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from facerec.data.making.rewriting import merge
-    from facerec.data.packs import open_pack
     from facerec.errors import UserError
+    from facerec.making.rewriting import merge
+    from facerec.packs.pack import open_pack
 
     if len(options.packs) < 2:
         raise UserError("merge: give two packs or more, then the folder of the new one")

@@ -31,9 +31,9 @@ def add(commands: Commands) -> None:
 
 
 def _orl(options: argparse.Namespace) -> None:
-    from facerec.data.orl import pack_orl
-    from facerec.data.packs import open_pack
-    from facerec.data.verification import load_verification
+    from facerec.making.orl import pack_orl
+    from facerec.packs.pack import open_pack
+    from facerec.packs.verification import load_verification
 
     out = options.out or Path(os.environ.get("FACEREC_DATA") or "data") / "orl"
     made = pack_orl(out, force=options.force)

@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from facerec.data.making.from_folder import pack_folder
+    from facerec.making.from_folder import pack_folder
 
     maker = face_maker(options)
     built = pack_folder(options.folder, options.out, maker, force=options.force, workers=workers(options))

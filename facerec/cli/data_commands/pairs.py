@@ -44,13 +44,13 @@ def add(commands: Commands) -> None:
 
 
 def _pairs(options: argparse.Namespace) -> None:
-    from facerec.data.making.builder import refuse_overwriting
-    from facerec.data.making.pair_lists import Folds, read_csv, read_pairs_txt
-    from facerec.data.making.shelves import FolderShelf, PackShelf, Shelf
-    from facerec.data.making.verification_sets import write_drawn, write_listed
-    from facerec.data.packs import open_pack
-    from facerec.data.verification import load_verification
     from facerec.errors import UserError
+    from facerec.making.builder import refuse_overwriting
+    from facerec.making.pair_lists import Folds, read_csv, read_pairs_txt
+    from facerec.making.shelves import FolderShelf, PackShelf, Shelf
+    from facerec.making.verification_sets import write_drawn, write_listed
+    from facerec.packs.pack import open_pack
+    from facerec.packs.verification import load_verification
 
     if options.list and options.csv:
         raise UserError("--list and --csv: give one of them")

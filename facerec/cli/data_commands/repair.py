@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
 
 
 def _repair(options: argparse.Namespace) -> None:
-    from facerec.data.making.rewriting import repair
-    from facerec.data.packs import find_rec
+    from facerec.making.rewriting import repair
+    from facerec.packs.pack import find_rec
 
     path = find_rec(options.pack)
     built, damaged, unlisted = repair(

@@ -32,9 +32,9 @@ def add(commands: Commands) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
-    from facerec.data.making.rewriting import split
-    from facerec.data.packs import open_pack
     from facerec.errors import UserError, require
+    from facerec.making.rewriting import split
+    from facerec.packs.pack import open_pack
 
     require(options.seed >= 0, "--seed", options.seed, "must be 0 or more")
     parts: dict[Path, float] = {}

@@ -32,8 +32,8 @@ def add(commands: Commands) -> None:
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    from facerec.data.making.unpacking import unpack
-    from facerec.data.packs import open_pack
+    from facerec.making.unpacking import unpack
+    from facerec.packs.pack import open_pack
 
     pack = open_pack(options.pack, damaged="skip")
     done = unpack(pack, options.out, force=options.force)

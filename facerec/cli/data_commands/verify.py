@@ -34,9 +34,9 @@ def add(commands: Commands) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from facerec.data.audit import audit
-    from facerec.data.packs import find_rec
     from facerec.errors import require
+    from facerec.making.audit import audit
+    from facerec.packs.pack import find_rec
 
     require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
     path = find_rec(options.path)

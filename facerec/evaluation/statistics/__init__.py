@@ -1,0 +1,1 @@
+"""Statistics of pairs and ranks: metrics, folds, bootstrap, comparison."""

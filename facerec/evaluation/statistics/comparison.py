@@ -1,0 +1,141 @@
+"""Whether two models really differ on a test: McNemar's exact test on their paired decisions, Holm-corrected.
+
+Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+Psychometrika 12, 1947; S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
+Journal of Statistics 6, 1979.
+
+Shape suffixes: X decisions (pairs or probes), R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from facerec.errors import UserError
+from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.statistics.bootstrap import identity_draw, interval, pair_draw
+from facerec.evaluation.statistics.folds import Ints
+
+_BLOCK = 1_000_000  # weights drawn at once
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one target.
+
+    Attributes:
+        first, second: names of the models.
+        decided: what was decided, e.g. pairs judged by their fold's threshold.
+        decisions: how many.
+        first_only, second_only: decisions that only the one got right.
+        difference: share of right decisions of the first less that of the second.
+        difference_interval: its 95 % interval from a paired bootstrap, thresholds held fixed, or None.
+        p: McNemar's two-sided p, exact (binomial), taking decisions as independent.
+        p_holm: the same, corrected for all pairs of models on this target.
+    """
+
+    first: str
+    second: str
+    decided: str
+    decisions: int
+    first_only: int
+    second_only: int
+    difference: float
+    difference_interval: tuple[float, float] | None
+    p: float
+    p_holm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of results.json."""
+        entry = asdict(self)
+        if self.difference_interval is not None:
+            entry["difference_interval"] = list(self.difference_interval)
+        return entry
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Exact two-sided p of McNemar's test: how likely so uneven a split of the discordant decisions is where
+    each is equally likely to go either way. 1 where there are none.
+    """
+    discordant = first_only + second_only
+    return float(binomtest(first_only, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of p values, in their order: never below the plain ones, at most 1."""
+    corrected = [0.0] * len(p)
+    highest = 0.0
+    for step, at in enumerate(sorted(range(len(p)), key=lambda at: p[at])):
+        highest = max(highest, min(1.0, (len(p) - step) * p[at]))
+        corrected[at] = highest
+    return corrected
+
+
+def compare(results: Mapping[str, Result], *, bootstrap: int = 0, seed: int = 0) -> list[Comparison]:
+    """Each two of the models on one target.
+
+    Args:
+        results: by model.
+        bootstrap: resamples for the interval of the difference; people where they are known, else decisions.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: the models were not judged on the same decisions.
+    """
+    compared = []
+    for (first, one), (second, other) in combinations(results.items(), 2):
+        if one.right_X is None or other.right_X is None or one.decided != other.decided:
+            continue  # too few impostor pairs for any FAR, of both or of one
+        if len(one.right_X) != len(other.right_X):
+            raise UserError(
+                f"{first} was judged on {len(one.right_X):,} decisions, {second} on {len(other.right_X):,}: "
+                "they cannot be compared one by one"
+            )
+        difference_X = one.right_X.astype(np.int8) - other.right_X.astype(np.int8)
+        first_only, second_only = int((difference_X > 0).sum()), int((difference_X < 0).sum())
+        plain = mcnemar(first_only, second_only)
+        compared.append(
+            Comparison(
+                first=first,
+                second=second,
+                decided=one.decided,
+                decisions=len(difference_X),
+                first_only=first_only,
+                second_only=second_only,
+                difference=float(difference_X.mean()),
+                difference_interval=_interval(one, difference_X, bootstrap, seed),
+                p=plain,
+                p_holm=plain,
+            )
+        )
+    corrected = holm([one.p for one in compared])
+    return [replace(one, p_holm=p) for one, p in zip(compared, corrected, strict=True)]
+
+
+def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> tuple[float, float] | None:
+    """95 % interval of the mean difference, both models on the same resamples."""
+    if not resamples:
+        return None
+    rng = np.random.default_rng(seed)
+    people = result.identity_N2 if isinstance(result, VerificationResult) else None
+    draw = (
+        pair_draw(np.zeros(len(difference_X), np.int64), rng)
+        if people is None
+        else identity_draw(people, rng)
+    )
+    differing = np.flatnonzero(difference_X)
+    mean_R = np.empty(resamples)
+    step = max(1, _BLOCK // len(difference_X))
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        weight_RX = draw(stop - start)
+        with np.errstate(invalid="ignore"):
+            mean_R[start:stop] = weight_RX[:, differing] @ difference_X[differing] / weight_RX.sum(axis=1)
+    return interval(mean_R)

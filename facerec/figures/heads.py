@@ -1,0 +1,304 @@
+"""Figures of the heads' formulas, drawn from the heads themselves: curves, regions, gradients, scale.
+
+Shapes: A angles (or pairs of angles) at which a head is asked, D = 2.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from facerec.heads import create_head
+from facerec.heads.base import ClassHead, Samples
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.quality import RunningNorm
+from facerec.heads.sface import SFace
+from facerec.heads.softmax import L2Softmax
+from facerec.heads.sphereface import Annealed
+from facerec.heads.sphereface2 import SphereFace2
+from facerec.reporting.style import COLOURS, GRAY, figure, frame
+
+
+class Line(NamedTuple):
+    """A line of the target-logit figure: a head, its parameters, and what of an embedding is held fixed.
+
+    Attributes:
+        label: what the legend says.
+        head: name of the head.
+        parameters: of the head, where not the defaults.
+        norm: length of the embeddings.
+        quality: −1, 0 or 1 for the least, middle or best quality, in heads with a running norm.
+        hard: mean cosine of the hard negatives; None: there are none.
+    """
+
+    label: str
+    head: str
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    norm: float = 1.0
+    quality: int = 0
+    hard: float | None = None
+
+
+_STEEP: Final = {"h": 1e9}  # any norm off the mean is of the least or the best quality
+CURVES: Final[dict[str, list[Line]]] = {
+    "no margin": [
+        Line("softmax", "softmax"),
+        Line("normface", "normface"),
+        Line("l2softmax", "l2softmax"),
+        Line("center", "center", {"lambda_c": 0.0}),
+        Line("adacos", "adacos"),
+    ],
+    "additive margins": [
+        Line("cosface", "cosface"),
+        Line("arcface", "arcface"),
+        Line("arcface, easy margin", "arcface", {"easy_margin": True}),
+        Line("combined (1, 0.3, 0.2)", "combined"),
+        Line("combined (1.35, 0, 0)", "combined", {"m1": 1.35, "m2": 0.0, "m3": 0.0}),
+    ],
+    "multiplicative: sphereface, lsoftmax": [
+        *(
+            Line(rf"$m={m}$, $\lambda={weight}$", name, {"m": m, "lambda_min": float(weight)})
+            for m, weight in ((2, 0), (3, 0), (4, 0), (4, 5))
+            for name in ("sphereface", "lsoftmax")
+        )
+    ],
+    "margins by the norm": [
+        *(Line(f"adaface, $q={q}$", "adaface", _STEEP if q else {"h": 0.0}, quality=q) for q in (-1, 0, 1)),
+        *(Line(rf"magface, $\|x\|={a}$", "magface", {"lambda_g": 0.0}, norm=a) for a in (10, 60, 110)),
+    ],
+    "random margins": [
+        *(
+            Line(f"elasticface {kind}, $m{shift}$", "elasticface", {"kind": kind, "m": m + sign * 0.0125})
+            for kind, m in (("arc", 0.5), ("cos", 0.35))
+            for sign, shift in ((-2, r"-2\sigma"), (2, r"+2\sigma"))
+        )
+    ],
+    "with changed negatives": [
+        Line("curricularface", "curricularface"),
+        Line("arcneg", "arcneg"),
+        Line("subcenter", "subcenter"),
+        Line("mvsoftmax am", "mvsoftmax"),
+        Line("mvsoftmax arc", "mvsoftmax", {"kind": "arc", "m": 0.5}),
+        Line("npcface, no hard negatives", "npcface"),
+        Line("npcface, their mean 0.6", "npcface", hard=0.6),
+    ],
+    "self-paced, binary": [
+        Line("circle", "circle"),
+        Line("sphereface2, $t=1$", "sphereface2", {"t": 1.0}),
+        Line("sphereface2, $t=3$", "sphereface2"),
+    ],
+    "sigmoid weights": [
+        Line("sface", "sface"),
+        *(
+            Line(
+                f"sface_quality, $q={(1 + q) / 2:g}$", "sface_quality", _STEEP if q else {"h": 0.0}, quality=q
+            )
+            for q in (1, 0, -1)
+        ),
+    ],
+}
+
+
+def head_of_two(name: str, **parameters: Any) -> ClassHead:
+    """A float64 head of two classes in evaluation mode, unit weights along the axes, annealed to its end."""
+    head = create_head(name, num_classes=2, embedding_size=2, **parameters).double().eval()
+    assert isinstance(head, ClassHead), "pair losses have no classes"
+    with torch.no_grad():
+        axes_22 = torch.eye(2, dtype=torch.float64)
+        head.weight.copy_(axes_22 if head.weight.ndim == 2 else axes_22[:, None])
+    if isinstance(head, Annealed):
+        head.iteration.fill_(10**9)
+    return head
+
+
+def target_logit(head: ClassHead, angle_A: Tensor, norm: float = 1.0, hard: float | None = None) -> Tensor:
+    """The unscaled target logit at angles to the own class, found from the loss the head makes of it.
+
+    The head is handed embeddings at those angles and, for the sum over all other classes, zero: a cross
+    entropy is then log(1 + e^−logit). For SFace it is the weighted cosine, for SphereFace2 its positive.
+
+    Args:
+        head: see `head_of_two`.
+        angle_A: radians in [0, π].
+        norm: length of the embeddings.
+        hard: mean cosine of the hard negatives, for heads that look at it; None where there are none.
+    """
+    embedding_A2 = norm * torch.stack([angle_A.cos(), angle_A.sin()], 1)
+    zero_A, one_A = torch.zeros_like(angle_A), torch.ones_like(angle_A)
+    samples = Samples(embedding_A2, zero_A.long(), norm * one_A)
+    extra = (zero_A, zero_A) if hard is None else (hard * one_A, one_A)
+    sums = ClassSums(head.query(samples)[:, 0], zero_A, one_A, angle_A.cos(), zero_A, zero_A, extra)
+    loss_A = head.loss(sums, samples)[0].detach()
+    if isinstance(head, SFace):
+        return -loss_A / head.s
+    if isinstance(head, SphereFace2):
+        logit_A = _inverse_softplus(loss_A * head.r / head.lambda_p / head.loss_weight)
+        return (-logit_A - head.offset.detach()) / head.r
+    scale = head.alpha if isinstance(head, L2Softmax) else getattr(head, "s", norm)
+    return -_inverse_softplus(loss_A) / float(scale)
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
+
+
+def target_curves() -> Figure:
+    """Target logit of every head with class weights over θ ∈ [0°, 180°], a panel a family; cos θ in gray."""
+    angle_A = torch.linspace(0, math.pi, 721, dtype=torch.float64)
+    degrees = angle_A.rad2deg().numpy()
+    made = figure(9.6, 7.4)
+    panels = made.subplots(2, 4)
+    for axes, (title, lines) in zip(panels.flat, CURVES.items(), strict=True):
+        frame(axes, title)
+        axes.plot(degrees, angle_A.cos(), color=GRAY, lw=0.9, ls=(0, (4, 3)))
+        curves: list[tuple[list[str], np.ndarray]] = []
+        for line in lines:
+            head = head_of_two(line.head, **line.parameters)
+            set_quality(head, line.quality)
+            curve = target_logit(head, angle_A, line.norm, line.hard).numpy()
+            same = next((labels for labels, known in curves if np.allclose(known, curve, atol=1e-6)), None)
+            if same is None:
+                curves.append(([line.label], curve))
+            elif line.label not in same:
+                same.append(line.label)
+        for colour, (labels, curve) in zip(COLOURS, curves, strict=False):
+            axes.plot(degrees, curve, color=colour, label=textwrap.fill(", ".join(labels), 32))
+        axes.set(xlim=(0, 180), xticks=range(0, 181, 45), xlabel=r"angle to the own class $\theta$, degrees")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1.2, labelspacing=0.35)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("target logit / $s$")
+    return made
+
+
+def set_quality(head: ClassHead, quality: int) -> None:
+    """Make embeddings of length 1 lie below, at or above the running mean of a head that has one."""
+    for part in head.modules():
+        if isinstance(part, RunningNorm):
+            part.mean.fill_(1.0 - quality)
+
+
+REGIONS: Final[dict[str, tuple[str, dict[str, Any], float]]] = {
+    r"Softmax, $\|W_2\|=1.5\,\|W_1\|$": ("softmax", {}, 1.5),
+    r"L-Softmax, $m=2$, $\|W_2\|=1.5\,\|W_1\|$": ("lsoftmax", {"m": 2, "lambda_min": 0.0}, 1.5),
+    r"A-Softmax, $m=2$": ("sphereface", {"m": 2, "lambda_min": 0.0}, 1.0),
+    r"CosFace, $m=0.35$": ("cosface", {}, 1.0),
+    r"ArcFace, $m=0.5$": ("arcface", {}, 1.0),
+    r"SFace, $a=0.87$, $b=1.22$": ("sface", {}, 1.0),
+}
+
+
+def decision_regions(points: int = 361) -> Figure:
+    """Where two classes are told apart with their margin, over the angles to both, a panel a head.
+
+    A sample of class 1 is on its side where its target logit wins, which is where its loss is below log 2;
+    the same for class 2. What is left between is the margin. SFace has no logits to compare: there a sample
+    is at rest where both its pull and its push have less than half of their strength.
+    """
+    grid = torch.linspace(0, math.pi / 2, points, dtype=torch.float64)
+    own_A, other_A = (x.flatten() for x in torch.meshgrid(grid, grid, indexing="xy"))
+    made = figure(7.0, 4.9)
+    panels = made.subplots(2, 3, sharex=True, sharey=True)
+    for axes, (title, (name, parameters, ratio)) in zip(panels.flat, REGIONS.items(), strict=True):
+        head = head_of_two(name, **parameters)
+        first_AA = _wins(head, own_A, other_A, 1.0, ratio).view(points, points)
+        second_AA = _wins(head, other_A, own_A, ratio, 1.0).view(points, points)
+        picture = np.ones((points, points, 3))
+        for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
+            picture[mask_AA.numpy()] = 0.62 + 0.38 * np.array(to_rgb(colour))
+        axes.imshow(picture, origin="lower", extent=(0, 90, 0, 90), interpolation="bilinear", rasterized=True)
+        for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
+            axes.contour(mask_AA.double(), [0.5], colors=colour, linewidths=1.1, extent=(0, 90, 0, 90))
+        axes.plot([0, 90], [0, 90], color=GRAY, lw=0.8, ls=(0, (4, 3)))
+        axes.set(title=title, xticks=range(0, 91, 30), yticks=range(0, 91, 30), aspect="equal")
+        for mask_AA, colour, text in ((first_AA, COLOURS[0], "class 1"), (second_AA, COLOURS[1], "class 2")):
+            y, x = (90 * float(i.double().median()) / (points - 1) for i in mask_AA.nonzero(as_tuple=True))
+            axes.text(x, y, text, color=colour, ha="center", va="center")
+    for axes in panels[1]:
+        axes.set_xlabel(r"$\theta_1$, degrees")
+    for axes in panels[:, 0]:
+        axes.set_ylabel(r"$\theta_2$, degrees")
+    return made
+
+
+def _wins(head: ClassHead, own_A: Tensor, other_A: Tensor, own_norm: float, other_norm: float) -> Tensor:
+    """Whether samples at angles to their own and the other class are on their side of the margin."""
+    if head.normalise_weight:
+        own_norm = other_norm = 1.0
+    target_A = (own_norm * own_A.cos()).requires_grad_()
+    samples = Samples(torch.ones(len(own_A), 2), torch.zeros_like(own_A).long(), torch.ones_like(own_A))
+    with torch.no_grad():
+        term = head.others(target_A, samples)
+        product_1A = other_norm * other_A.cos()[None]
+        value_A = term.value(product_1A)[0]
+    norm_A = torch.full_like(own_A, own_norm)
+    sums = ClassSums(target_A, value_A, norm_A, own_A.cos(), other_A.cos(), other_A.cos(), ())
+    loss_A = head.loss(sums, samples)[0]
+    if not isinstance(head, SFace):
+        return loss_A.detach() < math.log(2)
+    (slope_A,) = torch.autograd.grad(loss_A.sum(), target_A)
+    push_A = torch.as_tensor(term.slope(product_1A))[0]
+    return (-slope_A < head.s / 2) & (push_A < head.s / 2)
+
+
+def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure:
+    """Length of SFace's gradients over the angle to the own and to another class, as shares of s."""
+    head = head_of_two("sface", k=k, a=a, b=b)
+    assert isinstance(head, SFace)
+    angle_A = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
+    cosine_A = angle_A.cos().requires_grad_()
+    zero_A = torch.zeros_like(angle_A)
+    samples = Samples(torch.zeros(len(angle_A), 2), zero_A.long(), zero_A)
+    loss_A, _ = head.loss(ClassSums(cosine_A, zero_A, zero_A, cosine_A, zero_A, zero_A, ()), samples)
+    (slope_A,) = torch.autograd.grad(loss_A.sum(), cosine_A)
+    pull_A = -slope_A / head.s
+    push_A = torch.as_tensor(head.others(zero_A, samples).slope(cosine_A.detach())) / head.s
+
+    made = figure(4.6, 3.2)
+    axes = frame(made.subplots(), x=r"$\theta$, degrees", y=r"length of the gradient / $s$")
+    degrees, sine_A = angle_A.rad2deg(), angle_A.sin()
+    axes.plot(degrees, sine_A, color=GRAY, lw=0.9, ls=(0, (4, 3)), label=r"$\sin\theta$")
+    pull = r"$r_\mathrm{intra}(\theta_y)\,\sin\theta_y$, towards the own class"
+    push = r"$r_\mathrm{inter}(\theta_j)\,\sin\theta_j$, away from another"
+    axes.plot(degrees, pull_A * sine_A, color=COLOURS[0], label=pull)
+    axes.plot(degrees, push_A * sine_A, color=COLOURS[1], label=push)
+    for name, angle, colour in (("a", a, COLOURS[0]), ("b", b, COLOURS[1])):
+        axes.axvline(math.degrees(angle), color=colour, lw=0.8, ls=(0, (1, 2)))
+        axes.text(math.degrees(angle), 1.04, f"${name}$", color=colour, ha="center", va="bottom", bbox=_WHITE)
+    axes.set(
+        xlim=(0, 180),
+        xticks=range(0, 181, 30),
+        ylim=(0, 1.12),
+        title=f"SFace, $k={k:g}$, $a={a:g}$, $b={b:g}$",
+    )
+    made.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.4)
+    return made
+
+
+_WHITE: Final = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+
+
+def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:
+    """The softmax of cosines [1, 0.8, 0.6, 0.4, 0.2] at several scales s: what s does to a perfect sample."""
+    cosine_C = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
+    made = figure(4.6, 2.9)
+    axes = frame(made.subplots(), x=r"class $j$, with $\cos\theta_j$", y=r"softmax of $s\,\cos\theta$")
+    axes.grid(visible=False, axis="x")
+    width = 0.8 / len(scales)
+    for i, (s, colour) in enumerate(zip(scales, COLOURS, strict=False)):
+        share_C = (s * cosine_C).softmax(0).numpy()
+        places = np.arange(len(cosine_C)) - 0.4 + (i + 0.5) * width
+        bars = axes.bar(places, share_C, 0.9 * width, color=colour, label=f"$s={s:g}$")
+        axes.bar_label(bars, [f"{x:.2f}" for x in share_C.tolist()], fontsize=6, padding=1.5)
+    axes.set_xticks(range(len(cosine_C)), [f"{c:.1f}" for c in cosine_C.tolist()])
+    axes.set_ylim(0, 1)
+    axes.legend()
+    return made

@@ -1,0 +1,1 @@
+"""The mechanism under every head: sums over blocks of classes, sharding, sampling, terms."""

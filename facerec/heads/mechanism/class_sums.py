@@ -1,0 +1,386 @@
+"""Sums over all classes, walked block by block, with a hand-written backward: the mechanism under every head.
+
+A head's loss needs, of the C cosines of a sample, only the target's and one sum over the others. So the
+B×C logits are never needed whole: the weight rows are taken a block at a time, and what remains are B numbers
+each. `memory="keep"` keeps the blocks of products for the backward pass (the logits themselves, nothing
+more); ``"recompute"`` multiplies again instead and keeps nothing.
+
+Where the classes are shared out over processes, each walks over its own with the samples of all, and three
+reductions of a few numbers a sample join what they found (see `sharding`).
+
+Shapes: B samples (where classes are shared out, those of all processes, unless said otherwise), C classes of
+this process, D embedding size, K classes of one block, S sub-centres a class (where a head has them). Blocks
+are held as K×B, so that whatever belongs to a sample broadcasts along the last axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from facerec import distributed as processes
+from facerec.heads.mechanism.terms import Reduction, Term
+
+Memory = Literal["auto", "keep", "recompute"]
+
+_KEPT_ON_CPU = 2**28  # bytes; recomputing takes a fifth longer
+
+
+class ClassSums(NamedTuple):
+    """What a head gets to build its loss from; one number a sample each.
+
+    Attributes:
+        target_B: product of the sample with its own class (cosine where both sides are normalised).
+        others_B: the `Term` summed over all other classes; −inf for a log-sum-exp over none.
+        target_norm_B: ‖W_y‖ of the sample's class, before any normalisation.
+        cosine_B: cosine with the own class, whatever the products are (no gradient).
+        hardest_B: largest cosine among the other classes (no gradient; −inf where there are none).
+        mean_B: mean cosine of the other classes (no gradient; NaN where there are none).
+        extra: the sums of `Term.extra` (no gradient).
+    """
+
+    target_B: Tensor
+    others_B: Tensor
+    target_norm_B: Tensor
+    cosine_B: Tensor
+    hardest_B: Tensor
+    mean_B: Tensor
+    extra: tuple[Tensor, ...]
+
+
+def class_sums(
+    query_BD: Tensor,
+    weight: Tensor,
+    row_B: Tensor,
+    term: Callable[[Tensor], Term],
+    *,
+    bias_C: Tensor | None = None,
+    normalise_weight: bool = True,
+    memory: Memory = "auto",
+    block_size: int | None = None,
+    shared_out: bool = False,
+    sizes: processes.Sizes = None,
+) -> ClassSums:
+    """Products of each sample with all classes, reduced to the target's and a sum over the others.
+
+    Args:
+        query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
+        weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
+            products the largest counts. In bf16 they are widened a block at a time; their gradient is bf16.
+        row_B: target class of each sample, int64 in [0, C); −1 for a class of another process.
+        term: makes the `Term` of this step, given the targets' products (B, no gradient).
+        bias_C: added to the products, where the head has one.
+        normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
+        memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
+        block_size: classes a block; by default as many as fit a cache-sized block.
+        shared_out: the processes hold different classes and the samples of all; each returns the numbers of
+            its own samples. The gradient to weight and bias is then that of the mean of all processes'
+            losses, the one to the query what this process's classes have to say.
+        sizes: how many of the samples each process brought, where they are shared out.
+
+    Returns:
+        `ClassSums`; `target_B`, `others_B` and `target_norm_B` carry gradients to query, weight and bias.
+    """
+    if weight.ndim == 3 and not (normalise_weight and bias_C is None):
+        raise ValueError("sub-centres need normalised weights and no bias")
+    batch, classes, centres = len(query_BD), len(weight), weight[0].numel() // weight.shape[-1]
+    if memory == "auto":
+        products = batch * classes * query_BD.element_size()
+        memory = "keep" if products < kept_bytes(query_BD.device) else "recompute"
+    block_size = min(block_size or _block_size(batch * centres, query_BD), classes)
+    target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
+        query_BD,
+        weight,
+        bias_C,
+        row_B,
+        term,
+        normalise_weight,
+        memory == "keep",
+        block_size,
+        shared_out,
+        sizes,
+    )
+    return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra))
+
+
+class _ClassSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BD: Tensor,
+        weight: Tensor,
+        bias_C: Tensor | None,
+        row_B: Tensor,
+        make_term: Callable[[Tensor], Term],
+        normalise: bool,
+        keep: bool,
+        block_size: int,
+        shared_out: bool,
+        sizes: processes.Sizes,
+    ) -> tuple[Tensor, ...]:
+        products = _Products(
+            query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2), query_BD.dtype), normalise
+        )
+        winner_B, *own = products.own(row_B)
+        mean_B = -own[1]  # so that adding up all classes leaves the others
+        if shared_out:  # a sample's own class is held by one of the processes
+            own = list(processes.sum_over_processes(torch.stack(own)))
+        target_B, cosine_B, norm_B = own
+        term = make_term(target_B)
+
+        total = _RunningSum(term.reduction, target_B)
+        extra: list[Tensor] = []
+        hardest_B = torch.full_like(target_B, -torch.inf)
+        kept: list[Tensor | None] = []
+        for block in _blocks(len(weight), block_size):
+            product_KB, centre_KB = products.of(block)
+            if keep:
+                kept += product_KB, centre_KB
+            total.add(_fill_own(term.value(product_KB), row_B, block, total.neutral))
+            sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
+            extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
+            cosine_KB = products.cosine(product_KB, block)
+            mean_B += cosine_KB.sum(0)
+            _fill_own(cosine_KB, row_B, block, -torch.inf)
+            hardest_B = torch.maximum(hardest_B, cosine_KB.amax(0))
+            if cosine_KB is product_KB:  # the products themselves were covered, not a copy of them
+                _fill_own(product_KB, row_B, block, target_B)
+        classes_B = torch.full_like(mean_B, len(weight))
+        if shared_out:
+            hardest_B, mean_B, classes_B, *extra = total.join(hardest_B, mean_B, classes_B, *extra)
+        others_B = total.result()
+
+        length_B = _norm(query_BD)  # so far the statistics were of x·ŵ
+        mean_B = torch.where(classes_B > 1, mean_B / (classes_B - 1), torch.nan)
+        statistics = (cosine_B / length_B, hardest_B / length_B, mean_B / length_B)
+        ctx.save_for_backward(
+            query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
+        )
+        ctx.term, ctx.normalise, ctx.block_size = term, normalise, block_size
+        ctx.shared_out, ctx.sizes = shared_out, sizes
+        ctx.set_materialize_grads(False)
+        returned = (target_B, others_B, norm_B, *statistics, *extra)
+        if shared_out:
+            returned = tuple(processes.own_share(x_B, sizes).clone() for x_B in returned)
+        ctx.mark_non_differentiable(*returned[3:])
+        return returned
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        grad_target_B: Tensor | None,
+        grad_others_B: Tensor | None,
+        grad_norm_B: Tensor | None,
+        *_: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        query_BD, weight, bias_C, inverse_norm_R, row_B, winner_B, others_B, *kept = ctx.saved_tensors
+        term: Term = ctx.term
+        own_B = processes.own_share(others_B, ctx.sizes) if ctx.shared_out else others_B
+        grad_target_B = torch.zeros_like(own_B) if grad_target_B is None else grad_target_B
+        grad_others_B = torch.zeros_like(own_B) if grad_others_B is None else grad_others_B
+        if ctx.shared_out:
+            grad_norm_B = torch.zeros_like(own_B) if grad_norm_B is None else grad_norm_B
+            grads_B3 = torch.stack((grad_target_B, grad_others_B, grad_norm_B), 1)
+            grad_target_B, grad_others_B, grad_norm_B = processes.gathered(grads_B3, ctx.sizes).unbind(1)
+        finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
+        with torch.autocast(query_BD.device.type, enabled=False):
+            products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
+            gradients = _Gradients(products, processes.count() if ctx.shared_out else 1)
+            for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
+                product_KB, centre_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
+                slope_KB = term.slope(product_KB)
+                if term.reduction == "logsumexp":
+                    share_KB = term.value(product_KB).sub_(finite_B).exp_()  # the others' softmax
+                    grad_KB = share_KB.mul_(slope_KB * grad_others_B)
+                else:
+                    grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
+                _fill_own(grad_KB, row_B, block, grad_target_B)
+                gradients.add(grad_KB, centre_KB, block)
+            if grad_norm_B is not None:
+                gradients.add_norm(grad_norm_B, winner_B)
+        weight_grad = gradients.weight_RD.view_as(weight)
+        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 7
+
+
+class _Products:
+    """Products of a batch with one block of classes at a time; R rows of weights, S of them a class."""
+
+    def __init__(
+        self,
+        query_BD: Tensor,
+        weight: Tensor,
+        bias_C: Tensor | None,
+        inverse_norm_R: Tensor,
+        normalise: bool,
+    ) -> None:
+        self.query_BD, self.bias_C, self.normalise = query_BD, bias_C, normalise
+        self.weight_RD, self.inverse_norm_R = weight.flatten(0, -2), inverse_norm_R
+        self.centres = len(self.weight_RD) // len(weight)
+
+    def rows(self, block: slice) -> slice:
+        """Rows of weights that belong to a block of classes."""
+        return slice(block.start * self.centres, block.stop * self.centres)
+
+    def weight_of(self, rows: slice | Tensor) -> Tensor:
+        """Rows of weights in the precision that is computed in; a copy only where they are kept in less."""
+        return self.weight_RD[rows].to(self.query_BD.dtype)
+
+    def of(self, block: slice) -> tuple[Tensor, Tensor | None]:
+        """Products with a block, and of each which sub-centre won, where there are several."""
+        rows = self.rows(block)
+        product_RB = torch.mm(self.weight_of(rows), self.query_BD.t())
+        if self.normalise:
+            product_RB.mul_(self.inverse_norm_R[rows, None])
+        if self.bias_C is not None:
+            product_RB.add_(self.bias_C[rows, None])
+        if self.centres == 1:
+            return product_RB, None
+        product_KB, winner_KB = product_RB.view(-1, self.centres, len(self.query_BD)).max(1)
+        return product_KB, winner_KB.to(torch.uint8)
+
+    def own(self, row_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each sample's row of weights, the product with it, x·ŵ of it, and the row's norm.
+
+        For a class of another process the row is −1 and the numbers are 0.
+        """
+        here_B = row_B >= 0
+        row_B = row_B.clamp_min(0)
+        row_BS = row_B[:, None] * self.centres + torch.arange(self.centres, device=row_B.device)
+        raw_BS = (self.weight_of(row_BS) * self.query_BD[:, None]).sum(2)
+        unit_B, winner_B = (raw_BS * self.inverse_norm_R[row_BS]).max(1)
+        winner_B, raw_B = (x.gather(1, winner_B[:, None])[:, 0] for x in (row_BS, raw_BS))
+        product_B = unit_B if self.normalise else raw_B
+        if self.bias_C is not None:
+            product_B = product_B + self.bias_C[row_B]
+        numbers = (product_B, unit_B, 1.0 / self.inverse_norm_R[winner_B])
+        product_B, unit_B, norm_B = (torch.where(here_B, number_B, 0.0) for number_B in numbers)
+        return torch.where(here_B, winner_B, -1), product_B, unit_B, norm_B
+
+    def cosine(self, product_KB: Tensor, block: slice) -> Tensor:
+        """Products as those with unit rows and without bias: the same tensor if they are that already."""
+        if self.bias_C is not None:
+            product_KB = product_KB - self.bias_C[block, None]
+        return product_KB if self.normalise else product_KB * self.inverse_norm_R[block, None]
+
+
+class _Gradients:
+    """Gradients to query, and divided by `share` to weight and bias, gathered one block at a time."""
+
+    def __init__(self, products: _Products, share: int = 1) -> None:
+        self.products, self.share = products, share
+        self.query_BD = torch.zeros_like(products.query_BD)
+        self.shared_query_BD = products.query_BD if share == 1 else products.query_BD / share
+        self.weight_RD = torch.empty_like(products.weight_RD)
+        self.bias_C = None if products.bias_C is None else torch.empty_like(products.bias_C)
+
+    def add(self, grad_KB: Tensor, winner_KB: Tensor | None, block: slice) -> None:
+        """Let the gradient of a block's products flow back (`grad_KB` is used up)."""
+        rows = self.products.rows(block)
+        weight_RD, kept_RD = self.products.weight_of(rows), self.weight_RD[rows]
+        into_RD = kept_RD if kept_RD.dtype == weight_RD.dtype else torch.empty_like(weight_RD)
+        if self.bias_C is not None:
+            torch.sum(grad_KB, 1, out=self.bias_C[rows]).div_(self.share)
+        if winner_KB is not None:  # only the sub-centre that won is moved
+            grad_KSB = grad_KB.new_zeros(len(grad_KB), self.products.centres, grad_KB.shape[1])
+            grad_KB = grad_KSB.scatter_(1, winner_KB[:, None].long(), grad_KB[:, None]).flatten(0, 1)
+        if self.products.normalise:
+            inverse_norm_R1 = self.products.inverse_norm_R[rows, None]
+            grad_KB.mul_(inverse_norm_R1)
+            torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
+            # What lies along w would change its length only, and the length has been divided out.
+            along_R1 = torch.linalg.vecdot(into_RD, weight_RD)[:, None]
+            into_RD.addcmul_(weight_RD, along_R1 * inverse_norm_R1.square(), value=-1.0)
+        else:
+            torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
+        self.query_BD.addmm_(grad_KB.t(), weight_RD)
+        if into_RD is not kept_RD:
+            kept_RD.copy_(into_RD)
+
+    def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
+        """Let the gradient of the samples' ‖W_y‖ flow back to the rows they have here (−1: elsewhere)."""
+        grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.share
+        row_B = row_B.clamp_min(0)
+        scale_B = self.products.inverse_norm_R[row_B] * grad_B
+        along_BD = self.products.weight_of(row_B) * scale_B[:, None]
+        self.weight_RD.index_add_(0, row_B, along_BD.to(self.weight_RD.dtype))
+
+
+class _RunningSum:
+    """A sum or log-sum-exp over blocks, numerically safe whatever order they come in."""
+
+    def __init__(self, reduction: Reduction, like_B: Tensor) -> None:
+        self.log = reduction == "logsumexp"
+        self.neutral = -torch.inf if self.log else 0.0
+        self.largest_B = torch.full_like(like_B, -torch.inf)
+        self.sum_B = torch.zeros_like(like_B)
+
+    def add(self, summand_KB: Tensor) -> None:
+        """Take in one block (which is used up)."""
+        if not self.log:
+            self.sum_B += summand_KB.sum(0)
+            return
+        largest_B = torch.maximum(self.largest_B, summand_KB.amax(0))
+        shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
+        self.sum_B = self.sum_B * (self.largest_B - shift_B).exp() + summand_KB.sub_(shift_B).exp_().sum(0)
+        self.largest_B = largest_B
+
+    def join(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+        """Join what the processes have summed, and with it the largest of `hardest_B` and other sums.
+
+        The same two small reductions serve all of them; returns the joint `hardest_B` and `sums`.
+        """
+        largest_B, hardest_B = processes.largest_over_processes(torch.stack((self.largest_B, hardest_B)))
+        if self.log:
+            shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
+            self.sum_B = self.sum_B * (self.largest_B - shift_B).exp()
+        self.largest_B = largest_B
+        self.sum_B, *joint = processes.sum_over_processes(torch.stack((self.sum_B, *sums)))
+        return hardest_B, *joint
+
+    def result(self) -> Tensor:
+        """The sum so far, B numbers."""
+        return self.largest_B + self.sum_B.log() if self.log else self.sum_B
+
+
+def _blocks(classes: int, block_size: int) -> Iterator[slice]:
+    for start in range(0, classes, block_size):
+        yield slice(start, min(start + block_size, classes))
+
+
+def _norm(rows_ND: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1, dtype=dtype)
+    return norm_N.clamp_min(torch.finfo(norm_N.dtype).tiny ** 0.5)
+
+
+def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | float) -> Tensor:
+    """Write `value` where a class of this block is the sample's own. B numbers move; the host never waits."""
+    row_B = own_B - block.start
+    inside_B = (row_B >= 0) & (row_B < len(block_KB))
+    row_1B = row_B.clamp(0, len(block_KB) - 1)[None]
+    return block_KB.scatter_(0, row_1B, torch.where(inside_B, value, block_KB.gather(0, row_1B)[0])[None])
+
+
+def _block_size(batch: int, like: Tensor) -> int:
+    """Classes a block: a few MB on a CPU, where a block should stay in cache; large products on a GPU."""
+    return max(256, block_bytes(like.device) // (batch * like.element_size()))
+
+
+def block_bytes(device: torch.device) -> int:
+    """Bytes of a block of products on a device, by default."""
+    return (4 if device.type == "cpu" else 256) * 2**20
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Fewer bytes of products than this are kept by ``memory="auto"``: a small part of the memory there is.
+
+    A GPU's whole memory is asked, not what is free: that is known without waiting, and a step does not choose
+    otherwise than the one before because the allocator has meanwhile kept that memory for it.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory // 8)
+    return _KEPT_ON_CPU

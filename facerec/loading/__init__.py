@@ -1,0 +1,1 @@
+"""Load training images: sources, order, batches."""

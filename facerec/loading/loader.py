@@ -1,0 +1,372 @@
+"""Batches of decoded faces: threads decode straight into one uint8 buffer a batch, a few batches ahead.
+
+Threads and not processes: the decoder releases the interpreter lock, and a picture is never copied, pickled
+or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`),
+whatever the number of threads and processes.
+
+Two threads on two cores deliver batches at about 0.8 of the rate of the decoder alone, and with `prepare`
+(mirrored, normalised, on the same two cores) at 0.5 to 0.6; see `scripts/benchmark data`. The rest is lost to
+the interpreter's lock, which every picture needs for some 4 µs, and to memory: a picture is 38 kB as bytes,
+151 kB as floats.
+
+Shape suffixes: B pictures of a batch, G of a global batch (that of all processes together), N any number, H
+height, W width, C colour channels (RGB).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from facerec.errors import DamagedDataError, MissingDataError, require
+from facerec.images import buffers
+from facerec.images.augment import Augmentation, AugmentSettings
+from facerec.images.decode import Pixels, decode_into, fit_into
+from facerec.images.device_decode import Undecoded, for_device
+from facerec.loading.faces import EncodedFaces, FaceSet, PixelFaces
+from facerec.loading.identity_order import IdentityOrder
+from facerec.loading.order import Order, Positions, Shuffle, count_batches, mirrored, share
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 32  # pictures a thread decodes at a time: about 3 ms, a hundred times the cost of handing them over
+_TAKEN = 8192  # positions of the order looked up at a time
+_NAMED = 5  # undecodable pictures named in the log before they are only counted
+_GIVE_UP = 1000  # undecodable pictures in a row after which skipping is no longer the answer
+
+
+class Batch(NamedTuple):
+    """What one process takes of one global batch.
+
+    Attributes:
+        image_BHWC: uint8 RGB pictures, not mirrored yet, in pinned memory if the loader was asked to; none
+            of them where there is `undecoded`.
+        label_B: int64 identities, 0 … C−1.
+        mirror_B: bool, the pictures to be mirrored (on the device, see `prepare`).
+        index_B: int64 NumPy array, positions of the pictures in the face set.
+        position: samples of the epoch that all processes have taken when this batch is done; `batches`
+            resumes there.
+        sizes: how many pictures of the global batch each process takes.
+        augment: further changes of the pictures, made on the device as well, if any.
+        undecoded: the pictures, where the device decodes them; decoding may change `label_B`, `mirror_B` and
+            `index_B`.
+    """
+
+    image_BHWC: torch.Tensor
+    label_B: torch.Tensor
+    mirror_B: torch.Tensor
+    index_B: Positions
+    position: int
+    sizes: tuple[int, ...]
+    augment: Augmentation | None = None
+    undecoded: Undecoded | None = None
+
+
+class _Filled(NamedTuple):
+    """What a thread did for a stretch of a batch."""
+
+    replaced: list[tuple[int, int, dict[int, str]]]  # slot, picture put there, why not the others
+    pictures: list[torch.Tensor]  # for `Undecoded`; none where the pictures are in their slots
+
+
+class _Pending(NamedTuple):
+    """A batch whose pictures are being decoded, or collected for the device."""
+
+    image_BHWC: torch.Tensor
+    index_B: Positions
+    position: int
+    sizes: tuple[int, ...]
+    chunks: list[Future[_Filled]]
+
+
+class Loader:
+    """Decoded batches of a face set.
+
+    Args:
+        faces: the pictures.
+        batch_size: pictures a process takes at a time.
+        seed: of the order and of every random choice.
+        size: side of the pictures in pixels, or (height, width); others are resized to it (see `decode`).
+        workers: decoding threads; 1 or more.
+        shuffle, block_size, window: the order, see `Order`.
+        images_per_identity: for ``identity``: pictures of each identity in a batch, see `IdentityOrder`.
+        on_error: ``raise`` stops at a picture that does not decode. ``skip`` puts the next one of the face
+            set that does decode in its place (so in a pack sorted by identity usually one of the same
+            person), and counts it.
+        mirror: mirror half of the samples.
+        augment: further changes of the pictures; None: none.
+        rank, world_size: which process of how many this is.
+        drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
+            among the processes as evenly as possible, so that they may differ by one picture.
+        prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
+        decoder: ``threads`` decode in the loader's threads; ``device`` leaves it to the device, see
+            `device_decode`.
+        pin: allocate batches in pinned memory, for copies to CUDA that do not wait.
+
+    Raises:
+        ConfigError: for a value out of range.
+        MissingDataError: the face set has too few pictures for one batch.
+    """
+
+    def __init__(
+        self,
+        faces: FaceSet,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        size: int | tuple[int, int] = 112,
+        workers: int = 2,
+        shuffle: Shuffle = "full",
+        block_size: int = 1024,
+        window: int = 64,
+        images_per_identity: int = 4,
+        on_error: Literal["raise", "skip"] = "raise",
+        mirror: bool = True,
+        augment: AugmentSettings | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool | None = None,
+        prefetch: int = 4,
+        decoder: Literal["threads", "device"] = "threads",
+        pin: bool = False,
+    ) -> None:
+        require(batch_size >= 1, "trainer.batch_size", batch_size, "must be 1 or more")
+        require(workers >= 1, "data.workers", workers, "must be 1 or more")
+        require(prefetch >= 1, "data.prefetch", prefetch, "must be 1 or more")
+        self.faces = faces
+        self.batch_size = batch_size
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.workers = workers
+        self.on_error = on_error
+        self.mirror = mirror
+        self.augment = augment if augment is not None and augment.active else None
+        self.rank = rank
+        self.world_size = world_size
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+        self.decoder = decoder
+        self.pin = pin
+        if shuffle == "identity":
+            divides = batch_size % max(1, images_per_identity) == 0
+            mend = f"must divide trainer.batch_size={batch_size}"
+            require(divides, "data.images_per_identity", images_per_identity, mend)
+            self.order: Order = IdentityOrder(
+                faces.label_N, seed=seed, images_per_identity=images_per_identity
+            )
+        else:
+            self.order = Order(len(faces), seed=seed, shuffle=shuffle, block_size=block_size, window=window)
+        self._undecodable: set[int] = set()
+        if not self.batches_per_epoch():
+            raise MissingDataError(
+                f"{faces.name} at {faces.root} has {len(faces)} pictures, too few for one batch: "
+                f"trainer.batch_size={batch_size} on {world_size} process(es); lower it, or take more data"
+            )
+
+    @property
+    def skipped(self) -> int:
+        """Different pictures that this process could not decode and replaced, so far."""
+        return len(self._undecodable)
+
+    def batches_per_epoch(self, start: int = 0) -> int:
+        """Batches of an epoch that remain when all processes together have taken `start` samples of it."""
+        return count_batches(
+            len(self.faces),
+            self.batch_size,
+            world_size=self.world_size,
+            start=start,
+            drop_last=self.drop_last,
+        )
+
+    def smallest_batch(self, start: int = 0) -> int:
+        """Images of the smallest batch that a process gets of an epoch, from sample `start` on."""
+        left, whole = len(self.faces) - start, self.batch_size * self.world_size
+        kept = self.batches_per_epoch(start) * whole > left  # the rest of the epoch
+        return left % whole // self.world_size if kept else self.batch_size
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This process's batches of an epoch from sample `start` on.
+
+        Args:
+            epoch: number of the epoch, which chooses the order.
+            start: samples of the epoch that all processes together have taken already, 0 … number of
+                pictures: the `position` of the last batch, whatever the number of processes then and now.
+
+        Raises:
+            DamagedDataError: at the first picture in the order that does not decode (``on_error="raise"``).
+        """
+        skipped_before = self.skipped
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="facerec-loader")
+        pending: deque[_Pending] = deque()
+        try:
+            for begin, index_G in self._global_batches(epoch, start):
+                pending.append(self._submit(pool, epoch, begin, index_G, first=begin == start))
+                if len(pending) > self.prefetch:
+                    yield self._finish(pending.popleft(), epoch)
+            while pending:
+                yield self._finish(pending.popleft(), epoch)
+        finally:
+            # Also on an error, on a generator that is closed half way, and on Ctrl-C: what has not begun is
+            # dropped, what has takes milliseconds.
+            pool.shutdown(wait=True, cancel_futures=True)
+        if self.skipped > skipped_before:
+            log.warning(
+                "epoch %d: pictures that did not decode and were replaced: %d for the first time, %d in all",
+                epoch,
+                self.skipped - skipped_before,
+                self.skipped,
+            )
+
+    def _global_batches(self, epoch: int, start: int) -> Iterator[tuple[int, Positions]]:
+        """Where each global batch begins in the order of the epoch, and its pictures."""
+        step = self.batch_size * self.world_size
+        taken, index_N = start, self.order.take(epoch, start, start)
+        for begin in range(start, start + self.batches_per_epoch(start) * step, step):
+            end = min(begin + step, len(self.faces))
+            if end > taken + len(index_N):  # many at a time: for one batch alone this takes ten times as long
+                taken = begin
+                index_N = self.order.take(epoch, begin, min(max(end, begin + _TAKEN), len(self.faces)))
+            yield begin, index_N[begin - taken : end - taken]
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, epoch: int, begin: int, index_G: Positions, first: bool
+    ) -> _Pending:
+        end = begin + len(index_G)
+        shares = [share(begin, end, rank, self.world_size) for rank in range(self.world_size)]
+        mine, behind = shares[self.rank]
+        index_B = index_G[mine - begin : behind - begin].copy()
+        # The disk begins now, several batches before a thread would wait for it with the interpreter's lock.
+        if self.order.shuffle == "block":
+            self.faces.prefetch(self.order.to_read(epoch, begin, end, first=first).tolist())
+        else:
+            self.faces.prefetch(index_B.tolist())
+        count = 0 if self.decoder == "device" else len(index_B)
+        image_BHWC = buffers.empty((count, self.height, self.width, 3), torch.uint8, pin=self.pin)
+        edges = [*range(0, len(index_B), _CHUNK), len(index_B)]
+        if self.decoder == "device":
+            chunks = [pool.submit(self._collect, index_B, a, b) for a, b in pairwise(edges)]
+        else:
+            slots_BHWC = image_BHWC.numpy()
+            chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]
+        sizes = tuple(stop - start for start, stop in shares)
+        return _Pending(image_BHWC, index_B, end, sizes, chunks)
+
+    def _fill(self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int) -> _Filled:
+        """In a thread: decode pictures begin … end−1."""
+        replaced = []
+        for slot, index in enumerate(index_B[begin:end].tolist(), begin):
+            taken, reasons = self._load_or_replace(index, slots_BHWC[slot])
+            if reasons:
+                replaced.append((slot, taken, reasons))
+        return _Filled(replaced, [])
+
+    def _collect(self, index_B: Positions, begin: int, end: int) -> _Filled:
+        """In a thread: the files of pictures begin … end−1, pixels of those that are not for the device."""
+        filled = _Filled([], [])
+        for slot, index in enumerate(index_B[begin:end].tolist(), begin):
+            encoded = None
+            if isinstance(self.faces, EncodedFaces):
+                with contextlib.suppress(DamagedDataError):  # met again, and dealt with, below
+                    encoded = for_device(self.faces.encoded(index))
+            if encoded is None:
+                pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
+                taken, reasons = self._load_or_replace(index, pixels_HWC)
+                if reasons:
+                    filled.replaced.append((slot, taken, reasons))
+                encoded = torch.from_numpy(pixels_HWC)
+            filled.pictures.append(encoded)
+        return filled
+
+    def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
+        """The pixels of a picture that the device does not decode, or of one that takes its place."""
+        pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
+        taken, reasons = self._load_or_replace(batch.index_B.item(slot), pixels_HWC)
+        self._note(reasons)
+        batch.index_B[slot] = taken
+        self._describe(batch, epoch)
+        return pixels_HWC
+
+    def _load_or_replace(self, index: int, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
+        """Decode a picture, or what takes its place; returns which it was, and why not those before it."""
+        try:
+            self._load(index, out_HWC)
+        except DamagedDataError as error:
+            if self.on_error == "raise":
+                mend = "data.on_error=skip trains without such pictures, and counts them"
+                raise DamagedDataError(f"{error}; {mend}") from error
+            return self._replace(index, str(error), out_HWC)
+        return index, {}
+
+    def _load(self, index: int, out_HWC: Pixels) -> None:
+        """One picture into its slot; an error says where it comes from."""
+        faces = self.faces
+        if isinstance(faces, EncodedFaces):
+            encoded = faces.encoded(index)
+            try:
+                decode_into(encoded, out_HWC)
+            except DamagedDataError as error:
+                raise DamagedDataError(f"{faces.where(index)}: {error}") from error
+        elif isinstance(faces, PixelFaces):
+            fit_into(faces.pixels(index), out_HWC)
+        else:
+            raise TypeError(f"{type(faces).__name__} is neither EncodedFaces nor PixelFaces")
+
+    def _replace(self, index: int, reason: str, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
+        """Load the next picture that decodes; returns its position, and why those before it do not."""
+        reasons = {index: reason}
+        for step in range(1, min(_GIVE_UP, len(self.faces))):
+            other = (index + step) % len(self.faces)
+            try:
+                self._load(other, out_HWC)
+            except DamagedDataError as error:
+                reasons[other] = str(error)
+            else:
+                return other, reasons
+        raise DamagedDataError(f"{len(reasons)} pictures in a row do not decode; the first: {reason}")
+
+    def _finish(self, pending: _Pending, epoch: int) -> Batch:
+        """Wait for a batch; errors and replacements come in the order of the pictures."""
+        index_B = pending.index_B
+        pictures: list[torch.Tensor] = []
+        for chunk in pending.chunks:
+            filled = chunk.result()
+            pictures += filled.pictures
+            for slot, index, reasons in filled.replaced:
+                index_B[slot] = index
+                self._note(reasons)
+        count = len(index_B)
+        label_B = torch.empty(count, dtype=torch.int64, pin_memory=self.pin)
+        mirror_B = torch.zeros(count, dtype=torch.bool, pin_memory=self.pin)
+        batch = Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position, pending.sizes)
+        self._describe(batch, epoch)
+        if self.augment is not None:
+            batch = batch._replace(augment=Augmentation(self.augment, self.order.seed, epoch, index_B))
+        if self.decoder == "device":
+            retry = partial(self._retry, batch, epoch)
+            batch = batch._replace(undecoded=Undecoded(pictures, (self.height, self.width), retry))
+        return batch
+
+    def _describe(self, batch: Batch, epoch: int) -> None:
+        """Labels and mirrors that follow from which pictures are in a batch."""
+        batch.label_B.numpy()[:] = self.faces.label_N[batch.index_B]
+        if self.mirror:
+            batch.mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, batch.index_B)
+
+    def _note(self, reasons: dict[int, str]) -> None:
+        """Count pictures that do not decode and name the first few of them in the log."""
+        for index, reason in reasons.items():
+            if index in self._undecodable:
+                continue
+            self._undecodable.add(index)
+            if len(self._undecodable) <= _NAMED:
+                log.warning("skipped a picture that does not decode: %s", reason)
+            elif len(self._undecodable) == _NAMED + 1:
+                log.warning("further pictures that do not decode are only counted")

@@ -1,0 +1,139 @@
+"""Wrong labels on purpose, for experiments on robustness: some pictures get another identity's label.
+
+Shape suffixes: N pictures, M of them changed, C identities, P pixels of a thumbnail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.errors import ConfigError, DamagedDataError
+from facerec.images.decode import decode
+from facerec.loading.faces import EncodedFaces, FaceSet, PixelFaces
+from facerec.loading.order import random_words
+
+NoiseKind = Literal["uniform", "confusable"]
+Labels = npt.NDArray[np.int64]
+
+_LOOKALIKES: Final = 5  # identities one may be taken for
+_SEEN: Final = 4  # pictures of an identity that its looks are judged by
+_SIDE: Final = 16
+
+
+class NoisyFaces(FaceSet):
+    """A face set of which some labels are wrong.
+
+    Attributes:
+        label_N: the labels to train on.
+        clean_label_N: the labels as they were.
+    """
+
+    def __init__(self, faces: FaceSet, label_N: Labels, kind: str) -> None:
+        self.faces, self.kind = faces, kind
+        self.name, self.root, self.classes = faces.name, faces.root, faces.classes
+        self.clean_label_N, self.label_N = faces.label_N, label_N
+        label_N.flags.writeable = False
+
+    def where(self, i: int) -> str:
+        return self.faces.where(i)
+
+    def describe(self) -> str:
+        wrong = int((self.label_N != self.clean_label_N).sum())
+        share = 100 * wrong / len(self)
+        return f"{self.faces.describe()}; {wrong:,} labels ({share:.3g} %) made wrong, {self.kind}"
+
+    def contents(self) -> list[np.ndarray | Sequence[str]]:
+        return [*self.faces.contents(), self.label_N]
+
+    def prefetch(self, positions: object) -> None:
+        self.faces.prefetch(positions)  # type: ignore[arg-type]
+
+
+class _NoisyEncoded(NoisyFaces, EncodedFaces):
+    faces: EncodedFaces
+
+    def encoded(self, i: int) -> bytes | memoryview:
+        return self.faces.encoded(i)
+
+
+class _NoisyPixels(NoisyFaces, PixelFaces):
+    faces: PixelFaces
+
+    def pixels(self, i: int) -> np.ndarray:
+        return self.faces.pixels(i)
+
+
+def with_label_noise(faces: FaceSet, share: float, kind: NoiseKind = "uniform", seed: int = 0) -> FaceSet:
+    """`faces` with wrong labels on a share of its pictures; which and what follows from the seed alone.
+
+    Args:
+        faces: a face set of two identities or more.
+        share: in [0, 1); round(share·N) pictures are changed, each to a label that is not its own.
+        kind: ``uniform``: any other identity. ``confusable``: one of the five that look most alike, by the
+            mean of small gray pictures (a few of each identity are decoded for it).
+        seed: any integer.
+
+    Raises:
+        ConfigError: for a share out of range.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError("data.label_noise", share, "must be a share from 0 to below 1")
+    if share == 0:
+        return faces
+    number_N = np.arange(len(faces), dtype=np.int64)
+    lot_N = random_words(seed, 0, number_N, "wrong label")
+    changed_M = np.argsort(lot_N, kind="stable")[: round(share * len(faces))]
+    word_M = random_words(seed, 0, changed_M, "which label")
+    label_N = np.array(faces.label_N, dtype=np.int64)
+    if kind == "uniform":
+        step_M = (word_M % np.uint64(faces.num_classes - 1)).astype(np.int64)
+        label_N[changed_M] = (label_N[changed_M] + 1 + step_M) % faces.num_classes
+    else:
+        alike_CK = lookalikes(faces)
+        choice_M = (word_M % np.uint64(alike_CK.shape[1])).astype(np.int64)
+        label_N[changed_M] = alike_CK[label_N[changed_M], choice_M]
+    return (_NoisyEncoded if isinstance(faces, EncodedFaces) else _NoisyPixels)(faces, label_N, kind)
+
+
+def lookalikes(faces: FaceSet, count: int = _LOOKALIKES) -> Labels:
+    """For each identity the `count` others (fewer if there are fewer) with the nearest mean pictures."""
+    order_N = np.argsort(faces.label_N, kind="stable")
+    sorted_N = np.asarray(faces.label_N)[order_N]
+    mean_CP = np.zeros((faces.num_classes, _SIDE * _SIDE), np.float32)
+    for identity, (begin, end) in enumerate(zip(*_spans(sorted_N, faces.num_classes), strict=True)):
+        seen = order_N[begin:end][:: max(1, (end - begin) // _SEEN)][:_SEEN]
+        for i in seen.tolist():
+            with contextlib.suppress(DamagedDataError):  # the loader will say so, or skip it
+                mean_CP[identity] += _thumbnail(faces, i)
+    mean_CP -= mean_CP.mean(1, keepdims=True)
+    mean_CP /= np.linalg.norm(mean_CP, axis=1, keepdims=True) + 1e-6
+    count = min(count, faces.num_classes - 1)
+    nearest_CK = np.empty((faces.num_classes, count), np.int64)
+    for begin in range(0, faces.num_classes, 1024):
+        likeness = mean_CP[begin : begin + 1024] @ mean_CP.T
+        likeness[np.arange(len(likeness)), begin + np.arange(len(likeness))] = -np.inf
+        best = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
+        nearest_CK[begin : begin + 1024] = np.sort(best, axis=1)
+    return nearest_CK
+
+
+def _spans(sorted_N: Labels, classes: int) -> tuple[Labels, Labels]:
+    identity_C = np.arange(classes)
+    return np.searchsorted(sorted_N, identity_C), np.searchsorted(sorted_N, identity_C, side="right")
+
+
+def _thumbnail(faces: FaceSet, i: int) -> np.ndarray:
+    """Picture i as 16×16 gray levels, one after the other."""
+    if isinstance(faces, EncodedFaces):
+        picture = decode(faces.encoded(i), _SIDE)
+    else:
+        assert isinstance(faces, PixelFaces)
+        picture = faces.pixels(i)
+        rows, columns = (np.linspace(0, side - 1, _SIDE).round().astype(int) for side in picture.shape[:2])
+        picture = picture[rows][:, columns]
+    return picture.astype(np.float32).mean(2).ravel()

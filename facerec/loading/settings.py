@@ -1,0 +1,126 @@
+"""The settings of the config group `data`: which pictures, in what order, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from facerec.errors import require
+from facerec.images.augment import AugmentSettings
+from facerec.registry import build
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which face set, and how it is loaded.
+
+    Args:
+        kind: how the pictures are stored, a module of `facerec.loading.sources`: ``rec``, ``folder``,
+            ``synthetic``, ``orl``.
+        name: of the data set, for logs and errors; null: the name of its folder.
+        root: where it is: a folder, or a `.rec`.
+        targets: the verification sets it is usually judged by, each a `.bin` file in `eval.root`.
+        identities, images: how many there are: for ``synthetic`` to make, for others what is usual, so that a
+            pack that differs is noticed; null: not known.
+        obtain: what to get and where from, for the error where it is missing.
+        options: settings of the kind's own, see its module.
+        size: height and width of the pictures in pixels, or [height, width].
+        workers: decoding threads of a process; null: one a core, eight at most.
+        shuffle: ``full`` any picture at any time; ``block`` whole blocks of neighbours, for hard disks;
+            ``identity`` several pictures of each identity in a batch, for pair losses; ``none``.
+        block_size: neighbouring pictures in a block.
+        window: blocks that are mixed with each other. The pictures of two windows should fit into memory.
+        images_per_identity: for ``identity``: pictures of each in a batch, a divisor of the batch size.
+        label_noise: share of the pictures that get a wrong label, in [0, 1), for experiments.
+        noise_kind: ``uniform`` any other label; ``confusable`` that of an identity that looks alike.
+        noise_seed: chooses which pictures and labels.
+        mirror: mirror half of the pictures, another half each epoch.
+        augment: further changes of the pictures, see `AugmentSettings`; none by default.
+        on_error: what to do at a picture that does not decode: ``raise`` stops the run and names it, ``skip``
+            takes the next one instead, and counts.
+        drop_last: leave out the rest of an epoch that fills no batch; null: only where it has fewer than two
+            pictures for each process, which batch norm cannot take.
+        prefetch: batches decoded ahead of the model.
+        decoder: ``threads`` decode; ``device``: JPEGs are decoded on the training device (CUDA: nvJPEG).
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    kind: str = "rec"
+    name: str | None = None
+    root: str | None = None
+    targets: list[str] = field(default_factory=list)
+    identities: int | None = None
+    images: int | None = None
+    obtain: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    size: int | list[int] = 112
+    workers: int | None = None
+    shuffle: Literal["full", "block", "identity", "none"] = "full"
+    block_size: int = 1024
+    window: int = 64
+    images_per_identity: int = 4
+    label_noise: float = 0.0
+    noise_kind: Literal["uniform", "confusable"] = "uniform"
+    noise_seed: int = 0
+    mirror: bool = True
+    augment: dict[str, Any] = field(default_factory=dict)
+    on_error: Literal["raise", "skip"] = "raise"
+    drop_last: bool | None = None
+    prefetch: int = 4
+    decoder: Literal["threads", "device"] = "threads"
+
+    def __post_init__(self) -> None:
+        for key in ("identities", "images", "workers", "block_size", "window", "prefetch"):
+            value = getattr(self, key)
+            most = 1024 if key in ("workers", "prefetch") else 10**10
+            good = value is None or 1 <= value <= most
+            require(good, f"data.{key}", value, f"must be 1 or more, and at most {most:,}")
+        require(
+            len(self.shape) == 2 and all(16 <= side <= 1024 for side in self.shape),
+            "data.size",
+            self.size,
+            "must be 16 to 1024 pixels, or [height, width]",
+        )
+        k, noise = self.images_per_identity, self.label_noise
+        require(k >= 2, "data.images_per_identity", k, "must be 2 or more")
+        require(0 <= noise < 1, "data.label_noise", noise, "must be a share from 0 to below 1")
+        for key, choices in (
+            ("shuffle", ("full", "block", "identity", "none")),
+            ("on_error", ("raise", "skip")),
+            ("noise_kind", ("uniform", "confusable")),
+            ("decoder", ("threads", "device")),
+        ):
+            value = getattr(self, key)
+            require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
+        build(AugmentSettings, "data.augment", self.augment)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width) of the pictures in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `facerec.loading.loader.Loader` that are settings of this group."""
+        return {
+            "size": self.shape,
+            "workers": self.workers or min(8, cores()),
+            "shuffle": self.shuffle,
+            "block_size": self.block_size,
+            "window": self.window,
+            "images_per_identity": self.images_per_identity,
+            "on_error": self.on_error,
+            "mirror": self.mirror,
+            "augment": build(AugmentSettings, "data.augment", self.augment),
+            "drop_last": self.drop_last,
+            "prefetch": self.prefetch,
+            "decoder": self.decoder,
+        }
+
+
+def cores() -> int:
+    """CPU cores this process may use: its share of those of the machine, where torchrun started several."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

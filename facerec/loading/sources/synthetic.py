@@ -1,0 +1,58 @@
+"""data.kind=synthetic: pictures made on the spot, of any number and size, for benchmarks and dry runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from facerec.errors import require
+from facerec.loading.faces import FaceSet, PixelFaces
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import SOURCES
+
+_PATTERN = 8  # cells a side of the coarse pattern that makes an identity
+
+
+class SyntheticFaces(PixelFaces):
+    """Coarse random patterns, one an identity, under noise that differs from picture to picture.
+
+    Args:
+        identities: how many.
+        images: how many pictures, `identities` or more; picture i shows identity i modulo `identities`.
+        height, width: of the pictures, in pixels.
+    """
+
+    def __init__(self, identities: int, images: int, height: int = 112, width: int = 112) -> None:
+        self.name = "synthetic"
+        self.root = Path("memory")
+        self.label_N = np.arange(images, dtype=np.int64) % identities
+        self.classes = np.arange(identities)
+        self._height, self._width = height, width
+        self._row_H = np.arange(height) * _PATTERN // height
+        self._column_W = np.arange(width) * _PATTERN // width
+
+    def pixels(self, i: int) -> np.ndarray:
+        pattern = _generator(0, int(self.label_N[i])).integers(0, 192, (_PATTERN, _PATTERN, 3), np.uint8)
+        noise = np.frombuffer(_generator(1, i).bytes(self._height * self._width * 3), np.uint8)
+        coarse_HWC = pattern[self._row_H[:, None], self._column_W]
+        return coarse_HWC + (noise >> 2).reshape(self._height, self._width, 3)
+
+    def where(self, i: int) -> str:
+        return f"synthetic picture {i}"
+
+    def describe(self) -> str:
+        return f"{self.name}: {self.num_classes:,} identities, {len(self):,} pictures, made on the spot"
+
+
+@SOURCES.register("synthetic")
+def open_synthetic(settings: DataSettings) -> FaceSet:
+    """`data.identities` and `data.images` (default: ten an identity) say how many, `data.size` how large."""
+    identities = settings.identities or 1000
+    images = settings.images or 10 * identities
+    require(images >= identities, "data.images", images, f"must be data.identities={identities} or more")
+    return SyntheticFaces(identities, images, *settings.shape)
+
+
+def _generator(kind: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=(kind, number)))

@@ -1,0 +1,135 @@
+"""A photograph as a face of a pack: decoded, upright, aligned or cropped, encoded; or the reason why not."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from facerec.errors import DamagedDataError, require
+from facerec.images.align import TEMPLATE_52, align
+from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, Encoded, decode, decode_whole, fit_into, read_header
+from facerec.making.detection import Detector, Face, choose
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Made(NamedTuple):
+    """What came of a photograph.
+
+    Attributes:
+        payload: the encoded face; None where the photograph is dropped.
+        note: why it was dropped, or what else there is to say about it; empty where there is nothing.
+    """
+
+    payload: bytes | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FaceMaker:
+    """How photographs become faces.
+
+    Args:
+        size: side of the faces in pixels.
+        quality: of the JPEG, 1 … 100, without chroma subsampling.
+        keep: store the bytes of a JPEG or PNG as they are where it has the right size and is upright.
+        detector: finds the faces to align; None: the photograph is resized by its short side and cropped at
+            the centre, right for faces that are aligned or cropped already.
+        no_face: with a detector, what to do where it finds none: ``drop`` the photograph, or ``crop`` it as
+            without detector.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    size: int = 112
+    quality: int = 95
+    keep: bool = False
+    detector: Detector | None = None
+    no_face: Literal["drop", "crop"] = "drop"
+
+    def __post_init__(self) -> None:
+        require(16 <= self.size <= 1024, "--size", self.size, "must be 16 to 1024 pixels")
+        require(1 <= self.quality <= 100, "--quality", self.quality, "must be 1 to 100")
+
+    def make(self, encoded: Encoded) -> Made:
+        """The face in an encoded photograph; safe to call from several threads at once."""
+        try:
+            if self.keep and self._fits(encoded):
+                decode(encoded, self.size)  # that all of it is there
+                return Made(bytes(encoded))
+            face_HWC, note = self.face(encoded)
+            return Made(None if face_HWC is None else self.encode(face_HWC), note)
+        except DamagedDataError as error:
+            return Made(None, str(error))
+        except MemoryError:
+            return Made(None, "too large for the memory of this machine")
+
+    def face(self, encoded: Encoded) -> tuple[np.ndarray | None, str]:
+        """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `Made`.
+
+        Raises:
+            DamagedDataError: it is no picture, or a damaged one.
+        """
+        if self.detector is None:
+            return decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS), ""
+        image_HWC = decode_whole(encoded)
+        faces = self.detector.detect(image_HWC)
+        if not faces:
+            if self.no_face == "drop":
+                return None, "no face found"
+            return self._cropped(image_HWC), "no face found; cropped at the centre"
+        others = f"{len(faces)} faces found; took the largest and most central" if len(faces) > 1 else ""
+        face = choose(faces, (image_HWC.shape[0], image_HWC.shape[1]))
+        return self._aligned(image_HWC, face), others
+
+    def _fits(self, encoded: Encoded) -> bool:
+        """True where a picture's header says that it can be stored as it is; raises DamagedDataError."""
+        header = read_header(encoded)
+        fits = header.height == header.width == self.size and header.orientation == 1
+        return fits and header.format in ("JPEG", "PNG")
+
+    def _cropped(self, image_HWC: np.ndarray) -> np.ndarray:
+        face_HWC = np.empty((self.size, self.size, 3), np.uint8)
+        fit_into(image_HWC, face_HWC)
+        return face_HWC
+
+    def _aligned(self, image_HWC: np.ndarray, face: Face) -> np.ndarray:
+        """The face on the template; a large one is averaged down first, lest sampling skip pixels."""
+        point_52 = face.point_52
+        eyes = float(np.linalg.norm(point_52[1] - point_52[0]))
+        times = int(eyes * 112 / (self.size * float(np.linalg.norm(TEMPLATE_52[1] - TEMPLATE_52[0]))))
+        if times > 1:
+            image_HWC = np.asarray(Image.fromarray(image_HWC).reduce(times))
+            point_52 = (point_52 + 0.5) / times - 0.5
+        return align(image_HWC, point_52, self.size)
+
+    def encode(self, face_HWC: np.ndarray) -> bytes:
+        """A face as JPEG."""
+        encoded: bytes = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(face_HWC), quality=self.quality, colorspace="RGB", colorsubsampling="444"
+        )
+        return encoded
+
+
+def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """`work` of each task, done in threads some tasks ahead, handed out in the order of the tasks."""
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers, "pictures")
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

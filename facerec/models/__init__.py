@@ -1,0 +1,1 @@
+"""A backbone with its preprocessing: open any model file, load pretrained weights, export."""

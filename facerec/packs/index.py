@@ -1,0 +1,346 @@
+"""The index of a `.rec` file: keys to byte offsets, opened in milliseconds, rebuilt where it is missing or
+stale.
+
+A text `.idx` is parsed once (`packs.index_text`) and kept as a memory-mapped cache
+(`facerec.packs.cache`), whose pages all processes share: 8 bytes a record where keys are dense (first, first +
+1, …), 12 to 24 otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import operator
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facerec.errors import DamagedDataError, MissingDataError, StorageError
+from facerec.files import replacing
+from facerec.packs import cache, framing, index_text
+
+_log = logging.getLogger(__name__)
+_SAMPLES = 32  # records looked at to tell whether an index belongs to its .rec
+
+
+class RecordIndex:
+    """Keys and byte offsets of N records, in the order of the index.
+
+    Attributes:
+        offset_N: int64, read-only; where each record begins.
+        origin: how the index was come by, for people: ``parsed``, ``cached``, ``rebuilt``.
+        shared: whether the numbers lie in a cache file, so that another process maps them instead of being
+        sent them.
+    """
+
+    def __init__(
+        self, arrays: dict[str, np.ndarray], first: int | None, origin: str, shared: bool = False
+    ) -> None:
+        self.offset_N = arrays["offset"]
+        self.origin = origin
+        self.shared = shared
+        self._first = first  # the lowest key where keys are dense and in order, else None
+        self._sorted_N = arrays.get("key")  # keys in growing order, where they are not dense
+        self._order_N = arrays.get("order")  # their rows, where the rows are in another order
+        self._key_N: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, key_N: np.ndarray, offset_N: np.ndarray, origin: str = "parsed") -> RecordIndex:
+        """The index of these keys and offsets; raises ValueError carrying the first key that occurs twice."""
+        arrays = {"offset": offset_N}
+        if _steps(key_N, 1, 1):
+            return cls(arrays, int(key_N[0]) if len(key_N) else 0, origin)
+        if not _steps(key_N, 1, 2**63 - 1):
+            order_N = np.argsort(key_N, kind="stable")
+            key_N = key_N[order_N]
+            twice = np.flatnonzero(key_N[1:] == key_N[:-1])
+            if len(twice):
+                raise ValueError(int(key_N[twice[0]]))
+            arrays["order"] = _narrow(order_N)
+        arrays["key"] = _narrow(key_N)
+        return cls(arrays, None, origin)
+
+    def __len__(self) -> int:
+        return len(self.offset_N)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """int64 keys in the order of the index; made on demand where keys are dense."""
+        if self._key_N is None:
+            if self._sorted_N is None:
+                assert self._first is not None
+                key_N = np.arange(self._first, self._first + len(self), dtype=np.int64)
+            elif self._order_N is None:
+                key_N = self._sorted_N.astype(np.int64)
+            else:
+                key_N = np.empty(len(self), np.int64)
+                key_N[self._order_N] = self._sorted_N
+            key_N.flags.writeable = False
+            self._key_N = key_N
+        return self._key_N
+
+    @property
+    def dense_from(self) -> int | None:
+        """The first key where row r holds key first + r throughout, else None."""
+        return self._first
+
+    def row(self, key: int) -> int:
+        """The row of `key`; raises KeyError."""
+        number = operator.index(key)
+        if self._first is not None:
+            row = number - self._first
+            if 0 <= row < len(self.offset_N):
+                return row
+            raise KeyError(key)
+        assert self._sorted_N is not None
+        place = self._place(number)
+        if place == len(self) or self._sorted_N.item(place) != number:
+            raise KeyError(key)
+        return place if self._order_N is None else self._order_N.item(place)
+
+    def _place(self, key: int) -> int:
+        """How many keys are below `key`, where keys are not dense."""
+        assert self._sorted_N is not None
+        number_type = self._sorted_N.dtype.type  # another type would have the whole array converted
+        if key > np.iinfo(number_type).max:
+            return len(self)
+        return int(np.searchsorted(self._sorted_N, number_type(max(key, 0))))
+
+    def rows_between(self, low: int, high: int) -> np.ndarray:
+        """Rows of all keys from `low` up to but not including `high`, in the order of their keys."""
+        if self._first is not None:
+            begin, end = (min(max(key - self._first, 0), len(self)) for key in (low, high))
+            return np.arange(begin, end)
+        begin, end = self._place(low), self._place(high)
+        return np.arange(begin, end) if self._order_N is None else self._order_N[begin:end].astype(np.int64)
+
+    def keys_at(self, row_K: np.ndarray) -> np.ndarray:
+        """The int64 keys of rows, without making those of all others."""
+        return self.keys[row_K] if self._first is None else np.asarray(row_K, np.int64) + self._first
+
+    def key_at(self, offset: int) -> int | None:
+        """The key of the record that begins at `offset`, for messages: looks through all of them."""
+        rows = np.flatnonzero(self.offset_N == offset)
+        return self.keys_at(rows[:1]).item() if len(rows) else None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a cache file keeps beside `dense_from`."""
+        arrays = {"offset": self.offset_N, "key": self._sorted_N, "order": self._order_N}
+        return {name: numbers for name, numbers in arrays.items() if numbers is not None}
+
+
+def default_path(rec_path: Path) -> Path:
+    """Where the index of a `.rec` lies unless said otherwise."""
+    return rec_path.with_suffix(".idx")
+
+
+def read_index(idx_path: Path) -> RecordIndex:
+    """The index in the text file `idx_path`, from its cache where that is valid; else parsed, and cached.
+
+    Raises:
+        MissingDataError: where there is no such file.
+        DamagedDataError: naming file and line, where a line is malformed or a key occurs twice.
+    """
+    known = cache.stamp(idx_path)
+    found = _cached(idx_path, "index", known)
+    if found is not None:
+        return found
+    try:
+        key_N, offset_N = index_text.parse(idx_path)
+        index = RecordIndex.of(key_N, offset_N)
+    except OSError as problem:
+        raise MissingDataError(
+            f"{idx_path}: {problem.strerror}; give the .idx that belongs to the .rec"
+        ) from None
+    except ValueError as twice:
+        raise DamagedDataError(_twice(idx_path, twice.args[0])) from None
+    return _shared(idx_path, "index", known, index)
+
+
+def open_index(rec_path: Path, view: memoryview, idx_path: Path) -> RecordIndex:
+    """The index of the `.rec` mapped in `view`: read from `idx_path`, or rebuilt where that is missing or
+    stale.
+
+    A rebuilt index goes to `idx_path` (a stale one is kept as ``….idx.old``), or into the user's cache folder
+    where the data folder is read-only; a warning says so. Its keys are 0, 1, 2, … in file order, as the
+    original tools number them.
+
+    Raises:
+        DamagedDataError: where the `.idx` is malformed, or must be rebuilt and the `.rec` cannot be walked.
+    """
+    trouble = "there is none"
+    if idx_path.is_file():
+        index = read_index(idx_path)
+        misfit = _misfit(index, view, rec_path, idx_path)
+        if misfit is None:
+            return index
+        if not len(view):
+            raise DamagedDataError(f"{rec_path}: is empty, but {idx_path.name} lists {len(index)} records")
+        trouble = misfit
+    known = cache.stamp(rec_path)
+    rebuilt = _cached(rec_path, "scan", known)
+    if rebuilt is not None:
+        _log.warning("%s: %s; using the index rebuilt earlier", idx_path, trouble)
+        return rebuilt
+    try:
+        index = scan(view, f"indexing {rec_path.name}")
+    except framing.Broken as broken:
+        raise DamagedDataError(
+            f"{rec_path}: offset {broken.offset}: {broken.reason}; and its index {idx_path.name} cannot be "
+            f"used ({trouble}). Get the pack again, or see what is left: `facerec-data verify {rec_path}`"
+        ) from None
+    if cache.writable(idx_path.parent):
+        with contextlib.suppress(StorageError):
+            write_index(idx_path, index, keep_old=True)
+            _log.warning(
+                "%s: %s; rebuilt it from %s: %d records", idx_path, trouble, rec_path.name, len(index)
+            )
+            return _shared(idx_path, "index", cache.stamp(idx_path), index)
+    _log.warning("%s: %s; rebuilt it in memory and cache, %d records", idx_path, trouble, len(index))
+    return _shared(rec_path, "scan", known, index)
+
+
+def rebuild(rec_path: Path, idx_path: Path) -> int:
+    """Write the index of a whole `.rec` from a walk through it; returns the number of records.
+
+    Raises:
+        MissingDataError: where there is no such `.rec`.
+        DamagedDataError: where the `.rec` cannot be walked; an index that was there stays.
+        StorageError: where the index cannot be written.
+    """
+    try:
+        with rec_path.open("rb") as file:
+            size = file.seek(0, 2)
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        index = scan(view, f"indexing {rec_path.name}")
+    except OSError as problem:
+        raise MissingDataError(f"{rec_path}: {problem.strerror}; give the path of a .rec file") from None
+    except framing.Broken as broken:
+        raise DamagedDataError(
+            f"{rec_path}: offset {broken.offset}: {broken.reason}; records behind it would get wrong keys, "
+            f"so nothing was written. `facerec-data verify {rec_path}` lists all that is damaged"
+        ) from None
+    write_index(idx_path, index, keep_old=True)
+    return len(index)
+
+
+def scan(view: memoryview, title: str) -> RecordIndex:
+    """The index of a whole `.rec`, keys 0, 1, 2, … in file order, behind a progress bar; raises `Broken`."""
+    from tqdm import tqdm
+
+    offsets = array("q")
+    with tqdm(total=len(view), unit="B", unit_scale=True, desc=title, disable=None, delay=0.5) as bar:
+        for offset, _ in framing.walk(view):
+            offsets.append(offset)
+            if not len(offsets) & 0xFFFF:
+                bar.update(offset - bar.n)
+        bar.update(len(view) - bar.n)
+    return RecordIndex({"offset": np.array(offsets, np.int64)}, 0, "rebuilt")
+
+
+def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> None:
+    """Write the text `.idx`, whole or not at all; `keep_old` leaves one that was there as ``….idx.old``.
+
+    Raises:
+        StorageError: where it cannot be written; what was there before is still there.
+    """
+    with replacing(idx_path) as file:
+        for start in range(0, len(index), 1 << 18):
+            rows = slice(start, start + (1 << 18))
+            pairs = zip(index.keys[rows].tolist(), index.offset_N[rows].tolist(), strict=True)
+            file.write("".join(map("%d\t%d\n".__mod__, pairs)).encode("ascii"))
+        old = idx_path.with_name(f"{idx_path.name}.old")
+        if keep_old and idx_path.exists() and not old.exists():
+            idx_path.replace(old)
+
+
+def strays(index: RecordIndex, view: memoryview) -> str | None:
+    """Says so where no record begins at half or more of a sample of the offsets, else None.
+
+    Fewer are damaged records, which do not make an index stale.
+    """
+    row_S = np.unique(np.linspace(0, len(index) - 1, _SAMPLES).astype(np.int64))
+    wrong = [offset for offset in index.offset_N[row_S].tolist() if not framing.begins(view, offset)]
+    if 2 * len(wrong) >= len(row_S):
+        return f"no record begins at {len(wrong)} of {len(row_S)} offsets tried, such as {wrong[0]}"
+    return None
+
+
+def _misfit(index: RecordIndex, view: memoryview, rec_path: Path, idx_path: Path) -> str | None:
+    """Why `index` does not belong to the `.rec` in `view`, from a look at some records, else None."""
+    if not len(index):
+        return "it is empty" if len(view) else None
+    highest = int(index.offset_N.max())
+    if highest + 8 > len(view):
+        return f"it points to offset {highest}, beyond the {len(view)} bytes of {rec_path.name}"
+    trouble = strays(index, view)
+    if trouble is not None:
+        return trouble
+    try:
+        _, end = framing.assemble(view, highest)
+    except framing.Broken:
+        return None  # that record is damaged: whoever reads it will be told
+    if end < len(view):
+        if cache.stamp(rec_path).mtime_ns > cache.stamp(idx_path).mtime_ns:
+            return f"its last record ends at {end}, the newer {rec_path.name} at {len(view)}"
+        _log.warning(
+            "%s lists records up to byte %d of the %d of %s; the rest is left out",
+            idx_path,
+            end,
+            len(view),
+            rec_path,
+        )
+    return None
+
+
+def _cached(source: Path, kind: str, known: cache.Stamp) -> RecordIndex | None:
+    """The index kept in the cache of `source`, if valid."""
+    found = cache.load(source, kind, [known])
+    if found is None or "offset" not in found.arrays:
+        return None
+    first = found.values.get("first")
+    if (first is None) != ("key" in found.arrays):
+        return None
+    return RecordIndex(found.arrays, first, "cached", shared=True)
+
+
+def _shared(source: Path, kind: str, known: cache.Stamp, index: RecordIndex) -> RecordIndex:
+    """`index` put into a cache and mapped from there; the same object where no cache can be written."""
+    values: dict[str, Any] = {"first": index.dense_from}
+    kept = cache.store(source, kind, [known], index.arrays(), **values)
+    if kept is None:
+        return index
+    return RecordIndex(kept.arrays, index.dense_from, index.origin, shared=True)
+
+
+def _steps(key_N: np.ndarray, least: int, most: int) -> bool:
+    """Whether every key is `least` … `most` above the one before it; in blocks, for little extra memory."""
+    for start in range(0, len(key_N), 1 << 16):
+        step_K = np.diff(key_N[start : start + (1 << 16) + 1])
+        if len(step_K) and (step_K.min() < least or step_K.max() > most):
+            return False
+    return True
+
+
+def _narrow(number_N: np.ndarray) -> np.ndarray:
+    """int32 where the numbers fit: half the pages."""
+    small = len(number_N) == 0 or int(number_N.max()) < 2**31
+    return number_N.astype(np.int32) if small else number_N
+
+
+def _twice(idx_path: Path, key: int) -> str:
+    """Message naming the lines that give the same key."""
+    wanted = str(key).encode()
+    with idx_path.open("rb") as file:
+        lines = [
+            n
+            for n, line in enumerate(file, 1)
+            if line.split()[:1] and line.split()[0].lstrip(b"0") == wanted.lstrip(b"0")
+        ]
+    return (
+        f"{idx_path}, line {lines[1]}: key {key} is already on line {lines[0]}; remove one of them, "
+        f"or rebuild the index with `facerec-data index --force`"
+    )

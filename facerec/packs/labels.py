@@ -1,0 +1,155 @@
+"""The identity labels of a pack, read from the picture records' own headers, many at a time.
+
+In a large pack of the InsightFace layout the identity records say where each identity's pictures begin and
+end, so that only the pictures at those borders need be looked at (and a sample in between): 42 million
+headers are 200 GB of pages. Their keys are float32, exact to 2^24 only, while large packs have more pictures
+than that; so the borders are taken as "about here", and the pictures' own labels around them decide.
+
+Shape suffixes: N pictures, K records looked at, C identities.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from facerec.errors import DamagedDataError
+from facerec.packs import framing
+from facerec.packs.record import HEADER
+from facerec.packs.recordio import RecordReader
+
+_log = logging.getLogger(__name__)
+_BLOCK = 1 << 16  # records looked at together
+_LABEL = HEADER.size + 8  # where labels behind the header begin, counted from the record's magic number
+EXACT = 1 << 24  # float32 holds every whole number up to here
+_SAMPLED = 4096  # pictures inside the ranges whose own label is checked
+_LARGE = 500_000  # pictures; below it all headers are read
+
+
+def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "") -> np.ndarray:
+    """The label each record itself carries: the header's, or the first behind it. float32; NaN where damaged.
+
+    Args:
+        reader: the open pack.
+        offset_K: int64 offsets of image records, in any order (file order is fastest).
+        title: what the progress bar says; none is shown without it.
+    """
+    from tqdm import tqdm
+
+    label_K = np.empty(len(offset_K), np.float32)
+    with tqdm(
+        total=len(offset_K), desc=title, unit=" records", disable=None if title else True, delay=1
+    ) as bar:
+        for start in range(0, len(offset_K), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            label_K[rows] = _block(reader, offset_K[rows])
+            bar.update(len(label_K[rows]))
+    return label_K
+
+
+def _block(reader: RecordReader, offset_K: np.ndarray) -> np.ndarray:
+    """`own_labels` of up to `_BLOCK` records: gathered from the map, one by one where unusual."""
+    size = len(reader.view)
+    word_W = np.frombuffer(reader.view, "<u4", size // 4)
+    if not len(word_W):
+        return np.full(len(offset_K), np.nan, np.float32)
+    inside_K = (offset_K >= 0) & (offset_K % 4 == 0) & (offset_K <= size - _LABEL)
+    at_K = np.where(inside_K, offset_K // 4, 0)
+    last = len(word_W) - 1
+    magic_K, length_K, flag_K, scalar_K = (word_W[np.minimum(at_K + i, last)] for i in range(4))
+    first_K = word_W[np.minimum(at_K + _LABEL // 4, last)]
+    labels_K = flag_K.astype(np.int64)
+    usual_K = inside_K & (magic_K == framing.MAGIC) & (length_K < framing.LENGTH_LIMIT)
+    usual_K &= (length_K >= HEADER.size + 4 * labels_K) & (offset_K + 8 + length_K <= size)
+    label_K = np.where(labels_K > 0, first_K, scalar_K).view(np.float32)
+    for k in np.flatnonzero(~usual_K).tolist():
+        try:
+            label = reader.record_at(int(offset_K[k])).label
+            label_K[k] = label[0] if isinstance(label, tuple) else label
+        except DamagedDataError:
+            label_K[k] = np.nan
+    return label_K
+
+
+def identity_ranges(reader: RecordReader, offset_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which records are identity records (flag 2, two labels, no picture), and what they say.
+
+    Returns:
+        bool mask over K, and float64 (number of identity records, 2): key of an identity's first picture and
+        of the one after its last, as far as float32 can tell.
+    """
+    size = len(reader.view)
+    word_W = np.frombuffer(reader.view, "<u4", size // 4)
+    inside_K = (offset_K >= 0) & (offset_K % 4 == 0) & (offset_K <= size - _LABEL - 8)
+    at_K = np.where(inside_K, offset_K // 4, 0)
+    is_K = inside_K.copy()
+    for i, wanted in enumerate((framing.MAGIC, HEADER.size + 8, 2)):
+        is_K[inside_K] &= word_W[at_K[inside_K] + i] == wanted
+    at_I = at_K[is_K] + _LABEL // 4
+    return is_K, np.stack([word_W[at_I + i].view(np.float32).astype(np.float64) for i in range(2)], axis=1)
+
+
+def slack(key: float) -> int:
+    """How far a key kept as float32 may be from the true one: 0 below 2^24, 1 below 2^25, 2 below 2^26, …"""
+    return 0 if key < EXACT else int(np.spacing(np.float32(key))) // 2
+
+
+def picture_labels(
+    reader: RecordReader, offset_N: np.ndarray, first_key: int, range_I2: np.ndarray, large: int = _LARGE
+) -> np.ndarray:
+    """The own labels of pictures with keys first_key, first_key + 1, …, with the help of identity ranges.
+
+    With `large` pictures or more, labels are read at both sides of every border of a range (as many pictures
+    wide as float32 is unsure of) and at a sample in between, and filled in where two neighbours of these
+    agree. Where two do not, the ranges are not to be trusted, and every header is read after all.
+
+    Returns:
+        float32 (N,), NaN where the record is damaged (found at the pictures looked at only).
+    """
+    count = len(offset_N)
+    if count >= large and len(range_I2):
+        anchor_A = _anchors(range_I2, first_key, count)
+        if 2 * len(anchor_A) < count:
+            label_A = own_labels(reader, offset_N[anchor_A], "reading labels at identity borders")
+            inside_A = np.diff(anchor_A) > 1
+            agree_A = label_A[1:] == label_A[:-1]
+            if bool((agree_A | ~inside_A).all()):
+                return np.repeat(label_A, np.diff(anchor_A, append=count))
+            _log.warning(
+                "%s: its identity records do not fit its pictures; reading every header", reader.path
+            )
+    return own_labels(reader, offset_N, "reading labels")
+
+
+def _anchors(range_I2: np.ndarray, first_key: int, count: int) -> np.ndarray:
+    """Positions whose own labels are read: at both sides of every border, and evenly spread ones."""
+    key_B = range_I2.ravel()
+    key_B = key_B[(key_B >= 0) & (key_B < first_key + count + 2.0**29)]
+    doubt_B = np.where(key_B < EXACT, 0, np.spacing(key_B.astype(np.float32)) // 2).astype(np.int64)
+    position_B = key_B.astype(np.int64) - first_key
+    read_N = np.zeros(count, bool)
+    read_N[np.linspace(0, count - 1, _SAMPLED).astype(np.int64)] = True
+    for i in range(int(doubt_B.max(initial=0)) + 1):
+        for side_B in (position_B - 1 - i, position_B + i):
+            read_N[side_B[(doubt_B >= i) & (side_B >= 0) & (side_B < count)]] = True
+    return np.flatnonzero(read_N)
+
+
+def dense(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as 0 … C−1 in growing order of the original ones, and those C originals; both int64.
+
+    Args:
+        label_N: whole numbers of 0 or more, of any type.
+    """
+    wide = int(label_N.max(initial=0)) + 1
+    if wide > 4 * len(label_N) + EXACT:  # a few huge labels: sorting is cheaper than counting
+        class_C, dense_N = np.unique(label_N, return_inverse=True)
+        return dense_N.astype(np.int64), class_C.astype(np.int64)
+    original_N = label_N.astype(np.int64)
+    present = np.zeros(wide, bool)
+    present[original_N] = True
+    class_C = np.flatnonzero(present)
+    if len(class_C) == wide:
+        return original_N, class_C
+    return (np.cumsum(present) - 1)[original_N], class_C

@@ -1,0 +1,285 @@
+"""Face packs: a `.rec` as a set of training pictures with identity labels 0 … C−1, opened in milliseconds.
+
+Two layouts. InsightFace: record 0 has flag 2 and labels (a, b); pictures are keys 1 … a−1, keys a … b−1 are
+identity records. im2rec: every record is a picture. The pictures' own labels decide what is an identity; the
+file `property` beside the pack is only compared with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from facerec.errors import DamagedDataError, MissingDataError
+from facerec.loading.faces import EncodedFaces
+from facerec.packs import cache, labels
+from facerec.packs.index_text import is_number
+from facerec.packs.recordio import RecordReader
+
+_log = logging.getLogger(__name__)
+Layout = Literal["InsightFace", "im2rec"]
+_CACHE = "labels"
+
+
+class Property(NamedTuple):
+    """The line of a `property` file."""
+
+    num_classes: int
+    height: int
+    width: int
+
+
+class Pack(EncodedFaces):
+    """The pictures of a `.rec`; made by `open_pack`. See `FaceSet` for what it offers.
+
+    Attributes:
+        reader: the open `.rec`, for whoever needs records other than the pictures.
+        layout: ``InsightFace`` or ``im2rec``.
+        property: what the file `property` says, None where there is none that can be read.
+        classes: int64 original labels, growing; they may have gaps.
+        skipped: how many pictures were left out because their records are damaged.
+    """
+
+    classes: np.ndarray
+
+    def __init__(
+        self, reader: RecordReader, name: str, damaged: Literal["raise", "skip"] = "raise", warn: bool = True
+    ) -> None:
+        self.reader = reader
+        self.name = name
+        self.root = reader.path
+        self.property = read_property(reader.path.with_name("property"))
+        self._damaged = damaged
+        index = reader.index  # before the stamps: it may have to be rebuilt
+        stamps = [cache.stamp(reader.path), cache.stamp(reader.index_path)]
+        found = cache.load(reader.path, _CACHE, stamps)
+        if found is not None and _usable(found, len(index), damaged):
+            arrays, values = found.arrays, found.values
+        else:
+            arrays, values = _read_labels(reader, damaged)
+            found = cache.store(reader.path, _CACHE, stamps, arrays, **values)
+            arrays = arrays if found is None else found.arrays
+        self._shared = found is not None and index.shared
+        self.layout: Layout = values["layout"]
+        self.skipped: int = values["skipped"]
+        self.label_N = arrays["label"]
+        self.classes = arrays["class"]
+        self._row_N = arrays.get("row")  # of each picture in the index, where they are not one run of rows
+        self._first_row: int = values["first_row"]
+        rows = slice(self._first_row, self._first_row + len(self.label_N))
+        self.offset_N = reader.offsets[rows if self._row_N is None else self._row_N]
+        if warn:
+            self._compare_property()
+
+    def encoded(self, i: int) -> memoryview:
+        return self.reader.payload_at(self.offset_N.item(i))
+
+    def key(self, i: int) -> int:
+        """The key of picture i."""
+        row = self._first_row + i if self._row_N is None else self._row_N.item(i)
+        return self.reader.index.keys_at(np.array([row])).item()
+
+    def where(self, i: int) -> str:
+        return self.reader.where(self.offset_N.item(i), self.key(i))
+
+    def describe(self) -> str:
+        return (
+            f"{self.name}: {self.num_classes:,} identities, {len(self):,} pictures, "
+            f"from {self.root} ({self.layout} layout)"
+        )
+
+    def contents(self) -> list[np.ndarray | Sequence[str]]:
+        return [*super().contents(), np.ascontiguousarray(self.offset_N), [str(len(self.reader.view))]]
+
+    def prefetch(self, positions: Sequence[int]) -> None:
+        self.reader.prefetch(self.offset_N[positions].tolist())
+
+    def _compare_property(self) -> None:
+        given = self.property
+        if given is not None and given.num_classes != self.num_classes:
+            _log.warning(
+                "%s says %d identities, the labels of %s say %d; the labels count",
+                self.root.with_name("property"),
+                given.num_classes,
+                self.root.name,
+                self.num_classes,
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._shared:  # the other process maps the same pages
+            return Pack, (self.reader, self.name, self._damaged, False)
+        return _rebuilt, (self.__dict__,)
+
+
+def open_pack(
+    root: str | Path,
+    *,
+    name: str | None = None,
+    index_path: str | Path | None = None,
+    damaged: Literal["raise", "skip"] = "raise",
+) -> Pack:
+    """Open a face pack.
+
+    Labels are read once, checked, and kept in a cache that later processes map.
+
+    Args:
+        root: the folder that holds ``train.rec`` (or one `.rec` of another name), or the `.rec` itself.
+        name: for logs; default: the folder's name, or the file's where that is not ``train.rec``.
+        index_path: its `.idx`; default: beside it.
+        damaged: what to do about picture records whose headers are damaged: ``raise``, or ``skip`` them with
+        a
+            warning. Damage inside a picture shows when it is decoded.
+
+    Raises:
+        MissingDataError: where there is no pack, or no picture in it.
+        DamagedDataError: naming key and offset, where a label is not a whole number of 0 or more or (unless
+            skipped) a header is damaged; naming the line where the index is malformed.
+    """
+    path = find_rec(Path(root))
+    if name is None:
+        name = (path.absolute().parent.name if path.stem == "train" else path.stem) or path.stem
+    return Pack(RecordReader(path, index_path), name, damaged)
+
+
+def find_rec(root: Path) -> Path:
+    """The `.rec` that `root` means; raises MissingDataError saying what was looked for, and what is there."""
+    if root.is_file():
+        return root
+    if not root.is_dir():
+        raise MissingDataError(f"{root}: no such file or folder; expected a .rec, or a folder with train.rec")
+    if (root / "train.rec").is_file():
+        return root / "train.rec"
+    packs = sorted(root.glob("*.rec"))
+    if len(packs) == 1:
+        return packs[0]
+    if packs:
+        raise MissingDataError(f"{root}: holds several packs ({_some(packs)}); give the path of one")
+    below = sorted(root.glob("*/*.rec"))
+    hint = f"; did you mean {below[0].parent}?" if below else ""
+    raise MissingDataError(f"{root}: holds no train.rec; put train.rec and train.idx there{hint}")
+
+
+def read_property(path: Path) -> Property | None:
+    """The line ``num_classes,height,width`` of a `property` file; None where there is none, or not that."""
+    try:
+        fields = [field.strip() for field in path.read_text("ascii")[:200].split(",")]
+        if len(fields) != 3 or not all(is_number(field) and int(field) for field in fields):
+            raise ValueError("three whole numbers of 1 or more")
+        return Property(*map(int, fields))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as problem:
+        _log.warning("%s: is not num_classes,height,width (%s); the labels count", path, problem)
+        return None
+
+
+def _read_labels(
+    reader: RecordReader, damaged: Literal["raise", "skip"]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What the labels cache holds: dense labels, classes, rows where they are no run; layout, first row."""
+    layout, row_N, range_I2 = _pictures(reader)
+    offset_N = reader.offsets[row_N]
+    key_N = reader.index.keys_at(row_N)
+    if not len(row_N):
+        raise MissingDataError(f"{reader.path}: holds no pictures ({layout} layout); nothing to train on")
+    if is_run(key_N):
+        own_N = labels.picture_labels(reader, offset_N, int(key_N[0]), range_I2)
+    else:
+        own_N = labels.own_labels(reader, offset_N, "reading labels")
+    with np.errstate(invalid="ignore"):
+        right_N = (own_N >= 0) & (own_N == np.floor(own_N)) & (own_N < 2.0**62)
+    skipped = 0
+    for i in np.flatnonzero(~right_N).tolist():
+        try:
+            record = reader.record_at(int(offset_N[i]))
+        except DamagedDataError as problem:
+            if damaged == "raise":
+                raise
+            skipped += 1
+            if skipped <= 3:
+                _log.warning("%s; left out", problem)
+            continue
+        label = record.label[0] if isinstance(record.label, tuple) else record.label
+        raise DamagedDataError(
+            f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not a whole number of 0 or "
+            f"more; pack the pictures again with identities numbered from 0"
+        )
+    if skipped:
+        own_N, row_N = own_N[right_N], row_N[right_N]
+        _log.warning("%s: left out %d pictures, their records are damaged", reader.path, skipped)
+        if not len(row_N):
+            raise MissingDataError(f"{reader.path}: every picture record is damaged; get the pack again")
+    if float(own_N.max()) >= labels.EXACT:
+        _log.warning(
+            "%s: labels of 2^24 and more are not exact in float32; identities may be merged", reader.path
+        )
+    label_N, class_C = labels.dense(own_N)
+    arrays = {"label": label_N, "class": class_C}
+    if not is_run(row_N):
+        arrays["row"] = row_N
+    return arrays, {"layout": layout, "first_row": int(row_N[0]), "skipped": skipped}
+
+
+def _pictures(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
+    """Layout, index rows of the pictures, and the identity records' ranges (none in the im2rec layout)."""
+    no_ranges = np.empty((0, 2))
+    if 0 not in reader:
+        return "im2rec", np.arange(len(reader)), no_ranges
+    head = reader.record_at(reader.offset(0))
+    if not isinstance(head.label, tuple) or len(head.label) < 2 or len(head.payload):
+        return "im2rec", np.arange(len(reader)), no_ranges
+    end = head.label[0]
+    if not (math.isfinite(end) and 1 <= end < 2.0**53 and end == math.floor(end)):
+        raise DamagedDataError(
+            f"{reader.where(0, 0)}: announces pictures 1 … {end:g} − 1; get the pack again"
+        )
+    index = reader.index
+    row_K = index.rows_between(int(end) - labels.slack(end), 2**63)
+    is_identity, range_I2 = labels.identity_ranges(reader, reader.offsets[row_K])
+    identity_key = index.keys_at(row_K[is_identity])
+    if len(identity_key) and abs(int(identity_key.min()) - end) <= labels.slack(end):
+        end = int(identity_key.min())  # the true one, where float32 could not say it
+    elif len(range_I2):
+        _log.warning("%s: its identity records do not begin at key %d as record 0 says", reader.path, end)
+    row_N = index.rows_between(1, int(end))
+    missing = int(end) - 1 - len(row_N)
+    if missing:
+        _log.warning(
+            "%s: record 0 announces %d pictures, %d of them are not in the index; is the pack complete?",
+            reader.path,
+            end - 1,
+            missing,
+        )
+    return "InsightFace", row_N, range_I2
+
+
+def _usable(found: cache.Cached, records: int, damaged: Literal["raise", "skip"]) -> bool:
+    """Whether cached labels are whole, fit the index, and were made under a policy no laxer than this one."""
+    if not {"label", "class"} <= found.arrays.keys():
+        return False
+    rows = found.arrays.get("row")
+    last = found.values["first_row"] + len(found.arrays["label"]) if rows is None else int(rows.max()) + 1
+    return last <= records and (damaged == "skip" or not found.values["skipped"])
+
+
+def is_run(number_N: np.ndarray) -> bool:
+    """Whether the numbers are n, n + 1, n + 2, …"""
+    spread = int(number_N[-1]) - int(number_N[0])
+    return spread == len(number_N) - 1 and bool((number_N[1:] > number_N[:-1]).all())
+
+
+def _rebuilt(attributes: dict[str, Any]) -> Pack:
+    """A pack from its pickled attributes, where no cache could be written."""
+    pack = Pack.__new__(Pack)
+    pack.__dict__.update(attributes)
+    return pack
+
+
+def _some(paths: list[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,1 @@
+"""Read pickled files (.bin, .pt, .metadata) without executing anything in them."""

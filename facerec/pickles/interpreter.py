@@ -1,0 +1,380 @@
+"""Read pickles from anywhere without running anything: an interpreter whose every object is its own stand-in.
+
+A pickle is a program for a stack machine. Python's own machine imports what the program names, calls it, sets
+attributes on it, and hashes whatever the program uses as a key; guarding it means guessing what each of those
+may do. So no pickle reaches it. The loop here knows the operations that data need, but a name stays a name, a
+call of a name that the caller did not list makes an inert object, and nothing is hashed but short keys. Each
+byte of the file is read once and each operation makes one small object, so a bound on the operations bounds
+time and memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from facerec.errors import DamagedDataError, MissingDataError
+from facerec.pickles.stand_ins import OPERATIONS, Broken, Forbidden, Global, Inert, check_nesting, key, shown
+
+_NUMBERS: Final = frozenset("?bBhHiIlLqQefd")  # dtype.char of booleans, integers and floats
+_ARRAY: Final = "numpy.core.multiarray._reconstruct"
+_NUMPY: Final = ("numpy.ndarray", "numpy.dtype", _ARRAY)
+
+_ARGUMENTS: Final = 16  # of what is called here, and
+_TEXT: Final = (
+    256  # characters of its names and settings: one call takes five bytes of a file, and no long time
+)
+
+Builder = Callable[..., Any]
+
+
+def load(path: Path) -> Any:
+    """The value in a pickle file, built of None, bool, int, float, str, bytes, list, tuple and arrays.
+
+    Byte strings of Python 2 and bytearrays come as bytes; arrays (numbers, or objects of the kinds above) and
+    NumPy scalars come as NumPy arrays and plain numbers. No container holds itself.
+
+    Raises:
+        MissingDataError: there is no such file.
+        Forbidden: it asks for any class or function, or a dict; the message says which.
+        DamagedDataError: it is no pickle, or not a whole one.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return Reader(data, plain_only=True).run()
+    except FileNotFoundError as error:
+        raise MissingDataError(f"there is no file {path}") from error
+    except Forbidden as error:
+        raise Forbidden(f"{path}: {error}") from error
+    except OSError as error:
+        raise DamagedDataError(f"{path} cannot be read: {error.strerror}") from error
+    except (Broken, ValueError) as error:  # a file without a byte cannot be mapped
+        raise DamagedDataError(f"{path} is no pickle, or not a whole one: {error}") from error
+
+
+class Reader:
+    """Interprets the pickles in a buffer, one after the other.
+
+    Args:
+        data: bytes or a mapped file.
+        builders: what is made of a call, by the full name that is called, from its arguments; NumPy's arrays
+            and scalars and the ways to write bytes are known besides. They get arguments of any type and
+            length, and may raise what Python raises for wrong ones.
+        stored: what is made of the id of an object that is stored elsewhere.
+        plain_only: refuse other names, and dicts, instead of making inert objects of them.
+        text: make str of Python 2's byte strings where they are ASCII.
+
+    Attributes:
+        position: where in `data` the next pickle begins.
+        inert: names that were called and not known, in the order of their first call.
+    """
+
+    def __init__(
+        self,
+        data: bytes | mmap.mmap,
+        builders: Mapping[str, Builder] | None = None,
+        *,
+        stored: Builder | None = None,
+        plain_only: bool = False,
+        text: bool = False,
+    ) -> None:
+        self.position = 0
+        self.inert: dict[str, None] = {}
+        self._data, self._stored, self._plain_only, self._in_text = data, stored, plain_only, text
+        self._budget = len(data)
+        self._builders: dict[str, Builder] = {
+            "_codecs.encode": self._encode,
+            "builtins.bytearray": lambda content=b"", *encoding: (
+                content if type(content) is bytes else self._encode(content, *encoding)
+            ),
+            "numpy.core.multiarray.scalar": lambda dtype, data: self._array(data, dtype, (), "C").item(),
+            "numpy.core.numeric._frombuffer": self._array,
+            **(builders or {}),
+        }
+
+    def run(self) -> Any:
+        """The value of the pickle at `position`.
+
+        Raises:
+            Broken: it is no pickle or a cut one, too long or too deeply nested, or holds itself.
+            Forbidden: it asks for what it may not have.
+        """
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stacks under each mark
+        self._memo: dict[int, Any] = {}
+        begin = self.position
+        try:
+            for _ in range(OPERATIONS):
+                begin = self.position
+                name, length = _OPERATIONS.get(self._take(1)[0], ("", 0))
+                if length == pickletools.UP_TO_NEWLINE:
+                    raw = self._line()
+                elif length < 0:
+                    size = _SIZES[length]
+                    raw = self._take(int.from_bytes(self._take(abs(size)), "little", signed=size < 0))
+                else:
+                    raw = self._take(length)
+                if name in _PUSHED:
+                    self._stack.append(_PUSHED[name](raw))
+                elif name == "STOP":
+                    break
+                else:
+                    self._do(name, raw)
+            else:
+                raise Broken(f"it has more than {OPERATIONS:,} operations")
+            value = self._stack[-1]
+        except (IndexError, KeyError) as error:
+            raise Broken(f"the operation at byte {begin:,} lacks its operands") from error
+        # Of values of the wrong type or range, whose texts may show what the file holds.
+        except (TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
+            raise Broken(f"the operation at byte {begin:,} fails ({type(error).__name__})") from error
+        check_nesting(value)
+        return value
+
+    def _take(self, length: int) -> bytes:
+        end = self.position + length
+        if not self.position <= end <= len(self._data):
+            raise Broken(f"it ends within an operation, at byte {len(self._data):,}")
+        raw = self._data[self.position : end]
+        self.position = end
+        return raw
+
+    def _line(self) -> bytes:
+        raw = self._take(self._data.find(b"\n", self.position) - self.position)
+        self.position += 1
+        return raw
+
+    def _do(self, name: str, raw: bytes) -> None:
+        """One operation; its name is that of pickletools, and `raw` its argument in the file."""
+        stack = self._stack
+        match name:
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[int.from_bytes(raw, "little")] = stack[-1]
+            case "PUT":
+                self._memo[_digits(raw)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                self._recall(int.from_bytes(raw, "little"))
+            case "GET":
+                self._recall(_digits(raw))
+            case "SHORT_BINSTRING" | "BINSTRING":
+                stack.append(self._byte_string(raw))
+            case "STRING" if len(raw) > 1 and raw[:1] == raw[-1:] and raw[:1] in (b"'", b'"'):
+                stack.append(self._byte_string(codecs.escape_decode(raw[1:-1])[0]))
+            case "MARK":
+                self._below.append(stack)
+                self._stack = []
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [stack.pop() for _ in range(int(name[-1]))]
+                stack.append(tuple(items[::-1]))
+            case "TUPLE" | "LIST" | "DICT":
+                self._collect(name)
+            case "APPEND":
+                self._extend([stack.pop()])
+            case "APPENDS":
+                self._extend(self._since_mark())
+            case "EMPTY_DICT":
+                self._below.append(stack)
+                self._stack = []
+                self._collect("DICT")
+            case "SETITEM":
+                value = stack.pop()
+                self._set([stack.pop(), value])
+            case "SETITEMS":
+                self._set(self._since_mark())
+            case "GLOBAL":
+                stack.append(self._named(_text(raw), _text(self._line())))
+            case "STACK_GLOBAL":
+                last = _text(stack.pop())
+                stack.append(self._named(_text(stack.pop()), last))
+            case "REDUCE" | "NEWOBJ":
+                arguments = stack.pop()
+                stack.append(self._called(stack.pop(), arguments))
+            case "BUILD":
+                state = stack.pop()
+                stack.append(self._with_state(stack.pop(), state))
+            case "BINPERSID" if self._stored is not None:
+                stack.append(self._stored(stack.pop()))
+            case "FRAME":
+                pass
+            case "PROTO" if raw[0] <= 5:
+                pass
+            case _:
+                raise Broken(f"before byte {self.position:,} stands no operation that data need")
+
+    def _recall(self, number: int) -> None:
+        value = self._memo[number]
+        made = type(value) is Inert and value.name == _ARRAY and value.state is not None
+        self._stack.append(value.state if made else value)
+
+    def _byte_string(self, raw: bytes) -> str | bytes:
+        try:
+            return raw.decode("ascii") if self._in_text else raw
+        except UnicodeDecodeError:  # the bytes of a NumPy number
+            return raw
+
+    def _since_mark(self) -> list[Any]:
+        items = self._stack
+        self._stack = self._below.pop()
+        return items
+
+    def _collect(self, kind: str) -> None:
+        items = self._since_mark()
+        if kind != "DICT":
+            self._stack.append(items if kind == "LIST" else tuple(items))
+            return
+        if self._plain_only:
+            raise Forbidden("the pickle asks for a dict; only bytes, numbers, lists and arrays are read")
+        self._stack.append({})
+        self._set(items)
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is list:
+            target += items
+        elif type(target) is not Inert:
+            raise Broken("it appends to what is no list")
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is dict:
+            for name, value in zip(items[0::2], items[1::2], strict=True):
+                target[key(name)] = value
+        elif type(target) is not Inert:
+            raise Broken("it sets items of what is no dict")
+
+    def _named(self, module: str, name: str) -> Global:
+        home = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
+        full = f"{home}.{name}"
+        if self._plain_only and full not in self._builders and full not in _NUMPY:
+            raise Forbidden(
+                f"the pickle asks for {shown(f'{module}.{name}')}; only bytes, numbers, lists and arrays are "
+                "read, as anything else could run a program. Get the file from a source you trust"
+            )
+        return Global(full)
+
+    def _called(self, callee: Any, arguments: Any) -> Any:
+        if type(callee) not in (Global, Inert) or type(arguments) is not tuple:
+            raise Broken("it calls what is no function")
+        if type(callee) is Global and callee.name in self._builders:
+            if len(arguments) > _ARGUMENTS:
+                raise Broken(f"it calls something with {len(arguments):,} arguments")
+            return self._builders[callee.name](*arguments)
+        if callee.name not in _NUMPY:
+            self.inert.setdefault(callee.name)
+        return Inert(callee.name, arguments)
+
+    def _with_state(self, target: Any, state: Any) -> Any:
+        if type(target) is dict:  # an OrderedDict may have attributes, which are left out
+            return target
+        if type(target) is not Inert:
+            raise Broken("it sets attributes of what has none")
+        target.state = state
+        if target.name == _ARRAY:
+            _, shape, dtype, fortran, data = state
+            target.state = self._array(data, dtype, shape, "F" if fortran else "C")
+            return target.state
+        return target
+
+    def _spend(self, amount: int) -> None:
+        """What a pickle asks to be copied may not exceed its own size: the same text encoded over and over
+        would fill the memory out of a small file."""
+        self._budget -= amount
+        if self._budget < 0:
+            raise Broken("it asks for more than it holds")
+
+    def _encode(self, text: Any, encoding: Any = "latin1") -> bytes:
+        """`_codecs.encode`, by which Python 3 writes bytes under the protocols of Python 2."""
+        if type(text) is not str or _text(encoding) not in ("latin1", "latin-1"):
+            raise Forbidden("the pickle asks for _codecs.encode to something else; only latin1 is read")
+        self._spend(len(text))
+        return text.encode("latin1")
+
+    def _array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+        """An array of numbers over the bytes `data`, or of the objects in the list `data`."""
+        real = _real(dtype)
+        layout: Literal["C", "F"] = "F" if _text(order) == "F" else "C"
+        if not real.hasobject:
+            content = self._encode(data) if type(data) is str else data  # text: bytes of Python 2
+            return np.frombuffer(content, real).reshape(shape, order=layout)
+        if type(data) is not list:
+            raise Broken("an array of objects without objects")
+        self._spend(len(data))
+        objects = np.empty(len(data), object)
+        for i, value in enumerate(data):  # by assignment: np.array would look into the objects
+            objects[i] = value
+        return objects.reshape(shape, order=layout)
+
+
+def _real(dtype: Any) -> np.dtype[Any]:
+    """The NumPy type that an inert ``numpy.dtype`` stands for: numbers or (references to) objects."""
+    if type(dtype) is not Inert or dtype.name != "numpy.dtype":
+        raise Broken("an array without a type")
+    code = _text(dtype.arguments[0])
+    if code.lstrip("|<>=") in ("O", "O8", "O4"):
+        return np.dtype(object)
+    real = np.dtype(code) if len(code) <= 4 else np.dtype("V1")
+    if real.char not in _NUMBERS:
+        raise Broken(f"it holds an array of {shown(code)}; only numbers are read")
+    order = "=" if dtype.state is None else _text(dtype.state[1])
+    return real.newbyteorder(order) if order in ("<", ">") else real  # type: ignore[arg-type]
+
+
+def _text(value: Any) -> str:
+    if type(value) in (bytes, str) and len(value) > _TEXT:
+        raise Broken(f"a name of {len(value):,} characters")
+    if type(value) is bytes:
+        return value.decode()
+    if type(value) is not str:
+        raise Broken(f"text was expected, not {type(value).__name__}")
+    return value
+
+
+def _long(raw: bytes) -> int:
+    if len(raw) > 256:
+        raise Broken(f"it holds a number of {len(raw):,} bytes")
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def _digits(raw: bytes) -> int:
+    if len(raw) > 256:
+        raise Broken(f"it holds a number of {len(raw):,} digits")
+    return int(raw)
+
+
+def _utf8(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")
+
+
+_OPERATIONS: Final = {ord(one.code): (one.name, one.arg.n if one.arg else 0) for one in pickletools.opcodes}
+# How many bytes say how long an argument is; negative: as a signed number.
+_SIZES: Final = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: -4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_PUSHED: Final[Mapping[str, Callable[[bytes], Any]]] = {
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_LIST": lambda _: [],
+    "INT": lambda raw: raw == b"01" if raw in (b"00", b"01") else _digits(raw),
+    "LONG": lambda raw: _digits(raw.rstrip(b"L")),
+    **dict.fromkeys(("BININT", "LONG1", "LONG4"), _long),
+    **dict.fromkeys(("BININT1", "BININT2"), lambda raw: int.from_bytes(raw, "little")),
+    "FLOAT": float,
+    "BINFLOAT": lambda raw: struct.unpack(">d", raw)[0],
+    "UNICODE": lambda raw: raw.decode("raw-unicode-escape"),
+    **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _utf8),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), bytes),
+}

@@ -1,0 +1,297 @@
+"""Read files of torch.save as data: tensors out of their bytes, plain values, and inert objects for the rest.
+
+torch's own reader, with ``weights_only=True``, runs no program of the file's either, but it believes what the
+file says of sizes (a tensor, a bytearray or a compressed part of terabytes out of a kilobyte), hashes tuples
+that hold themselves twice, 40 deep, checks no CRC, and refuses weights beside a Namespace altogether. So all
+files are read here, by the interpreter in `pickles.interpreter`, and what tensors claim is held against the
+bytes that are there. Nothing that is called copies or goes through more than a few values, as one call takes
+five bytes of a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from facerec.pickles.interpreter import Builder, Reader
+from facerec.pickles.stand_ins import Broken, Forbidden, Global, Inert, key, numbers, text
+
+# What damaged archives lead to in zipfile: its own error, and those of cut headers, of names that are no text
+# and of unknown compressions.
+BROKEN_ARCHIVE: Final = (
+    *(zipfile.BadZipFile, struct.error, ValueError, LookupError, ArithmeticError, EOFError, RuntimeError),
+    MemoryError,
+)
+_MAGIC: Final = (0x1950A86A20F9469CFC6C, 1001)  # with the version, of files from before torch 1.6
+_SHARED: Final = 4  # tensors may share storages, and be so many times larger than the file together
+_PIECE: Final = 2**24
+
+DTYPES: Final = {str(one): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
+_STORAGES: Final = {
+    **{
+        f"torch.{name}Storage": dtype
+        for name, dtype in (
+            *(("Float", torch.float32), ("Double", torch.float64), ("Half", torch.float16)),
+            *(("BFloat16", torch.bfloat16), ("Long", torch.int64), ("Int", torch.int32)),
+            *(("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8), ("Bool", torch.bool)),
+            *(("ComplexFloat", torch.complex64), ("ComplexDouble", torch.complex128)),
+        )
+    },
+    "torch.storage.UntypedStorage": torch.uint8,
+}
+
+
+class Content(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        value: tensors on the CPU without gradients, plain values and containers, and `Inert` objects.
+        inert: names of the classes and functions whose objects the latter stand for.
+    """
+
+    value: Any
+    inert: list[str]
+
+
+class _Storage(NamedTuple):
+    dtype: torch.dtype
+    content: Tensor  # (n,) of that type
+
+
+def read(file: BinaryIO | Window, size: int) -> Content:
+    """What torch.save wrote, now or before torch 1.6; nothing in the file is run.
+
+    Args:
+        file: at its beginning; read and sought in.
+        size: bytes in it.
+
+    Raises:
+        Broken: it is no such file, a damaged one (CRC), or one that claims more than it holds.
+    """
+    if not size:
+        raise Broken("it is empty")
+    try:
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                return _Archive(archive, size).read()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_before_zip(data)
+    except (zipfile.BadZipFile, Forbidden) as error:
+        raise Broken(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Broken("a part of it begins before the file") from error
+    except BROKEN_ARCHIVE as error:
+        raise Broken(type(error).__name__) from error
+
+
+def kind_of_archive(path: Path) -> Literal["checkpoint", "torchscript", "torch.export"]:
+    """What an archive of torch's is, by the names in it; ``checkpoint`` is also a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}  # all lie in one folder
+    except BROKEN_ARCHIVE:
+        return "checkpoint"  # reading it says so
+    if "constants.pkl" in names:
+        return "torchscript"
+    return "torch.export" if "archive_format" in names else "checkpoint"
+
+
+class Window(io.RawIOBase):
+    """A part of a file as a file, from byte `begin` on."""
+
+    def __init__(self, file: BinaryIO, begin: int, length: int) -> None:
+        super().__init__()
+        self._file, self._begin, self._length, self._at = file, begin, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._length)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._begin + self._at)
+        content = self._file.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+class _Archive:
+    """A ZIP file as torch writes it: ``NAME/data.pkl`` and a part ``NAME/data/KEY`` for each storage."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self._archive = archive
+        self._left = self._size = size
+        self._parts: dict[str, Tensor] = {}
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise Broken("a ZIP file that torch has not written")
+        self._root = pickles[0].removesuffix("data.pkl")
+
+    def read(self) -> Content:
+        if f"{self._root}byteorder" in self._archive.namelist():
+            order = self._part("byteorder").numpy().tobytes()
+            if order != b"little":
+                raise Broken("written on a big-endian machine")
+        tensors = _Tensors(self._bytes_of, self._size)
+        reader = Reader(
+            self._part("data.pkl").numpy().tobytes(), tensors.builders, stored=tensors.storage, text=True
+        )
+        return Content(reader.run(), list(reader.inert))
+
+    def _bytes_of(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+        if name not in self._parts:
+            self._parts[name] = self._part(f"data/{name}")
+        return self._parts[name]
+
+    def _part(self, name: str) -> Tensor:
+        """The bytes of a part, (n,) uint8; their CRC is checked."""
+        info = self._archive.getinfo(self._root + name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise Broken("its parts are compressed, which torch does not do; unpack it and pack it without")
+        self._left -= info.file_size
+        if self._left < 0 or info.compress_size != info.file_size:
+            raise Broken("its parts are larger than the file")
+        if (
+            info.CRC == 0
+        ):  # never computed (torch.serialization.set_crc32_options); zipfile looks for none then
+            del info.CRC
+        content = torch.empty(info.file_size, dtype=torch.uint8)
+        view = memoryview(content.numpy())  # type: ignore[arg-type]
+        done = 0
+        with self._archive.open(info) as part:
+            while count := cast("io.BufferedIOBase", part).readinto(view[done : done + _PIECE]):
+                done += count
+        if done != info.file_size:
+            raise Broken("a part of it is cut")
+        return content
+
+
+def _read_before_zip(data: mmap.mmap) -> Content:
+    """A file from before torch 1.6: pickles, then the storages one after the other, each with its length."""
+    types: dict[str, tuple[torch.dtype, int]] = {}
+    parts: dict[str, Tensor] = {}
+
+    def bytes_of(name: str, dtype: torch.dtype, count: int) -> Tensor | None:
+        types.setdefault(name, (dtype, count))
+        return parts.get(name)
+
+    tensors = _Tensors(bytes_of, len(data))
+    reader = Reader(data, tensors.builders, stored=tensors.storage, text=True)
+    if (reader.run(), reader.run()) != _MAGIC:
+        raise Broken("not a file of torch.save")
+    reader.run()  # the machine it was written on
+    object_ = reader.position
+    reader.run()  # the storages come behind what is made of them: read once for their types, then in earnest
+    names = reader.run()
+    for name in names if type(names) is list else ():
+        dtype, count = types[text(name)]
+        if int.from_bytes(data[reader.position : reader.position + 8], "little") != count:
+            raise Broken("a storage of another length than is said")
+        begin, reader.position = reader.position + 8, reader.position + 8 + dtype.itemsize * count
+        if reader.position > len(data):
+            raise Broken("its storages are cut")
+        parts[name] = torch.empty(reader.position - begin, dtype=torch.uint8)
+        memoryview(parts[name].numpy())[:] = data[begin : reader.position]  # type: ignore[arg-type]
+    reader.position = object_
+    return Content(reader.run(), list(reader.inert))
+
+
+class _Tensors:
+    """What the interpreter makes of the calls and storages in torch's pickles.
+
+    Args:
+        bytes_of: the content of a storage by its name, uint8, from its type and number of elements; None
+            where it is not known yet.
+        size: of the file, in bytes.
+    """
+
+    def __init__(self, bytes_of: Callable[[str, torch.dtype, int], Tensor | None], size: int) -> None:
+        self._bytes_of = bytes_of
+        self._left = _SHARED * size + 2**20
+        self.builders: dict[str, Builder] = {
+            "collections.OrderedDict": self._dict,
+            "collections.Counter": self._dict,
+            "collections.defaultdict": lambda _: {},
+            "torch.Size": lambda sizes=(): numbers(sizes),
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_tensor_v3": self._tensor_of_type,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+            "torch._tensor._rebuild_from_type_v2": self._of_subclass,
+        }
+
+    def storage(self, identity: Any) -> _Storage | Inert | Global:
+        """What stands for the storage that torch calls by ``("storage", type, name, device, elements)``."""
+        if type(identity) is tuple and identity[0] == "module":  # a class, with its source
+            return Global(text(identity[1].name))
+        if type(identity) is not tuple or not 5 <= len(identity) <= 6:
+            raise Broken("an object that is stored elsewhere")
+        kind, of, name, _, count, *view = identity
+        if kind != "storage" or type(of) is not Global or type(count) is not int or count < 0:
+            raise Broken("an object that is stored elsewhere")
+        dtype = _STORAGES.get(of.name)
+        if dtype is None or any(view):  # of quantised numbers, or a part of another storage
+            return Inert(of.name)
+        content = self._bytes_of(text(name), dtype, count)
+        if content is None:
+            return Inert(of.name)
+        if dtype.itemsize * count > len(content):
+            raise Broken(f"a storage of {len(content):,} bytes is said to hold {count:,} elements")
+        return _Storage(dtype, content[: dtype.itemsize * count].view(dtype))
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor | Inert:
+        if type(storage) is not _Storage:
+            return Inert("torch.Tensor")
+        (offset,), size, stride = numbers((offset,)), numbers(size), numbers(stride)
+        elements = math.prod(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if elements and not (elements <= len(storage.content) and last < len(storage.content)):
+            raise Broken(f"a tensor of {elements:,} elements in a storage of {len(storage.content):,}")
+        self._left -= elements * storage.dtype.itemsize
+        if self._left < 0:
+            raise Broken(f"its tensors together are more than {_SHARED} times as large as the file")
+        return torch.as_strided(storage.content, size, stride, offset if elements else 0)
+
+    def _tensor_of_type(
+        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+    ) -> Tensor | Inert:
+        real = DTYPES.get(dtype.name) if type(dtype) is Global else None
+        if real is None or type(storage) is not _Storage:
+            return Inert("torch.Tensor")
+        content = storage.content.view(torch.uint8)
+        whole = content[: len(content) // real.itemsize * real.itemsize].view(real)
+        return self._tensor(_Storage(real, whole), offset, size, stride)
+
+    def _of_subclass(self, function: Any, of: Any, arguments: Any, _: Any) -> Any:
+        """A tensor with attributes, or of a class of its own: the plain tensor in it."""
+        known = type(function) is Global and function.name.startswith("torch._utils._rebuild_")
+        if not known or function.name not in self.builders or type(arguments) is not tuple:
+            return Inert(of.name)
+        return self.builders[function.name](*arguments)
+
+    def _dict(self, items: Any = ()) -> dict[Any, Any]:
+        if type(items) not in (dict, list, tuple):
+            raise Broken("a dict of what is none")
+        self._left -= 64 * len(items)
+        if self._left < 0:
+            raise Broken("it asks for more than it holds")
+        return {key(name): value for name, value in (items.items() if type(items) is dict else items)}

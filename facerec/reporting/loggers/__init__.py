@@ -1,0 +1,1 @@
+"""What follows a training run: console, metrics.jsonl, TensorBoard, result files."""

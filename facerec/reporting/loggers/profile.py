@@ -1,0 +1,146 @@
+"""Where the time of a training step goes: a table of its phases, and a trace of every operation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from facerec.device import wait_for
+from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.files import replacing
+from facerec.training.reporter import Reporter, Run
+
+log = logging.getLogger(__name__)
+
+SKIPPED = 3  # steps before: memory is allocated and kernels are chosen
+TIMED = 10
+TRACED = 3  # of the steps after those; a trace of more is too large to look at
+
+PHASES = ("data", "forward", "head", "backward", "optimizer", "other")
+
+
+class Profile(Reporter):
+    """Measures steps 4 … 13 of a run by phase and traces the three that follow; writes both to a folder.
+
+    While it measures, every phase waits for the device, so that its time is its own; these steps are a little
+    slower than the others. The trace (``trace.json``, for chrome://tracing or Perfetto) is taken without
+    waiting.
+
+    ``data`` is what passes from one step to the next until the backbone begins: waiting for a batch, and
+    sending and preparing it. ``backward`` reaches from the end of the head to the optimizer, so it has the
+    exchange with other processes and the norm of the gradients in it.
+
+    Args:
+        folder: for ``profile.json`` and ``trace.json``; made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._steps = self._timed = 0
+        self._mark: float | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._profiler: torch.profiler.profile | None = None
+        self._ended = 0.0
+        self._evaluation = 0.0
+
+    def started(self, run: Run) -> None:
+        self._device = run.device
+        # Each pair: what has ended when this is called.
+        ends: list[tuple[Callable[..., Any], str]] = [
+            (run.embed.register_forward_pre_hook, "data"),
+            (run.embed.register_forward_hook, "forward"),
+            (run.head.register_forward_pre_hook, "forward"),
+            (run.head.register_forward_hook, "head"),
+            (run.optimizer.register_step_pre_hook, "backward"),
+            (run.optimizer.register_step_post_hook, "optimizer"),
+        ]
+        self._hooks = [register(self._ender(phase)) for register, phase in ends]
+
+    def stepped(self, run: Run) -> None:
+        self._end("other")
+        if self._mark is not None:
+            self._timed += 1
+        self._steps += 1
+        if self._steps == SKIPPED:
+            wait_for(self._device)
+            self._mark = time.perf_counter()
+        elif self._timed == TIMED and self._mark is not None:
+            self._mark = None
+            self._say()
+            self._write()
+            self._begin_trace()
+        elif self._profiler is not None and self._steps == SKIPPED + TIMED + TRACED:
+            self._end_trace()
+        self._ended = time.perf_counter()
+
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+        self._evaluation = time.perf_counter() - self._ended
+        log.info("profile: the evaluation took %.2f s", self._evaluation)
+        if self._mark is not None:  # not part of a step
+            self._mark = time.perf_counter()
+        if self._timed == TIMED:
+            self._write()
+
+    def finished(self, run: Run) -> None:
+        if self._profiler is not None:
+            self._end_trace()
+        if self._timed < TIMED:
+            log.warning("profile: the run ended after %d steps; %d are needed", self._steps, SKIPPED + TIMED)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _ender(self, phase: str) -> Callable[..., None]:
+        return lambda *_: self._end(phase)
+
+    def _end(self, phase: str) -> None:
+        """What has passed since the last mark belongs to `phase`."""
+        if self._mark is None:
+            return
+        wait_for(self._device)
+        now = time.perf_counter()
+        self._seconds[phase] += now - self._mark
+        self._mark = now
+
+    def _each(self) -> dict[str, float]:
+        """Seconds of a step by phase."""
+        return {phase: seconds / TIMED for phase, seconds in self._seconds.items()}
+
+    def _say(self) -> None:
+        """The table, into the log."""
+        each = self._each()
+        whole = sum(each.values())
+        log.info("profile of a step, mean of %d:", TIMED)
+        for phase, seconds in each.items():
+            log.info("  %-10s %9.2f ms  %5.1f %%", phase, 1e3 * seconds, 100 * seconds / whole)
+        log.info("  %-10s %9.2f ms", "all", 1e3 * whole)
+
+    def _write(self) -> None:
+        """The numbers, into profile.json; an evaluation that comes later is added."""
+        each = self._each()
+        seconds = each | {"all": sum(each.values())}
+        document = {"steps": TIMED, "seconds": seconds, "evaluation": self._evaluation or None}
+        with replacing(self.path / "profile.json") as file:
+            file.write(json.dumps(document, indent=1).encode() + b"\n")
+
+    def _begin_trace(self) -> None:
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=kinds)
+        self._profiler.start()
+
+    def _end_trace(self) -> None:
+        assert self._profiler is not None
+        self._profiler.stop()
+        path = self.path / "trace.json"
+        self._profiler.export_chrome_trace(str(path))
+        self._profiler = None
+        log.info("profile: wrote %s and %s", self.path / "profile.json", path)
