@@ -31,18 +31,18 @@ Sizes = Sequence[int] | None
 """Samples that each process brings; None: all of them as many as this one."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which process this is, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
-def together(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Meet the other processes that torchrun has started, and part from them at the end.
 
     Args:
@@ -78,7 +78,7 @@ def together(device: torch.device) -> Iterator[None]:
             f"rank {rank()} has lost contact with another rank, which has ended; what that one says is why"
         ) from error
     finally:
-        quiet_group.cache_clear()
+        gloo_group.cache_clear()
         dist.destroy_process_group()
 
 
@@ -91,58 +91,58 @@ def reaches(device: torch.device) -> bool:
     return f"{device.type}:{backend}" in dist.get_backend_config()
 
 
-def sum_over_processes(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of `x` over all processes, the same on each; `x` itself where there is only one."""
-    if count() > 1:
+    if world_size() > 1:
         x = x.clone()
         dist.all_reduce(x)
     return x
 
 
-def largest_over_processes(x: Tensor) -> Tensor:
+def all_reduce_max(x: Tensor) -> Tensor:
     """The elementwise maximum over all processes, the same on each; `x` itself where there is only one."""
-    if count() > 1:
+    if world_size() > 1:
         x = x.clone()
         dist.all_reduce(x, dist.ReduceOp.MAX)
     return x
 
 
-def mean_over_processes(x_N: Tensor) -> Tensor:
+def all_reduce_mean(x_N: Tensor) -> Tensor:
     """The mean of the elements that all processes have together, however many each has; the same on each."""
-    total, number = sum_over_processes(torch.stack([x_N.sum(), torch.ones_like(x_N).sum()]))
+    total, number = all_reduce_sum(torch.stack([x_N.sum(), torch.ones_like(x_N).sum()]))
     return total / number
 
 
 @functools.cache
-def quiet_group() -> Any:
+def gloo_group() -> Any:
     """A group of all processes that talks through gloo beside the run, for work in the background."""
     return dist.new_group(backend="gloo")
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """Let process 0 go first, so that the others find what it makes."""
-    if count() > 1 and rank() > 0:
+    if world_size() > 1 and rank() > 0:
         dist.barrier()
     try:
         yield
     finally:
-        if count() > 1 and rank() == 0:
+        if world_size() > 1 and rank() == 0:
             dist.barrier()
 
 
-def each(thing: Any) -> list[Any]:
+def all_gather_object(thing: Any) -> list[Any]:
     """What every process calls `thing` (anything that can be pickled), in every process."""
-    if count() == 1:
+    if world_size() == 1:
         return [thing]
-    things = [None] * count()
+    things = [None] * world_size()
     dist.all_gather_object(things, thing)
     return things
 
 
-def from_first(thing: Any) -> Any:
+def broadcast_object(thing: Any) -> Any:
     """What process 0 calls `thing` (anything that can be pickled), in every process."""
-    if count() == 1:
+    if world_size() == 1:
         return thing
     things = [thing]
     dist.broadcast_object_list(things, src=0)
@@ -161,17 +161,17 @@ def by_first(work: Callable[[], T]) -> T:
             answer = work(), None
         except FacerecError as error:
             answer = None, error
-    result, failure = from_first(answer)
+    result, failure = broadcast_object(answer)
     if failure is not None:
         raise failure
     return result
 
 
-def gathered(x_B: Tensor, sizes: Sizes = None) -> Tensor:
+def all_gather(x_B: Tensor, sizes: Sizes = None) -> Tensor:
     """The samples (B, …) of all processes one after the other, (G, …), in every process; no gradient."""
-    if count() == 1:
+    if world_size() == 1:
         return x_B
-    sizes = sizes or [len(x_B)] * count()
+    sizes = sizes or [len(x_B)] * world_size()
     padded = _padded(x_B, max(sizes))
     out = padded.new_empty(len(sizes) * len(padded), *padded.shape[1:])
     _all_gather(out, padded)
@@ -180,11 +180,11 @@ def gathered(x_B: Tensor, sizes: Sizes = None) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(out.split(max(sizes)), sizes, strict=True)])
 
 
-def summed_share(x_G: Tensor, sizes: Sizes = None) -> Tensor:
+def reduce_scatter(x_G: Tensor, sizes: Sizes = None) -> Tensor:
     """This process's samples (B, …) of the sum of `x_G` over all processes: the counterpart of `gathered`."""
-    if count() == 1:
+    if world_size() == 1:
         return x_G
-    sizes = sizes or [len(x_G) // count()] * count()
+    sizes = sizes or [len(x_G) // world_size()] * world_size()
     parts = (
         x_G if len(set(sizes)) == 1 else torch.cat([_padded(p, max(sizes)) for p in x_G.split(list(sizes))])
     )
@@ -193,25 +193,25 @@ def summed_share(x_G: Tensor, sizes: Sizes = None) -> Tensor:
     return out[: sizes[rank()]]
 
 
-def own_share(x_G: Tensor, sizes: Sizes = None) -> Tensor:
+def local_samples(x_G: Tensor, sizes: Sizes = None) -> Tensor:
     """This process's samples (B, …) among those of all processes (G, …)."""
-    if count() == 1:
+    if world_size() == 1:
         return x_G
-    sizes = sizes or [len(x_G) // count()] * count()
+    sizes = sizes or [len(x_G) // world_size()] * world_size()
     return x_G[sum(sizes[: rank()]) :][: sizes[rank()]]
 
 
 class Gather(torch.autograd.Function):
-    """`gathered`, whose backward adds up what the processes have to say of each sample (`summed_share`)."""
+    """`gathered`, whose backward adds up what the processes have to say of each sample (`reduce_scatter`)."""
 
     @staticmethod
     def forward(ctx: Any, x_B: Tensor, sizes: Sizes) -> Tensor:
         ctx.sizes = sizes
-        return gathered(x_B, sizes)
+        return all_gather(x_B, sizes)
 
     @staticmethod
     def backward(ctx: Any, grad_G: Tensor) -> tuple[Tensor, None]:
-        return summed_share(grad_G, ctx.sizes), None
+        return reduce_scatter(grad_G, ctx.sizes), None
 
 
 def _padded(x_B: Tensor, size: int) -> Tensor:

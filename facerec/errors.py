@@ -1,4 +1,4 @@
-"""The errors a user may see, each one line that names the value, the place and the mend."""
+"""The errors a user may see, each one line that names the value, the place and the hint."""
 
 from __future__ import annotations
 
@@ -56,24 +56,24 @@ class ConfigError(UserError):
     Args:
         key: dotted name of the setting, e.g. ``head.m``.
         value: what was given.
-        mend: what would be right, e.g. ``"must be 0 or more"``.
+        hint: what would be right, e.g. ``"must be 0 or more"``.
     """
 
-    def __init__(self, key: str, value: object, mend: str) -> None:
+    def __init__(self, key: str, value: object, hint: str) -> None:
         shown = f"{value:g}" if isinstance(value, float) else value
-        super().__init__(f"{key}={shown}: {mend}")
+        super().__init__(f"{key}={shown}: {hint}")
         self.key = key
         self.value = value
-        self.mend = mend
+        self.hint = hint
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
-        return type(self), (self.key, self.value, self.mend)
+        return type(self), (self.key, self.value, self.hint)
 
 
-def require(condition: bool, key: str, value: object, mend: str) -> None:
+def require(condition: bool, key: str, value: object, hint: str) -> None:
     """Raise `ConfigError` unless `condition` holds: ``require(m >= 0, "head.m", m, "must be 0 or more")``."""
     if not condition:
-        raise ConfigError(key, value, mend)
+        raise ConfigError(key, value, hint)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

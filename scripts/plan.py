@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from facerec.training.cost import Cost, HeadSize, estimate, size
 
-# Bytes of what autograd saves of one 112×112 picture in bf16 for the backward pass, each storage counted
+# Bytes of what autograd saves of one 112×112 image in bf16 for the backward pass, each storage counted
 # once, without weights and their bf16 copies; fp32 takes twice as much. Measured on a CPU with torch 2.14, in
 # channels-last, as half the difference between batches of 4 and of 2. Other backbones: by `saved_bytes`.
 SAVED = {"iresnet50": 35.5e6, "iresnet100": 55.9e6}
@@ -48,7 +48,7 @@ def rows(options: argparse.Namespace, parameters: int, multiply_adds: float) -> 
     taking = head.taking_part(samples)
     row = 4 * size_D
     yield "sizes"
-    yield Row("pictures a step, G", f"{processes} × {o.batch}", f"{samples:,}")
+    yield Row("images a step, G", f"{processes} × {o.batch}", f"{samples:,}")
     yield Row("class rows a GPU, R", f"⌈{o.identities:,} / {processes}⌉", f"{head.rows:,}")
     yield Row("rows taking part, K", f"max(⌈{o.sample_rate:g} × R⌉, G), R at most", f"{taking:,}")
     yield Row("steps an epoch", f"{o.images:,} / G", f"{o.images // samples:,}")
@@ -76,7 +76,7 @@ def rows(options: argparse.Namespace, parameters: int, multiply_adds: float) -> 
     step = sum(float(one.value.removesuffix(" ms")) for one in times) / 1e3
     rate = samples / step
     yield Row("a step", "sum", f"{step * 1e3:.0f} ms")
-    yield Row("pictures a second", f"G / {step * 1e3:.0f} ms", f"{rate:,.0f}, {rate / processes:,.0f} a GPU")
+    yield Row("images a second", f"G / {step * 1e3:.0f} ms", f"{rate:,.0f}, {rate / processes:,.0f} a GPU")
     yield Row("an epoch", f"{o.images:,} / {rate:,.0f}", hours(o.images / rate))
     yield Row(
         f"{o.epochs:g} epochs", f"{o.epochs:g} × {hours(o.images / rate)}", hours(o.epochs * o.images / rate)
@@ -166,7 +166,7 @@ def hours(seconds: float) -> str:
 
 
 def saved_bytes(name: str, embedding_size: int) -> float:
-    """Bytes that autograd saves of one picture for the backward pass, in bf16; see `SAVED`.
+    """Bytes that autograd saves of one image for the backward pass, in bf16; see `SAVED`.
 
     Counted on tensors without memory, where autocast does not work: as if all of it were in bf16.
     """
@@ -204,11 +204,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--gpus", type=whole, default=64, help="processes")
     add("--identities", type=whole, default=10_000_000, help="classes")
-    add("--images", type=whole, default=200_000_000, help="pictures of the data set")
+    add("--images", type=whole, default=200_000_000, help="images of the data set")
     add("--epochs", type=float, default=20)
     add("--backbone", default="iresnet100")
     add("--embedding-size", type=whole, default=512)
-    add("--batch", type=whole, default=128, help="pictures of a GPU")
+    add("--batch", type=whole, default=128, help="images of a GPU")
     add("--sample-rate", type=share, default=1.0, help="head.sample_rate")
     add("--state-tensors", type=int, default=1, help="tensors of the optimizer a parameter: SGD 1, AdamW 2")
     add(
@@ -216,7 +216,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="keep the products; without: as head.memory=auto",
     )
-    add("--activation", type=float, help="bytes the backward pass needs of a picture; without: counted")
+    add("--activation", type=float, help="bytes the backward pass needs of an image; without: counted")
     add("--memory", type=float, default=80, help="GB of a GPU")
     add("--peak", type=float, default=312, help="TFLOP/s in bf16 (A100, data sheet)")
     add("--mfu", type=share, default=0.19, help="part of it that the backbone reaches")
@@ -251,7 +251,7 @@ def main(arguments: list[str]) -> int:
         options.activation = known or saved_bytes(options.backbone, options.embedding_size)
     print(
         f"{options.gpus} GPUs, {options.identities:,} identities, {options.backbone} "
-        f"({parameters:,} parameters, {operations / 1e9:.2f} G multiply-adds a picture)"
+        f"({parameters:,} parameters, {operations / 1e9:.2f} G multiply-adds an image)"
     )
     table = list(rows(options, parameters, operations))
     lines = [one for one in table if isinstance(one, Row)]

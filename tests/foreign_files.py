@@ -1,4 +1,4 @@
-"""Models from elsewhere as small real files, ONNX networks and TorchScript programs; pictures for them."""
+"""Models from elsewhere as small real files, ONNX networks and TorchScript programs; images for them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 from facerec.packs.verification import VerificationSet, verification_set
 
 SIZE, WIDTH = 16, 8
-GRID = 4  # pictures are patterns of 4×4 squares
+GRID = 4  # images are patterns of 4×4 squares
 
 
 def weight() -> np.ndarray:
-    """What the networks below multiply pictures (flattened, channels first) with."""
+    """What the networks below multiply images (flattened, channels first) with."""
     generator = np.random.default_rng(0)
     return generator.normal(size=(3 * SIZE * SIZE, WIDTH)).astype(np.float32) / 10
 
@@ -89,41 +89,41 @@ def colour_file(path: Path, channel: int) -> Path:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A picture's bytes; what was drawn is what is read."""
+    """An image's bytes; what was drawn is what is read."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def red_people(pairs: int = 120, seed: int = 0) -> VerificationSet:
-    """Pairs of pictures of people whose patterns are in the red channel; green and blue are chance."""
+    """Pairs of images of people whose patterns are in the red channel; green and blue are chance."""
     generator = np.random.default_rng(seed)
 
     def squares(pattern: np.ndarray) -> np.ndarray:
         return np.kron(pattern, np.ones((SIZE // GRID, SIZE // GRID)))
 
-    def picture(person: np.ndarray) -> bytes:
+    def image(person: np.ndarray) -> bytes:
         noise = generator.normal(0, 40, (GRID, GRID))
         other = generator.uniform(0, 255, (2, GRID, GRID))
         channels = [squares(person + noise), squares(other[0]), squares(other[1])]
         return png(np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8))
 
-    pictures, answers = [], []
+    images, answers = [], []
     for pair in range(pairs):
         first, second = generator.uniform(0, 255, (2, GRID, GRID))
         same = pair % 2 == 0
-        pictures += [picture(first), picture(first if same else second)]
+        images += [image(first), image(first if same else second)]
         answers.append(same)
-    return verification_set("red", pictures, answers)
+    return verification_set("red", images, answers)
 
 
 def pixels(count: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
-    """Pictures of chance, uint8 (count, size, size, 3)."""
+    """Images of chance, uint8 (count, size, size, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def expected(images: np.ndarray, **preparing: Any) -> np.ndarray:
-    """What `onnx_file`'s network says of pictures, computed here."""
+    """What `onnx_file`'s network says of images, computed here."""
     mean, std = preparing.get("mean", 127.5), preparing.get("std", 127.5)
     prepared = (images.transpose(0, 3, 1, 2).astype(np.float32) - mean) / std
     result: np.ndarray = prepared.reshape(len(images), -1) @ weight()

@@ -28,7 +28,7 @@ import numpy as np
 from facerec.errors import FacerecError
 from facerec.evaluation.protocols import template_lists
 from facerec.evaluation.protocols.folders import read_leave_out
-from facerec.loading.named import open_pictures
+from facerec.loading.named import open_images
 from facerec.making import pair_lists
 from facerec.making.listing import Listing
 from facerec.packs import verification
@@ -322,8 +322,8 @@ def read_property_line(path: Path) -> Any:
 
 
 def read_paths(path: Path) -> Any:
-    pictures = open_pictures(path)
-    return [(pictures.name(row), pictures.label(row)) for row in range(len(pictures))]
+    images = open_images(path)
+    return [(images.name(row), images.label(row)) for row in range(len(images))]
 
 
 def read_ytf(path: Path) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 
 
 def together(world: int, folder: Path, work: Callable[..., None], *details: object) -> None:
@@ -43,7 +43,7 @@ def _enter(rank: int, world: int, folder: str, work: Callable[..., None], *detai
     try:
         work(Path(folder), *details)
     finally:
-        processes.quiet_group.cache_clear()
+        distributed.gloo_group.cache_clear()
         dist.destroy_process_group()
 
 

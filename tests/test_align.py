@@ -1,4 +1,4 @@
-"""Five-point alignment: exact on similarity transforms, and the same picture as OpenCV's."""
+"""Five-point alignment: exact on similarity transforms, and the same image as OpenCV's."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def moved(points, scale, angle, shift):
     return points @ turn.T + shift
 
 
-def smooth_picture(height=220, width=260):
+def smooth_image(height=220, width=260):
     y, x = np.mgrid[:height, :width]
     channels = [127 + 120 * np.sin(x / a) * np.cos(y / b) for a, b in ((19, 23), (31, 17), (13, 29))]
     return np.stack(channels, axis=-1).astype(np.uint8)
@@ -39,9 +39,9 @@ def test_no_similarity_is_nearer_in_the_sense_of_least_squares():
 
 
 @pytest.mark.parametrize("size", [112, 224])
-def test_the_picture_equals_opencvs(size):
+def test_the_image_equals_opencvs(size):
     cv2 = pytest.importorskip("cv2")
-    image = smooth_picture()
+    image = smooth_image()
     points = moved(TEMPLATE_52, 1.3, 0.25, [40, 20])
     matrix = similarity(points, TEMPLATE_52 * (size / 112))
     expected = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
@@ -51,11 +51,11 @@ def test_the_picture_equals_opencvs(size):
 
 
 def test_points_already_on_the_template_change_nothing():
-    image = smooth_picture(112, 112)
+    image = smooth_image(112, 112)
     np.testing.assert_array_equal(align(image, TEMPLATE_52), image)
 
 
 @pytest.mark.parametrize("points", [np.full((5, 2), 7.0), np.full((5, 2), np.nan)])
 def test_points_that_span_no_face_are_refused(points):
     with pytest.raises(DamagedDataError, match=r"landmarks .* span no face"):
-        align(smooth_picture(), points)
+        align(smooth_image(), points)

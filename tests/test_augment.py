@@ -19,13 +19,13 @@ from facerec.models.model import Input
 SIZE = 40
 
 
-def pictures(count: int) -> torch.Tensor:
+def images(count: int) -> torch.Tensor:
     faces = SyntheticFaces(5, 500, SIZE, SIZE)
     return torch.from_numpy(np.stack([faces.pixels(i) for i in range(count)]))
 
 
 def changed(count: int = 30, epoch: int = 0, **settings: float) -> tuple[torch.Tensor, torch.Tensor]:
-    before = pictures(count)
+    before = images(count)
     augmentation = Augmentation(AugmentSettings(**settings), 3, epoch, np.arange(count))
     return before, augmentation(before.clone())
 
@@ -39,7 +39,7 @@ def test_nothing_is_changed_by_default() -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_wished_part_of_the_pictures_is_changed(name: str) -> None:
+def test_the_wished_part_of_the_images_is_changed(name: str) -> None:
     before, after = changed(count=400, **{name: 0.3})
     differs = (before != after).flatten(1).any(1)
     assert 0.2 < differs.float().mean() < 0.4
@@ -60,7 +60,7 @@ def test_a_sample_is_changed_alike_in_any_batch_and_otherwise_each_epoch(name: s
         assert not torch.equal(changed(epoch=1, **{name: 1.0})[1], after)
 
 
-def test_crops_are_parts_of_the_picture_resized() -> None:
+def test_crops_are_parts_of_the_image_resized() -> None:
     ramp = torch.arange(SIZE, dtype=torch.uint8).mul(6)[None, :, None].expand(SIZE, SIZE, 3)
     image_BHWC = ramp.expand(20, SIZE, SIZE, 3).clone()
     after = Augmentation(AugmentSettings(crop=1.0, crop_side=0.5), 0, 0, np.arange(20))(image_BHWC)
@@ -76,7 +76,7 @@ def test_low_resolution_and_blur_take_fine_detail_and_keep_the_mean() -> None:
         assert abs(after.float().mean() - before.float().mean()) < 3
 
 
-def test_gray_pictures_have_equal_channels() -> None:
+def test_gray_images_have_equal_channels() -> None:
     _, after = changed(gray=1.0)
     assert torch.equal(after[..., 0], after[..., 1])
     assert torch.equal(after[..., 0], after[..., 2])

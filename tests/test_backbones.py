@@ -38,7 +38,7 @@ def weightless(name: str, **parameters: Any) -> nn.Module:
         return create_backbone(name, **parameters)
 
 
-def pictures(count: int, height: int = SIZE, width: int = SIZE) -> Tensor:
+def images(count: int, height: int = SIZE, width: int = SIZE) -> Tensor:
     values = np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32)
     return torch.from_numpy(values) * 2 - 1
 
@@ -82,11 +82,11 @@ def test_zero_init_makes_every_block_pass_its_input_on() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_pictures_become_embeddings_in_bf16_channels_last_and_alone(
+def test_images_become_embeddings_in_bf16_channels_last_and_alone(
     built: dict[str, nn.Module], name: str
 ) -> None:
     backbone = built[name].eval()
-    image_BCHW = pictures(3)
+    image_BCHW = images(3)
     with torch.inference_mode():
         embedding_BD = backbone(image_BCHW)
         assert embedding_BD.shape == (3, 16) and embedding_BD.dtype == torch.float32
@@ -108,7 +108,7 @@ def test_every_trainable_parameter_gets_a_gradient_in_mixed_precision(
     backbone = built[name].train().to(memory_format=torch.channels_last)
     backbone.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        embedding_BD = backbone(pictures(4))
+        embedding_BD = backbone(images(4))
     embedding_BD.square().sum().backward()
     without = [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -116,15 +116,15 @@ def test_every_trainable_parameter_gets_a_gradient_in_mixed_precision(
 
 
 @pytest.mark.parametrize("name", ["ir_50", "mobilefacenet", "sphere20"])
-def test_pictures_need_not_be_square(name: str) -> None:
+def test_images_need_not_be_square(name: str) -> None:
     backbone = create_backbone(name, embedding_size=8, input_size=[48, 32]).eval()
     with torch.inference_mode():
-        assert backbone(pictures(1, 48, 32)).shape == (1, 8)
+        assert backbone(images(1, 48, 32)).shape == (1, 8)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 96, 112), (1, 1, 112, 112), (3, 112, 112), (1, 3, 224, 224)])
-def test_pictures_of_another_shape_are_refused_by_name(shape: tuple[int, ...]) -> None:
-    message = re.escape(f"takes pictures (B, 3, 112, 112), not {shape}")
+def test_images_of_another_shape_are_refused_by_name(shape: tuple[int, ...]) -> None:
+    message = re.escape(f"takes images (B, 3, 112, 112), not {shape}")
     with pytest.raises(ConfigError, match=message):
         weightless("mobilefacenet")(torch.empty(shape, device="meta"))
 
@@ -160,7 +160,7 @@ def test_dropout_is_for_training_alone() -> None:
     for module in backbone.body.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
-    image_BCHW = pictures(2)
+    image_BCHW = images(2)
     with torch.no_grad():
         assert torch.equal(backbone.eval()(image_BCHW), backbone(image_BCHW))
         assert not torch.equal(backbone.train()(image_BCHW), backbone(image_BCHW))
@@ -178,7 +178,7 @@ def test_masked_patches_come_back_as_the_mask_token() -> None:
     backbone.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     backbone.feature.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     with torch.no_grad():
-        backbone.train()(pictures(4))
+        backbone.train()(images(4))
     entering_BNE, leaving_BNE = seen[0], seen[1].view(4, 9, 256)
     assert entering_BNE.shape == (4, 4, 256)  # int(9 · (1 − 0.5)) of 3×3 patches
     masked_BN = (leaving_BNE == backbone.mask_token).all(-1)
@@ -202,7 +202,7 @@ def test_the_compiler_takes_it_as_one_graph(built: dict[str, nn.Module], name: s
     backbone = built[name].eval()
     torch._dynamo.reset()
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
-    image_BCHW = pictures(2)
+    image_BCHW = images(2)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(compiled(image_BCHW), backbone(image_BCHW), rtol=0.02, atol=0.02)
     backbone.train()
@@ -211,12 +211,12 @@ def test_the_compiler_takes_it_as_one_graph(built: dict[str, nn.Module], name: s
 
 
 @pytest.mark.parametrize("name", ["mobilefacenet", "ir_50", "vit_t"])
-def test_it_exports_for_any_number_of_pictures(built: dict[str, nn.Module], name: str) -> None:
+def test_it_exports_for_any_number_of_images(built: dict[str, nn.Module], name: str) -> None:
     backbone = built[name].eval()
     batch = torch.export.Dim("N", min=1)
-    program = torch.export.export(backbone, (pictures(2),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(backbone, (images(2),), dynamic_shapes=({0: batch},))
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(pictures(5)), backbone(pictures(5)))
+        torch.testing.assert_close(program.module()(images(5)), backbone(images(5)))
 
 
 # -- cost, settings, timm ------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_its_file_holds_every_setting_at_its_default(name: str) -> None:
     base, own = (OmegaConf.to_container(OmegaConf.load(folder / f"{n}.yaml")) for n in ("base", name))
     assert own.pop("defaults") == ["base", "_self_"] and own.pop("name") == name
     assert not own.keys() & base.keys()
-    assert own.pop("input_size") == "${data.size}"  # pictures and backbone always agree
+    assert own.pop("input_size") == "${data.size}"  # images and backbone always agree
     signature = inspect.signature(BACKBONES.builder(name)).parameters
     defaults = {key: parameter.default for key, parameter in signature.items() if key != "input_size"}
     if name == "timm":
@@ -275,7 +275,7 @@ def test_without_timm_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 def test_any_timm_model_becomes_a_backbone(model: str) -> None:
     pytest.importorskip("timm")
     backbone = create_backbone("timm", model=model, embedding_size=8).train()
-    assert backbone(pictures(2, 112, 112)).shape == (2, 8)
+    assert backbone(images(2, 112, 112)).shape == (2, 8)
     names = backbone.state_dict()
     assert "norm.running_mean" in names and any(name.startswith("model.") for name in names)
     assert ("model.pos_embed" in backbone.no_weight_decay()) == model.startswith("vit")

@@ -138,14 +138,14 @@ def test_identities_that_contradict_the_answers_are_an_error():
 
 
 def test_people_are_kept_beside_a_pack(tmp_path):
-    pictures = [bytes([i]) for i in range(4)]
+    images = [bytes([i]) for i in range(4)]
     file = tmp_path / "made.bin"
-    write_verification(file, pictures, [True, False], ["anna", "anna", "anna\tb", "<bert>"])
+    write_verification(file, images, [True, False], ["anna", "anna", "anna\tb", "<bert>"])
     assert people_path(file) == tmp_path / "made.people.tsv"
     loaded = load_verification(file)
     assert loaded.identity_2N.tolist() == ["anna", "anna", "anna b", "<bert>"]
     assert "3 people" in loaded.describe()
-    write_verification(file, pictures, [True, False])  # another pack of that name
+    write_verification(file, images, [True, False])  # another pack of that name
     assert load_verification(file).identity_2N is None and not people_path(file).exists()
 
 

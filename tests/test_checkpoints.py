@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
 from facerec.models import checkpoint, sharded_checkpoint
 from facerec.training import last
@@ -86,7 +86,7 @@ def save_a_step_again(folder: Path) -> None:
     trainer = tiny_trainer(folder, trainer_max_steps=2, head_options={"sharded": True})
     trainer.fit()
     trainer.saved = None
-    processes.each(None)  # the first one concludes a save
+    distributed.all_gather_object(None)  # the first one concludes a save
     (before,) = last.kept(trainer.checkpoints)
     begun = sharded_checkpoint.save
 
@@ -98,7 +98,7 @@ def save_a_step_again(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharded_checkpoint, "save", watched)
         trainer.save()
-    processes.each(None)
+    distributed.all_gather_object(None)
     assert last.kept(trainer.checkpoints) == [before]
 
 

@@ -58,9 +58,9 @@ def test_info_tells_what_a_pack_holds(pack: Path, capsys: pytest.CaptureFixture[
     assert run(["info", str(pack)]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert lines["file"] == f"{pack}, 72.2 kB, 17 records"
-    assert lines["layout"] == "InsightFace (keys 1 … 12 are pictures)"
+    assert lines["layout"] == "InsightFace (keys 1 … 12 are images)"
     assert lines["identities"] == "4, labels 0 … 3, no gaps"
-    assert lines["pictures"] == "12; of one identity 3 (least), 3 (median), 3 (most)"
+    assert lines["images"] == "12; of one identity 3 (least), 3 (median), 3 (most)"
     assert lines["formats"] == "12 of 12 sampled: JPEG 112×112 RGB"
     assert lines["property"] == "4,112,112: agrees with the labels"
     assert lines["index"] == "insightface_layout.idx, 17 lines, keys without gaps; parsed now"
@@ -73,11 +73,11 @@ def test_info_shows_a_disagreeing_property_and_mixed_formats(
     run(["info", str(golden / "im2rec_layout.rec")])
     said = capsys.readouterr().out
     assert "85742,112,112: DISAGREES with the labels" in said
-    assert "im2rec (every record is a picture)" in said
+    assert "im2rec (every record is an image)" in said
     assert "PNG" in said and "JPEG" in said
 
 
-def test_info_of_lfw_shows_how_many_pictures_identities_have(
+def test_info_of_lfw_shows_how_many_images_identities_have(
     lfw_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(["info", str(lfw_root)])
@@ -105,15 +105,15 @@ def test_verify_of_a_sound_pack_ends_with_0(
         (golden / f"{name}.idx").unlink()
     before = sorted(path.name for path in golden.iterdir() if path.suffix != ".cache")
     assert run(["verify", str(golden / f"{name}.rec")]) == 0
-    pictures = {"im2rec_layout": (9, 9)}.get(name, (17, 12))
-    assert f"{pictures[0]} records, {pictures[1]} pictures, 0 damaged" in capsys.readouterr().out
+    images = {"im2rec_layout": (9, 9)}.get(name, (17, 12))
+    assert f"{images[0]} records, {images[1]} images, 0 damaged" in capsys.readouterr().out
     after = sorted(path.name for path in golden.iterdir() if path.suffix != ".cache")
     assert after == before, "verifying repairs nothing"
 
 
 def test_verify_of_lfw_ends_with_0(lfw_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(lfw_root)]) == 0
-    assert "16,591 records, 11,450 pictures, 0 damaged" in capsys.readouterr().out
+    assert "16,591 records, 11,450 images, 0 damaged" in capsys.readouterr().out
 
 
 def test_verify_names_every_damaged_record_and_ends_with_1(
@@ -124,11 +124,11 @@ def test_verify_names_every_damaged_record_and_ends_with_1(
     overwrite(pack, offsets[4] + 4, (100).to_bytes(4, "little"))  # length, too short
     overwrite(pack, offsets[6] + 8, b"\xff\xff\xff\x7f")  # flag
     overwrite(pack, offsets[8] + 12, b"\x00\x00\x80\xbf")  # label −1
-    overwrite(pack, offsets[10] + 1032, b"\xff\xd9" * 9)  # its picture ends too early
+    overwrite(pack, offsets[10] + 1032, b"\xff\xd9" * 9)  # its image ends too early
     overwrite(pack, offsets[14] + 4, b"\xff\xff\xff\x1f")  # length, beyond the file
     assert run(["verify", str(pack)]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last.endswith(": 17 records, 9 pictures, 6 damaged"), "three have no header to say what they are"
+    assert last.endswith(": 17 records, 9 images, 6 damaged"), "three have no header to say what they are"
     for key, said in {
         2: "bad magic number 0x00000000",
         4: "its length is wrong: it ends at",
@@ -142,10 +142,10 @@ def test_verify_names_every_damaged_record_and_ends_with_1(
     assert len(lines) == 6
 
 
-def test_verify_without_pictures_checks_the_records_only(pack: Path) -> None:
+def test_verify_without_images_checks_the_records_only(pack: Path) -> None:
     overwrite(pack, offset_of(pack, 10) + 1032, b"\xff\xd9" * 9)
     assert run(["verify", str(pack)]) == 1
-    assert run(["verify", str(pack), "--no-pictures"]) == 0
+    assert run(["verify", str(pack), "--no-images"]) == 0
 
 
 def test_verify_without_an_index_goes_on_behind_the_damage(pack: Path) -> None:
@@ -197,15 +197,15 @@ def test_verify_leaves_another_packs_index_aside(golden: Path) -> None:
     assert only.place == "insightface_layout.idx" and "it was left aside" in only.reason
 
 
-def test_verify_of_a_verification_pack_names_its_damaged_pictures(
+def test_verify_of_a_verification_pack_names_its_damaged_images(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RecordReader(pack) as reader:
-        pictures = [bytes(reader.payload(key)) for key in (1, 2, 3)]
-    bins = [pictures[0], pictures[1], pictures[2], pictures[2][:40]]
+        images = [bytes(reader.payload(key)) for key in (1, 2, 3)]
+    bins = [images[0], images[1], images[2], images[2][:40]]
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((bins, [True, False])))
     assert run(["verify", str(tmp_path / "lfw.bin")]) == 1
-    assert "4 records, 4 pictures, 1 damaged" in capsys.readouterr().out
+    assert "4 records, 4 images, 1 damaged" in capsys.readouterr().out
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

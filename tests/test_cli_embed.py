@@ -40,13 +40,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two people with pictures, a picture of nobody, and things that are no pictures."""
+    """Two people with images, an image of nobody, and things that are no images."""
     root = tmp_path / "faces"
     names = ["ann/1.png", "ann/2.png", "bob/x/1.png", "bob/x/2.png", "bob/y.png", "loose.png", "zoe/1.png"]
     for name, image in zip(names, IMAGES, strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(image))
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     (root / ".hidden.png").write_bytes(b"")
     return root
 
@@ -120,8 +120,8 @@ def test_a_pack_gives_the_names_of_its_list(folder: Path, network: Path, tmp_pat
 
 
 def test_rows_of_a_verification_set_can_be_judged_as_they_are(network: Path, tmp_path: Path) -> None:
-    pictures = [png(one) for one in IMAGES]
-    write_verification(tmp_path / "set.bin", [pictures[i] for i in (0, 1, 2, 0, 3, 3, 4, 1)], [1, 0, 1, 0])
+    images = [png(one) for one in IMAGES]
+    write_verification(tmp_path / "set.bin", [images[i] for i in (0, 1, 2, 0, 3, 3, 4, 1)], [1, 0, 1, 0])
     array = embed(tmp_path / "set.bin", tmp_path / "set.npy", network, "--no-flip")
     close(array, expected(IMAGES[[0, 1, 2, 0, 3, 3, 4, 1]]))
     rows = listed(tmp_path / "set.names.csv")
@@ -130,7 +130,7 @@ def test_rows_of_a_verification_set_can_be_judged_as_they_are(network: Path, tmp
     assert facerec.verify(array, answers, folds=2).pairs == 4
 
 
-def test_a_list_names_its_pictures_from_where_it_lies_or_from_a_root(
+def test_a_list_names_its_images_from_where_it_lies_or_from_a_root(
     folder: Path, network: Path, tmp_path: Path
 ) -> None:
     (folder / "list.txt").write_text("zoe/1.png\tZoë\n\nann/1.png\n")
@@ -156,14 +156,14 @@ def test_names_that_a_spreadsheet_would_run_are_text_in_every_table(
     assert "\n'=cmd|' '!A0/3.png,dropped" in (tmp_path / "pack" / "report.csv").read_text()
 
 
-def test_pictures_of_another_size_are_resized_and_that_is_said(
+def test_images_of_another_size_are_resized_and_that_is_said(
     folder: Path, network: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "ann" / "1.png").write_bytes(png(np.kron(IMAGES[0], np.ones((2, 2, 1), np.uint8))))
     caplog.set_level("INFO")
     array = embed(folder, tmp_path / "a.npy", network, "--no-flip")
     assert array.shape == (7, WIDTH)
-    assert "resized and cropped, for their size was another: 1 pictures" in caplog.text
+    assert "resized and cropped, for their size was another: 1 images" in caplog.text
 
 
 def test_parquet_has_names_labels_and_embeddings(folder: Path, network: Path, tmp_path: Path) -> None:
@@ -204,26 +204,26 @@ def test_align_finds_the_face_first(network: Path, tmp_path: Path, lfw_root: Pat
 # Damage ---------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_picture_stops_the_run_or_is_listed(
+def test_a_damaged_image_stops_the_run_or_is_listed(
     folder: Path, network: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (folder / "bob" / "y.png").write_bytes(b"no picture")
-    with pytest.raises(DamagedDataError, match=r"bob/y\.png: the picture does not decode.*--on-error skip"):
+    (folder / "bob" / "y.png").write_bytes(b"no image")
+    with pytest.raises(DamagedDataError, match=r"bob/y\.png: the image does not decode.*--on-error skip"):
         embed(folder, tmp_path / "a.npy", network)
     assert not (tmp_path / "a.npy").exists() and not (tmp_path / "a.names.csv").exists()
     array = embed(folder, tmp_path / "a.npy", network, "--on-error", "skip", "--no-flip")
     assert "bob/y.png" not in dict(listed(tmp_path / "a.names.csv"))
     close(array, expected(IMAGES[[5, 0, 1, 4, 2, 3, 6]])[[0, 1, 2, 4, 5, 6]])
     assert (tmp_path / "a.skipped.csv").read_text().splitlines()[1].startswith(f"{folder}/bob/y.png,")
-    assert "left out: 1 pictures; " in caplog.text
+    assert "left out: 1 images; " in caplog.text
     (folder / "bob" / "y.png").unlink()
     embed(folder, tmp_path / "a.npy", network, "--on-error", "skip", "--force")
     assert not (tmp_path / "a.skipped.csv").exists(), "nothing was left out this time"
 
 
-def test_of_a_pair_with_a_damaged_picture_both_rows_go(network: Path, tmp_path: Path) -> None:
-    pictures = [png(IMAGES[0]), b"damaged", png(IMAGES[1]), png(IMAGES[2])]
-    write_verification(tmp_path / "set.bin", pictures, [True, False])
+def test_of_a_pair_with_a_damaged_image_both_rows_go(network: Path, tmp_path: Path) -> None:
+    images = [png(IMAGES[0]), b"damaged", png(IMAGES[1]), png(IMAGES[2])]
+    write_verification(tmp_path / "set.bin", images, [True, False])
     array = embed(tmp_path / "set.bin", tmp_path / "a.npy", network, "--on-error", "skip", "--no-flip")
     close(array, expected(IMAGES[[1, 2]]))
     assert listed(tmp_path / "a.names.csv") == [("set/1/0", "0"), ("set/1/1", "0")]
@@ -233,7 +233,7 @@ def test_a_list_that_names_what_is_not_there(network: Path, tmp_path: Path) -> N
     (tmp_path / "list.txt").write_text("gone.png\n")
     with pytest.raises(MissingDataError, match=r"gone\.png cannot be read: No such file.*list\.txt"):
         embed(tmp_path / "list.txt", tmp_path / "a.npy", network)
-    with pytest.raises(DamagedDataError, match=r"not one of 1 pictures could be embedded: .*gone"):
+    with pytest.raises(DamagedDataError, match=r"not one of 1 images could be embedded: .*gone"):
         embed(tmp_path / "list.txt", tmp_path / "a.npy", network, "--on-error", "skip")
     assert not (tmp_path / "a.npy").exists()
 
@@ -250,12 +250,12 @@ def test_mistakes_are_said_before_the_model_is_opened(folder: Path, tmp_path: Pa
     refused(UserError, r"there\.names\.csv: is already there; --force replaces it", folder, "there.npy")
     refused(
         MissingDataError,
-        "nowhere: no such file or folder; expected pictures, a pack",
+        "nowhere: no such file or folder; expected images, a pack",
         tmp_path / "nowhere",
         "a.npy",
     )
-    refused(MissingDataError, "empty: holds no pictures", tmp_path / "empty", "a.npy")
-    refused(UserError, "data: is neither a picture, nor a pack", tmp_path / "data", "a.npy")
+    refused(MissingDataError, "empty: holds no images", tmp_path / "empty", "a.npy")
+    refused(UserError, "data: is neither an image, nor a pack", tmp_path / "data", "a.npy")
     refused(CheckpointError, r"ckpt=.*none\.onnx: no such file", folder, "a.npy")
     refused(ConfigError, "--mean=x: must be a number, or numbers with commas", folder, "a.npy", "--mean", "x")
     refused(
@@ -311,7 +311,7 @@ def test_sigterm_leaves_nothing_half_made(network: Path, tmp_path: Path) -> None
         text=True,
     )
     assert running.stderr is not None
-    for line in running.stderr:  # the model is open, the pictures are on their way
+    for line in running.stderr:  # the model is open, the images are on their way
         if line.startswith("input "):
             break
     time.sleep(0.2)
@@ -327,7 +327,7 @@ def test_sigterm_leaves_nothing_half_made(network: Path, tmp_path: Path) -> None
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_an_evaluation_warns_of_bgr_and_keeps_embeddings(tmp_path: Path) -> None:
     people = red_people()
-    write_verification(tmp_path / "red.bin", [people.pictures[i] for i in people.index_2N], people.issame_N)
+    write_verification(tmp_path / "red.bin", [people.images[i] for i in people.index_2N], people.issame_N)
     colour_file(tmp_path / "wants_bgr.pt", 2)
     settings = ["eval.targets=[red]", "eval.root=.", "eval.bootstrap=0", "eval.figures=false", "device=cpu"]
     settings += ["input.size=16", "eval.cache=kept", "output_dir=out"]
@@ -352,7 +352,7 @@ def test_an_evaluation_warns_of_bgr_and_keeps_embeddings(tmp_path: Path) -> None
 
     again = command("facerec-eval", *settings, "input.channels=bgr", "eval.sanity=false", cwd=tmp_path)
     log = again.stdout + again.stderr
-    assert "embedding cache: hit, 240 pictures" in log and "reads clearly better" not in log
+    assert "embedding cache: hit, 240 images" in log and "reads clearly better" not in log
     assert json.loads((tmp_path / "out" / "results.json").read_text())["targets"] == document["targets"]
 
 
@@ -360,7 +360,7 @@ def test_an_evaluation_takes_a_state_dict_by_the_name_of_its_backbone(tmp_path: 
     import torch
 
     people = red_people(20)
-    write_verification(tmp_path / "red.bin", [people.pictures[i] for i in people.index_2N], people.issame_N)
+    write_verification(tmp_path / "red.bin", [people.images[i] for i in people.index_2N], people.issame_N)
     backbone = facerec.create_backbone("mobilefacenet", embedding_size=8, input_size=32)
     torch.save({"state_dict": backbone.state_dict()}, tmp_path / "w.pth")
     settings = [

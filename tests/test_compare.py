@@ -164,8 +164,8 @@ def runs(tmp_path_factory):
     encoded = [simplejpeg.encode_jpeg(np.ascontiguousarray(face), quality=90) for face in faces]
     issame = [i % 2 == 0 for i in range(20)]
     drawn = [(i % 12, i % 12 if same else (i + 3) % 12) for i, same in enumerate(issame)]
-    pictures = [encoded[i] for pair in drawn for i in pair]
-    write_verification(root / "made.bin", pictures, issame, [f"p{i}" for pair in drawn for i in pair])
+    images = [encoded[i] for pair in drawn for i in pair]
+    write_verification(root / "made.bin", images, issame, [f"p{i}" for pair in drawn for i in pair])
     return paths
 
 

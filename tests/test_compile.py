@@ -15,7 +15,7 @@ from facerec.backbones.base import Backbone
 from facerec.backbones.iresnet import Block
 from facerec.backbones.recomputation import recompute_activations
 
-# The smallest backbone of every family that torch can trace on small pictures.
+# The smallest backbone of every family that torch can trace on small images.
 FAMILIES: dict[str, dict[str, Any]] = {
     "iresnet18": {"input_size": 32},
     "ir_50": {"input_size": 16},
@@ -37,7 +37,7 @@ def _forget_graphs() -> None:
 
 
 def made(name: str, **parameters: Any) -> tuple[Backbone, Tensor]:
-    """A backbone in training, and pictures for it, as the trainer holds them."""
+    """A backbone in training, and images for it, as the trainer holds them."""
     torch.manual_seed(0)
     backbone = create_backbone(name, embedding_size=8, **{**FAMILIES[name], **parameters}).train()
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -43,7 +43,7 @@ cuts = st.one_of(st.none(), st.floats(0, 1))
 
 @st.composite
 def packs(draw: st.DrawFn) -> list[tuple[int, bytes]]:
-    """Label and picture of each record; pictures are any bytes, some with magic numbers inside."""
+    """Label and image of each record; images are any bytes, some with magic numbers inside."""
     many = draw(st.integers(1, 24))
     source = random.Random(draw(st.integers(0, 2**32)))
     records = []
@@ -96,7 +96,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @quick
 @given(records=packs(), insightface=st.booleans(), damage=damages, cut=cuts, indexed=st.booleans())
-def test_a_damaged_pack_gives_true_pictures_or_errors(
+def test_a_damaged_pack_gives_true_images_or_errors(
     tmp_path_factory: pytest.TempPathFactory,
     records: list[tuple[int, bytes]],
     insightface: bool,
@@ -138,11 +138,11 @@ def test_a_damaged_pack_gives_true_pictures_or_errors(
         indexed = indexed and path.with_suffix(".idx").read_bytes() == index  # else it was stale, and rebuilt
         shift = 0 if indexed or insightface else 1  # a rebuilt index counts from 0
         head = content[: begins[1]] == whole[: begins[1]]
-        for key, picture in found.items():
+        for key, image in found.items():
             if indexed and key in untouched:
-                assert picture == records[key - 1]
+                assert image == records[key - 1]
         if not indexed and head and untouched == set(offset):
-            assert all(picture == records[key - 1 + shift] for key, picture in found.items())
+            assert all(image == records[key - 1 + shift] for key, image in found.items())
 
 
 @quick
@@ -152,7 +152,7 @@ def test_a_damaged_pack_gives_true_pictures_or_errors(
     raw=st.binary(max_size=80),
     seed=st.integers(0, 9),
 )
-def test_a_garbage_index_leads_to_no_picture_that_is_not_there(
+def test_a_garbage_index_leads_to_no_image_that_is_not_there(
     tmp_path_factory: pytest.TempPathFactory,
     records: list[tuple[int, bytes]],
     rows: list[tuple[int, int]],
@@ -177,10 +177,10 @@ def test_a_garbage_index_leads_to_no_picture_that_is_not_there(
             return
         for i in range(len(pack)):
             try:
-                picture = (int(pack.classes[pack.label_N[i]]), bytes(pack.encoded(i)))
+                image = (int(pack.classes[pack.label_N[i]]), bytes(pack.encoded(i)))
             except FacerecError:
                 continue
-            assert picture in true, "whatever the index says, label and picture are of one record of the file"
+            assert image in true, "whatever the index says, label and image are of one record of the file"
 
 
 @quick
@@ -199,7 +199,7 @@ def test_rubbish_beside_a_pack_is_an_error_or_ignored(
         assert [bytes(pack.encoded(i)) for i in range(2)] == [b"abcd", b"efgh"]
         try:
             names = Names(pack)
-            assert all(".." not in names.picture(i).split("/") for i in range(2))
+            assert all(".." not in names.image(i).split("/") for i in range(2))
         except FacerecError as error:
             assert f"{path.with_suffix('.lst')}, line " in str(error)
 
@@ -214,9 +214,9 @@ def test_a_damaged_bin_gives_a_consistent_set_or_an_error(
     protocol: int,
 ) -> None:
     path = tmp_path_factory.mktemp("bin") / "x.bin"
-    pictures = [payload for _, payload in records for _ in range(2)]
+    images = [payload for _, payload in records for _ in range(2)]
     answers = [bool(label % 2) for label, _ in records]
-    content = bytearray(pickle.dumps((pictures, answers), protocol))
+    content = bytearray(pickle.dumps((images, answers), protocol))
     whole = bytes(content)
     for at, wrong in damage:
         start = int(at * len(whole))
@@ -230,9 +230,9 @@ def test_a_damaged_bin_gives_a_consistent_set_or_an_error(
             assert path.read_bytes() != whole
             return
     assert len(found.index_2N) == 2 * len(found) > 0
-    assert set(np.unique(found.index_2N)) == set(range(len(found.pictures)))
+    assert set(np.unique(found.index_2N)) == set(range(len(found.images)))
     if path.read_bytes() == whole:
-        assert [found.pictures[i] for i in found.index_2N] == pictures
+        assert [found.images[i] for i in found.index_2N] == images
         assert found.issame_N.tolist() == answers
 
 

@@ -18,7 +18,7 @@ from facerec.images.decode import MAX_PIXELS, decode, decode_into, decode_whole
 
 
 def photograph(height: int = 112, width: int = 112) -> Image.Image:
-    """A smooth random colour picture, which JPEG keeps recognisable."""
+    """A smooth random colour image, which JPEG keeps recognisable."""
     rng = np.random.default_rng(7)
     coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -45,7 +45,7 @@ def test_jpeg_has_the_pixels_of_pil(subsampling: int, progressive: bool) -> None
     assert np.array_equal(decode(encoded), as_pil_sees(encoded))
 
 
-def test_lfw_pictures_have_the_pixels_of_pil(lfw_root: Path) -> None:
+def test_lfw_images_have_the_pixels_of_pil(lfw_root: Path) -> None:
     lines = (lfw_root / "train.idx").read_text().splitlines()[1:401:8]
     offsets = [int(line.split("\t")[1]) for line in lines]
     with (lfw_root / "train.rec").open("rb") as file:
@@ -153,7 +153,7 @@ def test_photographs_are_put_upright_by_their_exif_orientation(
     assert off_by(decode(encoded), Image.fromarray(decode(file_of(upright, "PNG")))) < 2
 
 
-def test_bytes_after_the_picture_and_stray_bytes_before_its_end_do_no_harm() -> None:
+def test_bytes_after_the_image_and_stray_bytes_before_its_end_do_no_harm() -> None:
     encoded = file_of(photograph(), "JPEG")
     expected = as_pil_sees(encoded)
     assert np.array_equal(decode(encoded + b"tail"), expected)
@@ -181,13 +181,13 @@ def test_other_cut_formats_are_damaged(format: str) -> None:
         decode(encoded[: len(encoded) // 2])
 
 
-def test_what_is_no_picture_is_named_by_its_first_bytes() -> None:
-    with pytest.raises(DamagedDataError, match=r"no picture of a known format \(18 bytes beginning 3c 21 44"):
+def test_what_is_no_image_is_named_by_its_first_bytes() -> None:
+    with pytest.raises(DamagedDataError, match=r"no image of a known format \(18 bytes beginning 3c 21 44"):
         decode(b"<!DOCTYPE html>404")
 
 
 def test_postscript_is_never_handed_to_a_program() -> None:
-    with pytest.raises(DamagedDataError, match="no picture of a known format"):
+    with pytest.raises(DamagedDataError, match="no image of a known format"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 112 112\n%%EndComments\nquit\n")
 
 

@@ -95,7 +95,7 @@ def test_ordinary_files_are_left_to_the_device_and_others_are_not() -> None:
         assert for_device(content) is None
 
 
-def test_pictures_of_another_size_are_resized_to_cover_and_cropped() -> None:
+def test_images_of_another_size_are_resized_to_cover_and_cropped() -> None:
     given = [encoded_image(1, size=shape) for shape in ((64, 64), (90, 40), (20, 33), (32, 32))]
     for size in ((32, 32), (48, 32)):
         files = [for_device(one) for one in given]
@@ -115,7 +115,7 @@ def test_damage_that_only_the_device_meets_stops_the_run_and_is_named() -> None:
         prepared(Mixed(_6=encoded_image(6)[:200]), "device")
 
 
-def test_damaged_pictures_are_replaced_with_their_labels_and_mirrors() -> None:
+def test_damaged_images_are_replaced_with_their_labels_and_mirrors() -> None:
     damage = {"_5": garbled(5), "_6": encoded_image(6)[:200], "_14": b"", "_29": garbled(29)}
     loader, ours = prepared(Mixed(**damage), "device", on_error="skip")
     other, theirs = prepared(Mixed(**damage), "threads", on_error="skip")
@@ -138,7 +138,7 @@ def test_a_device_that_decodes_nothing_is_said(monkeypatch: pytest.MonkeyPatch) 
         prepared(Mixed(), "device")
 
 
-def test_a_device_out_of_memory_is_no_damaged_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_out_of_memory_is_no_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(files, device):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

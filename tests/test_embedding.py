@@ -1,4 +1,4 @@
-"""Embedding many pictures, and models rebuilt from checkpoints: nothing depends on how the work is cut up."""
+"""Embedding many images, and models rebuilt from checkpoints: nothing depends on how the work is cut up."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from torch import nn
 
 from facerec import create_backbone, load_model
 from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
-from facerec.evaluation.embedding import embed_pictures, embed_set
+from facerec.evaluation.embedding import embed_images, embed_set
 from facerec.images.decode import decode
 from facerec.models import checkpoint
 from facerec.models.model import Input, Model
@@ -20,19 +20,19 @@ from facerec.packs.verification import VerificationSet
 
 
 def jpegs(count, size=112, seed=0):
-    """Smooth random pictures as JPEG files."""
+    """Smooth random images as JPEG files."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
     return [
         simplejpeg.encode_jpeg(
-            np.ascontiguousarray(np.kron(picture, np.ones((size // 7,) * 2 + (1,), np.uint8)))
+            np.ascontiguousarray(np.kron(image, np.ones((size // 7,) * 2 + (1,), np.uint8)))
         )
-        for picture in coarse
+        for image in coarse
     ]
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return jpegs(45)
 
 
@@ -57,44 +57,44 @@ def close(one, other):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_each_row_is_what_the_backbone_says_of_that_picture_and_its_mirror(model, pictures):
-    embedded = embed_pictures(model, pictures, batch_size=8)
+def test_each_row_is_what_the_backbone_says_of_that_image_and_its_mirror(model, images):
+    embedded = embed_images(model, images, batch_size=8)
     assert embedded.plain_PD.shape == embedded.mirrored_PD.shape == (45, 16)
     assert embedded.plain_PD.dtype == np.float32
     model.backbone.eval()
     for row in (0, 7, 8, 44):
-        pixels = (decode(pictures[row]).astype(np.float32) - 127.5) / 127.5
+        pixels = (decode(images[row]).astype(np.float32) - 127.5) / 127.5
         both = torch.from_numpy(np.stack([pixels, pixels[:, ::-1]])).permute(0, 3, 1, 2).contiguous()
         with torch.no_grad():
             plain, mirrored = model.backbone(both).numpy()
         close(embedded.plain_PD[row], plain)
         close(embedded.mirrored_PD[row], mirrored)
     close(embedded.summed_PD, embedded.plain_PD + embedded.mirrored_PD)
-    alone = embed_pictures(model, pictures, batch_size=8, flip=False)
+    alone = embed_images(model, images, batch_size=8, flip=False)
     assert alone.mirrored_PD is None
     close(alone.summed_PD, embedded.plain_PD)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 44, 45, 46, 500])
-def test_batch_size_does_not_matter(model, pictures, batch_size):
-    reference, other = (embed_pictures(model, pictures, batch_size=size) for size in (16, batch_size))
+def test_batch_size_does_not_matter(model, images, batch_size):
+    reference, other = (embed_images(model, images, batch_size=size) for size in (16, batch_size))
     close(other.plain_PD, reference.plain_PD)
     close(other.mirrored_PD, reference.mirrored_PD)
 
 
-def test_order_and_threads_do_not_matter(model, pictures):
-    shuffled = np.random.default_rng(1).permutation(len(pictures))
-    reference = embed_pictures(model, pictures, batch_size=16)
-    other = embed_pictures(model, [pictures[i] for i in shuffled], batch_size=16, threads=1)
+def test_order_and_threads_do_not_matter(model, images):
+    shuffled = np.random.default_rng(1).permutation(len(images))
+    reference = embed_images(model, images, batch_size=16)
+    other = embed_images(model, [images[i] for i in shuffled], batch_size=16, threads=1)
     close(other.plain_PD, reference.plain_PD[shuffled])
     close(other.mirrored_PD, reference.mirrored_PD[shuffled])
 
 
-def test_encoded_arrays_and_decoded_pictures_are_taken_as_well(model, pictures):
-    reference = embed_pictures(model, pictures).plain_PD
-    as_arrays = [np.frombuffer(picture, np.uint8) for picture in pictures]
-    close(embed_pictures(model, as_arrays).plain_PD, reference)
-    close(embed_pictures(model, [decode(picture) for picture in pictures]).plain_PD, reference)
+def test_encoded_arrays_and_decoded_images_are_taken_as_well(model, images):
+    reference = embed_images(model, images).plain_PD
+    as_arrays = [np.frombuffer(image, np.uint8) for image in images]
+    close(embed_images(model, as_arrays).plain_PD, reference)
+    close(embed_images(model, [decode(image) for image in images]).plain_PD, reference)
 
 
 class Batches(nn.Module):
@@ -109,55 +109,55 @@ class Batches(nn.Module):
         return image_BCHW.mean(dim=(2, 3))
 
 
-def test_batches_have_one_shape_and_are_channels_last(pictures):
+def test_batches_have_one_shape_and_are_channels_last(images):
     backbone = Batches()
-    embed_pictures(Model(backbone), pictures, batch_size=20)
+    embed_images(Model(backbone), images, batch_size=20)
     assert [tuple(batch.shape) for batch in backbone.seen] == [(20, 3, 112, 112)] * 6
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in backbone.seen[0::2])
 
 
-def test_modes_are_put_back_even_after_an_error(model, pictures):
+def test_modes_are_put_back_even_after_an_error(model, images):
     model.backbone.train()
     model.backbone[1].eval()  # a frozen batch norm in a network being trained
     statistics = model.backbone[1].running_mean.clone()
-    embed_pictures(model, pictures)
+    embed_images(model, images)
     with pytest.raises(DamagedDataError):
-        embed_pictures(model, [*pictures, b"no picture"])
+        embed_images(model, [*images, b"no image"])
     assert [module.training for module in model.backbone] == [True, False, True, True, True, True]
     assert model.backbone.training
     assert torch.equal(model.backbone[1].running_mean, statistics)
     assert all(parameter.requires_grad for parameter in model.backbone.parameters())
 
 
-def test_a_damaged_picture_is_named_with_its_pair(model, pictures):
-    damaged = [*pictures[:20], pictures[20][:200], *pictures[21:]]
+def test_a_damaged_image_is_named_with_its_pair(model, images):
+    damaged = [*images[:20], images[20][:200], *images[21:]]
     made = VerificationSet("lfw", damaged, np.array([0, 1, 2, 20, 20, 3]), np.array([True, False, True]))
-    with pytest.raises(DamagedDataError, match="the second picture of pair 1 in lfw: "):
+    with pytest.raises(DamagedDataError, match="the second image of pair 1 in lfw: "):
         embed_set(model, made)
 
 
-def test_an_embedding_that_is_not_finite_is_named(pictures):
+def test_an_embedding_that_is_not_finite_is_named(images):
     class Broken(nn.Module):
         def forward(self, image_BCHW):
             embedding = image_BCHW.mean(dim=(2, 3))
             embedding[3, 1] = float("nan")
             return embedding
 
-    with pytest.raises(NonFiniteError, match=r"picture 3 of faces is not finite, and 2 more"):
-        embed_pictures(Model(Broken()), pictures, name="faces", batch_size=20)
+    with pytest.raises(NonFiniteError, match=r"image 3 of faces is not finite, and 2 more"):
+        embed_images(Model(Broken()), images, name="faces", batch_size=20)
 
 
 def test_what_cannot_be_embedded_is_refused(model):
-    with pytest.raises(UserError, match="no pictures"):
-        embed_pictures(model, [])
-    with pytest.raises(UserError, match=r"picture 0 of pictures is uint8 of shape \(8, 8, 3\)"):
-        embed_pictures(model, [np.zeros((8, 8, 3), np.uint8)])
-    with pytest.raises(UserError, match=r"returns \(1, 3, 112, 112\) for 1 pictures"):
-        embed_pictures(Model(nn.Identity()), jpegs(1))
+    with pytest.raises(UserError, match="no images"):
+        embed_images(model, [])
+    with pytest.raises(UserError, match=r"image 0 of images is uint8 of shape \(8, 8, 3\)"):
+        embed_images(model, [np.zeros((8, 8, 3), np.uint8)])
+    with pytest.raises(UserError, match=r"returns \(1, 3, 112, 112\) for 1 images"):
+        embed_images(Model(nn.Identity()), jpegs(1))
 
 
-def test_bf16_is_near_and_comes_as_float32(model, pictures):
-    full, half = (embed_pictures(model, pictures, precision=name).plain_PD for name in ("fp32", "bf16"))
+def test_bf16_is_near_and_comes_as_float32(model, images):
+    full, half = (embed_images(model, images, precision=name).plain_PD for name in ("fp32", "bf16"))
     assert half.dtype == np.float32
     assert not np.array_equal(full, half)
     np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
@@ -168,7 +168,7 @@ PROCESS = """
     import numpy as np, torch, torch.distributed as dist
     from torch import nn
     from facerec.errors import DamagedDataError, FacerecError
-    from facerec.evaluation.embedding import embed_pictures
+    from facerec.evaluation.embedding import embed_images
     from facerec.models.model import Input, Model
 
     rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -176,17 +176,17 @@ PROCESS = """
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
     torch.manual_seed(0)
     model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Input(size=8))
-    pictures = list(np.load(folder / "pictures.npy"))
+    images = list(np.load(folder / "images.npy"))
     for number in (17, 2, 1):
-        embedded = embed_pictures(model, pictures[:number], batch_size=4)
+        embedded = embed_images(model, images[:number], batch_size=4)
         np.savez(folder / f"{number}_of_rank{rank}.npz", plain=embedded.plain_PD,
         mirrored=embedded.mirrored_PD)
     try:
-        embed_pictures(model, [*pictures[:16], b"damaged"], name="faces")
+        embed_images(model, [*images[:16], b"damaged"], name="faces")
     except DamagedDataError as error:
         (folder / f"error_of_rank{rank}").write_text(str(error))
     try:
-        embed_pictures(model if rank != 1 else Model(nn.Linear(3, 3), Input(size=8)), pictures)
+        embed_images(model if rank != 1 else Model(nn.Linear(3, 3), Input(size=8)), images)
     except (FacerecError, RuntimeError) as error:
         (folder / f"failure_of_rank{rank}").write_text(f"{type(error).__name__}: {error}")
     dist.barrier()  # a process that ends while another still talks to it takes that one along
@@ -195,21 +195,21 @@ PROCESS = """
 
 
 def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), dtype=np.uint8)
-    np.save(tmp_path / "pictures.npy", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
     processes = [subprocess.Popen([*command, str(rank), "3", str(tmp_path)]) for rank in range(3)]
     assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]
     torch.manual_seed(0)
     model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Input(size=8))
     for number in (17, 2, 1):
-        expected = embed_pictures(model, list(pictures[:number]))
+        expected = embed_images(model, list(images[:number]))
         for rank in range(3):
             with np.load(tmp_path / f"{number}_of_rank{rank}.npz") as stored:
                 close(stored["plain"], expected.plain_PD)
                 close(stored["mirrored"], expected.mirrored_PD)
-    for rank in range(3):  # the damaged picture is in the last process's share, and stops all of them
-        assert "picture 16 of faces" in (tmp_path / f"error_of_rank{rank}").read_text()
+    for rank in range(3):  # the damaged image is in the last process's share, and stops all of them
+        assert "image 16 of faces" in (tmp_path / f"error_of_rank{rank}").read_text()
         failure = (tmp_path / f"failure_of_rank{rank}").read_text()  # one whose model fails stops all, too
         assert failure.startswith(
             "RuntimeError" if rank == 1 else "FacerecError: process 1 failed: RuntimeError"
@@ -219,15 +219,15 @@ def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
 # -- the model --------------------------------------------------------------------------------------------
 
 
-def test_embed_gives_unit_vectors_of_both_views(model, pictures):
-    images = np.stack([decode(picture) for picture in pictures[:10]])
-    raw = embed_pictures(model, pictures[:10])
-    embedding = model.embed(images)
+def test_embed_gives_unit_vectors_of_both_views(model, images):
+    pixels = np.stack([decode(image) for image in images[:10]])
+    raw = embed_images(model, images[:10])
+    embedding = model.embed(pixels)
     assert embedding.dtype == torch.float32 and embedding.shape == (10, 16)
     close(embedding, raw.summed_PD / np.linalg.norm(raw.summed_PD, axis=1, keepdims=True))
-    close(model.embed(torch.from_numpy(images), normalise=False, batch_size=3), raw.summed_PD)
-    close(model.embed(images, flip=False, normalise=False), raw.plain_PD)
-    for wrong in (images.astype(np.float32), images[0], images[:, :100], images.transpose(0, 3, 1, 2)):
+    close(model.embed(torch.from_numpy(pixels), normalise=False, batch_size=3), raw.summed_PD)
+    close(model.embed(pixels, flip=False, normalise=False), raw.plain_PD)
+    for wrong in (pixels.astype(np.float32), pixels[0], pixels[:, :100], pixels.transpose(0, 3, 1, 2)):
         with pytest.raises(UserError, match=r"this model takes uint8 RGB of shape \(B, 112, 112, 3\)"):
             model.embed(wrong)
 
@@ -242,7 +242,7 @@ def test_preprocessing_is_what_it_says():
     given = Input(mean=[1, 2, 3], std=[4, 5, 6], size=4).normalise(image)
     expected = (chw - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([4.0, 5, 6]).view(3, 1, 1)
     torch.testing.assert_close(given, expected)
-    assert image[0, 0, 1].tolist() == [3, 4, 5]  # the caller's pictures are left alone
+    assert image[0, 0, 1].tolist() == [3, 4, 5]  # the caller's images are left alone
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_a_checkpoint_alone_rebuilds_backbone_and_preprocessing(saved):
     assert loaded.input == Input(mean=120.0, std=[50, 60, 70], channels="bgr")
     assert (loaded.step, loaded.epoch, loaded.path) == (60000, 11, path)
     assert not loaded.backbone.training
-    images = np.stack([decode(picture) for picture in jpegs(3)])
+    images = np.stack([decode(image) for image in jpegs(3)])
     close(loaded.embed(images), Model(backbone, loaded.input).embed(images))
 
 
@@ -302,7 +302,7 @@ def test_weights_saved_from_a_wrapped_backbone_load(saved, tmp_path):
     _, backbone, state = saved
     wrapped = {f"module._orig_mod.{key}": value for key, value in backbone.state_dict().items()}
     checkpoint.save(tmp_path / "wrapped.pt", {**state, "backbone": wrapped})
-    images = np.stack([decode(picture) for picture in jpegs(2)])
+    images = np.stack([decode(image) for image in jpegs(2)])
     close(load_model(tmp_path / "wrapped.pt").embed(images), load_model(saved[0]).embed(images))
 
 

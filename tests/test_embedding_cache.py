@@ -1,4 +1,4 @@
-"""Embeddings that are kept: given back for the same model, pictures and preprocessing, and nothing else."""
+"""Embeddings that are kept: given back for the same model, images and preprocessing, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import pytest
 
 from facerec import load_model
 from facerec.errors import ConfigError
-from facerec.evaluation.embedding import Embedded, embed_pictures
+from facerec.evaluation.embedding import Embedded, embed_images
 from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.models.model import Model
 from tests.foreign_files import onnx_file, pixels, png
 
-PICTURES = [png(one) for one in pixels(6)]
+IMAGES = [png(one) for one in pixels(6)]
 
 
 def opened(path: Path, folder: Path, **input: Any) -> Model:
@@ -58,23 +58,23 @@ def test_the_second_time_nothing_is_embedded(
     network: Path, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    first = embed_pictures(opened(network, folder), PICTURES, name="lfw")
+    first = embed_images(opened(network, folder), IMAGES, name="lfw")
     assert said(caplog) == ["miss"]
     again = opened(network, folder)
     monkeypatch.setattr(again, "forward", None)
-    assert same(embed_pictures(again, PICTURES, name="lfw"), first)
+    assert same(embed_images(again, IMAGES, name="lfw"), first)
     assert said(caplog) == ["hit"]
     (file,) = folder.iterdir()
     assert file.name.startswith("lfw-") and file.suffix == ".npz"
 
 
 CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any]]] = {
-    "another mean": ({"mean": 100.0}, {}, PICTURES),
-    "other channels": ({"channels": "bgr"}, {}, PICTURES),
-    "no flip": ({}, {"flip": False}, PICTURES),
-    "one picture more": ({}, {}, [*PICTURES, PICTURES[0]]),
-    "another order": ({}, {}, PICTURES[::-1]),
-    "the same cut differently": ({}, {}, [*PICTURES[:-2], PICTURES[-1], PICTURES[-2]]),
+    "another mean": ({"mean": 100.0}, {}, IMAGES),
+    "other channels": ({"channels": "bgr"}, {}, IMAGES),
+    "no flip": ({}, {"flip": False}, IMAGES),
+    "one image more": ({}, {}, [*IMAGES, IMAGES[0]]),
+    "another order": ({}, {}, IMAGES[::-1]),
+    "the same cut differently": ({}, {}, [*IMAGES[:-2], IMAGES[-1], IMAGES[-2]]),
 }
 
 
@@ -83,9 +83,9 @@ def test_whatever_embeddings_depend_on_is_looked_at(
     network: Path, folder: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    input, how, pictures = CHANGED[change]
-    embed_pictures(opened(network, folder), PICTURES)
-    embed_pictures(opened(network, folder, **input), pictures, **how)
+    input, how, images = CHANGED[change]
+    embed_images(opened(network, folder), IMAGES)
+    embed_images(opened(network, folder, **input), images, **how)
     assert said(caplog) == ["miss", "miss"]
 
 
@@ -93,9 +93,9 @@ def test_batches_and_threads_do_not_matter(
     network: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    embed_pictures(opened(network, folder), PICTURES)
-    embed_pictures(opened(network, folder), PICTURES, batch_size=2, threads=1)
-    embed_pictures(opened(network, folder), [np.frombuffer(one, np.uint8) for one in PICTURES])
+    embed_images(opened(network, folder), IMAGES)
+    embed_images(opened(network, folder), IMAGES, batch_size=2, threads=1)
+    embed_images(opened(network, folder), [np.frombuffer(one, np.uint8) for one in IMAGES])
     assert said(caplog) == ["miss", "hit", "hit"]
 
 
@@ -109,10 +109,10 @@ def test_another_model_and_another_file_of_its_numbers_are_noticed(
     place = tmp_path / numbers_at
     place.parent.mkdir(exist_ok=True)
     network = onnx_file(tmp_path / "net.onnx", external=True, location=numbers_at).rename(tmp_path / name)
-    first = embed_pictures(opened(network, folder), PICTURES)
+    first = embed_images(opened(network, folder), IMAGES)
     numbers = np.fromfile(place, np.float32)
     (2 * numbers).tofile(place)
-    second = embed_pictures(opened(network, folder), PICTURES)
+    second = embed_images(opened(network, folder), IMAGES)
     assert said(caplog) == ["miss", "miss"]
     np.testing.assert_allclose(second.plain_PD, 2 * first.plain_PD, rtol=1e-5)
 
@@ -153,7 +153,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "one bit flipped": flipped,
     "empty": lambda content: b"",
     "a pickle": lambda content: pickle.dumps({"embeddings": 1}),
-    "embeddings of other pictures": other_shape,
+    "embeddings of other images": other_shape,
     "embeddings of the right shape from elsewhere": lambda content: npz(embeddings=RIGHT),
     "the same from another cache": lambda content: npz(made_from=np.array("0" * 64), embeddings=RIGHT),
     "compressed": lambda content: npz(np.savez_compressed, made_from=np.array(""), embeddings=RIGHT),
@@ -165,14 +165,14 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_file_is_made_again_with_a_warning(
     network: Path, folder: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = embed_pictures(opened(network, folder), PICTURES)
+    first = embed_images(opened(network, folder), IMAGES)
     (file,) = folder.iterdir()
     sound = file.read_bytes()
     file.write_bytes(DAMAGE[kind](sound))
-    assert same(embed_pictures(opened(network, folder), PICTURES), first)
+    assert same(embed_images(opened(network, folder), IMAGES), first)
     (warning,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
     assert str(file) in warning and warning.endswith("embedding again")
-    assert same(embed_pictures(opened(network, folder), PICTURES), first)
+    assert same(embed_images(opened(network, folder), IMAGES), first)
     assert len(caplog.records) == 1, "it is sound again"
 
 
@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_written_costs_no_numbers(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     model = opened(network, tmp_path / "file" / "below")
-    assert embed_pictures(model, PICTURES).plain_PD.shape == (6, 8)
+    assert embed_images(model, IMAGES).plain_PD.shape == (6, 8)
     assert "could not be written" in caplog.text
     with pytest.raises(ConfigError, match=r"eval\.cache=.*file: is a file; name a folder"):
         opened(network, tmp_path / "file")
@@ -192,7 +192,7 @@ PROCESS = """
     import numpy as np, torch, torch.distributed as dist
     from facerec import load_model
     from facerec.errors import DamagedDataError
-    from facerec.evaluation.embedding import embed_pictures
+    from facerec.evaluation.embedding import embed_images
     from facerec.evaluation.embedding_cache import EmbeddingCache
 
     rank, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -200,11 +200,11 @@ PROCESS = """
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     model = load_model(folder / "net.onnx", device="cpu")
     model.cache = EmbeddingCache(folder / "kept", model)
-    pictures = list(np.load(folder / "pictures.npy"))
+    images = list(np.load(folder / "images.npy"))
     for turn in range(2):
-        np.save(folder / f"{turn}_{rank}.npy", embed_pictures(model, pictures).summed_PD)
+        np.save(folder / f"{turn}_{rank}.npy", embed_images(model, images).summed_PD)
     try:
-        embed_pictures(model, [*pictures, b"damaged"], name="faces")
+        embed_images(model, [*images, b"damaged"], name="faces")
     except DamagedDataError as error:
         (folder / f"error{rank}").write_text(str(error))
     dist.barrier()  # a process that ends while the other still talks to it takes that one along
@@ -213,14 +213,14 @@ PROCESS = """
 
 
 def test_of_several_processes_the_first_one_keeps_and_all_are_given(network: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "pictures.npy", pixels(5))
+    np.save(tmp_path / "images.npy", pixels(5))
     command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
     running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [one.wait(timeout=100) for one in running] == [0, 0]
-    expected = embed_pictures(load_model(network, device="cpu"), list(pixels(5))).summed_PD
+    expected = embed_images(load_model(network, device="cpu"), list(pixels(5))).summed_PD
     for name in ("0_0", "0_1", "1_0", "1_1"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-5, atol=1e-6)
     looks = [line.split()[2] for line in (tmp_path / "log0").read_text().splitlines() if "cache" in line]
     assert looks == ["miss,", "hit,", "miss,"]
     assert "embedding cache" not in (tmp_path / "log1").read_text()
-    assert all("picture 5 of faces" in (tmp_path / f"error{rank}").read_text() for rank in range(2))
+    assert all("image 5 of faces" in (tmp_path / f"error{rank}").read_text() for rank in range(2))

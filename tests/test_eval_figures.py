@@ -29,12 +29,12 @@ def result():
     centre = rng.normal(size=(300, 2, 16))
     centre[issame, 1] = centre[issame, 0]
     embedding = (centre + 0.8 * rng.normal(size=centre.shape)).reshape(600, 16)
-    pictures = [np.full((112, 112, 3), value, np.uint8) for value in range(0, 250, 10)]
-    made = VerificationSet("made", pictures, rng.integers(0, 25, 600), issame)
+    images = [np.full((112, 112, 3), value, np.uint8) for value in range(0, 250, 10)]
+    made = VerificationSet("made", images, rng.integers(0, 25, 600), issame)
     return replace(verify(embedding, issame), source=made)
 
 
-def test_every_figure_is_written_as_a_picture(result, tmp_path):
+def test_every_figure_is_written_as_a_image(result, tmp_path):
     paths = save_figures(tmp_path / "run", "lfw", result)
     assert [path.name for path in paths] == [
         f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "pairs")
@@ -83,8 +83,8 @@ def test_the_mosaics_show_the_hardest_pairs_whether_or_not_they_are_wrong(result
     nearest = int(np.argmin(np.where(result.issame_N, 9, result.distance_N)))
     assert captions[6].startswith(f"pair {nearest}: ")
     grays = [10 * int(index) for index in result.source.index_2N[2 * first : 2 * first + 2]]
-    picture = np.asarray(shown[0])
-    assert [picture[0, 0, 0], picture[0, -1, 0]] == grays
+    image = np.asarray(shown[0])
+    assert [image[0, 0, 0], image[0, -1, 0]] == grays
     assert len(shown) == len(captions) == 12
 
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_drawn_is_left_out(result):
     assert "pairs" not in figures_of("lfw", replace(result, source=None))
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(result, tmp_path):
+def test_a_image_that_cannot_be_written_is_an_error(result, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="could not be written"):
         save_figures(tmp_path / "file", "lfw", result)

@@ -19,7 +19,7 @@ from torch import nn
 
 from facerec import create_backbone, load_model
 from facerec.errors import CheckpointError, ConfigError, UserError
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.evaluation.settings import EvalSettings
 from facerec.models import checkpoint
@@ -56,7 +56,7 @@ def backbone() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def tiny() -> nn.Module:
-    """The same for pictures of 32×32, which is nobody's usual size."""
+    """The same for images of 32×32, which is nobody's usual size."""
     torch.manual_seed(0)
     return create_backbone(NAME, embedding_size=WIDTH, input_size=32).eval()
 
@@ -95,7 +95,7 @@ def test_weights_are_recognised_and_the_log_says_as_what(
     with caplog.at_level(logging.INFO):
         model = load_model(path, device="cpu")
     assert "recognised as weights of backbone=mobilefacenet" in caplog.text
-    assert "does not say how pictures are prepared; taken: 112×112 rgb, (x − 127.5) / 127.5" in caplog.text
+    assert "does not say how images are prepared; taken: 112×112 rgb, (x − 127.5) / 127.5" in caplog.text
     images = pixels(2, size=112)
     close(raw(model, images), raw(Model(backbone), images))
     assert not model.knows_input and model.path == path
@@ -144,7 +144,7 @@ def test_weights_of_another_backbone_are_refused_and_the_right_one_is_named(
         load_model(tmp_path / "w.pth", backbone={"name": "mbf"})
     with pytest.raises(ConfigError, match="backbone=mobilfacenet: no such backbone; did you mean"):
         load_model(tmp_path / "w.pth", backbone={"name": "mobilfacenet"})
-    with pytest.raises(ConfigError, match=r"input.size=96: the weights in .* are for 112×112 pictures"):
+    with pytest.raises(ConfigError, match=r"input.size=96: the weights in .* are for 112×112 images"):
         load_model(tmp_path / "w.pth", size=96)
 
 
@@ -202,7 +202,7 @@ def test_an_onnx_network_of_any_batch_size_is_fed_what_it_takes(
 @pytest.mark.parametrize("batch", ["N", 1])
 def test_flip_and_cutting_into_batches_change_nothing_for_it(tmp_path: Path, batch: int | str) -> None:
     model = load_model(onnx_file(tmp_path / "net.onnx", batch=batch), device="cpu", mean=0, std=255)
-    embedded = embed_pictures(model, list(pixels(9)), batch_size=4)
+    embedded = embed_images(model, list(pixels(9)), batch_size=4)
     mirrored = np.ascontiguousarray(pixels(9)[:, :, ::-1])
     close(embedded.plain_PD, expected(pixels(9), mean=0, std=255))
     close(embedded.mirrored_PD, expected(mirrored, mean=0, std=255))
@@ -250,7 +250,7 @@ def test_a_network_of_something_else_is_refused(tmp_path: Path, made: dict[str, 
 
 def test_a_size_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "net.onnx")
-    with pytest.raises(ConfigError, match=r"input\.size=112: the network takes 16×16 pictures alone"):
+    with pytest.raises(ConfigError, match=r"input\.size=112: the network takes 16×16 images alone"):
         load_model(path, device="cpu", size=112)
     free = onnx_file(tmp_path / "free.onnx", shape=(3, "height", "width"))
     close(raw(load_model(free, device="cpu", size=SIZE), pixels(2)), expected(pixels(2)))
@@ -332,7 +332,7 @@ class TestTorchScript:
         prepared = (images.astype(np.float32) - 127.5) / 127.5
         close(raw(model, images), prepared.mean(-1).reshape(6, -1))
 
-    def test_pictures_it_does_not_take_are_said(self, tmp_path: Path) -> None:
+    def test_images_it_does_not_take_are_said(self, tmp_path: Path) -> None:
         torch.jit.trace(
             nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4)), torch.zeros(1, 3, 16, 16)
         ).save(str(tmp_path / "net.pt"))
@@ -469,8 +469,8 @@ def test_an_export_has_the_opset_it_was_asked_for_or_is_none(tmp_path: Path) -> 
     model = Model(Colour(2), Input(size=SIZE), step=7)
     path = export(model, tmp_path / "face.onnx", "onnx", opset=20)
     assert [one.version for one in onnx.load(path).opset_import if not one.domain] == [20]
-    for opset, mend in ((3, "this network cannot be written with it; opset=18"), (99, "from 1 to")):
-        with pytest.raises(ConfigError, match=rf"opset={opset}: .*{mend}"):
+    for opset, hint in ((3, "this network cannot be written with it; opset=18"), (99, "from 1 to")):
+        with pytest.raises(ConfigError, match=rf"opset={opset}: .*{hint}"):
             export(model, tmp_path / "none.onnx", "onnx", opset=opset)
     with pytest.raises(ConfigError, match="opset=17: format=safetensors has no operators"):
         export(model, tmp_path / "none.safetensors", "safetensors", opset=17)

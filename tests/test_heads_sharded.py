@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
@@ -60,7 +60,7 @@ def step(head: ClassHead, parts: list[int], own: slice, sizes: list[int] | None)
 
 
 def every_head(folder: Path, parts: list[int]) -> None:
-    rank = processes.rank()
+    rank = distributed.rank()
     begin = sum(parts[:rank])
     own = slice(begin, begin + parts[rank])
     found = {name: step(make(name, sharded=True), parts, own, parts) for name in FAMILY}

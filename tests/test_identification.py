@@ -20,10 +20,10 @@ def normalised(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def people(count, pictures, noise, seed=0, size=16):
-    """Embeddings of `count` people, `pictures` of each, of any norm; and who they are."""
+def people(count, images, noise, seed=0, size=16):
+    """Embeddings of `count` people, `images` of each, of any norm; and who they are."""
     rng = np.random.default_rng(seed)
-    identity = np.repeat(np.arange(count), pictures)
+    identity = np.repeat(np.arange(count), images)
     raw = rng.normal(size=(count, size))[identity] + noise * rng.normal(size=(len(identity), size))
     return (raw * rng.uniform(1, 30, (len(raw), 1))).astype(np.float32), identity
 
@@ -232,12 +232,12 @@ def test_megaface_says_what_its_numbers_do_not_support():
     notes = " ".join(result.notes)
     assert "rank-1 at 100, 1000, 10000, 100000, 1000000 needs more than the 50 distractors" in notes
     assert "TAR at FAR 1e-6 needs more than the 450 impostor pairs" in notes
-    assert "1 probes are the only picture of their person" in notes
+    assert "1 probes are the only image of their person" in notes
 
 
 def test_megaface_refuses_what_makes_no_sense():
     probe, person = people(4, 2, noise=0.5)
-    with pytest.raises(UserError, match="no person of the probe set has two pictures"):
+    with pytest.raises(UserError, match="no person of the probe set has two images"):
         megaface(probe[::2], person[::2], probe)
     with pytest.raises(UserError, match="8 distractors came, 9 were announced"):
         megaface(probe, person, iter([probe]), 9)
@@ -260,13 +260,13 @@ def model():
     return Model(Pixels(), Input(size=8))
 
 
-def write_folders(root, names, pictures, seed, noise=25):
-    """Pictures of people in a folder each; the same name gives similar pictures whatever the seed."""
+def write_folders(root, names, images, seed, noise=25):
+    """Images of people in a folder each; the same name gives similar images whatever the seed."""
     rng = np.random.default_rng(seed)
     for name in names:
         face = np.random.default_rng([ord(letter) for letter in name]).integers(60, 190, (8, 8, 3))
         (root / name).mkdir(parents=True)
-        for number in range(pictures):
+        for number in range(images):
             noisy = face + rng.integers(-noise, noise + 1, face.shape)
             Image.fromarray(noisy.astype(np.uint8)).save(root / name / f"{number}.png")
     return root
@@ -284,7 +284,7 @@ def test_folders_are_gallery_probes_and_distractors(model, tmp_path, monkeypatch
     gallery = write_folders(tmp_path / "gallery", "abcdefgh", 1, seed=1, noise=60)
     probes = write_folders(tmp_path / "probes", "abcdefghxyz", 3, seed=2, noise=60)
     others = write_folders(tmp_path / "others" / "deep", "klmnop", 2, seed=3)
-    (gallery / "a" / "notes.txt").write_text("no picture")
+    (gallery / "a" / "notes.txt").write_text("no image")
     Image.new("RGB", (8, 8)).save(gallery / "loose.png")
     settings = EvalSettings(batch_size=4)
     result = evaluate_folders(model, gallery, probes, settings, distractors=tmp_path / "others", name="mine")
@@ -299,15 +299,15 @@ def test_folders_are_gallery_probes_and_distractors(model, tmp_path, monkeypatch
     assert f"[mine][0]Rank-1: {result.rank['1']:.5f}" in caplog.text
 
 
-def test_noisy_pictures_are_left_out(model, tmp_path, caplog):
+def test_noisy_images_are_left_out(model, tmp_path, caplog):
     gallery = write_folders(tmp_path / "gallery", "ab", 1, seed=1)
     probes = write_folders(tmp_path / "probes", "ab", 3, seed=2)
     listed = tmp_path / "noisy.txt"
     listed.write_text("# wrong person\na/0.png\n\nb/7.png\n")
     result = evaluate_folders(model, gallery, probes, leave_out=["a/1.png", "b/7.png"])
     assert (result.probes, result.gallery) == (5, 2)
-    assert "1 listed pictures were left out" in result.notes
-    assert "1 of 2 pictures to leave out are not there, e.g. b/7.png" in caplog.text
+    assert "1 listed images were left out" in result.notes
+    assert "1 of 2 images to leave out are not there, e.g. b/7.png" in caplog.text
     assert read_leave_out(listed) == ["a/0.png", "b/7.png"]
     with pytest.raises(MissingDataError, match=r"nowhere\.txt: No such file"):
         read_leave_out(tmp_path / "nowhere.txt")
@@ -331,10 +331,10 @@ def test_missing_folders_are_said(model, tmp_path):
     with pytest.raises(MissingDataError, match="gallery cannot be read: No such file"):
         evaluate_folders(model, tmp_path / "gallery", tmp_path)
     (tmp_path / "gallery").mkdir()
-    with pytest.raises(MissingDataError, match="gallery: holds no pictures"):
+    with pytest.raises(MissingDataError, match="gallery: holds no images"):
         evaluate_folders(model, tmp_path / "gallery", tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "gallery" / "loose.png")
-    with pytest.raises(MissingDataError, match="gallery: no pictures in folders of identities"):
+    with pytest.raises(MissingDataError, match="gallery: no images in folders of identities"):
         evaluate_folders(model, tmp_path / "gallery", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""P×K batches: balanced, repeatable, entered anywhere, shared by processes, cheap on millions of pictures."""
+"""P×K batches: balanced, repeatable, entered anywhere, shared by processes, cheap on millions of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = [7, 4, 30, 9, 4, 12, 5, 8, 16, 5]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_groups_of_k_different_pictures_of_one_identity(mixed: bool) -> None:
+def test_groups_of_k_different_images_of_one_identity(mixed: bool) -> None:
     label_N = labels(SIZES, mixed)
     order = IdentityOrder(label_N, seed=3, images_per_identity=4)
     group_MK = order.take(0, 0, 100).reshape(25, 4)
@@ -40,13 +40,13 @@ def test_every_identity_has_its_turn_once_a_round() -> None:
     assert (round_RC[0] != round_RC[1]).any()
 
 
-def test_an_identity_shows_all_its_pictures_before_any_comes_again() -> None:
+def test_an_identity_shows_all_its_images_before_any_comes_again() -> None:
     label_N = labels([12] * 4)
     taken = IdentityOrder(np.tile(label_N, 3)[:48], images_per_identity=4).take(1, 0, 48)
-    assert sorted(taken.tolist()) == list(range(48))  # three rounds of four times four: each picture once
+    assert sorted(taken.tolist()) == list(range(48))  # three rounds of four times four: each image once
 
 
-def test_small_identities_repeat_and_single_pictures_are_left_out() -> None:
+def test_small_identities_repeat_and_single_images_are_left_out() -> None:
     label_N = labels([1, 2, 3, 1, 8, 9, 9])
     order = IdentityOrder(label_N, images_per_identity=4)
     taken = order.take(0, 0, 20).reshape(5, 4)
@@ -71,7 +71,7 @@ def test_it_is_a_pure_function_of_seed_epoch_and_position() -> None:
 
 
 @pytest.mark.parametrize("sort", [True, False])
-def test_millions_of_pictures_need_no_python_objects(sort: bool) -> None:
+def test_millions_of_images_need_no_python_objects(sort: bool) -> None:
     count, identities = 1_500_000, 30_000
     label_N = np.random.default_rng(0).integers(identities, size=count)
     label_N = np.sort(label_N) if sort else label_N
@@ -118,5 +118,5 @@ def test_mistakes_are_named() -> None:
         Loader(faces(), 16, shuffle="identity", images_per_identity=3)
     with pytest.raises(ConfigError, match=r"data\.images_per_identity=1: must be 2 or more"):
         DataSettings(images_per_identity=1)
-    with pytest.raises(ConfigError, match="no identity of this data set has two pictures"):
+    with pytest.raises(ConfigError, match="no identity of this data set has two images"):
         IdentityOrder(np.arange(5))

@@ -89,7 +89,7 @@ def test_the_line_names_the_image_its_size_and_the_setting(
         r"FACEREC_MAX_PIXELS=17640000 in the environment reads it"
     )
     faces = open_faces(DataSettings(kind="folder", root=str(tmp_path / "faces")))
-    with pytest.raises(DamagedDataError, match=rf"a/1\.png: the picture claims {line}; data\.on_error=skip"):
+    with pytest.raises(DamagedDataError, match=rf"a/1\.png: the image claims {line}; data\.on_error=skip"):
         list(Loader(faces, 2).batches(0))
     monkeypatch.setenv("FACEREC_MAX_PIXELS", "17640000")
     assert len(list(Loader(faces, 2).batches(0))) == 1

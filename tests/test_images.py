@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from facerec.cli.data import run as facerec_data
 from facerec.cli.embed import run as facerec_embed
 from facerec.errors import DamagedDataError
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.images.decode import ENDINGS, Pixels, decode, decode_whole, read_header
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
@@ -268,7 +268,7 @@ def agree(kind: str, ours_HWC: np.ndarray, theirs_HWC: np.ndarray) -> None:
 
 
 def in_folder(cases: list[Case], folder: Path) -> Path:
-    """The files as pictures of two people, under all endings in turn."""
+    """The files as images of two people, under all endings in turn."""
     for i, case in enumerate(cases):
         path = folder / ("ann", "bob")[2 * i // len(cases)] / f"{i:03}{ENDINGS[i % len(ENDINGS)]}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +304,7 @@ def test_training_reads_a_pack_and_a_folder_as_pillow_does(cases: list[Case], tm
 def test_the_device_is_given_only_what_it_decodes_as_pillow_does(cases: list[Case], tmp_path: Path) -> None:
     faces = open_faces(DataSettings(kind="folder", root=str(in_folder(cases, tmp_path))))
     (batch,) = Loader(faces, len(cases), shuffle="none", decoder="device").batches(0)
-    assert batch.undecoded is not None and sum(one.ndim == 1 for one in batch.undecoded.pictures) >= 9
+    assert batch.undecoded is not None and sum(one.ndim == 1 for one in batch.undecoded.images) >= 9
     image_BHWC = batch.undecoded.decode(torch.device("cpu")).numpy()
     for (kind, _, face_HWC), image_HWC in zip(cases, image_BHWC, strict=True):
         agree(kind, image_HWC, face_HWC)
@@ -325,8 +325,8 @@ def test_evaluation_reads_a_verification_set_as_pillow_does(cases: list[Case], t
     write_verification(tmp_path / "all.bin", [case.encoded for case in cases] * 2, [True] * len(cases))
     pack = load_verification(tmp_path / "all.bin")
     model = Model(AsPixels(), Input(size=SIDE, mean=0.0, std=1.0))
-    embedding_PD = embed_pictures(model, pack.pictures, flip=False).plain_PD
-    place = {encoded: i for i, encoded in enumerate(pack.pictures)}
+    embedding_PD = embed_images(model, pack.images, flip=False).plain_PD
+    place = {encoded: i for i, encoded in enumerate(pack.images)}
     for kind, encoded, face_HWC in cases:
         agree(kind, as_image(embedding_PD[place[encoded]]), face_HWC)
 

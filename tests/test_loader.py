@@ -38,7 +38,7 @@ JPEGS = [jpeg(i) for i in range(COUNT)]
 
 
 class Memory(EncodedFaces):
-    """COUNT pictures of COUNT // 5 people in memory; it counts what is asked of it."""
+    """COUNT images of COUNT // 5 people in memory; it counts what is asked of it."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.name, self.root = "toy", Path("/toy")
@@ -82,15 +82,15 @@ def no_loader_threads() -> bool:
     return not [thread for thread in threading.enumerate() if thread.name.startswith("facerec-loader")]
 
 
-def test_a_batch_holds_pictures_labels_and_coins_of_its_samples() -> None:
+def test_a_batch_holds_images_labels_and_coins_of_its_samples() -> None:
     batches = load(epoch=3)
     index = np.concatenate([batch.index_B for batch in batches])
     assert np.array_equal(index, Order(COUNT, seed=1).take(3, 0, COUNT))
     for batch in batches:
         assert batch.image_BHWC.dtype == torch.uint8
         assert batch.label_B.dtype == torch.int64
-        for picture, i in zip(batch.image_BHWC, batch.index_B, strict=True):
-            assert np.array_equal(picture.numpy(), decode(JPEGS[i], 32))
+        for image, i in zip(batch.image_BHWC, batch.index_B, strict=True):
+            assert np.array_equal(image.numpy(), decode(JPEGS[i], 32))
         assert batch.label_B.tolist() == (batch.index_B // 5).tolist()
         assert np.array_equal(batch.mirror_B.numpy(), mirrored(1, 3, batch.index_B))
     assert [batch.position for batch in batches] == [8, 16, 24, 32, 40, 48, 50]
@@ -155,7 +155,7 @@ def test_the_rest_of_an_epoch_is_a_smaller_batch_unless_too_small_for_batch_norm
     assert [loader.batches_per_epoch(start) for start in (0, 1, 2, 26, 48, 49, 50)] == [3, 2, 2, 1, 1, 0, 0]
 
 
-def test_a_picture_that_does_not_decode_stops_the_epoch_and_is_named() -> None:
+def test_a_image_that_does_not_decode_stops_the_epoch_and_is_named() -> None:
     order = Order(COUNT, seed=1).take(0, 0, COUNT)
     broken = (int(order[20]), int(order[30]), int(order[21]))
     for workers in (1, 4):
@@ -167,7 +167,7 @@ def test_a_picture_that_does_not_decode_stops_the_epoch_and_is_named() -> None:
         assert no_loader_threads()
 
 
-def test_skipping_takes_the_next_picture_that_decodes_and_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_skipping_takes_the_next_image_that_decodes_and_counts(caplog: pytest.LogCaptureFixture) -> None:
     broken = (7, 8, 20, COUNT - 1)
     next_good = {7: 9, 8: 9, 20: 21, COUNT - 1: 0}
     expected = [next_good.get(i, i) for i in Order(COUNT, seed=1).take(0, 0, COUNT).tolist()]
@@ -180,35 +180,35 @@ def test_skipping_takes_the_next_picture_that_decodes_and_counts(caplog: pytest.
         assert [i for batch in batches for i in batch.index_B.tolist()] == expected
         results.append(batches)
     for batch in results[0]:
-        for picture, i in zip(batch.image_BHWC, batch.index_B, strict=True):
-            assert np.array_equal(picture.numpy(), decode(JPEGS[i], 32))
+        for image, i in zip(batch.image_BHWC, batch.index_B, strict=True):
+            assert np.array_equal(image.numpy(), decode(JPEGS[i], 32))
         assert np.array_equal(batch.mirror_B.numpy(), mirrored(1, 0, batch.index_B))
         assert batch.label_B.tolist() == (batch.index_B // 5).tolist()
     assert same(*results)
-    assert "skipped a picture that does not decode: key 8 of /toy: " in caplog.text
+    assert "skipped an image that does not decode: key 8 of /toy: " in caplog.text
     assert "replaced: 4 for the first time, 4 in all" in caplog.text
 
 
-def test_only_the_first_few_skipped_pictures_are_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_first_few_skipped_images_are_named(caplog: pytest.LogCaptureFixture) -> None:
     loader = Loader(Memory(tuple(range(20))), 8, seed=1, size=32, on_error="skip")
     with caplog.at_level(logging.WARNING):
         for epoch in range(2):
             list(loader.batches(epoch))
-    assert caplog.text.count("skipped a picture that does not decode") == 5
+    assert caplog.text.count("skipped an image that does not decode") == 5
     assert caplog.text.count("only counted") == 1
     assert loader.skipped == 20
     assert caplog.text.count("in all") == 1  # the second epoch met no new ones
 
 
 def test_where_nothing_decodes_skipping_ends() -> None:
-    with pytest.raises(DamagedDataError, match="50 pictures in a row do not decode; the first: key "):
+    with pytest.raises(DamagedDataError, match="50 images in a row do not decode; the first: key "):
         load(Memory(tuple(range(COUNT))), on_error="skip")
 
 
 def test_damage_in_a_pack_is_named_by_key_and_offset(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "train.rec") as writer:
         for i in range(20):
-            payload = b"not a picture" if i == 13 else JPEGS[i]
+            payload = b"not an image" if i == 13 else JPEGS[i]
             writer.write(i, Record(0, float(i // 2), i, 0, payload))
     pack = open_pack(tmp_path)
     with pytest.raises(DamagedDataError, match=r"^key 13 at offset \d+ of .*train\.rec: .*known format"):
@@ -256,7 +256,7 @@ def test_no_more_is_decoded_ahead_than_agreed() -> None:
 
 
 @pytest.mark.parametrize("shuffle", ["full", "block"])
-def test_the_source_hears_of_every_picture_before_it_is_asked_for_it(shuffle: str) -> None:
+def test_the_source_hears_of_every_image_before_it_is_asked_for_it(shuffle: str) -> None:
     faces = Memory()
     heard: list[bool] = []
     encoded = faces.encoded
@@ -268,7 +268,7 @@ def test_the_source_hears_of_every_picture_before_it_is_asked_for_it(shuffle: st
         assert (np.diff(faces.hinted) != 1).sum() < 10
 
 
-def test_pictures_of_a_source_without_files_are_taken_as_they_are_or_resized() -> None:
+def test_images_of_a_source_without_files_are_taken_as_they_are_or_resized() -> None:
     class Pixels(PixelFaces):
         def __init__(self) -> None:
             self.name, self.root = "pixels", Path("memory")
@@ -291,7 +291,7 @@ def test_pictures_of_a_source_without_files_are_taken_as_they_are_or_resized() -
 
 
 def test_too_little_data_for_a_batch_is_said() -> None:
-    with pytest.raises(MissingDataError, match="toy at /toy has 50 pictures, too few for one batch"):
+    with pytest.raises(MissingDataError, match="toy at /toy has 50 images, too few for one batch"):
         Loader(Memory(), 30, world_size=26)
     with pytest.raises(MissingDataError, match=r"trainer\.batch_size=51"):
         Loader(Memory(), 51, drop_last=True)
@@ -303,7 +303,7 @@ def test_settings_out_of_range_are_refused(key: str) -> None:
         Loader(Memory(), 4, **{key: 0})
 
 
-def test_prepared_pictures_are_mirrored_normalised_and_channels_last() -> None:
+def test_prepared_images_are_mirrored_normalised_and_channels_last() -> None:
     (batch,) = load(batch_size=COUNT)
     image_BCHW, label_B = prepare(batch, torch.device("cpu"), Input(size=32))
     assert image_BCHW.dtype == torch.float32
@@ -311,15 +311,15 @@ def test_prepared_pictures_are_mirrored_normalised_and_channels_last() -> None:
     assert torch.equal(label_B, batch.label_B)
     assert 0 < batch.mirror_B.sum() < COUNT
     for i in range(COUNT):
-        picture = batch.image_BHWC[i].numpy()
+        image = batch.image_BHWC[i].numpy()
         if batch.mirror_B[i]:
-            picture = picture[:, ::-1]
-        expected = (picture.transpose(2, 0, 1).astype(np.float32) - 127.5) / 127.5
+            image = image[:, ::-1]
+        expected = (image.transpose(2, 0, 1).astype(np.float32) - 127.5) / 127.5
         assert np.allclose(image_BCHW[i].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 32, 32, 3), (5, 7, 9, 3), (1, 1, 1, 1), (4, 112, 96, 3)])
-def test_mirroring_chooses_pictures_of_any_size(shape: tuple[int, ...]) -> None:
+def test_mirroring_chooses_images_of_any_size(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     image_BHWC = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     mirror_B = torch.arange(shape[0]) % 2 == 0
@@ -331,7 +331,7 @@ def test_mirroring_can_be_switched_off() -> None:
     assert not any(batch.mirror_B.any() for batch in load(mirror=False))
 
 
-def test_an_epoch_of_lfw_decodes_every_picture_once(lfw_root: Path) -> None:
+def test_an_epoch_of_lfw_decodes_every_image_once(lfw_root: Path) -> None:
     pack = open_pack(lfw_root)
     seen = np.zeros(len(pack), int)
     for batch in Loader(pack, 256, seed=3, workers=2, shuffle="block").batches(0):

@@ -40,7 +40,7 @@ def lfw_faces(lfw_root: Path) -> list[np.ndarray]:
 def placed(
     face_HWC: np.ndarray, scale: float, angle: float, side: int = 400
 ) -> tuple[Image.Image, np.ndarray]:
-    """A picture with the face at its centre, and where the template's five points are in it."""
+    """An image with the face at its centre, and where the template's five points are in it."""
     turn = scale * np.exp(1j * np.deg2rad(angle))
     forward = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
     shift = side / 2 - forward @ [55.5, 55.5]
@@ -79,7 +79,7 @@ def test_points_are_found_where_the_face_was_put(
 
 
 @needs_weights
-def test_a_mirrored_picture_has_mirrored_points(detector: Mtcnn, lfw_faces: list[np.ndarray]) -> None:
+def test_a_mirrored_image_has_mirrored_points(detector: Mtcnn, lfw_faces: list[np.ndarray]) -> None:
     shift = []
     for face in lfw_faces:
         image = np.asarray(placed(face, 1.5, 0)[0])
@@ -120,10 +120,10 @@ def test_photographs_of_a_folder_are_aligned_dropped_or_cropped(tmp_path: Path) 
     twice.paste(Image.open(person / "1.pgm").resize((138, 168)), (130, 16))
     twice.paste(Image.open(find_photographs() / "s13" / "1.pgm").resize((69, 84)), (310, 100))
     twice.save(folder / "two.jpg")
-    for policy, pictures in (("drop", 4), ("crop", 5)):
+    for policy, images in (("drop", 4), ("crop", 5)):
         out = tmp_path / policy
         run(["pack", str(tmp_path / "in"), str(out), "--align", "--no-face", policy])
-        assert len(open_pack(out)) == pictures
+        assert len(open_pack(out)) == images
         with (out / "report.csv").open(newline="") as file:
             said = {name: (outcome, reason) for name, outcome, reason in list(csv.reader(file))[1:]}
         assert (

@@ -27,8 +27,8 @@ from facerec.packs.pack import open_pack
 PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
 
 
-def picture(seed: int, size: tuple[int, int] = (112, 112), kind: str = "JPEG", orientation: int = 1) -> bytes:
-    """A smooth picture of (width, height) pixels, as an encoded file."""
+def image(seed: int, size: tuple[int, int] = (112, 112), kind: str = "JPEG", orientation: int = 1) -> bytes:
+    """A smooth image of (width, height) pixels, as an encoded file."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -41,14 +41,14 @@ def picture(seed: int, size: tuple[int, int] = (112, 112), kind: str = "JPEG", o
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Three people with 2, 3 and 1 pictures, an empty folder, and files that are no pictures."""
+    """Three people with 2, 3 and 1 images, an empty folder, and files that are no images."""
     folder = tmp_path / "photographs"
     for person, many in (("Ann", 2), ("Bob", 3), ("Cyd", 1), ("Dan", 0)):
         (folder / person).mkdir(parents=True)
         for i in range(many):
-            (folder / person / f"{i}.jpg").write_bytes(picture(10 * many + i, (160, 120)))
+            (folder / person / f"{i}.jpg").write_bytes(image(10 * many + i, (160, 120)))
     (folder / "Bob" / "notes.txt").write_text("tall")
-    (folder / "Bob" / "cut.jpg").write_bytes(picture(7)[:700])
+    (folder / "Bob" / "cut.jpg").write_bytes(image(7)[:700])
     (folder / "Bob" / ".hidden.jpg").write_bytes(b"")
     return folder
 
@@ -93,7 +93,7 @@ def test_photographs_packed_without_alignment_are_said(
     assert not caplog.text
 
 
-def test_pictures_are_what_decoding_gives_up_to_the_jpeg(photographs: Path, tmp_path: Path) -> None:
+def test_images_are_what_decoding_gives_up_to_the_jpeg(photographs: Path, tmp_path: Path) -> None:
     run(["pack", str(photographs), str(tmp_path / "out"), "--size", "64", "--quality", "100"])
     pack = open_pack(tmp_path / "out")
     wanted = decode((photographs / "Ann" / "1.jpg").read_bytes(), 64).astype(int)
@@ -105,11 +105,11 @@ def test_keep_stores_bytes_of_the_right_size_and_no_others(tmp_path: Path) -> No
     folder = tmp_path / "in" / "Ann"
     folder.mkdir(parents=True)
     files = {
-        "a.jpg": picture(1),
-        "b.png": picture(2, kind="PNG"),
-        "c.jpg": picture(3, (113, 112)),
-        "d.jpg": picture(4, orientation=6),
-        "e.jpg": picture(5)[:-900],
+        "a.jpg": image(1),
+        "b.png": image(2, kind="PNG"),
+        "c.jpg": image(3, (113, 112)),
+        "d.jpg": image(4, orientation=6),
+        "e.jpg": image(5)[:-900],
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -119,11 +119,11 @@ def test_keep_stores_bytes_of_the_right_size_and_no_others(tmp_path: Path) -> No
     assert [name for name, *_ in report(tmp_path / "out")] == ["Ann/e.jpg"], "it is cut"
 
 
-def test_a_picture_lying_on_its_side_is_put_upright(tmp_path: Path) -> None:
+def test_a_image_lying_on_its_side_is_put_upright(tmp_path: Path) -> None:
     (tmp_path / "in" / "Ann").mkdir(parents=True)
-    (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(picture(4, orientation=6))
+    (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(image(4, orientation=6))
     run(["pack", str(tmp_path / "in"), str(tmp_path / "out"), "--quality", "100"])
-    lying = decode(picture(4)).astype(int)
+    lying = decode(image(4)).astype(int)
     upright = decode(open_pack(tmp_path / "out").encoded(0)).astype(int)
     assert np.abs(upright - np.rot90(lying, -1)).mean() < 2 < np.abs(upright - lying).mean()
 
@@ -150,13 +150,13 @@ def test_a_folder_without_folders_is_refused_and_leaves_nothing(tmp_path: Path, 
     folder = tmp_path / "in"
     folder.mkdir()
     if loose:
-        (folder / "a.jpg").write_bytes(picture(1))
-    with pytest.raises(MissingDataError, match="loose pictures" if loose else "holds no folders"):
+        (folder / "a.jpg").write_bytes(image(1))
+    with pytest.raises(MissingDataError, match="loose images" if loose else "holds no folders"):
         run(["pack", str(folder), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_where_no_picture_can_be_packed_there_is_a_report_and_no_pack(tmp_path: Path) -> None:
+def test_where_no_image_can_be_packed_there_is_a_report_and_no_pack(tmp_path: Path) -> None:
     (tmp_path / "in" / "Ann").mkdir(parents=True)
     (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(MissingDataError, match=r"no image is left to pack; .*report\.csv says why"):
@@ -218,7 +218,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
         with (journal.parent / "train.rec").open("ab") as file:
             file.write(b"half a record")
     made = stop_after(10**9, photographs, tmp_path / "out")
-    assert made <= 7 and (after == 1 or made < 7), "pictures already in are not made again"
+    assert made <= 7 and (after == 1 or made < 7), "images already in are not made again"
     assert stop_after(10**9, photographs, tmp_path / "whole") == 7
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -232,7 +232,7 @@ def test_a_stopped_run_starts_anew_where_folders_or_options_changed(
     assert stop_after(10**9, photographs, tmp_path / "out", size=64) == 7
     (tmp_path / "out" / "train.rec").unlink()
     stop_after(4, photographs, tmp_path / "out")
-    (photographs / "Ann" / "later.jpg").write_bytes(picture(99))
+    (photographs / "Ann" / "later.jpg").write_bytes(image(99))
     assert stop_after(10**9, photographs, tmp_path / "out") == 8
     assert len(open_pack(tmp_path / "out")) == 7
 
@@ -253,7 +253,7 @@ def test_a_killed_run_leaves_no_pack_and_the_next_one_completes_it(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
-    photograph = picture(1, (300, 300), "PNG")
+    photograph = image(1, (300, 300), "PNG")
     for person in range(16):
         (folder / f"{person:03}").mkdir(parents=True)
         for i in range(5):

@@ -1,4 +1,4 @@
-"""`facerec-data unpack`, `pairs` and `lfw`: pictures out of packs, and verification sets of one's own."""
+"""`facerec-data unpack`, `pairs` and `lfw`: images out of packs, and verification sets of one's own."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, FacerecError, MissingDataError, UserError
 from facerec.images.decode import decode
 from facerec.making.drawn_pairs import draw_pairs
-from facerec.making.pair_lists import lfw_picture, read_csv, read_names, read_pairs_txt, read_people_txt
+from facerec.making.pair_lists import lfw_image, read_csv, read_names, read_pairs_txt, read_people_txt
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
-from tests.test_making_pack import picture
+from tests.test_making_pack import image
 
 
 def fill(folder: Path, people: dict[str, int]) -> Path:
-    """A folder of people, each picture another one, named as in LFW."""
+    """A folder of people, each image another one, named as in LFW."""
     for seed, (name, many) in enumerate(people.items()):
         (folder / name).mkdir(parents=True)
         for i in range(1, many + 1):
-            (folder / lfw_picture(name, i)).write_bytes(picture(100 * seed + i))
+            (folder / lfw_image(name, i)).write_bytes(image(100 * seed + i))
     return folder
 
 
@@ -74,9 +74,9 @@ def test_unpack_never_writes_outside_of_its_folder(golden: Path, tmp_path: Path,
     ]
 
 
-def test_unpack_refuses_two_pictures_of_one_name_and_a_folder_in_use(golden: Path, tmp_path: Path) -> None:
+def test_unpack_refuses_two_images_of_one_name_and_a_folder_in_use(golden: Path, tmp_path: Path) -> None:
     golden.with_suffix(".lst").write_text("1\t0\ta/b.jpg\n2\t0\ta/b.jpg\n")
-    with pytest.raises(UserError, match=r"names two pictures a/b\.jpg"):
+    with pytest.raises(UserError, match=r"names two images a/b\.jpg"):
         run(["unpack", str(golden), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
     golden.with_suffix(".lst").unlink()
@@ -121,29 +121,29 @@ def test_drawn_pairs_are_balanced_disjoint_and_never_twice(
         assert possible is None or int(possible[1]) < folds
         assert possible is not None or len(many) < 2 or max(many) < 2
         return
-    label_K2 = label_N[drawn.picture_K2]
+    label_K2 = label_N[drawn.image_K2]
     assert (drawn.issame_K == (label_K2[:, 0] == label_K2[:, 1])).all()
-    assert (drawn.picture_K2[:, 0] != drawn.picture_K2[:, 1]).all()
-    assert len(np.unique(np.sort(drawn.picture_K2, axis=1), axis=0)) == len(drawn.picture_K2)
+    assert (drawn.image_K2[:, 0] != drawn.image_K2[:, 1]).all()
+    assert len(np.unique(np.sort(drawn.image_K2, axis=1), axis=0)) == len(drawn.image_K2)
     people = []
     for issame, labels in zip(np.split(drawn.issame_K, folds), np.split(label_K2, folds), strict=True):
         assert 2 * issame.sum() == len(issame) > 0
         people.append(set(labels.ravel().tolist()))
     assert sum(map(len, people)) == len(set.union(*people)), "no one is in two folds"
     again = draw_pairs(label_N, folds=folds, seed=seed)
-    assert (again.picture_K2 == drawn.picture_K2).all()
+    assert (again.image_K2 == drawn.image_K2).all()
 
 
 def test_genuine_pairs_come_from_all_before_anyone_gives_two() -> None:
     label_N = np.repeat(np.arange(40), [100] + [3] * 39)
     drawn = draw_pairs(label_N, count=80, folds=2)
-    person_K = label_N[drawn.picture_K2[drawn.issame_K, 0]]
+    person_K = label_N[drawn.image_K2[drawn.issame_K, 0]]
     assert np.bincount(person_K, minlength=40).tolist() == [1] * 40
 
 
 def test_another_seed_draws_other_pairs() -> None:
     label_N = np.repeat(np.arange(40), 5)
-    first, second = (draw_pairs(label_N, seed=seed).picture_K2 for seed in (0, 1))
+    first, second = (draw_pairs(label_N, seed=seed).image_K2 for seed in (0, 1))
     assert first.shape != second.shape or (first != second).any()
 
 
@@ -153,17 +153,17 @@ def test_an_impossible_count_says_what_is_possible(count: int) -> None:
         draw_pairs(np.repeat(np.arange(40), 5), count=count)
 
 
-def test_pairs_of_a_folder_are_faces_of_its_pictures(
+def test_pairs_of_a_folder_are_faces_of_its_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fill(tmp_path / "in", {f"p{i}": 3 for i in range(6)})
-    (folder / "p0" / lfw_picture("p0", 9).split("/")[1]).write_bytes(b"broken")
+    (folder / "p0" / lfw_image("p0", 9).split("/")[1]).write_bytes(b"broken")
     for name in ("a", "b"):
         assert run(["pairs", str(folder), str(tmp_path / f"{name}.bin"), "--folds", "3", "--keep"]) == 0
     made = load_verification(tmp_path / "a.bin")
     assert len(made) == 3 * 2 * 6
     originals = {path.read_bytes() for path in folder.rglob("*.jpg")}
-    assert set(made.pictures) < originals and b"broken" not in made.pictures
+    assert set(made.images) < originals and b"broken" not in made.images
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
     with pytest.raises(UserError, match="--force replaces it"):
         run(["pairs", str(folder), str(tmp_path / "a.bin")])
@@ -174,7 +174,7 @@ def test_pairs_of_a_pack_are_its_own_bytes(golden: Path, tmp_path: Path) -> None
     pack = open_pack(golden)
     own = {bytes(pack.encoded(i)): int(pack.label_N[i]) for i in range(len(pack))}
     made = load_verification(tmp_path / "x.bin")
-    label_K2 = np.array([own[bytes(one)] for one in made.pictures])[made.index_2N].reshape(-1, 2)
+    label_K2 = np.array([own[bytes(one)] for one in made.images])[made.index_2N].reshape(-1, 2)
     assert ((label_K2[:, 0] == label_K2[:, 1]) == made.issame_N).all()
 
 
@@ -196,25 +196,25 @@ def test_listed_pairs_keep_their_order(small_lfw: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.bin"
     assert run(["pairs", str(small_lfw), str(out), "--list", str(small_lfw / "pairs.txt"), "--keep"]) == 0
     made = load_verification(out)
-    rows = [made.pictures[i] for i in made.index_2N]
+    rows = [made.images[i] for i in made.index_2N]
     names = ["Ann 1", "Ann 2", "Ann 1", "Bob 1", "Cyd 2", "Cyd 1", "Dan 1", "Cyd 2"]
-    files = [(small_lfw / lfw_picture(*_split(name))).read_bytes() for name in names]
+    files = [(small_lfw / lfw_image(*_split(name))).read_bytes() for name in names]
     assert rows == files and made.issame_N.tolist() == [True, False, True, False]
 
 
 def test_pairs_of_a_csv(small_lfw: Path, tmp_path: Path) -> None:
-    paths = [lfw_picture("Ann", 1), lfw_picture("Ann", 2), lfw_picture("Bob", 1)]
+    paths = [lfw_image("Ann", 1), lfw_image("Ann", 2), lfw_image("Bob", 1)]
     text = f'first,second,same\n{paths[0]},{paths[1]},1\n\n"{paths[0]}",{paths[2]}, different\n'
     (tmp_path / "p.csv").write_text(text)
     run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--csv", str(tmp_path / "p.csv")])
     made = load_verification(tmp_path / "x.bin")
-    assert made.issame_N.tolist() == [True, False] and len(made.pictures) == 3
-    assert decode(made.pictures[0]).shape == (112, 112, 3)
+    assert made.issame_N.tolist() == [True, False] and len(made.images) == 3
+    assert decode(made.images[0]).shape == (112, 112, 3)
 
 
-def test_a_picture_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Path) -> None:
-    (small_lfw / lfw_picture("Dan", 1)).unlink()
-    (small_lfw / lfw_picture("Bob", 1)).unlink()
+def test_a_image_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Path) -> None:
+    (small_lfw / lfw_image("Dan", 1)).unlink()
+    (small_lfw / lfw_image("Bob", 1)).unlink()
     with pytest.raises(
         MissingDataError, match=r"Bob_0001\.jpg: is in the list, but not there and 1 more of 6"
     ):
@@ -228,7 +228,7 @@ def test_a_picture_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: 
         (read_pairs_txt, "x\t2\n", r"line 1: must be folds"),
         (read_pairs_txt, "1\t1\nAnn\t1\n", r"line 2: must be name<TAB>i<TAB>j"),
         (read_pairs_txt, "1\t1\nAnn\t1\t2\nAnn\t1\t2\n", r"line 3: must be name<TAB>i<TAB>name<TAB>j"),
-        (read_pairs_txt, "1\t1\nAnn\tone\t2\n", r"line 2: the pictures must be numbers"),
+        (read_pairs_txt, "1\t1\nAnn\tone\t2\n", r"line 2: the images must be numbers"),
         (read_pairs_txt, "1\t2\nAnn\t1\t2\n", r"holds 1 pairs, its first line announces 4"),
         (read_pairs_txt, "", r"line 1: must be folds"),
         (read_people_txt, "1\n2\nAnn\t1\n", r"line 4: must be name"),
@@ -286,8 +286,8 @@ def test_lfw_without_such_a_set(small_lfw: Path, tmp_path: Path, sets: str, said
 
 
 def test_lfw_that_is_not_complete_is_refused(small_lfw: Path, tmp_path: Path) -> None:
-    (small_lfw / lfw_picture("Ann", 2)).unlink()
-    with pytest.raises(MissingDataError, match=r"Ann: holds 1 pictures, people\.txt says 2"):
+    (small_lfw / lfw_image("Ann", 2)).unlink()
+    with pytest.raises(MissingDataError, match=r"Ann: holds 1 images, people\.txt says 2"):
         run(["lfw", str(small_lfw), str(tmp_path / "out"), "--sets", "all"])
     assert not (tmp_path / "out").exists()
 
@@ -300,13 +300,13 @@ def test_lfw_is_byte_for_byte_the_pack_that_mxnet_wrote(lfw_root: Path, tmp_path
     for k, pair in enumerate(read_pairs_txt(lfw_root / "pairs.txt").pairs):
         for path, row in zip(pair[:2], (2 * k, 2 * k + 1), strict=True):
             (folder / path).parent.mkdir(exist_ok=True)
-            (folder / path).write_bytes(published.pictures[published.index_2N[row]])
+            (folder / path).write_bytes(published.images[published.index_2N[row]])
     run(["lfw", str(folder), str(tmp_path / "out"), "--lists", str(lfw_root), "--keep"])
     for name in ("train.rec", "train.idx", "train.lst", "property"):
         assert (tmp_path / "out" / name).read_bytes() == (lfw_root / name).read_bytes()
     for name in ("lfw.bin", "lfw_set10.bin"):
         ours, theirs = (load_verification(root / name) for root in (tmp_path / "out", lfw_root))
-        assert list(ours.pictures) == list(theirs.pictures)
+        assert list(ours.images) == list(theirs.images)
         assert (ours.index_2N == theirs.index_2N).all() and (ours.issame_N == theirs.issame_N).all()
 
 
@@ -318,7 +318,7 @@ def _split(name: str) -> tuple[str, int]:
 def test_the_im2rec_layout_is_unpacked_too(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "x.rec") as writer:
         for key, label in enumerate((5, 3, 5)):
-            writer.write(key, Record(0, float(label), key, 0, picture(key)))
+            writer.write(key, Record(0, float(label), key, 0, image(key)))
     run(["unpack", str(tmp_path / "x.rec"), str(tmp_path / "out")])
     found = sorted(
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")
@@ -330,11 +330,11 @@ def test_the_im2rec_layout_is_unpacked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ending", "kind"), [(".png", "PNG"), (".JPG", "JPEG")])
-def test_pairs_txt_finds_pictures_of_another_ending(
+def test_pairs_txt_finds_images_of_another_ending(
     small_lfw: Path, tmp_path: Path, ending: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in small_lfw.rglob("*.jpg"):
-        path.with_suffix(ending).write_bytes(picture(1, kind=kind))
+        path.with_suffix(ending).write_bytes(image(1, kind=kind))
         path.unlink()
     with caplog.at_level("INFO"):
         run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
@@ -342,7 +342,7 @@ def test_pairs_txt_finds_pictures_of_another_ending(
     assert (
         f"6 of 6 listed images have another ending, such as {small_lfw}/Ann/Ann_0001{ending}" in caplog.text
     )
-    (small_lfw / "Ann" / "Ann_0001.bmp").write_bytes(picture(1, kind="BMP"))
+    (small_lfw / "Ann" / "Ann_0001.bmp").write_bytes(image(1, kind="BMP"))
     with pytest.raises(
         UserError, match=r"Ann_0001\.jpg: is not there, but Ann_0001\.\w+ and Ann_0001\.\w+ are"
     ):
@@ -377,6 +377,6 @@ def test_a_set_knows_its_folds(small_lfw: Path, tmp_path: Path) -> None:
     run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--list", str(small_lfw / "pairs.txt")])
     assert load_verification(tmp_path / "y.bin").folds == 2
     flat = tmp_path / "flat.csv"
-    flat.write_text(f"{lfw_picture('Ann', 1)},{lfw_picture('Ann', 2)},1\n" * 2)
+    flat.write_text(f"{lfw_image('Ann', 1)},{lfw_image('Ann', 2)},1\n" * 2)
     run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--csv", str(flat), "--force"])
     assert load_verification(tmp_path / "y.bin").folds is None  # that of the earlier set is gone

@@ -25,7 +25,7 @@ from facerec.making.audit import audit
 from facerec.making.rewriting import plain_name, repair
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
-from tests.test_making_pack import picture
+from tests.test_making_pack import image
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def golden(recordio_files: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pack(golden: Path) -> Path:
-    """12 pictures of 4 identities, three each, with names."""
+    """12 images of 4 identities, three each, with names."""
     lines = [
         f"{key}\t{(key - 1) // 3}\t{['José', 'Sue', 'Kim', 'Ann'][(key - 1) // 3]}/{key}.jpg\n"
         for key in range(1, 13)
@@ -46,7 +46,7 @@ def pack(golden: Path) -> Path:
 
 
 def people(pack: Pack) -> dict[int, list[bytes]]:
-    """The pictures of each label."""
+    """The images of each label."""
     found: dict[int, list[bytes]] = {}
     for i, label in enumerate(pack.label_N.tolist()):
         found.setdefault(label, []).append(bytes(pack.encoded(i)))
@@ -86,10 +86,10 @@ def test_filter_finds_the_people_of_a_test_set_however_they_are_spelt(pack: Path
     assert plain_name("José_María Aznar") == plain_name("jose maria-aznar") != plain_name("Jose Mario Aznar")
 
 
-def test_filter_by_number_of_pictures(tmp_path: Path) -> None:
+def test_filter_by_number_of_images(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "x.rec") as writer:
         for key, label in enumerate((9, 2, 9, 4, 4, 9)):
-            writer.write(key, Record(0, float(label), key, 0, picture(key)))
+            writer.write(key, Record(0, float(label), key, 0, image(key)))
     run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "out"), "--min-images", "2"])
     new = open_pack(tmp_path / "out")
     assert new.label_N.tolist() == [0, 0, 1, 1, 1], "grouped by identity, 4 before 9"
@@ -142,7 +142,7 @@ def test_merged_packs_keep_every_identity_apart_and_every_byte(
     out = tmp_path / "out"
     assert run(["merge", *map(str, paths), str(out)]) == 0
     packs = [open_pack(path) for path in paths]
-    wanted = [pictures for one in packs for _, pictures in sorted(people(one).items())]
+    wanted = [images for one in packs for _, images in sorted(people(one).items())]
     assert list(people(open_pack(out)).values()) == wanted
     folders = Counter(name.split("/")[0] for name in names(out))
     assert len(folders) == len(wanted), "no two identities share a folder"
@@ -166,7 +166,7 @@ def test_split_says_that_no_pair_can_be_drawn_from_a_part(
     run(["split", str(pack), f"{tmp_path / 'a'}=0.75", f"{tmp_path / 'b'}=0.25"])
     assert f"{tmp_path / 'b'}: no pairs can be drawn from its 1 identities" in caplog.text
     assert f"{tmp_path / 'a'}: no pairs" not in caplog.text
-    with pytest.raises(UserError, match="more pictures are needed"):
+    with pytest.raises(UserError, match="more images are needed"):
         run(["pairs", str(tmp_path / "b"), str(tmp_path / "b.bin"), "--folds", "1"])
 
 
@@ -182,8 +182,8 @@ def test_split_parts_share_no_identity_and_lose_none(pack: Path, tmp_path: Path)
         assert run(["split", str(pack), *arguments]) == 0
     parts = [open_pack(folder) for folder in folders]
     assert [part.num_classes for part in parts] == [3, 1]
-    together = sorted(one for part in parts for pictures in people(part).values() for one in pictures)
-    assert together == sorted(one for pictures in people(open_pack(pack)).values() for one in pictures)
+    together = sorted(one for part in parts for images in people(part).values() for one in images)
+    assert together == sorted(one for images in people(open_pack(pack)).values() for one in images)
     drawn = {seed: tuple(names(tmp_path / f"b{seed}")) for seed in "012"}
     assert len(set(drawn.values())) > 1
 
@@ -279,7 +279,7 @@ def test_a_repaired_pack_is_sound_whatever_happened(
     except FacerecError:
         assert not (folder / "out" / "train.rec").exists()
         return
-    assert len(open_pack(folder / "out")) == built.pictures
+    assert len(open_pack(folder / "out")) == built.images
     assert not [
         finding for piece in audit(folder / "out" / "train.rec").progress for finding in piece.findings
     ]
@@ -317,7 +317,7 @@ def test_nothing_is_overwritten_without_force(pack: Path, tmp_path: Path, comman
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["merge", "unpack"])
 def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals, command: str) -> None:
-    encoded = picture(1)
+    encoded = image(1)
     with RecordWriter(tmp_path / "x.rec") as writer:
         for key in range(20_000):
             writer.write(key, Record(0, float(key // 10), key, 0, encoded))

@@ -117,7 +117,7 @@ def test_whatever_asked_for_a_number_would_be_seen(
         run(without_values(tmp_path, "arcface"))
 
 
-def test_pictures_are_prepared_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_prepared_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     trainer = tiny_trainer(tmp_path)
     with Asked() as asked:

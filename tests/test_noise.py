@@ -47,7 +47,7 @@ def test_without_noise_the_face_set_is_as_it_was() -> None:
     assert with_label_noise(faces, 0.0) is faces
 
 
-def test_pictures_and_places_stay_those_of_the_set() -> None:
+def test_images_and_places_stay_those_of_the_set() -> None:
     clean, noisy = people(), people(label_noise=0.5)
     assert np.array_equal(clean.pixels(7), noisy.pixels(7))
     assert clean.where(7) == noisy.where(7)
@@ -66,9 +66,9 @@ class Shades(PixelFaces):
         self.classes = [str(i) for i in range(8)]
 
     def pixels(self, i: int) -> np.ndarray:
-        picture = np.zeros((32, 32, 3), np.uint8)
-        picture[:, : 2 + 4 * int(self.label_N[i])] = 200
-        return picture
+        image = np.zeros((32, 32, 3), np.uint8)
+        image[:, : 2 + 4 * int(self.label_N[i])] = 200
+        return image
 
     def where(self, i: int) -> str:
         return str(i)

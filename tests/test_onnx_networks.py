@@ -18,7 +18,7 @@ from torch import nn
 
 from facerec import load_model
 from facerec.errors import CheckpointError, ConfigError, FacerecError
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.models import onnx_network, onnx_worker
 from facerec.models.model import Input, Model
 from tests.foreign_files import SIZE, WIDTH, expected, onnx_file, pixels, weight
@@ -86,7 +86,7 @@ def test_a_network_that_is_right_for_one_image_only_is_fed_one_at_a_time(
     model = opened(network(tmp_path / "net.onnx", nodes, VALUES))
     images = pixels(count)
     np.testing.assert_allclose(raw(model, images), times * expected(images), rtol=1e-4, atol=1e-5)
-    embedded = embed_pictures(model, list(images), batch_size=count, flip=False)
+    embedded = embed_images(model, list(images), batch_size=count, flip=False)
     np.testing.assert_allclose(embedded.plain_PD, times * expected(images), rtol=1e-4, atol=1e-5)
     if nodes is not SIX or count > 6:
         assert "net.onnx: is right for one image at a time only (of " in caplog.text

@@ -15,7 +15,7 @@ from facerec.loading.order import Order, count_batches, mirrored, permute, rando
 
 COUNTS = st.integers(1, 3000)
 
-# Positions 500 to 505 of epoch 7 of 1000 pictures under seed 42, as this project first computed them.
+# Positions 500 to 505 of epoch 7 of 1000 images under seed 42, as this project first computed them.
 FULL = [938, 669, 617, 59, 204, 17]
 BLOCK = [899, 519, 792, 371, 378, 511]
 MIRRORED = [True, False, False, False, False, True, False, True]

@@ -46,7 +46,7 @@ def test_thirty_people_are_packed_in_the_insightface_layout(packed: Path) -> Non
     assert lines[-1] == "300\t29\ts30/10.pgm"
 
 
-def test_pictures_are_upright_squares_of_the_photographs(packed: Path) -> None:
+def test_images_are_upright_squares_of_the_photographs(packed: Path) -> None:
     pack = open_pack(packed)
     photograph = np.asarray(Image.open(orl.find_photographs() / "s1" / "1.pgm")).astype(float)
     decoded = decode(pack.encoded(0))
@@ -59,7 +59,7 @@ def test_pictures_are_upright_squares_of_the_photographs(packed: Path) -> None:
 def test_pairs_are_all_genuine_ones_and_as_many_others_and_folds_are_even(packed: Path) -> None:
     loaded = load_verification(packed / "orl.bin")
     assert set(loaded.identity_2N) == {f"s{number}" for number in range(31, 41)}
-    assert (len(loaded), len(loaded.pictures)) == (900, 100)
+    assert (len(loaded), len(loaded.images)) == (900, 100)
     assert loaded.issame_N.reshape(10, 90).sum(axis=1).tolist() == [45] * 10
     pairs = list(orl.draw_pairs())
     assert len({frozenset((first, second)) for first, second, _ in pairs}) == 900
@@ -77,7 +77,7 @@ def test_pairs_are_all_genuine_ones_and_as_many_others_and_folds_are_even(packed
 def test_nobody_is_in_both_parts(packed: Path) -> None:
     pack = open_pack(packed)
     trained = {bytes(pack.encoded(i)) for i in range(len(pack))}
-    assert not trained & set(load_verification(packed / "orl.bin").pictures)
+    assert not trained & set(load_verification(packed / "orl.bin").images)
 
 
 def test_the_files_are_the_same_each_time_and_made_once(packed: Path, tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_the_command_makes_it_where_it_is_told(
 ) -> None:
     monkeypatch.setenv("FACEREC_DATA", str(tmp_path))
     assert run(["orl"]) == 0
-    assert "30 identities, 300 pictures" in (said := capsys.readouterr().out)
-    assert "900 pairs (450 genuine, 450 impostor) of 100 distinct pictures" in said
+    assert "30 identities, 300 images" in (said := capsys.readouterr().out)
+    assert "900 pairs (450 genuine, 450 impostor) of 100 distinct images" in said
     assert run(["orl", str(tmp_path / "orl")]) == 0
     assert "was there already" in capsys.readouterr().out
 

@@ -38,7 +38,7 @@ def write_insightface(
     exact: bool = True,
     ranges: list[tuple[int, int]] | None = None,
 ) -> None:
-    """An InsightFace pack of tiny "pictures", grouped as they come; keys may begin beyond float32."""
+    """An InsightFace pack of tiny "images", grouped as they come; keys may begin beyond float32."""
     starts = [i for i, label in enumerate(label_N) if i == 0 or label != label_N[i - 1]]
     if ranges is None:
         ranges = [(first_key + a, first_key + b) for a, b in pairwise([*starts, len(label_N)])]
@@ -46,7 +46,7 @@ def write_insightface(
     with RecordWriter(path) as writer:
         writer.write(0, Record(2, (float(end), float(end + len(ranges))), 0, 0, b""))
         for key, label in enumerate(label_N, first_key):
-            writer.write(key, Record(0, label, key, 0, b"picture %d" % key))
+            writer.write(key, Record(0, label, key, 0, b"image %d" % key))
         for key, (start, stop) in enumerate(ranges, end):
             writer.write(key, Record(2, (float(start), float(stop)), key, 0, b""))
 
@@ -54,14 +54,14 @@ def write_insightface(
 def write_im2rec(path: Path, label_N: list[Any], keys: list[int] | None = None) -> None:
     with RecordWriter(path) as writer:
         for key, label in zip(keys or range(len(label_N)), label_N, strict=True):
-            writer.write(key, Record(0, label, key, 0, b"picture %d" % key))
+            writer.write(key, Record(0, label, key, 0, b"image %d" % key))
 
 
 # Layouts ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", INSIGHTFACE)
-def test_insightface_pictures_are_keys_one_to_a(golden: Path, name: str) -> None:
+def test_insightface_images_are_keys_one_to_a(golden: Path, name: str) -> None:
     pack = open_pack(golden / f"{name}.rec")
     manifest = json.loads((golden / "manifest.json").read_text())[name][1:13]
     assert pack.layout == "InsightFace"
@@ -72,7 +72,7 @@ def test_insightface_pictures_are_keys_one_to_a(golden: Path, name: str) -> None
     assert pack.num_classes == 4 and pack.classes.tolist() == [0, 1, 2, 3]
 
 
-def test_im2rec_pictures_are_all_records(golden: Path) -> None:
+def test_im2rec_images_are_all_records(golden: Path) -> None:
     pack = open_pack(golden / "im2rec_layout.rec")
     manifest = json.loads((golden / "manifest.json").read_text())["im2rec_layout"]
     assert pack.layout == "im2rec"
@@ -93,7 +93,7 @@ def test_the_lfw_pack_says_what_its_documentation_says(lfw_root: Path) -> None:
     listed = [line.split("\t") for line in (lfw_root / "train.lst").read_text().splitlines()]
     assert pack.label_N.tolist() == [int(float(label)) for _, label, _ in listed]
     assert pack.describe() == (
-        f"lfw: 5,140 identities, 11,450 pictures, from {lfw_root / 'train.rec'} (InsightFace layout)"
+        f"lfw: 5,140 identities, 11,450 images, from {lfw_root / 'train.rec'} (InsightFace layout)"
     )
     assert bytes(pack.encoded(11_449)[:2]) == b"\xff\xd8"
 
@@ -112,7 +112,7 @@ def test_unordered_keys_keep_their_own_labels(tmp_path: Path) -> None:
     for _ in range(2):
         pack = open_pack(tmp_path / "a.rec")
         found = {pack.key(i): (int(pack.classes[pack.label_N[i]]), bytes(pack.encoded(i))) for i in range(3)}
-        assert found == {50: (3, b"picture 50"), 7: (1, b"picture 7"), 20: (2, b"picture 20")}
+        assert found == {50: (3, b"image 50"), 7: (1, b"image 7"), 20: (2, b"image 20")}
 
 
 @pytest.mark.parametrize("label", [0.5, -1.0, float("nan"), float("inf")])
@@ -125,10 +125,10 @@ def test_a_label_that_is_no_identity_names_its_key(tmp_path: Path, label: float)
 def test_headers_in_several_parts_give_their_labels_too(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "a.rec") as writer:
         for key in range(5):
-            writer.write(key, Record(0, float(key // 2), 0xCED7230A, key, b"picture"))
+            writer.write(key, Record(0, float(key // 2), 0xCED7230A, key, b"image"))
     pack = open_pack(tmp_path / "a.rec")
     assert pack.label_N.tolist() == [0, 0, 1, 1, 2]
-    assert [bytes(pack.encoded(i)) for i in range(5)] == [b"picture"] * 5
+    assert [bytes(pack.encoded(i)) for i in range(5)] == [b"image"] * 5
 
 
 def test_labels_are_cached_and_the_cache_follows_the_pack(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def via_ranges(path: Path) -> np.ndarray:
     with RecordReader(path) as reader:
         row_K = reader.index.rows_between(1, 2**63)
         is_identity, range_I2 = labels.identity_ranges(reader, reader.offsets[row_K])
-        picture_K = row_K[~is_identity]
-        first_key = int(reader.index.keys_at(picture_K[:1])[0])
-        return labels.picture_labels(reader, reader.offsets[picture_K], first_key, range_I2, large=1)
+        image_K = row_K[~is_identity]
+        first_key = int(reader.index.keys_at(image_K[:1])[0])
+        return labels.image_labels(reader, reader.offsets[image_K], first_key, range_I2, large=1)
 
 
 def count_headers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -178,7 +178,7 @@ def test_ranges_save_reading_headers_and_float32_borders_are_mended(
     assert len(read) == 1 and read[0] < 100 < len(label_N)
 
 
-def test_ranges_that_do_not_fit_the_pictures_are_not_used(
+def test_ranges_that_do_not_fit_the_images_are_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     label_N = [float(i // 50) for i in range(400)]
@@ -186,7 +186,7 @@ def test_ranges_that_do_not_fit_the_pictures_are_not_used(
     read = count_headers_read(monkeypatch)
     assert via_ranges(tmp_path / "a.rec").tolist() == label_N
     assert read[-1] == 400
-    assert "identity records do not fit its pictures" in caplog.text
+    assert "identity records do not fit its images" in caplog.text
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -195,7 +195,7 @@ def test_ranges_that_do_not_fit_the_pictures_are_not_used(
     first_key=st.sampled_from([1, (1 << 24) - 20, (1 << 25) + 7, (1 << 26) + 1]),
     shuffled=st.booleans(),
 )
-def test_whatever_the_identities_sizes_labels_are_the_pictures_own(
+def test_whatever_the_identities_sizes_labels_are_the_images_own(
     tmp_path: Path, sizes: list[int], first_key: int, shuffled: bool
 ) -> None:
     label_N = [float(3 * c) for c, n in enumerate(sizes) for _ in range(n)]
@@ -206,18 +206,18 @@ def test_whatever_the_identities_sizes_labels_are_the_pictures_own(
     assert via_ranges(tmp_path / "a.rec").tolist() == label_N
 
 
-@pytest.mark.parametrize("pictures", [42_474_557 - 42_474_500, 58, 59, 60, 61])
-def test_the_border_between_pictures_and_identities_is_found_beyond_2_to_the_24(
-    tmp_path: Path, pictures: int
+@pytest.mark.parametrize("images", [42_474_557 - 42_474_500, 58, 59, 60, 61])
+def test_the_border_between_images_and_identities_is_found_beyond_2_to_the_24(
+    tmp_path: Path, images: int
 ) -> None:
-    """Keys of WebFace42M: record 0 cannot say a exactly. (Most pictures are missing here.)"""
+    """Keys of WebFace42M: record 0 cannot say a exactly. (Most images are missing here.)"""
     first_key = 42_474_500
-    write_insightface(tmp_path / "a.rec", [float(i // 10) for i in range(pictures)], first_key=first_key)
+    write_insightface(tmp_path / "a.rec", [float(i // 10) for i in range(images)], first_key=first_key)
     with RecordReader(tmp_path / "a.rec") as reader:
         pack = Pack(reader, "webface")
-    assert len(pack) == pictures
-    assert pack.key(pictures - 1) == first_key + pictures - 1
-    assert pack.num_classes == -(-pictures // 10)
+    assert len(pack) == images
+    assert pack.key(images - 1) == first_key + images - 1
+    assert pack.num_classes == -(-images // 10)
 
 
 # property --------------------------------------------------------------------------------------------------
@@ -271,22 +271,22 @@ def test_a_folder_with_one_pack_of_another_name_is_that_pack(golden: Path, tmp_p
 
 
 @pytest.mark.parametrize("label_N", [[], [(2.0, 2.0)]])
-def test_a_pack_without_pictures_is_an_error(tmp_path: Path, label_N: list[Any]) -> None:
+def test_a_pack_without_images_is_an_error(tmp_path: Path, label_N: list[Any]) -> None:
     with RecordWriter(tmp_path / "a.rec") as writer:
         for key, label in enumerate(label_N):
             writer.write(key, Record(0, label, key, 0, b""))
-    with pytest.raises(MissingDataError, match=r"a\.rec: holds no pictures"):
+    with pytest.raises(MissingDataError, match=r"a\.rec: holds no images"):
         open_pack(tmp_path / "a.rec")
 
 
-def test_pictures_that_record_0_announces_but_the_index_lacks_are_counted(
+def test_images_that_record_0_announces_but_the_index_lacks_are_counted(
     golden: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     idx = golden / "insightface_layout.idx"
     idx.write_text("".join(line for line in idx.open() if not line.startswith(("5\t", "7\t"))))
     pack = open_pack(golden / "insightface_layout.rec")
     assert len(pack) == 10 and pack.key(4) == 6
-    assert "announces 12 pictures, 2 of them are not in the index" in caplog.text
+    assert "announces 12 images, 2 of them are not in the index" in caplog.text
 
 
 def spoil(path: Path, key: int) -> int:
@@ -310,7 +310,7 @@ def test_a_damaged_record_is_named_or_left_out_as_asked(
         pack = open_pack(path, damaged="skip")
         assert [pack.key(i) for i in range(len(pack))] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
         assert pack.where(4).startswith("key 6 at offset")
-    assert "left out 1 pictures" in caplog.text
+    assert "left out 1 images" in caplog.text
     with pytest.raises(DamagedDataError, match="key 5 at"):
         open_pack(path)
 
@@ -330,7 +330,7 @@ def test_a_record_damaged_after_opening_is_named_when_it_is_read(golden: Path) -
     heads=st.lists(st.tuples(st.integers(0, 16), st.integers(0, 39), st.integers(1, 255)), max_size=4),
     cut=st.one_of(st.none(), st.integers(0, 1 << 17)),
 )
-def test_whatever_is_done_to_a_pack_opening_ends_in_pictures_or_a_facerec_error(
+def test_whatever_is_done_to_a_pack_opening_ends_in_images_or_a_facerec_error(
     recordio_files: Path,
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
@@ -367,8 +367,8 @@ def test_whatever_is_done_to_a_pack_opening_ends_in_pictures_or_a_facerec_error(
 
 
 def _send_back(queue: Any, pack: Pack) -> None:
-    pictures = b"".join(bytes(pack.encoded(i)) for i in range(len(pack)))
-    queue.put((pictures, pack.label_N.tolist(), pack.classes.tolist(), pack.where(3), os.getpid()))
+    images = b"".join(bytes(pack.encoded(i)) for i in range(len(pack)))
+    queue.put((images, pack.label_N.tolist(), pack.classes.tolist(), pack.where(3), os.getpid()))
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -378,14 +378,14 @@ def test_a_pack_serves_other_processes(golden: Path, start: str) -> None:
     queue = context.Queue()
     worker = context.Process(target=_send_back, args=(queue, pack))
     worker.start()
-    pictures, own, classes, where, process = queue.get(timeout=60)
+    images, own, classes, where, process = queue.get(timeout=60)
     worker.join()
     assert process != os.getpid()
-    assert pictures == b"".join(bytes(pack.encoded(i)) for i in range(len(pack)))
+    assert images == b"".join(bytes(pack.encoded(i)) for i in range(len(pack)))
     assert (own, classes, where) == (pack.label_N.tolist(), pack.classes.tolist(), pack.where(3))
 
 
-def test_a_pickled_pack_carries_neither_pictures_nor_labels(golden: Path) -> None:
+def test_a_pickled_pack_carries_neither_images_nor_labels(golden: Path) -> None:
     assert len(pickle.dumps(open_pack(golden / "im2rec_layout.rec"))) < 1500
 
 

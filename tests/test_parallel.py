@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.backbones import create_backbone
 from facerec.errors import CheckpointError, ConfigError, FacerecError, NonFiniteError, UserError
 from facerec.models import checkpoint, sharded_checkpoint
@@ -28,8 +28,8 @@ from tests import tiny_run
 from tests.several import together
 from tests.tiny_run import tiny_backbone, tiny_trainer
 
-# Nothing here depends on which process a picture goes to, so that all numbers of processes must agree.
-# The last of the batches of 14 has 7 pictures, which two processes share out unevenly.
+# Nothing here depends on which process an image goes to, so that all numbers of processes must agree.
+# The last of the batches of 14 has 7 images, which two processes share out unevenly.
 EXACT: dict[str, Any] = {
     "dropout": 0.0,
     "each": 7,
@@ -46,7 +46,7 @@ class Stop(Reporter):
         self.step = step
 
     def stepped(self, run: Run) -> None:
-        if run.position.step == self.step and processes.rank() == 0:
+        if run.position.step == self.step and distributed.rank() == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -69,9 +69,9 @@ def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, st
     trainer.fit()
     weights = dict(trainer.backbone.state_dict())
     for key, value in trainer.head.state_dict().items():
-        parts = processes.each(value.clone())
+        parts = distributed.all_gather_object(value.clone())
         weights[f"head.{key}"] = torch.cat(parts) if key in trainer.head.shared_out else parts[0]
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         torch.save(weights, folder / f"{name}.pt")
         (folder / f"{name}.json").write_text(json.dumps(rows.rows))
     return trainer
@@ -79,7 +79,7 @@ def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, st
 
 def all_runs(folder: Path) -> None:
     """Several runs in the same processes, to start them only once."""
-    batch = 14 // processes.count()
+    batch = 14 // distributed.world_size()
     exact = {**EXACT, "trainer_batch_size": batch}
     for head in ("arcface", "softmax", "sphereface2"):
         run(folder / "a" / head, "weights", {**exact, "head": head, "head_options": SHARED_OUT})
@@ -170,10 +170,10 @@ def faults(folder: Path) -> None:
         with pytest.raises(ConfigError, match="idle takes no part in the loss"):
             trainer.fit()
     with pytest.raises(UserError, match=r"^head\.m: is 0 on rank 0 and 1 on rank 1"):
-        parallel.require_alike({"seed": 0, "head.m": processes.rank()})
+        parallel.require_alike({"seed": 0, "head.m": distributed.rank()})
     with pytest.raises(UserError, match="of rank 0"):
-        processes.by_first(partial(fail, f"of rank {processes.rank()}"))
-    assert processes.by_first(processes.rank) == 0
+        distributed.by_first(partial(fail, f"of rank {distributed.rank()}"))
+    assert distributed.by_first(distributed.rank) == 0
 
 
 def with_a_parameter_that_does_nothing(dropout: float) -> nn.Module:
@@ -193,7 +193,7 @@ class Spoil(Reporter):
         self.step, self.change = step, change
 
     def stepped(self, run: Run) -> None:
-        if run.position.step == self.step and processes.rank() == 1:
+        if run.position.step == self.step and distributed.rank() == 1:
             with torch.no_grad():
                 run.head.weight += self.change
 
@@ -203,13 +203,23 @@ def test_what_goes_wrong_on_one_rank_is_found_and_said_by_all(tmp_path: Path) ->
 
 
 def first_half(folder: Path, background: bool) -> None:
-    given = {**EXACT, "each": 6, "trainer_batch_size": 6 // processes.count(), "head_options": SHARED_OUT}
+    given = {
+        **EXACT,
+        "each": 6,
+        "trainer_batch_size": 6 // distributed.world_size(),
+        "head_options": SHARED_OUT,
+    }
     run(folder, "half", {**given, "trainer_save_in_background": background}, stop=3)
 
 
 def second_half(folder: Path) -> None:
-    given = {**EXACT, "each": 6, "trainer_batch_size": 6 // processes.count(), "head_options": SHARED_OUT}
-    run(folder, f"from_{processes.count()}", {**given, "trainer_keep_last": 1}, resume=True)
+    given = {
+        **EXACT,
+        "each": 6,
+        "trainer_batch_size": 6 // distributed.world_size(),
+        "head_options": SHARED_OUT,
+    }
+    run(folder, f"from_{distributed.world_size()}", {**given, "trainer_keep_last": 1}, resume=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
@@ -372,25 +382,25 @@ def test_samples_of_uneven_processes_are_gathered_and_given_back(tmp_path: Path)
 
 def gather_uneven(_: Path) -> None:
     sizes = [2, 0, 3]
-    rank = processes.rank()
+    rank = distributed.rank()
     x = torch.full((sizes[rank], 2), float(rank), requires_grad=True)
-    everyone: Tensor = processes.Gather.apply(x, sizes)
+    everyone: Tensor = distributed.Gather.apply(x, sizes)
     assert everyone[:, 0].tolist() == [0, 0, 2, 2, 2]
-    assert processes.own_share(everyone, sizes).shape == x.shape
+    assert distributed.local_samples(everyone, sizes).shape == x.shape
     (everyone * (rank + 1)).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.full_like(x, 6.0))  # 1 + 2 + 3: what all processes say of it
-    assert processes.mean_over_processes(torch.tensor([float(rank)] * 2)) == 1.0
-    assert processes.from_first(rank) == 0
-    assert processes.each(rank) == [0, 1, 2]
+    assert distributed.all_reduce_mean(torch.tensor([float(rank)] * 2)) == 1.0
+    assert distributed.broadcast_object(rank) == 0
+    assert distributed.all_gather_object(rank) == [0, 1, 2]
 
 
 def make_published_like(folder: Path) -> None:
     """A checkpoint folder of two processes, of a network that its settings name."""
-    torch.manual_seed(processes.rank())
+    torch.manual_seed(distributed.rank())
     backbone = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
-    head = {"weight": torch.full((3 - processes.rank(), 8), float(processes.rank()))}
-    rows = {"head/weight": (3 * processes.rank(), 3 + 2 * processes.rank(), 5)}
+    head = {"weight": torch.full((3 - distributed.rank(), 8), float(distributed.rank()))}
+    rows = {"head/weight": (3 * distributed.rank(), 3 + 2 * distributed.rank(), 5)}
     tensors = {f"backbone/{k}": v for k, v in backbone.state_dict().items()}
     config = {"backbone": {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}}
     rest = {"config": config, "input": Input(size=32).to_dict(), "step": 3, "epoch": 1}

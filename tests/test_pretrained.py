@@ -177,8 +177,8 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(
 def test_weights_of_another_backbone_are_named(tmp_path: Path) -> None:
     state = create_backbone("mbf", embedding_size=64).state_dict()
     torch.save({"state_dict": prefixed(state, "module.")}, tmp_path / "weights.pth")
-    mend = r"it fits backbone=mbf backbone\.embedding_size=64 backbone\.input_size=112$"
-    with pytest.raises(CheckpointError, match=mend) as caught:
+    hint = r"it fits backbone=mbf backbone\.embedding_size=64 backbone\.input_size=112$"
+    with pytest.raises(CheckpointError, match=hint) as caught:
         load_pretrained(small(), tmp_path / "weights.pth")
     assert "\n" not in str(caught.value)
 

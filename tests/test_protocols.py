@@ -40,7 +40,7 @@ def ckpt(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """People with pictures, as galleries, probes, videos and distractors."""
+    """People with images, as galleries, probes, videos and distractors."""
     root = tmp_path_factory.mktemp("faces")
     rng = np.random.default_rng(0)
     folders = [f"gallery/{name}" for name in ("anna", "bert")]
@@ -50,8 +50,8 @@ def faces(tmp_path_factory):
         (root / folder).mkdir(parents=True)
         for number in range(2):
             coarse = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
-            picture = np.ascontiguousarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8)))
-            (root / folder / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(picture))
+            image = np.ascontiguousarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8)))
+            (root / folder / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(image))
     pairs = [
         ("anna/0", "anna/1", 1),
         ("bert/0", "bert/1", 1),
@@ -96,7 +96,7 @@ def test_identification(ckpt, faces, tmp_path):
     entry = written["targets"]["identification"]
     assert score == entry["rank"]["1"]
     assert (entry["probes"], entry["mated_probes"], entry["distractors"]) == (5, 4, 4)
-    assert "1 listed pictures were left out" in entry["notes"]
+    assert "1 listed images were left out" in entry["notes"]
 
 
 def test_megaface(ckpt, faces, tmp_path):

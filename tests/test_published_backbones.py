@@ -118,7 +118,7 @@ QUICK = (
 )
 
 
-# What the published code of each network computes from the weights of `fill` and the pictures of `pictures`.
+# What the published code of each network computes from the weights of `fill` and the images of `images`.
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "published_backbones.json").read_text())
 
 
@@ -127,7 +127,7 @@ def weightless(name: str, **parameters: Any) -> nn.Module:
         return create_backbone(name, **parameters)
 
 
-def pictures(count: int, height: int, width: int) -> Tensor:
+def images(count: int, height: int, width: int) -> Tensor:
     values = np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32)
     return torch.from_numpy(values) * 2 - 1
 
@@ -173,7 +173,7 @@ def test_it_computes_what_the_published_code_computes(name: str) -> None:
     backbone = create_backbone(name, input_size=[height, width]).eval()
     with torch.inference_mode():
         fill(backbone.state_dict())
-        unit_BD = F.normalize(backbone(pictures(2, height, width)))
+        unit_BD = F.normalize(backbone(images(2, height, width)))
     expected = torch.tensor(GOLDEN[name]["unit_embedding"])
     torch.testing.assert_close(unit_BD[:, : expected.shape[1]], expected, rtol=0, atol=2e-5)
 

@@ -491,7 +491,7 @@ def test_prefetching_any_place_is_harmless(golden: Path) -> None:
 
 
 def test_a_file_cut_short_or_overwritten_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) -> None:
-    """Through a map alone the process would be killed by SIGBUS, and a skipped picture would hide it."""
+    """Through a map alone the process would be killed by SIGBUS, and a skipped image would hide it."""
     path = tmp_path / "a.rec"
     with RecordWriter(path) as writer:
         for key in range(200):

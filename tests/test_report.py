@@ -29,7 +29,7 @@ NASTY = "<script>alert(1)</script>"
 
 
 def made_result(pairs=400, noise=0.8, seed=0, name="made", **settings):
-    """A verification result with pictures: genuine pairs share a direction."""
+    """A verification result with images: genuine pairs share a direction."""
     rng = np.random.default_rng(0)
     issame = np.arange(pairs) % 2 == 0
     centre = rng.normal(size=(pairs, 2, 16))
@@ -37,8 +37,8 @@ def made_result(pairs=400, noise=0.8, seed=0, name="made", **settings):
     noisy = centre + noise * np.random.default_rng(seed).normal(size=centre.shape)
     people = np.array([[f"p{i}", f"p{i}"] if same else [f"p{i}", "<b>"] for i, same in enumerate(issame)])
     pixels = rng.integers(0, 255, (20, 8, 8, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)
-    pictures = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), quality=90) for one in pixels]
-    source = VerificationSet(name, pictures, rng.integers(0, 20, 2 * pairs), issame, None, people.reshape(-1))
+    images = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), quality=90) for one in pixels]
+    source = VerificationSet(name, images, rng.integers(0, 20, 2 * pairs), issame, None, people.reshape(-1))
     result = verify(noisy.reshape(-1, 16), issame, bootstrap=50, identity_2N=people.reshape(-1), **settings)
     return replace(result, source=source)
 
@@ -72,7 +72,7 @@ def others():
         first,
         second,
         first % 8 == second % 8,
-        pictures=500,
+        images=500,
         flip=True,
         detector_score=False,
         protocol="IJB-C 1:1",
@@ -116,13 +116,13 @@ def test_nothing_is_fetched_and_names_are_text(one):
     assert embedded["targets"] == ["lfw", NASTY]
 
 
-def test_the_hardest_pairs_are_embedded_as_pictures(one):
+def test_the_hardest_pairs_are_embedded_as_images(one):
     html = report_html([one], {})
     result = one.results["lfw"]
     worst = int(np.argmax(np.where(result.issame_N, result.distance_N, -1)))
     assert f"pair {worst}, distance {result.distance_N[worst]:.3f}" in html
     assert html.count('src="data:image/jpeg;base64,') == 2 * 2 * 2 * 8
-    assert f'alt="First picture of genuine pair {worst}, p{worst}"' in html
+    assert f'alt="First image of genuine pair {worst}, p{worst}"' in html
     assert "impostor pair" in html and "&lt;b&gt;" in html and "<b>" not in re.findall(r'alt="([^"]*)"', html)
     assert "data:image" not in report_html([one], {}, figures=False)
 
@@ -162,7 +162,7 @@ def test_the_headline_is_under_the_far_it_was_measured_at_even_where_all_are_one
     unit = np.eye(8, dtype=np.float32)[np.arange(200) % 8]
     first, second = np.random.default_rng(0).integers(0, 200, (2, 20000))
     same = first % 8 == second % 8
-    how = {"pictures": 200, "flip": False, "detector_score": False, "protocol": "IJB-C 1:1"}
+    how = {"images": 200, "flip": False, "detector_score": False, "protocol": "IJB-C 1:1"}
     result = judge_pairs(unit, first, second, same, **how)
     assert result.tar_at_far["1e-1"] == result.tar_at_far["1e-4"] == 1.0
     assert headline_of(result).label == "TAR @ FAR 1e-4"
@@ -327,7 +327,7 @@ def test_models_are_toggled_in_all_charts_at_once(browser, pages):
     assert browser.complaints() == []
 
 
-def test_without_scripts_the_numbers_and_pictures_are_there(browser, pages, one):
+def test_without_scripts_the_numbers_and_images_are_there(browser, pages, one):
     browser.scripts_off(True)
     try:
         browser.go(pages / "one.html")

@@ -151,7 +151,7 @@ def test_a_setting_that_nobody_has_thought_of_must_be_as_it_was() -> None:
 
 
 def test_data_that_were_moved_are_the_same_and_any_other_image_order_or_label_is_not(tmp_path: Path) -> None:
-    def pack(name: str, labels: list[Any], text: str = "picture") -> str:
+    def pack(name: str, labels: list[Any], text: str = "image") -> str:
         (tmp_path / name).mkdir()
         with RecordWriter(tmp_path / name / "train.rec") as writer:
             for key, label in enumerate(labels):
@@ -161,7 +161,7 @@ def test_data_that_were_moved_are_the_same_and_any_other_image_order_or_label_is
     first = pack("one", [0, 0, 1, 1])
     assert pack("moved", [0, 0, 1, 1]) == first
     others = [pack("a", [0, 1, 1, 1]), pack("b", [0, 0, 1, 2]), pack("c", [0, 0, 2, 2])]
-    others += [pack("longer", [0, 0, 1, 1], "a longer picture"), pack("more", [0, 0, 1, 1, 1])]
+    others += [pack("longer", [0, 0, 1, 1], "a longer image"), pack("more", [0, 0, 1, 1, 1])]
     noisy = with_label_noise(open_pack(tmp_path / "one"), 0.5).fingerprint
     assert len({first, noisy, *others}) == 7
 

@@ -58,7 +58,7 @@ def test_both_wrong_at_once_are_found_out(caplog: pytest.LogCaptureFixture) -> N
 
 def test_numbers_of_three_channels_are_quoted_for_the_shell(caplog: pytest.LogCaptureFixture) -> None:
     class Wants(nn.Module):
-        """Sees anything only where pictures are prepared as for ImageNet: what is between −2.2 and 2.7."""
+        """Sees anything only where images are prepared as for ImageNet: what is between −2.2 and 2.7."""
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             mean = nn.functional.avg_pool2d(image[:, :1], 4).flatten(1)
@@ -97,7 +97,7 @@ def test_a_preprocessing_that_overflows_is_not_the_right_one(caplog: pytest.LogC
 
 
 def test_pairs_of_one_kind_cannot_be_checked(caplog: pytest.LogCaptureFixture) -> None:
-    alike = type(PEOPLE)("alike", PEOPLE.pictures, PEOPLE.index_2N, np.ones_like(PEOPLE.issame_N))
+    alike = type(PEOPLE)("alike", PEOPLE.images, PEOPLE.index_2N, np.ones_like(PEOPLE.issame_N))
     with caplog.at_level(logging.INFO):
         model = Model(Colour(RED_OF_BGR), Input(size=SIZE))
         assert check_preprocessing(model, alike, EvalSettings()) is None

@@ -1,4 +1,4 @@
-"""Sources of training pictures: each kind opens, is deterministic, and says what is missing."""
+"""Sources of training images: each kind opens, is deterministic, and says what is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from facerec.images.augment import AugmentSettings
 from facerec.images.decode import decode
 from facerec.loading.faces import EncodedFaces, PixelFaces
 from facerec.loading.loader import Loader
-from facerec.loading.named import open_pictures
+from facerec.loading.named import open_images
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, open_faces
 from facerec.making.face_maker import FaceMaker
@@ -34,7 +34,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path.stem != "base")
 
 
-def picture(path: Path, shade: int) -> None:
+def image(path: Path, shade: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 40), (shade, shade, shade)).save(path)
 
@@ -43,15 +43,15 @@ def picture(path: Path, shade: int) -> None:
 def people(tmp_path: Path) -> Path:
     """Three people, with all sorts of other things lying about."""
     root = tmp_path / "people"
-    picture(root / "Bo" / "2.png", 20)
-    picture(root / "Bo" / "10.JPG", 10)
-    picture(root / "Ada Ärger" / "a.jpeg", 30)
-    picture(root / "ada" / "x.webp", 40)
-    picture(root / "ada" / "y.bmp", 50)
-    picture(root / ".hidden" / "z.png", 60)
-    picture(root / "Bo" / "._2.png", 70)
-    picture(root / "loose.png", 80)
-    (root / "Bo" / "notes.txt").write_text("no picture")
+    image(root / "Bo" / "2.png", 20)
+    image(root / "Bo" / "10.JPG", 10)
+    image(root / "Ada Ärger" / "a.jpeg", 30)
+    image(root / "ada" / "x.webp", 40)
+    image(root / "ada" / "y.bmp", 50)
+    image(root / ".hidden" / "z.png", 60)
+    image(root / "Bo" / "._2.png", 70)
+    image(root / "loose.png", 80)
+    (root / "Bo" / "notes.txt").write_text("no image")
     (root / "empty").mkdir()
     (root / "ada" / "deeper.png").mkdir()
     return root
@@ -69,11 +69,11 @@ def test_identities_are_folders_in_the_order_of_their_names(people: Path, caplog
     assert faces.label_N.tolist() == [0, 1, 1, 2, 2]
     assert [Path(faces.where(i)).name for i in range(5)] == ["a.jpeg", "10.JPG", "2.png", "x.webp", "y.bmp"]
     assert decode(faces.encoded(2))[0, 0].tolist() == [20, 20, 20]
-    assert faces.describe() == f"people: 3 identities, 5 pictures, from the folders in {people}"
-    assert "1 folders with too few pictures were left out" in caplog.text
+    assert faces.describe() == f"people: 3 identities, 5 images, from the folders in {people}"
+    assert "1 folders with too few images were left out" in caplog.text
 
 
-def test_identities_with_few_pictures_can_be_left_out(people: Path) -> None:
+def test_identities_with_few_images_can_be_left_out(people: Path) -> None:
     faces = open_faces(folder(people, min_images=2))
     assert faces.classes == ["Bo", "ada"]
     assert faces.label_N.tolist() == [0, 0, 1, 1]
@@ -91,18 +91,18 @@ def test_a_folder_that_is_something_else_is_told_what_it_is(tmp_path: Path) -> N
     (tmp_path / "train.rec").touch()
     with pytest.raises(MissingDataError, match=r"it holds a pack, use data=rec data\.root="):
         open_faces(folder(tmp_path))
-    picture(tmp_path / "1.png", 0)
-    with pytest.raises(MissingDataError, match="loose pictures, move each person's into a folder"):
+    image(tmp_path / "1.png", 0)
+    with pytest.raises(MissingDataError, match="loose images, move each person's into a folder"):
         open_faces(folder(tmp_path))
     (tmp_path / "one").mkdir()
-    with pytest.raises(MissingDataError, match="it holds 1 folders, none with pictures"):
+    with pytest.raises(MissingDataError, match="it holds 1 folders, none with images"):
         open_faces(folder(tmp_path))
-    picture(tmp_path / "one" / "1.png", 0)
+    image(tmp_path / "one" / "1.png", 0)
     with pytest.raises(MissingDataError, match="has 1 identity; training needs two or more"):
         open_faces(folder(tmp_path))
 
 
-def test_a_picture_that_went_away_is_named(people: Path) -> None:
+def test_a_image_that_went_away_is_named(people: Path) -> None:
     faces = open_faces(folder(people))
     (people / "Bo" / "2.png").unlink()
     with pytest.raises(DamagedDataError, match=r"Bo/2\.png cannot be read: No such file"):
@@ -111,10 +111,10 @@ def test_a_picture_that_went_away_is_named(people: Path) -> None:
 
 @pytest.fixture
 def hostile(people: Path, tmp_path: Path) -> Path:
-    """Links out of the folder, to nothing and in circles, a pipe, a socket, a device, among pictures."""
+    """Links out of the folder, to nothing and in circles, a pipe, a socket, a device, among images."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key.jpg").write_text("SECRET")
-    picture(tmp_path / "secret" / "face.png", 1)
+    image(tmp_path / "secret" / "face.png", 1)
     for name in ("key.jpg", "face.png"):
         (people / "Bo" / f"out {name}").symlink_to(f"../../secret/{name}")
     (people / "Eve").symlink_to(tmp_path / "secret")
@@ -129,7 +129,7 @@ def hostile(people: Path, tmp_path: Path) -> Path:
     return people
 
 
-BO = ["10.JPG", "2.png", "again.png"]  # all of Bo's that are pictures in the folder
+BO = ["10.JPG", "2.png", "again.png"]  # all of Bo's that are images in the folder
 
 
 def test_nothing_that_leads_out_of_a_folder_or_blocks_is_trained_on(hostile: Path, caplog) -> None:
@@ -155,7 +155,7 @@ def test_nothing_that_leads_out_of_a_folder_or_blocks_is_packed(hostile: Path, t
 
 
 def test_nothing_that_leads_out_of_a_folder_or_blocks_is_embedded_or_drawn(hostile: Path, caplog) -> None:
-    found = open_pictures(hostile)
+    found = open_images(hostile)
     names = [found.name(row) for row in range(len(found))]
     assert [name for name in names if name.startswith("Bo/")] == [f"Bo/{name}" for name in BO]
     assert "people: left out 9 entries" in caplog.text
@@ -167,7 +167,7 @@ def test_nothing_that_leads_out_of_a_folder_or_blocks_is_embedded_or_drawn(hosti
 def test_what_a_list_names_is_no_file_to_wait_for(hostile: Path, name: str) -> None:
     (hostile / "list.txt").write_text(f"Bo/{name}\n")
     with pytest.raises(DamagedDataError, match="is no file"):
-        open_pictures(hostile / "list.txt").encoded(0)
+        open_images(hostile / "list.txt").encoded(0)
 
 
 @pytest.mark.parametrize("kind", ["folder", "synthetic", "orl"])
@@ -182,18 +182,18 @@ def test_face_sets_can_be_pickled_for_other_processes(kind: str, people: Path, t
         assert np.array_equal(other.pixels(3), faces.pixels(3))
 
 
-def test_synthetic_pictures_are_the_same_each_time_and_differ_from_each_other() -> None:
+def test_synthetic_images_are_the_same_each_time_and_differ_from_each_other() -> None:
     settings = DataSettings(kind="synthetic", identities=7, images=30, size=[32, 24])
     faces, again = open_faces(settings), open_faces(settings)
     assert isinstance(faces, PixelFaces)
     assert (len(faces), faces.num_classes) == (30, 7)
     assert np.bincount(faces.label_N).min() >= 4
-    pictures = [faces.pixels(i) for i in range(30)]
-    assert all(one.shape == (32, 24, 3) and one.dtype == np.uint8 for one in pictures)
-    assert all(np.array_equal(one, again.pixels(i)) for i, one in enumerate(pictures))
-    assert len({one.tobytes() for one in pictures}) == 30
-    alike = np.abs(pictures[0].astype(int) - pictures[7]).mean()
-    other = np.abs(pictures[0].astype(int) - pictures[1]).mean()
+    images = [faces.pixels(i) for i in range(30)]
+    assert all(one.shape == (32, 24, 3) and one.dtype == np.uint8 for one in images)
+    assert all(np.array_equal(one, again.pixels(i)) for i, one in enumerate(images))
+    assert len({one.tobytes() for one in images}) == 30
+    alike = np.abs(images[0].astype(int) - images[7]).mean()
+    other = np.abs(images[0].astype(int) - images[1]).mean()
     assert alike < other / 2  # 0 and 7 are one identity
 
 
@@ -228,12 +228,12 @@ def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) ->
         faces = open_faces(DataSettings(name="lfw", root=str(lfw_root), identities=5140, images=11_450))
         assert caplog.text == ""
         open_faces(DataSettings(name="lfw", root=str(lfw_root), identities=5749, images=13_233))
-    assert "has 5,140 identities and 11,450 pictures; usual are 5,749 and 13,233" in caplog.text
+    assert "has 5,140 identities and 11,450 images; usual are 5,749 and 13,233" in caplog.text
     assert faces.name == "lfw"
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "mend"),
+    ("key", "value", "hint"),
     [
         ("size", 0, "16 to 1024"),
         ("size", [112], "16 to 1024"),
@@ -250,8 +250,8 @@ def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) ->
         ("augment", {"blur_sigma": 0.0}, "0 to 20 pixels"),
     ],
 )
-def test_settings_are_checked_before_data_are_touched(key: str, value: object, mend: str) -> None:
-    with pytest.raises(ConfigError, match=mend) as caught:
+def test_settings_are_checked_before_data_are_touched(key: str, value: object, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint) as caught:
         build(DataSettings, "data", {key: value})
     assert caught.value.key.startswith(f"data.{key}")
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from facerec.errors import DamagedDataError, MissingDataError, NonFiniteError
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.protocols import templates as templates_module
 from facerec.evaluation.protocols.identification import identify
 from facerec.evaluation.protocols.template_lists import read_ijb, read_template_pairs, read_ytf_splits
@@ -31,7 +31,7 @@ SETTINGS = EvalSettings(bootstrap=0, batch_size=16)
 
 
 class Pixels(torch.nn.Module):
-    """A backbone that looks at a few pixels of small pictures."""
+    """A backbone that looks at a few pixels of small images."""
 
     def forward(self, image_BCHW):
         step = image_BCHW.shape[2] // 4
@@ -47,8 +47,7 @@ def naive_templates(embedding_PD, faces, weight_P=None):
         for medium in set(faces.medium_R[rows].tolist()):
             of_medium = [row for row in rows if faces.medium_R[row] == medium]
             weighted = [
-                embedding_PD[faces.picture_R[row]]
-                * (1 if weight_P is None else weight_P[faces.picture_R[row]])
+                embedding_PD[faces.image_R[row]] * (1 if weight_P is None else weight_P[faces.image_R[row]])
                 for row in of_medium
             ]
             total += np.mean(weighted, axis=0)
@@ -64,7 +63,7 @@ def faces():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_pooling_equals_the_definition_however_the_pictures_come(faces, weighted):
+def test_pooling_equals_the_definition_however_the_images_come(faces, weighted):
     rng = np.random.default_rng(1)
     embedding_PD = rng.normal(size=(90, 8)).astype(np.float32)
     weight_P = rng.uniform(0.1, 1, 90).astype(np.float32) if weighted else None
@@ -116,7 +115,7 @@ def test_tar_at_far_over_listed_pairs_equals_the_definition():
     first, second = np.triu_indices(80, 1)
     same = identity_T[first] == identity_T[second]
     result = judge_pairs(
-        unit, first, second, same, pictures=80, flip=True, detector_score=False, protocol="made"
+        unit, first, second, same, images=80, flip=True, detector_score=False, protocol="made"
     )
     cosine = (unit[first] * unit[second]).sum(axis=1)
     for target in ("1e-1", "1e-2", "1e-3"):
@@ -183,7 +182,7 @@ def test_ytf_says_what_is_missing_or_wrong(tmp_path):
     with pytest.raises(MissingDataError, match=r"there is no list .*splits\.txt"):
         evaluate_ytf(model, tmp_path, SETTINGS)
     (tmp_path / "splits.txt").write_text("header\n1, A/0, B/0, 1\n")
-    with pytest.raises(MissingDataError, match="A/0: no pictures of this video"):
+    with pytest.raises(MissingDataError, match="A/0: no images of this video"):
         evaluate_ytf(model, tmp_path, SETTINGS)
     (tmp_path / "splits.txt").write_text("header\n1, A/0, B/0, 1\n2, A/0, B/0, yes\n")
     with pytest.raises(DamagedDataError, match="line 3: '2, A/0, B/0, yes' is not split, first video"):
@@ -231,7 +230,7 @@ def test_ijb_aligns_pools_and_compares_all_listed_pairs(ijb):
     results = evaluate_ijb(model, root, "ijbc", SETTINGS)
     assert list(results) == ["ijbc", "ijbc_detector_score"]
     aligned = [align(pixels, landmarks) for pixels, landmarks, _ in crops]
-    embedding_PD = embed_pictures(model, aligned).summed_PD
+    embedding_PD = embed_images(model, aligned).summed_PD
     ids, template_R = np.unique([int(row.split()[1]) for row in rows], return_inverse=True)
     faces = FaceList(np.arange(30), template_R, np.array([int(row.split()[2]) for row in rows]))
     first, second, same = (np.array(column) for column in zip(*pairs, strict=True))
@@ -243,7 +242,7 @@ def test_ijb_aligns_pools_and_compares_all_listed_pairs(ijb):
         unit = naive_templates(embedding_PD, faces, weight_P)
         cosine = (unit[first] * unit[second]).sum(axis=1)
         result = results[key]
-        assert result.pairs == 45 and result.templates == 10 and result.pictures == 30
+        assert result.pairs == 45 and result.templates == 10 and result.images == 30
         assert result.detector_score is (weight_P is not None)
         assert "IJB-C" in result.protocol and "flip-TTA" in result.protocol
         impostor = np.sort(cosine[same == 0])[::-1]
@@ -260,7 +259,7 @@ def test_ijb_lists_that_do_not_fit_together_are_refused(ijb, tmp_path):
     faces = tmp_path / "ijbc_face_tid_mid.txt"
     whole = faces.read_text()
     faces.write_text(whole + "31.jpg 5 5\n")
-    with pytest.raises(DamagedDataError, match=r"5pts_score\.txt: lacks the picture '31\.jpg'"):
+    with pytest.raises(DamagedDataError, match=r"5pts_score\.txt: lacks the image '31\.jpg'"):
         read_ijb(tmp_path, "ijbc")
     faces.write_text(
         "\n".join(line for line in whole.splitlines() if not line.startswith(("0.", "10.", "20.")))
@@ -320,7 +319,7 @@ unit = unit_rows(rng.standard_normal((23124, 512), dtype="f4"))
 first = np.sort(rng.integers(0, 3531, 15_658_489)).astype("i4")
 second = rng.integers(3531, 23124, 15_658_489).astype("i4")
 same = rng.random(len(first)) < 0.00125
-judge_pairs(unit, first, second, same, pictures=0, flip=True, detector_score=False, protocol="")
+judge_pairs(unit, first, second, same, images=0, flip=True, detector_score=False, protocol="")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -334,7 +333,7 @@ def test_ijb_1n_searches_the_probes_in_each_gallery(ijb, tmp_path):
     (tmp_path / "loose_crop").symlink_to(root / "loose_crop")
     for path in (root / "meta").iterdir():
         (tmp_path / "meta" / path.name).symlink_to(path)
-    template_of = [int(row.split()[1]) for row in rows[:10]]  # ten templates, their pictures ten rows apart
+    template_of = [int(row.split()[1]) for row in rows[:10]]  # ten templates, their images ten rows apart
     lists = {"gallery_G1": range(3), "gallery_G2": range(3, 5), "probe_mixed": range(5, 10)}
     subject = [100, 101, 102, 103, 104, 100, 101, 103, 104, 102]
     for name, members in lists.items():
@@ -348,7 +347,7 @@ def test_ijb_1n_searches_the_probes_in_each_gallery(ijb, tmp_path):
         f"ijbc{search}{score}" for search in ("", "_1n_G1", "_1n_G2") for score in ("", "_detector_score")
     )
     aligned = [align(pixels, landmarks) for pixels, landmarks, _ in crops]
-    embedding_PD = embed_pictures(model, aligned).summed_PD
+    embedding_PD = embed_images(model, aligned).summed_PD
     faces = FaceList(np.arange(30), np.arange(30) % 10, np.array([int(row.split()[2]) for row in rows]))
     unit = naive_templates(embedding_PD, faces)
     probe, gallery = list(lists["probe_mixed"]), list(lists["gallery_G1"])

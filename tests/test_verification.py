@@ -196,9 +196,9 @@ def test_embeddings_that_tell_nobody_apart_are_said(caplog):
 def test_embeddings_that_are_not_finite_are_named(value):
     plain, mirrored, issame = made_embeddings(400)
     plain[613, 5] = value
-    with pytest.raises(NonFiniteError, match=r"embedding in row 613 \(pair 306, second picture\)"):
+    with pytest.raises(NonFiniteError, match=r"embedding in row 613 \(pair 306, second image\)"):
         verify(plain, issame)
-    with pytest.raises(NonFiniteError, match="embedding of the mirrored picture in row 613"):
+    with pytest.raises(NonFiniteError, match="embedding of the mirrored image in row 613"):
         verify(mirrored, issame, flipped_2ND=plain)
 
 
@@ -260,11 +260,11 @@ class Pixels(torch.nn.Module):
         return image_BCHW[:, :, ::4, ::3].flatten(1)
 
 
-def made_set(name="made", pairs=40, pictures=25, seed=0):
-    """A verification set of decoded pictures, each in several pairs."""
+def made_set(name="made", pairs=40, images=25, seed=0):
+    """A verification set of decoded images, each in several pairs."""
     rng = np.random.default_rng(seed)
-    pixels = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(pictures)]
-    return VerificationSet(name, pixels, rng.integers(0, pictures, 2 * pairs), rng.random(pairs) < 0.5)
+    pixels = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(images)]
+    return VerificationSet(name, pixels, rng.integers(0, images, 2 * pairs), rng.random(pairs) < 0.5)
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def model():
 
 def test_evaluating_a_set_equals_verifying_embeddings_made_by_hand(model):
     made = made_set()
-    images = (np.stack(made.pictures).astype(np.float32) - 127.5) / 127.5
+    images = (np.stack(made.images).astype(np.float32) - 127.5) / 127.5
     embed = lambda array: array.transpose(0, 3, 1, 2)[:, :, ::4, ::3].reshape(len(array), -1)  # noqa: E731
     plain, mirrored = embed(images)[made.index_2N], embed(images[:, :, ::-1])[made.index_2N]
     expected = verify(plain, made.issame_N, flipped_2ND=mirrored)
@@ -285,7 +285,7 @@ def test_evaluating_a_set_equals_verifying_embeddings_made_by_hand(model):
         for key in (
             "xnorm",
             "best_threshold_exact",
-        ):  # the model may normalise pictures with another rounding
+        ):  # the model may normalise images with another rounding
             assert result.pop(key) == pytest.approx(entry.pop(key), rel=1e-6)
         assert result == entry
     assert noflip.accuracy == expected.accuracy_noflip
@@ -326,22 +326,22 @@ def test_results_are_written_whole_or_not_at_all(model, tmp_path):
 
 
 def test_two_targets_of_one_name_are_refused_before_one_hides_the_other(tmp_path):
-    picture = b"not decoded"
+    image = b"not decoded"
     for folder in ("a", "b"):
-        write_verification(tmp_path / folder / "lfw.bin", [picture] * 4, [True, True])
+        write_verification(tmp_path / folder / "lfw.bin", [image] * 4, [True, True])
     said = r"eval\.targets=.*a/lfw\.bin and .*b/lfw\.bin would share the name lfw"
     with pytest.raises(ConfigError, match=said):
         load_targets(EvalSettings(targets=["a/lfw", "b/lfw"], root=str(tmp_path)))
 
 
 def write_pairs(path, same, folds=None):
-    """Pairs of random pictures of 8×8 pixels."""
-    pictures = []
+    """Pairs of random images of 8×8 pixels."""
+    images = []
     for i in range(2 * len(same)):
         file = io.BytesIO()
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
-        pictures.append(file.getvalue())
-    write_verification(path, pictures, same, folds=folds)
+        images.append(file.getvalue())
+    write_verification(path, images, same, folds=folds)
     return str(path)
 
 

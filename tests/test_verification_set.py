@@ -24,20 +24,20 @@ from facerec.packs.verification import load_verification, verification_set, writ
 from facerec.pickles.stand_ins import Forbidden
 
 
-def picture(shade: int) -> bytes:
+def image(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (112, 112), (shade, 255 - shade, 40)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-PICTURES = [picture(shade) for shade in (0, 60, 120, 60, 0, 240)]
+IMAGES = [image(shade) for shade in (0, 60, 120, 60, 0, 240)]
 ISSAME = [True, False, True]
 
 
-def python2_pickle(pictures: list[bytes], issame: list[bool]) -> bytes:
+def python2_pickle(images: list[bytes], issame: list[bool]) -> bytes:
     """What Python 2's cPickle writes under protocol 2 for (list of str, list of bool)."""
     out = bytearray(b"\x80\x02]q\x01(")
-    for one in pictures:
+    for one in images:
         out += b"T" + struct.pack("<i", len(one)) + one  # BINSTRING
     out += b"e]q\x02("
     for answer in issame:
@@ -50,8 +50,8 @@ def ascii_quoted(content: bytes) -> bytes:
     return repr(content)[1:].encode("ascii")
 
 
-def as_arrays(pictures: list[bytes]) -> list[np.ndarray]:
-    return [np.frombuffer(one, np.uint8) for one in pictures]
+def as_arrays(images: list[bytes]) -> list[np.ndarray]:
+    return [np.frombuffer(one, np.uint8) for one in images]
 
 
 def objects(values: list) -> np.ndarray:
@@ -66,29 +66,29 @@ def old_names(data: bytes) -> bytes:
 
 
 VARIANTS = {
-    "python 2": python2_pickle(PICTURES, ISSAME),
-    **{f"protocol {p}": pickle.dumps((PICTURES, ISSAME), p) for p in range(6)},
-    "issame array": pickle.dumps((PICTURES, np.array(ISSAME)), 4),
-    "issame array, protocol 5": pickle.dumps((PICTURES, np.array(ISSAME)), 5),
-    "issame numbers": pickle.dumps((PICTURES, np.array(ISSAME, np.int64)), 2),
-    "issame big-endian floats": pickle.dumps((PICTURES, np.array(ISSAME, ">f4")), 3),
-    "issame NumPy booleans": pickle.dumps((PICTURES, list(np.array(ISSAME))), 2),
-    "pictures as arrays": pickle.dumps((as_arrays(PICTURES), ISSAME), 2),
-    "pictures as arrays, protocol 5": pickle.dumps((as_arrays(PICTURES), ISSAME), 5),
-    "pictures as arrays, old NumPy": old_names(pickle.dumps((as_arrays(PICTURES), np.array(ISSAME)), 2)),
+    "python 2": python2_pickle(IMAGES, ISSAME),
+    **{f"protocol {p}": pickle.dumps((IMAGES, ISSAME), p) for p in range(6)},
+    "issame array": pickle.dumps((IMAGES, np.array(ISSAME)), 4),
+    "issame array, protocol 5": pickle.dumps((IMAGES, np.array(ISSAME)), 5),
+    "issame numbers": pickle.dumps((IMAGES, np.array(ISSAME, np.int64)), 2),
+    "issame big-endian floats": pickle.dumps((IMAGES, np.array(ISSAME, ">f4")), 3),
+    "issame NumPy booleans": pickle.dumps((IMAGES, list(np.array(ISSAME))), 2),
+    "images as arrays": pickle.dumps((as_arrays(IMAGES), ISSAME), 2),
+    "images as arrays, protocol 5": pickle.dumps((as_arrays(IMAGES), ISSAME), 5),
+    "images as arrays, old NumPy": old_names(pickle.dumps((as_arrays(IMAGES), np.array(ISSAME)), 2)),
     "columns, as OpenCV's imencode gives them": pickle.dumps(
-        ([one[:, None] for one in as_arrays(PICTURES)], np.array(ISSAME)[:, None]), 2
+        ([one[:, None] for one in as_arrays(IMAGES)], np.array(ISSAME)[:, None]), 2
     ),
     **{
-        f"bytearrays, protocol {p}": pickle.dumps(([bytearray(one) for one in PICTURES], ISSAME), p)
+        f"bytearrays, protocol {p}": pickle.dumps(([bytearray(one) for one in IMAGES], ISSAME), p)
         for p in range(6)
     },
     "python 2, protocol 0": b"((l"
-    + b"".join(b"S" + ascii_quoted(one) + b"\na" for one in PICTURES)
+    + b"".join(b"S" + ascii_quoted(one) + b"\na" for one in IMAGES)
     + b"(lI01\naI00\naI01\nat.",
-    "array of objects": pickle.dumps((objects(PICTURES), objects(ISSAME)), 4),
-    "array of arrays": pickle.dumps((objects(as_arrays(PICTURES)), ISSAME), 4),
-    "lists": pickle.dumps([tuple(PICTURES), tuple(ISSAME)], 4),
+    "array of objects": pickle.dumps((objects(IMAGES), objects(ISSAME)), 4),
+    "array of arrays": pickle.dumps((objects(as_arrays(IMAGES)), ISSAME), 4),
+    "lists": pickle.dumps([tuple(IMAGES), tuple(ISSAME)], 4),
 }
 
 
@@ -108,39 +108,39 @@ def test_every_kind_of_pack_is_read(pack, kind: str) -> None:
     assert loaded.name == "toy"
     assert loaded.issame_N.tolist() == ISSAME
     assert loaded.issame_N.dtype == np.bool_
-    assert [loaded.pictures[i] for i in loaded.index_2N] == PICTURES
+    assert [loaded.images[i] for i in loaded.index_2N] == IMAGES
 
 
-def test_equal_pictures_are_kept_once_in_the_order_of_first_occurrence(pack) -> None:
+def test_equal_images_are_kept_once_in_the_order_of_first_occurrence(pack) -> None:
     loaded = load_verification(pack(VARIANTS["protocol 4"]))
     assert loaded.index_2N.tolist() == [0, 1, 2, 1, 0, 3]
-    assert list(loaded.pictures) == [PICTURES[i] for i in (0, 1, 2, 5)]
+    assert list(loaded.images) == [IMAGES[i] for i in (0, 1, 2, 5)]
     assert len(loaded) == 3
-    assert "3 pairs (2 genuine, 1 impostor) of 4 distinct pictures" in loaded.describe()
-    assert loaded.where(3) == f"the second picture of pair 2 in {loaded.path}"
+    assert "3 pairs (2 genuine, 1 impostor) of 4 distinct images" in loaded.describe()
+    assert loaded.where(3) == f"the second image of pair 2 in {loaded.path}"
 
 
 def test_a_written_pack_reads_back_and_is_a_plain_pickle(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mine.bin"
-    write_verification(path, PICTURES, np.array(ISSAME))
-    assert pickle.loads(path.read_bytes()) == (PICTURES, ISSAME)
+    write_verification(path, IMAGES, np.array(ISSAME))
+    assert pickle.loads(path.read_bytes()) == (IMAGES, ISSAME)
     assert "GLOBAL" not in {operation.name for operation, _, _ in pickletools.genops(path.read_bytes())}
     assert load_verification(path).index_2N.tolist() == [0, 1, 2, 1, 0, 3]
     assert path.stat().st_mode & 0o777 == 0o644
-    assert path.stat().st_size < sum(map(len, PICTURES))  # equal pictures once
+    assert path.stat().st_size < sum(map(len, IMAGES))  # equal images once
     assert [entry.name for entry in path.parent.iterdir()] == ["mine.bin"]
 
 
 def test_writing_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
     for name in ("a.bin", "b.bin"):
-        write_verification(tmp_path / name, [bytes(bytearray(one)) for one in PICTURES], ISSAME)
+        write_verification(tmp_path / name, [bytes(bytearray(one)) for one in IMAGES], ISSAME)
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.bin"
     people = [name for pair, same in enumerate(ISSAME) for name in (f"{pair}", f"{pair}" if same else "x")]
-    write_verification(path, PICTURES, ISSAME, people)
+    write_verification(path, IMAGES, ISSAME, people)
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -148,7 +148,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"mine\.bin could not be written: No space left"):
-        write_verification(path, PICTURES[:2], ISSAME[:1])
+        write_verification(path, IMAGES[:2], ISSAME[:1])
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine.bin", "mine.people.tsv"]
     assert load_verification(path).identity_2N.tolist() == people
@@ -159,7 +159,7 @@ def test_names_of_people_come_back_whatever_bytes_and_spaces_they_have(tmp_path:
         os.fsdecode(name) for name in (b"\xff\xfe", "Zoë".encode(), b"a  b", b"a b", "a\u3000b".encode())
     ]
     people = [name for name in names for _ in range(2)]
-    write_verification(tmp_path / "a.bin", [PICTURES[0]] * len(people), [True] * len(names), people)
+    write_verification(tmp_path / "a.bin", [IMAGES[0]] * len(people), [True] * len(names), people)
     assert load_verification(tmp_path / "a.bin").identity_2N.tolist() == people
 
 
@@ -231,13 +231,13 @@ def test_functions_cannot_be_changed_by_a_pickle(pack) -> None:
                 load_verification(pack(b"c" + name + b"\n" + state + b"b."))
         with pytest.raises(DamagedDataError, match="it sets attributes of what has none"):
             load_verification(pack(b"c" + name + b"\n(NK\x01tb."))
-    assert load_verification(pack(VARIANTS["pictures as arrays"])).issame_N.tolist() == ISSAME
+    assert load_verification(pack(VARIANTS["images as arrays"])).issame_N.tolist() == ISSAME
 
 
 def test_arrays_of_anything_but_numbers_are_refused(pack) -> None:
     for array in (np.array(["abc"]), np.zeros(2, [("a", "i4")]), np.zeros(1, "M8[s]"), np.zeros(2, complex)):
         with pytest.raises(DamagedDataError, match=r"it holds an array of|the pickle asks for a dict"):
-            load_verification(pack(pickle.dumps((PICTURES, array), 2)))
+            load_verification(pack(pickle.dumps((IMAGES, array), 2)))
 
 
 def peak_of(path: Path) -> tuple[str, int]:
@@ -282,7 +282,7 @@ ENDLESS = {
     "a set of tuples": b"\x80\x04\x8f(" + doubled(60) + b"\x90.",
     "a frozenset of tuples": b"\x80\x04(" + doubled(60) + b"\x91.",
     "an answer of tuples": b"\x80\x02](U\x01aU\x01ae](" + doubled(60) + b"e\x86.",
-    "a picture of tuples": b"\x80\x02](U\x01a" + doubled(60) + b"e]\x88a\x86.",
+    "an image of tuples": b"\x80\x02](U\x01a" + doubled(60) + b"e]\x88a\x86.",
     "an encoding of tuples": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a" + doubled(60) + b"\x86R.",
     "a type of tuples": b"\x80\x02cnumpy\ndtype\n" + doubled(60) + b"\x85R.",
     "a shape of tuples": b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(U\x01acnumpy\ndtype\nU\x02u1\x85R"
@@ -299,11 +299,11 @@ def test_a_small_file_cannot_take_for_ever(pack, kind: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_equal_long_pictures_are_compared_once_however_often_they_are_held(pack) -> None:
+def test_equal_long_images_are_compared_once_however_often_they_are_held(pack) -> None:
     long = b"T" + struct.pack("<i", 2**20) + bytes(2**20)
     data = b"\x80\x02](" + long + b"q\x00" + long + b"q\x01" + b"h\x00h\x01" * 49_999 + b"e]("
     loaded = load_verification(pack(data + b"\x88" * 50_000 + b"e\x86."))
-    assert (len(loaded), len(loaded.pictures)) == (50_000, 1)
+    assert (len(loaded), len(loaded.images)) == (50_000, 1)
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -334,7 +334,7 @@ def test_a_cut_file_is_damaged_wherever_it_is_cut(pack, kind: str) -> None:
 
 def test_any_flipped_byte_gives_a_set_or_a_clear_error(pack) -> None:
     rng = np.random.default_rng(3)
-    whole = VARIANTS["pictures as arrays, old NumPy"]
+    whole = VARIANTS["images as arrays, old NumPy"]
     outcomes = set()
     for at in rng.integers(0, len(whole), 300):
         broken = bytearray(whole)
@@ -351,18 +351,18 @@ def test_any_flipped_byte_gives_a_set_or_a_clear_error(pack) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ((PICTURES[:5], ISSAME), "holds 5 pictures, an odd number"),
-        ((PICTURES[:4], ISSAME), "holds 4 pictures, so 2 pairs, but 3 answers"),
+        ((IMAGES[:5], ISSAME), "holds 5 images, an odd number"),
+        ((IMAGES[:4], ISSAME), "holds 4 images, so 2 pairs, but 3 answers"),
         (([], []), "holds no pairs"),
-        (PICTURES, "a pair"),
-        ({"bins": PICTURES}, "the pickle asks for a dict"),
-        ((1, ISSAME), "its pictures are of type int, not a list"),
-        ((PICTURES, 3), "issame is of type int, not a list"),
-        (([*PICTURES[:5], "text"], ISSAME), "picture 5 is of type str"),
-        (([*PICTURES[:5], np.zeros((2, 2))], ISSAME), r"picture 5 is an array of float64 and shape \(2, 2\)"),
-        ((PICTURES, [True, False, 2]), r"the answer \(issame\) of pair 2 is 2"),
-        ((PICTURES, [True, None, False]), r"pair 1 is None"),
-        ((PICTURES, np.zeros((3, 2), bool)), r"issame is an array of bool and shape \(3, 2\)"),
+        (IMAGES, "a pair"),
+        ({"bins": IMAGES}, "the pickle asks for a dict"),
+        ((1, ISSAME), "its images are of type int, not a list"),
+        ((IMAGES, 3), "issame is of type int, not a list"),
+        (([*IMAGES[:5], "text"], ISSAME), "image 5 is of type str"),
+        (([*IMAGES[:5], np.zeros((2, 2))], ISSAME), r"image 5 is an array of float64 and shape \(2, 2\)"),
+        ((IMAGES, [True, False, 2]), r"the answer \(issame\) of pair 2 is 2"),
+        ((IMAGES, [True, None, False]), r"pair 1 is None"),
+        ((IMAGES, np.zeros((3, 2), bool)), r"issame is an array of bool and shape \(3, 2\)"),
     ],
 )
 def test_a_pickle_of_something_else_is_told_apart(pack, content: object, said: str) -> None:
@@ -380,18 +380,18 @@ def test_a_folder_is_no_pack(tmp_path: Path) -> None:
         load_verification(tmp_path)
 
 
-def test_a_picture_that_does_not_decode_is_met_when_it_is_decoded(pack) -> None:
-    loaded = load_verification(pack(pickle.dumps(([*PICTURES[:5], PICTURES[5][:200]], ISSAME), 4)))
-    assert decode(loaded.pictures[0]).shape == (112, 112, 3)
+def test_a_image_that_does_not_decode_is_met_when_it_is_decoded(pack) -> None:
+    loaded = load_verification(pack(pickle.dumps(([*IMAGES[:5], IMAGES[5][:200]], ISSAME), 4)))
+    assert decode(loaded.images[0]).shape == (112, 112, 3)
     with pytest.raises(DamagedDataError):
-        decode(loaded.pictures[3])
+        decode(loaded.images[3])
 
 
 def test_numbers_that_do_not_fit_are_refused_before_writing(tmp_path: Path) -> None:
     with pytest.raises(DamagedDataError, match="odd number"):
-        write_verification(tmp_path / "x.bin", PICTURES[:3], ISSAME)
-    with pytest.raises(DamagedDataError, match="mine holds 6 pictures, so 3 pairs, but 2 answers"):
-        verification_set("mine", PICTURES, [True, False])
+        write_verification(tmp_path / "x.bin", IMAGES[:3], ISSAME)
+    with pytest.raises(DamagedDataError, match="mine holds 6 images, so 3 pairs, but 2 answers"):
+        verification_set("mine", IMAGES, [True, False])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -399,7 +399,7 @@ def test_lfw_is_read_within_two_seconds_and_half_a_gigabyte(lfw_root: Path) -> N
     started = time.perf_counter()
     loaded = load_verification(lfw_root / "lfw.bin")
     assert time.perf_counter() - started < 2
-    assert (len(loaded), len(loaded.pictures), int(loaded.issame_N.sum())) == (6000, 7701, 3000)
+    assert (len(loaded), len(loaded.images), int(loaded.issame_N.sum())) == (6000, 7701, 3000)
     said, peak = peak_of(lfw_root / "lfw.bin")
     assert said == ""
     assert peak < 250e6
@@ -408,5 +408,5 @@ def test_lfw_is_read_within_two_seconds_and_half_a_gigabyte(lfw_root: Path) -> N
 def test_a_pack_of_python_2_is_part_of_the_one_of_python_3(lfw_root: Path) -> None:
     whole = load_verification(lfw_root / "lfw.bin")
     part = load_verification(lfw_root / "lfw_set10.bin")
-    assert [part.pictures[i] for i in part.index_2N] == [whole.pictures[i] for i in whole.index_2N[-1200:]]
+    assert [part.images[i] for i in part.index_2N] == [whole.images[i] for i in whole.index_2N[-1200:]]
     assert np.array_equal(part.issame_N, whole.issame_N[-600:])

@@ -1,4 +1,4 @@
-"""A trainer over a tiny network and pictures made on the spot, for tests of the loop."""
+"""A trainer over a tiny network and images made on the spot, for tests of the loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import create_head
 from facerec.loading.faces import PixelFaces
@@ -24,7 +24,7 @@ from facerec.training.settings import OptimizerSettings, ScheduleSettings, Start
 
 
 class TinyFaces(PixelFaces):
-    """`people` × 6 pictures of 16×16 pixels: a colour for each person, with noise."""
+    """`people` × 6 images of 16×16 pixels: a colour for each person, with noise."""
 
     def __init__(self, people: int = 5, each: int = 6) -> None:
         self.name, self.root = "tiny", Path("memory")
@@ -39,7 +39,7 @@ class TinyFaces(PixelFaces):
         return self._pixels[i]
 
     def where(self, i: int) -> str:
-        return f"picture {i}"
+        return f"image {i}"
 
     def describe(self) -> str:
         return "tiny"
@@ -109,8 +109,8 @@ def tiny_trainer(
             seed=seed,
             size=16,
             workers=2,
-            rank=processes.rank(),
-            world_size=processes.count(),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         ),
         verification_sets=[],
         input=Input(size=16),

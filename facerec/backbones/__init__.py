@@ -1,4 +1,4 @@
-"""Networks from a face picture to an embedding; one family a module."""
+"""Networks from a face image to an embedding; one family a module."""
 
 from facerec.backbones.base import BACKBONES, create_backbone
 

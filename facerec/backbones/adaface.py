@@ -2,7 +2,7 @@
 
 Source: AdaFace (2204.00964) and its published code; the entries have the names of the ``ir_50`` family but
 other numbers inside a unit, so that weights of one do not fit the other. AdaFace's own weights take BGR
-pictures. Its networks return the normalised embedding and its length; here it is raw as everywhere.
+images. Its networks return the normalised embedding and its length; here it is raw as everywhere.
 """
 
 from __future__ import annotations

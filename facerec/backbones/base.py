@@ -1,6 +1,6 @@
 """What every backbone shares: the registry, making one by name, and the contract of the forward pass.
 
-Shapes: B pictures of C = 3 channels, H×W pixels; D is the length of the embedding.
+Shapes: B images of C = 3 channels, H×W pixels; D is the length of the embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BACKBONES = Registry("backbone", "facerec.backbones")
 
 
 class Backbone(nn.Module):
-    """A network from face pictures to embeddings.
+    """A network from face images to embeddings.
 
     Families subclass it and write `_embed`; their entries of the state dict carry the published names.
 
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
 
     Args:
         embedding_size: D, 1 or more.
-        input_size: height and width of the pictures in pixels, one number for a square.
+        input_size: height and width of the images in pixels, one number for a square.
         multiple: height and width must be multiples of this.
 
     Raises:
@@ -41,20 +41,20 @@ class Backbone(nn.Module):
         in_range = 1 <= embedding_size < 2**31
         require(in_range, "backbone.embedding_size", embedding_size, "must be 1 or more, and below 2^31")
         self.embedding_size = embedding_size
-        self.input_size = picture_size(input_size, multiple)
+        self.input_size = image_size(input_size, multiple)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Raw embeddings (B, D), not normalised, of float pictures (B, 3, H, W) in [-1, 1].
+        """Raw embeddings (B, D), not normalised, of float images (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ConfigError: for pictures of another shape than (B, 3, \\*input_size).
+            ConfigError: for images of another shape than (B, 3, \\*input_size).
         """
         if image_BCHW.ndim != 4 or image_BCHW.shape[1] != 3 or image_BCHW.shape[2:] != self.input_size:
             height, width = self.input_size
             raise ConfigError(
                 "backbone.input_size",
                 [height, width],
-                f"the backbone takes pictures (B, 3, {height}, {width}), not {tuple(image_BCHW.shape)}; "
+                f"the backbone takes images (B, 3, {height}, {width}), not {tuple(image_BCHW.shape)}; "
                 "resize them or build the backbone for their size",
             )
         return self._embed(image_BCHW)
@@ -85,7 +85,7 @@ def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) 
         parameters: further settings of that family (see its module).
 
     Returns:
-        A module from (B, 3, 112, 112) float pictures in [-1, 1] to (B, D) raw embeddings (not normalised).
+        A module from (B, 3, 112, 112) float images in [-1, 1] to (B, D) raw embeddings (not normalised).
 
     Raises:
         facerec.errors.ConfigError: unknown name or parameter, or a value out of range.
@@ -93,12 +93,12 @@ def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) 
     return BACKBONES.create(name, {"embedding_size": embedding_size, **parameters})
 
 
-def picture_size(input_size: int | Sequence[int], multiple: int) -> tuple[int, int]:
+def image_size(input_size: int | Sequence[int], multiple: int) -> tuple[int, int]:
     """Height and width from one number or two; `ConfigError` unless both are multiples of `multiple`."""
     sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     good = len(sides) == 2 and all(multiple <= side <= 4096 and side % multiple == 0 for side in sides)
-    mend = f"must be a multiple of {multiple} up to 4096, or a list [height, width] of two"
-    require(good, "backbone.input_size", input_size, mend)
+    hint = f"must be a multiple of {multiple} up to 4096, or a list [height, width] of two"
+    require(good, "backbone.input_size", input_size, hint)
     return sides[0], sides[1]
 
 

@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
-    """Multiply-adds of one picture through the convolutions, matrix products and attention of `backbone`.
+    """Multiply-adds of one image through the convolutions, matrix products and attention of `backbone`.
 
     Counted on shapes alone: nothing is computed and the backbone is not changed.
 
     Args:
-        backbone: module from (B, 3, H, W) pictures.
+        backbone: module from (B, 3, H, W) images.
         size: height and width in pixels, one number for a square.
     """
     modes = [(module, module.training) for module in backbone.modules()]

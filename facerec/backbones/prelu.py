@@ -5,7 +5,7 @@ map before summing it. In channels-last networks that is a third of a training s
 computes the same gradients from vectorised operations, some rows at a time so that they stay in the cache; it
 takes a third to a seventh of the time.
 
-Shapes: B pictures, C channels, H×W pixels; M = B·H·W rows of a channels-last feature map.
+Shapes: B images, C channels, H×W pixels; M = B·H·W rows of a channels-last feature map.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def recompute_activations(backbone: Backbone, wanted: bool = True) -> None:
         return
     blocks = list(backbone.recomputable_parts())
     if not blocks:
-        mend = f"{type(backbone).__name__} has no repeated blocks that could be recomputed; use false"
-        raise ConfigError("trainer.checkpoint_activations", True, mend)
+        hint = f"{type(backbone).__name__} has no repeated blocks that could be recomputed; use false"
+        raise ConfigError("trainer.checkpoint_activations", True, hint)
     for module, method in blocks:
         setattr(module, method, _Recomputed(module, getattr(module, method)))
 

@@ -1,7 +1,7 @@
 """resnet50/101/152: the bottleneck ResNet with a face embedding at its end, in face.evoLVe's layout.
 
 Source: He et al. (1512.03385) as torchvision names it (conv1, bn1, layer1–4), followed by the
-BN–Dropout–FC–BN of ArcFace (bn_o1, dropout, fc, bn_o2). Its first layers quarter the picture, so that 112×112
+BN–Dropout–FC–BN of ArcFace (bn_o1, dropout, fc, bn_o2). Its first layers quarter the image, so that 112×112
 ends as 4×4.
 """
 

@@ -1,7 +1,7 @@
 """sphere20/36/64, the networks of SphereFace (1704.08063, Table 2): PReLU, biases, no batch norm.
 
 The entry names are those of the paper's Caffe model and of sphereface_pytorch (conv1_1, relu1_1, …, fc5). The
-paper's pictures are 112 high and 96 wide: ``input_size: [112, 96]``.
+paper's images are 112 high and 96 wide: ``input_size: [112, 96]``.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class TimmBackbone(Backbone):
         require_fraction("dropout", dropout)
         timm = _timm(model)
         for option in _ELSEWHERE & (options or {}).keys():
-            mend = "takes weights from elsewhere; backbone.imagenet and backbone.pretrained are for that"
-            raise ConfigError(f"backbone.options.{option}", "…", mend)
+            hint = "takes weights from elsewhere; backbone.imagenet and backbone.pretrained are for that"
+            raise ConfigError(f"backbone.options.{option}", "…", hint)
         given: dict[str, Any] = {"drop_rate": dropout} if dropout else {}
         pretrained_cfg = timm.get_pretrained_cfg(model)
         if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
@@ -94,8 +94,8 @@ def _timm(model: str) -> ModuleType:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        mend = "timm is not installed; pip install 'facerec[timm]'"
-        raise ConfigError("backbone", "timm", mend) from error
+        hint = "timm is not installed; pip install 'facerec[timm]'"
+        raise ConfigError("backbone", "timm", hint) from error
     if not timm.is_model(model):
         similar = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "timm.list_models() names them all"

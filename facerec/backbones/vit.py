@@ -4,7 +4,7 @@ Source: the published code, in the sizes it trains on WebFace42M (1.5, 5.7, 11.4
 patches of 9×9 pixels, so that 4 pixels at the right and the bottom are not seen; ReLU6 between the layers of
 the MLP; no class token: the embedding is computed from all tokens side by side.
 
-Shapes: B pictures, N tokens (144), E width of a token, D length of the embedding.
+Shapes: B images, N tokens (144), E width of a token, D length of the embedding.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on the normalised tokens and added to them; either is left out for a picture
+    """Attention and MLP, each on the normalised tokens and added to them; either is left out for an image
     with probability `drop_path` in training (stochastic depth, 1603.09382)."""
 
     recomputable = ("forward",)
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Patches(nn.Module):
-    """The picture cut into patches, each as one token."""
+    """The image cut into patches, each as one token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

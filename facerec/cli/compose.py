@@ -99,7 +99,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 raise
             # What Hydra reads before the run begins: flags, files that are no YAML or nested too deep.
             reason = " ".join(str(error).split())[:400]
-            raise UserError(f"the configuration cannot be read: {reason}; mend that file or flag") from error
+            raise UserError(f"the configuration cannot be read: {reason}; hint that file or flag") from error
         except Exception as error:
             if not _of_submitit(error):
                 raise
@@ -133,10 +133,10 @@ def _one_process_a_run() -> None:
     for key in ("nodes", "tasks_per_node"):
         number = launcher.get(key) or 1
         if number > 1:
-            mend = (
+            hint = (
                 "must be 1: a run of a sweep is one process (runs of several: torchrun, scripts/train.sbatch)"
             )
-            raise UserError(f"hydra.launcher.{key}={number}: {mend}")
+            raise UserError(f"hydra.launcher.{key}={number}: {hint}")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and launched() == 1:
         raise UserError(
@@ -178,7 +178,7 @@ def _in_this_process() -> bool:
 
 @contextmanager
 def _with_origin() -> Iterator[None]:
-    """Let a `ConfigError` say where the value was set, after its mend."""
+    """Let a `ConfigError` say where the value was set, after its hint."""
     try:
         yield
     except ConfigError as error:
@@ -192,11 +192,11 @@ def _with_origin() -> Iterator[None]:
         elif choice is not None:
             also = f" or configs/experiment/{experiment}.yaml" if experiment else ""
             origin = f"from configs/{section}/{choice}.yaml{also}"
-            if also and error.mend.startswith("no such setting"):
+            if also and error.hint.startswith("no such setting"):
                 origin += f"; '~{error.key}' leaves it out"
         else:
             origin = f"from configs/{runtime.job.config_name}.yaml"
-        raise ConfigError(error.key, error.value, f"{error.mend} ({origin})") from error
+        raise ConfigError(error.key, error.value, f"{error.hint} ({origin})") from error
 
 
 def _as_user_error(error: Exception) -> UserError:
@@ -216,10 +216,10 @@ def _as_user_error(error: Exception) -> UserError:
             return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if ambiguous:
-        mend = (
+        hint = (
             "is several values; -m runs one after the other, [a,b] is a list, and quotes within quotes a text"
         )
-        return UserError(f"{ambiguous.group(1)}: {mend}")
+        return UserError(f"{ambiguous.group(1)}: {hint}")
     full_key = re.search(r"full_key: (\S+)", text)
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:

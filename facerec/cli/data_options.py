@@ -28,30 +28,30 @@ def workers(options: argparse.Namespace) -> int:
     return options.workers or cores()
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
+def add_image_options(parser: argparse.ArgumentParser) -> None:
     """How photographs become faces: ``--size``, ``--quality``, ``--keep``, ``--align``, ``--no-face``."""
-    group = parser.add_argument_group("pictures")
+    group = parser.add_argument_group("images")
     group.add_argument("--size", type=int, default=112, help="side of the faces in pixels (default: 112)")
     group.add_argument("--quality", type=int, default=95, help="of the JPEG, 1 to 100 (default: 95)")
     group.add_argument(
-        "--keep", action="store_true", help="store pictures of the right size as they are, byte for byte"
+        "--keep", action="store_true", help="store images of the right size as they are, byte for byte"
     )
     group.add_argument(
         "--align",
         action="store_true",
         help="find the face, and put its eyes, nose and mouth where models expect them (extra `align`); "
-        "without it pictures are resized by the short side and cropped at the centre",
+        "without it images are resized by the short side and cropped at the centre",
     )
     group.add_argument(
         "--no-face",
         choices=("drop", "crop"),
         default="drop",
-        help="with --align, what to do with a picture where no face is found (default: drop)",
+        help="with --align, what to do with an image where no face is found (default: drop)",
     )
 
 
 def face_maker(options: argparse.Namespace) -> FaceMaker:
-    """What the picture options say; raises ConfigError, and MissingDataError without the extra `align`."""
+    """What the image options say; raises ConfigError, and MissingDataError without the extra `align`."""
     from facerec.making.detection import Mtcnn
     from facerec.making.face_maker import FaceMaker
 

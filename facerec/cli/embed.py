@@ -1,4 +1,4 @@
-"""`facerec-embed SOURCE OUT`: the embeddings of pictures as a file for other programs."""
+"""`facerec-embed SOURCE OUT`: the embeddings of images as a file for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from facerec.cli.errors import Parser, reported, stopped_by_sigterm
 from facerec.errors import ConfigError
 
 _EPILOG = """\
-OUT.npy is a float32 array with a row a picture; OUT.names.csv beside it has a line name,label for each row,
+OUT.npy is a float32 array with a row an image; OUT.names.csv beside it has a line name,label for each row,
 with an apostrophe before what a spreadsheet would take for a formula (=a.jpg becomes '=a.jpg).
 OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are pair
 i, and the label is 1 where they show one person, else 0.
@@ -36,11 +36,11 @@ def run(arguments: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
 
     from facerec.evaluation.embedding_files import check_out, embed_to_file
-    from facerec.loading.named import open_pictures
+    from facerec.loading.named import open_images
     from facerec.models.opening import load_model
 
     check_out(options.out, force=options.force)
-    pictures = open_pictures(options.source, list_root=options.root, damaged=options.on_error)
+    images = open_images(options.source, list_root=options.root, damaged=options.on_error)
     model = load_model(
         options.ckpt,
         device=options.device,
@@ -54,11 +54,11 @@ def run(arguments: Sequence[str]) -> int:
         allow_code=options.allow_code,
     )
     log = logging.getLogger(__name__)
-    log.info("%s", pictures.describe())
+    log.info("%s", images.describe())
     log.info("input %s%s", model.input, ", flipped too" if options.flip else "")
     written = embed_to_file(
         model,
-        pictures,
+        images,
         options.out,
         flip=options.flip,
         normalise=options.normalise,
@@ -69,9 +69,9 @@ def run(arguments: Sequence[str]) -> int:
         force=options.force,
     )
     if written.resized:
-        log.info("resized and cropped, for their size was another: %d pictures", written.resized)
+        log.info("resized and cropped, for their size was another: %d images", written.resized)
     if written.skipped:
-        log.warning("left out: %d pictures; %s says why", written.skipped, written.files[-1])
+        log.warning("left out: %d images; %s says why", written.skipped, written.files[-1])
     files = ", ".join(map(str, written.files))
     print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
     return 0
@@ -91,14 +91,14 @@ def _numbers(option: str, text: str | None) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="facerec-embed",
-        description="Embed the pictures of SOURCE and write the embeddings to OUT.",
+        description="Embed the images of SOURCE and write the embeddings to OUT.",
         epilog=_EPILOG,
     )
     parser.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a folder of pictures at any depth, a pack, a .bin, or a text file with a path a line",
+        help="a folder of images at any depth, a pack, a .bin, or a text file with a path a line",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
     model = parser.add_argument_group("model")
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--mean", help="subtracted from pixels 0 … 255; one number, or three with commas")
     model.add_argument("--std", help="what they are divided by then; likewise")
     model.add_argument("--channels", choices=("rgb", "bgr"), help="the order the model wants")
-    model.add_argument("--size", help="of its pictures, where its file does not say: 112, or height,width")
+    model.add_argument("--size", help="of its images, where its file does not say: 112, or height,width")
     model.add_argument(
         "--allow-code",
         action="store_true",
@@ -125,27 +125,27 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
     )
-    model.add_argument("--batch-size", type=int, default=128, help="pictures at once (default: 128)")
+    model.add_argument("--batch-size", type=int, default=128, help="images at once (default: 128)")
     embeddings = parser.add_argument_group("embeddings")
     embeddings.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="add the embedding of the mirrored picture (default: --flip)",
+        help="add the embedding of the mirrored image (default: --flip)",
     )
     embeddings.add_argument("--normalise", action="store_true", help="to unit length")
-    pictures = parser.add_argument_group("pictures and files")
-    pictures.add_argument(
+    images = parser.add_argument_group("images and files")
+    images.add_argument(
         "--align", action="store_true", help="find the face and align it first (extra `align`)"
     )
-    pictures.add_argument(
+    images.add_argument(
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
-        help="at a picture that does not decode: stop, or list it in OUT.skipped.csv (default: raise)",
+        help="at an image that does not decode: stop, or list it in OUT.skipped.csv (default: raise)",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--root", type=Path, help="where relative paths of a list start (default: in the list's folder)"
     )
-    pictures.add_argument("--force", action="store_true", help="replace what is there already")
+    images.add_argument("--force", action="store_true", help="replace what is there already")
     return parser

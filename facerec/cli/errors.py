@@ -1,4 +1,4 @@
-"""How every command ends: exit status 0, 1 or 2, and one line that says what to mend."""
+"""How every command ends: exit status 0, 1 or 2, and one line that says what to hint."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ def _run() -> int:
     from facerec.cli.compose import compose_and_run
 
     def evaluate(config: dict[str, Any], run: RunFolder) -> float:
-        from facerec import distributed as processes
+        from facerec import distributed as distributed
         from facerec.device import resolve_device
         from facerec.reporting.evaluation import evaluate_checkpoint
 
         run.hold()
-        with processes.together(resolve_device(str(config.get("device", "auto")), key="device")):
-            folder = processes.from_first(run.path)
+        with distributed.process_group(resolve_device(str(config.get("device", "auto")), key="device")):
+            folder = distributed.broadcast_object(run.path)
             return evaluate_checkpoint(config, folder, accept=lambda: run.accept(folder))
 
     compose_and_run("eval", evaluate)

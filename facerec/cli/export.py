@@ -37,8 +37,8 @@ def _export(
     from facerec.models.export import export
     from facerec.models.opening import load_model
 
-    mend = "has no effect here; out=FILE says where the network goes"
-    require(Path(output_dir).resolve() == Path.cwd(), "output_dir", output_dir, mend)
+    hint = "has no effect here; out=FILE says where the network goes"
+    require(Path(output_dir).resolve() == Path.cwd(), "output_dir", output_dir, hint)
     path = Path(out or Path(ckpt).with_suffix(f".{format}"))
     require(force or not path.exists(), "out", path, "is there already; force=true overwrites it")
     model = load_model(ckpt, device="cpu", input=input)

@@ -1,4 +1,4 @@
-"""`facerec-figures [FIGURE …]`: pictures of what the heads are and do, as in their papers."""
+"""`facerec-figures [FIGURE …]`: images of what the heads are and do, as in their papers."""
 
 from __future__ import annotations
 

@@ -28,14 +28,14 @@ def _run() -> int:
     ended_by: list[int] = []
 
     def train(config: dict[str, Any], run: RunFolder) -> float | None:
-        from facerec import distributed as processes
+        from facerec import distributed as distributed
         from facerec.reporting.loggers.run_reporters import run_reporters
         from facerec.training.run import assemble, device_of
 
         run.hold()
-        with processes.together(device_of(config)):
-            folder = processes.from_first(run.path)
-            first = processes.rank() == 0
+        with distributed.process_group(device_of(config)):
+            folder = distributed.broadcast_object(run.path)
+            first = distributed.rank() == 0
             trainer = assemble(config | {"output_dir": str(folder)}, folder)
             run.accept(folder)
             if first:

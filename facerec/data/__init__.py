@@ -1,1 +1,1 @@
-"""Reading, writing, checking and batching face pictures."""
+"""Reading, writing, checking and batching face images."""

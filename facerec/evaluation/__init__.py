@@ -1,1 +1,1 @@
-"""Embeddings of pictures and the protocols that judge them."""
+"""Embeddings of images and the protocols that judge them."""

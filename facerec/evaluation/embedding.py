@@ -1,10 +1,10 @@
-"""Embed many pictures: decoded in threads while the backbone runs, shared out over processes, mirrored on
+"""Embed many images: decoded in threads while the backbone runs, shared out over processes, mirrored on
 the device.
 
-Each picture is embedded once, in the order given. The result does not depend on the batch size, the order or
+Each image is embedded once, in the order given. The result does not depend on the batch size, the order or
 the number of processes beyond the rounding of the last digits.
 
-Shape suffixes: P pictures, B batch, H height, W width, C channels, D embedding size.
+Shape suffixes: P images, B batch, H height, W width, C channels, D embedding size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
 from facerec.images.decode import decode_into
 from facerec.loading.settings import cores
@@ -33,8 +33,8 @@ from facerec.models.model import Cache, Model
 logger = logging.getLogger("facerec.evaluation")
 
 _AHEAD = 2  # batches being decoded while one is in the model
-_CPU_BATCH = 32  # of more, MobileFaceNet's activations leave the cache, and a picture takes twice as long
-_SLICE = 16  # pictures a decoding task, enough to hide the cost of handing it over
+_CPU_BATCH = 32  # of more, MobileFaceNet's activations leave the cache, and an image takes twice as long
+_SLICE = 16  # images a decoding task, enough to hide the cost of handing it over
 
 Where = Callable[[int], str]
 
@@ -45,7 +45,7 @@ class PairSet(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def pictures(self) -> Any: ...
+    def images(self) -> Any: ...
     @property
     def index_2N(self) -> npt.NDArray[np.integer]: ...
     @property
@@ -54,12 +54,12 @@ class PairSet(Protocol):
     def identity_2N(self) -> npt.NDArray[Any] | None: ...
     @property
     def folds(self) -> int | None: ...
-    def where(self, picture: int, /) -> str: ...
+    def where(self, image: int, /) -> str: ...
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Raw embeddings of P pictures and, with flip, of their mirrors; float32 (P, D)."""
+    """Raw embeddings of P images and, with flip, of their mirrors; float32 (P, D)."""
 
     plain_PD: npt.NDArray[np.float32]
     mirrored_PD: npt.NDArray[np.float32] | None
@@ -78,10 +78,10 @@ def embed_set(
     flip: bool = True,
     precision: str = "fp32",
 ) -> Embedded:
-    """`embed_pictures` for the distinct pictures of a verification set, with errors that name the pair."""
-    return embed_pictures(
+    """`embed_images` for the distinct images of a verification set, with errors that name the pair."""
+    return embed_images(
         model,
-        verification_set.pictures,
+        verification_set.images,
         name=verification_set.name,
         batch_size=batch_size,
         flip=flip,
@@ -90,56 +90,56 @@ def embed_set(
     )
 
 
-def embed_pictures(
+def embed_images(
     model: Model,
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     *,
-    name: str = "pictures",
+    name: str = "images",
     batch_size: int = 128,
     flip: bool = True,
     precision: str = "fp32",
     threads: int | None = None,
     where: Where | None = None,
 ) -> Embedded:
-    """Raw embeddings of encoded or decoded pictures, in their order.
+    """Raw embeddings of encoded or decoded images, in their order.
 
     Under torch.distributed each process embeds a contiguous share and every process returns all embeddings;
     an error in one process is raised in all of them. `model.cache` is asked first.
 
     Args:
         model: backbone and preprocessing; it runs in eval mode and is left as it was.
-        pictures: encoded files (bytes or uint8 arrays of bytes), or uint8 RGB arrays (size, size, 3).
+        images: encoded files (bytes or uint8 arrays of bytes), or uint8 RGB arrays (size, size, 3).
         name: of the set, for the progress bar (on a terminal only) and errors.
-        batch_size: pictures that go through the backbone at once.
+        batch_size: images that go through the backbone at once.
         flip: embed the horizontal mirrors, too.
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); embeddings are float32 always.
         threads: that decode; None: one a core, eight at most.
-        where: how errors name picture i.
+        where: how errors name image i.
 
     Raises:
-        DamagedDataError: naming a picture that cannot be decoded.
-        NonFiniteError: naming the first picture whose embedding is not finite.
+        DamagedDataError: naming an image that cannot be decoded.
+        NonFiniteError: naming the first image whose embedding is not finite.
     """
-    where = where or (lambda picture: f"picture {picture} of {name}")
-    if not len(pictures):
-        raise UserError(f"{name}: no pictures to embed")
-    rank, count = processes.rank(), processes.count()
+    where = where or (lambda image: f"image {image} of {name}")
+    if not len(images):
+        raise UserError(f"{name}: no images to embed")
+    rank, count = distributed.rank(), distributed.world_size()
     kept, views = None, None
     if model.cache is not None:
-        kept, views = _looked_up(model.cache, pictures, name, flip, precision)
+        kept, views = _looked_up(model.cache, images, name, flip, precision)
         if views is not None:
             return Embedded(views[0], views[1] if flip else None)
-    share = math.ceil(len(pictures) / count)
-    mine = range(min(rank * share, len(pictures)), min((rank + 1) * share, len(pictures)))
+    share = math.ceil(len(images) / count)
+    mine = range(min(rank * share, len(images)), min((rank + 1) * share, len(images)))
     error = None
     try:
-        views = _embed_share(model, pictures, mine, name, batch_size, flip, precision, threads, where)
+        views = _embed_share(model, images, mine, name, batch_size, flip, precision, threads, where)
     except Exception as caught:  # whatever it is, the other processes must not wait for this one's share
         if count == 1:
             raise
         error = caught
     if count > 1:
-        views = _gather(views, error, len(pictures), share, 1 + flip, model.device)
+        views = _gather(views, error, len(images), share, 1 + flip, model.device)
     assert views is not None
     finite_P = np.isfinite(views).all(axis=(0, 2))
     if not finite_P.all():
@@ -154,21 +154,21 @@ def embed_pictures(
 
 
 def _looked_up(
-    cache: Cache, pictures: Sequence[Any], name: str, flip: bool, precision: str
+    cache: Cache, images: Sequence[Any], name: str, flip: bool, precision: str
 ) -> tuple[Path | None, npt.NDArray[np.float32] | None]:
     """Where the first process is to keep the embeddings, and those that are kept already, in all of them."""
     path, views = None, None
-    if processes.rank() == 0:
-        # A picture that cannot be read stops whichever process embeds it, with its place in the message.
+    if distributed.rank() == 0:
+        # An image that cannot be read stops whichever process embeds it, with its place in the message.
         with contextlib.suppress(FacerecError):
-            path = cache.path(pictures, name, flip=flip, precision=precision)
-            views = cache.load(path, len(pictures), 1 + flip)
-    return path, processes.from_first(views)
+            path = cache.path(images, name, flip=flip, precision=precision)
+            views = cache.load(path, len(images), 1 + flip)
+    return path, distributed.broadcast_object(views)
 
 
 def _embed_share(
     model: Model,
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     mine: range,
     name: str,
     batch_size: int,
@@ -177,14 +177,14 @@ def _embed_share(
     threads: int | None,
     where: Where,
 ) -> npt.NDArray[np.float32] | None:
-    """The embeddings of this process's pictures, (views, pictures, D); None where it has none."""
+    """The embeddings of this process's images, (views, images, D); None where it has none."""
     if not mine:
         return None
     device = model.device
     views: npt.NDArray[np.float32] | None = None
     done = 0
     largest = min(batch_size, _CPU_BATCH) if device.type == "cpu" else batch_size
-    batches = _decoded(pictures, mine, min(largest, len(mine)), model.input.shape, threads, where)
+    batches = _decoded(images, mine, min(largest, len(mine)), model.input.shape, threads, where)
     progress = tqdm(total=len(mine), desc=name, unit="img", leave=False, disable=None)
     with model.evaluating(), progress:
         for image_BHWC, filled in batches:
@@ -199,7 +199,7 @@ def _embed_share(
                 if embedding_BD.ndim != 2:
                     shape = tuple(embedding_BD.shape)
                     raise UserError(
-                        f"the backbone returns {shape} for {len(batch)} pictures; (B, D) is expected"
+                        f"the backbone returns {shape} for {len(batch)} images; (B, D) is expected"
                     )
                 if views is None:
                     views = np.empty((len(embedded), len(mine), embedding_BD.shape[1]), np.float32)
@@ -210,14 +210,14 @@ def _embed_share(
 
 
 def _decoded(
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     mine: range,
     batch_size: int,
     shape: tuple[int, ...],
     threads: int | None,
     where: Where,
 ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Batches of decoded pictures (batch_size, height, width, 3) and how many of them are filled; the last
+    """Batches of decoded images (batch_size, height, width, 3) and how many of them are filled; the last
     one is
     padded with black, so that every batch has one shape: one kernel choice, one compiled graph.
     """
@@ -232,9 +232,7 @@ def _decoded(
             stop = min(start + batch_size, mine.stop)
             out = np.zeros((batch_size, *shape, 3), np.uint8)
             tasks = [
-                pool.submit(
-                    _decode_some, pictures, range(at, min(at + _SLICE, stop)), out[at - start :], where
-                )
+                pool.submit(_decode_some, images, range(at, min(at + _SLICE, stop)), out[at - start :], where)
                 for at in range(start, stop, _SLICE)
             ]
             queue.append((out, stop - start, tasks))
@@ -252,20 +250,20 @@ def _decoded(
             pool.shutdown(cancel_futures=True)
 
 
-def _decode_some(pictures: Sequence[Any], some: range, out_BHWC: npt.NDArray[np.uint8], where: Where) -> None:
+def _decode_some(images: Sequence[Any], some: range, out_BHWC: npt.NDArray[np.uint8], where: Where) -> None:
     for row, index in enumerate(some):
-        picture = pictures[index]
+        image = images[index]
         target_HWC = out_BHWC[row]
-        if isinstance(picture, np.ndarray) and picture.ndim == 3:
-            if picture.shape != target_HWC.shape or picture.dtype != np.uint8:
+        if isinstance(image, np.ndarray) and image.ndim == 3:
+            if image.shape != target_HWC.shape or image.dtype != np.uint8:
                 raise UserError(
-                    f"{where(index)} is {picture.dtype} of shape {picture.shape}; "
+                    f"{where(index)} is {image.dtype} of shape {image.shape}; "
                     f"the model takes uint8 of shape {target_HWC.shape}"
                 )
-            target_HWC[...] = picture
+            target_HWC[...] = image
             continue
         try:
-            decode_into(picture, target_HWC)
+            decode_into(image, target_HWC)
         except DamagedDataError as error:
             raise DamagedDataError(f"{where(index)}: {error}") from error
 
@@ -273,7 +271,7 @@ def _decode_some(pictures: Sequence[Any], some: range, out_BHWC: npt.NDArray[np.
 def _gather(
     views: npt.NDArray[np.float32] | None,
     error: Exception | None,
-    pictures: int,
+    images: int,
     share: int,
     view_count: int,
     device: torch.device,
@@ -284,15 +282,15 @@ def _gather(
     if isinstance(error, FacerecError):
         said = error
     elif error is not None:
-        said = FacerecError(f"process {processes.rank()} failed: {type(error).__name__}: {error}")
-    reports: list[tuple[FacerecError | None, int]] = processes.each((said, width))
+        said = FacerecError(f"process {distributed.rank()} failed: {type(error).__name__}: {error}")
+    reports: list[tuple[FacerecError | None, int]] = distributed.all_gather_object((said, width))
     first = next((report for report, _ in reports if report is not None), None)
     if first is not None:
         raise error or first
     width = max(width for _, width in reports)
-    place = device if processes.reaches(device) else torch.device("cpu")
+    place = device if distributed.reaches(device) else torch.device("cpu")
     mine = torch.zeros(view_count, share, width, device=place)
     if views is not None:
         mine[:, : views.shape[1]] = torch.from_numpy(views).to(place)
-    shares_PVD = processes.gathered(mine.transpose(0, 1))
-    return shares_PVD[:pictures].transpose(0, 1).cpu().numpy()
+    shares_PVD = distributed.all_gather(mine.transpose(0, 1))
+    return shares_PVD[:images].transpose(0, 1).cpu().numpy()

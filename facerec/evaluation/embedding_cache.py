@@ -1,4 +1,4 @@
-"""Embeddings kept between evaluations: the same model file, pictures and preprocessing give them back."""
+"""Embeddings kept between evaluations: the same model file, images and preprocessing give them back."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from facerec.models.networks import ForeignNetwork
 
 logger = logging.getLogger("facerec.evaluation")
 
-# To be raised where the way from encoded pictures to embeddings changes: decoding, resizing, mirroring.
+# To be raised where the way from encoded images to embeddings changes: decoding, resizing, mirroring.
 _VERSION: Final = 2
 
-Views = npt.NDArray[np.float32]  # (1 or 2 views, P pictures, D)
+Views = npt.NDArray[np.float32]  # (1 or 2 views, P images, D)
 
 
 class EmbeddingCache:
-    """A folder of embeddings, a file for each set of pictures that one model embedded.
+    """A folder of embeddings, a file for each set of images that one model embedded.
 
     A file is an ``.npz`` without pickle, whose parts carry checksums; one that is damaged counts as none, and
     so does one that was made from something else than its name says: it holds the digest of what it was made
@@ -61,20 +61,18 @@ class EmbeddingCache:
         self._model = digest.hexdigest()
         self._made_from: dict[Path, str] = {}
 
-    def path(self, pictures: Sequence[Any], name: str, **how: Any) -> Path:
-        """Where the embeddings of `pictures` are kept; all of them are read, for their content decides.
+    def path(self, images: Sequence[Any], name: str, **how: Any) -> Path:
+        """Where the embeddings of `images` are kept; all of them are read, for their content decides.
 
         Args:
-            pictures: as `embed_pictures` takes them.
+            images: as `embed_images` takes them.
             name: of the set, for people who look into the folder.
             how: what else the embeddings depend on.
         """
         digest = hashlib.sha256(json.dumps([self._model, how], sort_keys=True).encode())
-        for i in range(len(pictures)):
-            picture: Any = pictures[i]
-            content = memoryview(
-                np.ascontiguousarray(picture).data if isinstance(picture, np.ndarray) else picture
-            )
+        for i in range(len(images)):
+            image: Any = images[i]
+            content = memoryview(np.ascontiguousarray(image).data if isinstance(image, np.ndarray) else image)
             digest.update(f"{content.shape}".encode())
             digest.update(content.cast("B"))
         word = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)[:40]
@@ -109,7 +107,7 @@ class EmbeddingCache:
                 "embedding cache: %s holds %s of shape %s; embedding again", path, embedding_VPD.dtype, shape
             )
             return None
-        logger.info("embedding cache: hit, %d pictures from %s", count, path)
+        logger.info("embedding cache: hit, %d images from %s", count, path)
         return embedding_VPD
 
     def store(self, path: Path, embedding_VPD: Views) -> None:

@@ -1,8 +1,8 @@
 """Embeddings as a file for other programs: `.npy` with the names beside it, or `.parquet`.
 
-Pictures are read, embedded and written portion by portion, so that any number of them fits.
+Images are read, embedded and written portion by portion, so that any number of them fits.
 
-Shape suffixes: P pictures, N rows, D embedding size, H height, W width, C channels.
+Shape suffixes: P images, N rows, D embedding size, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from facerec.errors import (
     UserError,
     require,
 )
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.files import csv_lines, replacing, replacing_both
 from facerec.images.decode import decode_whole, fit_into
-from facerec.loading.named import NamedPictures
+from facerec.loading.named import NamedImages
 from facerec.loading.settings import cores
 from facerec.making.face_maker import FaceMaker
 from facerec.models.model import Model
 
 logger = logging.getLogger("facerec.evaluation")
 
-PORTION: Final = 1024  # pictures decoded while as many are in the model: 2 × 38 MB at 112×112
+PORTION: Final = 1024  # images decoded while as many are in the model: 2 × 38 MB at 112×112
 _BLOCK: Final = 8192  # rows written at once
-_SLICE: Final = 16  # pictures a task of a thread
+_SLICE: Final = 16  # images a task of a thread
 
 Rows = npt.NDArray[np.float32]
 _Blocks = Iterator[tuple[Rows, list[str], list[str]]]
@@ -47,7 +47,7 @@ _Write = Callable[[Path, Path, tuple[int, int], _Blocks, dict[str, str]], list[P
 
 
 class Written(NamedTuple):
-    """What came of it: rows and numbers a row, pictures left out or resized, and the files."""
+    """What came of it: rows and numbers a row, images left out or resized, and the files."""
 
     rows: int
     embedding_size: int
@@ -57,7 +57,7 @@ class Written(NamedTuple):
 
 
 class _Embedded(NamedTuple):
-    """What is in the growing file: rows, numbers a row, each picture's row (−1: none), what was left out."""
+    """What is in the growing file: rows, numbers a row, each image's row (−1: none), what was left out."""
 
     rows: int
     size: int
@@ -67,7 +67,7 @@ class _Embedded(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A picture for the model, or why there is none."""
+    """An image for the model, or why there is none."""
 
     image_HWC: npt.NDArray[np.uint8] | None
     error: DamagedDataError | MissingDataError | None = None
@@ -76,7 +76,7 @@ class _Prepared(NamedTuple):
 
 def embed_to_file(
     model: Model,
-    pictures: NamedPictures,
+    images: NamedImages,
     out: str | Path,
     *,
     flip: bool = True,
@@ -87,31 +87,31 @@ def embed_to_file(
     align: bool = False,
     force: bool = False,
 ) -> Written:
-    """Write a float32 embedding for each row of `pictures`.
+    """Write a float32 embedding for each row of `images`.
 
     ``OUT.npy`` is an array (N, D), beside it ``OUT.names.csv`` with a line ``name,label`` a row (and an
     apostrophe before a text that a spreadsheet would take for a formula);
-    ``OUT.parquet`` has the columns name, label and embedding. Left out pictures stand in ``OUT.skipped.csv``.
+    ``OUT.parquet`` has the columns name, label and embedding. Left out images stand in ``OUT.skipped.csv``.
     Each file appears when it is whole.
 
     Args:
         model: backbone and preprocessing.
-        pictures: of another size than the model's, they are resized by the short side and cut from the
+        images: of another size than the model's, they are resized by the short side and cut from the
             middle; the log says how many were.
         out: its suffix decides; ``.parquet`` needs the extra ``parquet``.
-        flip: add the raw embedding of the mirrored picture.
+        flip: add the raw embedding of the mirrored image.
         normalise: to unit length; a zero embedding stays zero.
-        batch_size: pictures that go through the model at once.
+        batch_size: images that go through the model at once.
         precision: ``fp32``, ``bf16`` or ``fp16`` of the forward pass.
-        on_error: at a picture that cannot be read or decoded, or where no face is found: ``raise``, or
+        on_error: at an image that cannot be read or decoded, or where no face is found: ``raise``, or
             ``skip`` it (where rows are pairs, the pair).
-        align: find the face in each picture and align it (extra ``align``); else they are aligned already.
+        align: find the face in each image and align it (extra ``align``); else they are aligned already.
         force: replace files that are there.
 
     Raises:
         UserError: another suffix, a file that is there, a missing package.
         ConfigError: `batch_size` out of range.
-        MissingDataError, DamagedDataError: a picture, named; or there is none that can be embedded.
+        MissingDataError, DamagedDataError: an image, named; or there is none that can be embedded.
         NonFiniteError: an embedding, named.
         StorageError: the disk is full or the folder cannot be written.
     """
@@ -121,23 +121,23 @@ def embed_to_file(
     maker = _maker(model) if align else None
     how = {"batch_size": batch_size, "flip": flip, "precision": precision}
     with _growing(out) as file:
-        done = _embed_all(model, pictures, file, maker, on_error == "skip", how)
+        done = _embed_all(model, images, file, maker, on_error == "skip", how)
         embedding_PD = np.memmap(file, np.float32, "r", shape=(done.rows, done.size))
-        kept_N = _complete(done.place_P[pictures.row_N] >= 0, pictures.together)
+        kept_N = _complete(done.place_P[images.row_N] >= 0, images.together)
         said = {
             "facerec.ckpt": str(model.path),
             "facerec.input": json.dumps(model.input.to_dict()),
             "facerec.flip": json.dumps(flip),
             "facerec.normalised": json.dumps(normalise),
         }
-        blocks = _blocks(embedding_PD, done.place_P, pictures, kept_N, normalise)
+        blocks = _blocks(embedding_PD, done.place_P, images, kept_N, normalise)
         written = write(out, names, (len(kept_N), done.size), blocks, said)
-    _report(report, pictures, done.skipped, written)
+    _report(report, images, done.skipped, written)
     return Written(len(kept_N), done.size, len(done.skipped), done.resized, written)
 
 
 def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
-    """What writes `out`, the file of the names beside it, and that of the pictures left out.
+    """What writes `out`, the file of the names beside it, and that of the images left out.
 
     Raises:
         UserError: the suffix is another one, its package is missing, or a file is there and no `force`.
@@ -150,46 +150,46 @@ def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
     return write, names, report
 
 
-# Pictures -----------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------
 
 
 def _embed_all(
     model: Model,
-    pictures: NamedPictures,
+    images: NamedImages,
     file: IO[bytes],
     maker: FaceMaker | None,
     skip: bool,
     how: Mapping[str, Any],
 ) -> _Embedded:
-    """Append the embeddings of all pictures to `file`, portion by portion."""
-    place_P = np.full(len(pictures), -1, np.int64)
+    """Append the embeddings of all images to `file`, portion by portion."""
+    place_P = np.full(len(images), -1, np.int64)
     skipped: dict[int, str] = {}
     count = size = resized = 0
-    for first, prepared in _portions(model, pictures, maker):
+    for first, prepared in _portions(model, images, maker):
         kept: list[int] = []
-        for picture, one in enumerate(prepared, first):
+        for image, one in enumerate(prepared, first):
             if one.image_HWC is not None:
-                place_P[picture] = count + len(kept)
-                kept.append(picture)
+                place_P[image] = count + len(kept)
+                kept.append(image)
                 resized += one.resized
             elif skip:
-                skipped[picture] = str(one.error)
+                skipped[image] = str(one.error)
             else:
-                raise _unusable(pictures.where(picture), one.error)
+                raise _unusable(images.where(image), one.error)
         if not kept:
             continue
-        embedding_PD = embed_pictures(
+        embedding_PD = embed_images(
             model,
             [one.image_HWC for one in prepared if one.image_HWC is not None],
-            name=f"embedding {first:,} of {len(pictures):,}",
-            where=lambda i, kept=kept: pictures.where(kept[i]),  # type: ignore[misc]
+            name=f"embedding {first:,} of {len(images):,}",
+            where=lambda i, kept=kept: images.where(kept[i]),  # type: ignore[misc]
             **how,
         ).summed_PD
         file.write(np.ascontiguousarray(embedding_PD).data)
         count, size = count + len(kept), embedding_PD.shape[1]
     if not count:
         reason = next(iter(skipped.values()))
-        raise DamagedDataError(f"not one of {len(pictures):,} pictures could be embedded: {reason}")
+        raise DamagedDataError(f"not one of {len(images):,} images could be embedded: {reason}")
     file.flush()
     return _Embedded(count, size, place_P, skipped, resized)
 
@@ -206,25 +206,25 @@ def _maker(model: Model) -> FaceMaker:
 
 
 def _portions(
-    model: Model, pictures: NamedPictures, maker: FaceMaker | None
+    model: Model, images: NamedImages, maker: FaceMaker | None
 ) -> Iterator[tuple[int, list[_Prepared]]]:
-    """The first picture's number of each portion, and its pictures; the next one is decoded meanwhile."""
+    """The first image's number of each portion, and its images; the next one is decoded meanwhile."""
     shape = model.input.shape[0], model.input.shape[1]
 
     def prepare(some: range) -> list[_Prepared]:
-        return [_prepared(pictures, picture, shape, maker) for picture in some]
+        return [_prepared(images, image, shape, maker) for image in some]
 
     with ThreadPoolExecutor(min(8, cores()), "decode") as pool:
 
         def submit(first: int) -> list[Future[list[_Prepared]]]:
-            stop = min(first + PORTION, len(pictures))
+            stop = min(first + PORTION, len(images))
             return [
                 pool.submit(prepare, range(at, min(at + _SLICE, stop))) for at in range(first, stop, _SLICE)
             ]
 
         try:
             waiting = submit(0)
-            for first in range(0, len(pictures), PORTION):
+            for first in range(0, len(images), PORTION):
                 ready = [one for task in waiting for one in task.result()]
                 waiting = submit(first + PORTION)
                 yield first, ready
@@ -232,11 +232,9 @@ def _portions(
             pool.shutdown(cancel_futures=True)
 
 
-def _prepared(
-    pictures: NamedPictures, picture: int, shape: tuple[int, int], maker: FaceMaker | None
-) -> _Prepared:
+def _prepared(images: NamedImages, image: int, shape: tuple[int, int], maker: FaceMaker | None) -> _Prepared:
     try:
-        encoded = pictures.encoded(picture)
+        encoded = images.encoded(image)
         if maker is not None:
             image_HWC, note = maker.face(encoded)
             return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
@@ -251,10 +249,10 @@ def _prepared(
 
 
 def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> FacerecError:
-    """The same error with the place and the mend."""
+    """The same error with the place and the hint."""
     said = str(error) if where in str(error) else f"{where}: {error}"
     kind = MissingDataError if isinstance(error, MissingDataError) else DamagedDataError
-    return kind(f"{said}; --on-error skip leaves such pictures out")
+    return kind(f"{said}; --on-error skip leaves such images out")
 
 
 def _complete(kept_N: npt.NDArray[np.bool_], together: int) -> npt.NDArray[np.int64]:
@@ -293,19 +291,19 @@ def _growing(out: Path) -> Iterator[IO[bytes]]:
 def _blocks(
     embedding_PD: Rows,
     place_P: npt.NDArray[np.int64],
-    pictures: NamedPictures,
+    images: NamedImages,
     kept_N: npt.NDArray[np.int64],
     normalise: bool,
 ) -> _Blocks:
     """Embeddings, names and labels of the rows that are kept, some thousand at a time."""
     for first in range(0, len(kept_N), _BLOCK):
         rows = kept_N[first : first + _BLOCK]
-        embedding_ND: Rows = np.asarray(embedding_PD[place_P[pictures.row_N[rows]]])
+        embedding_ND: Rows = np.asarray(embedding_PD[place_P[images.row_N[rows]]])
         if normalise:
             norm_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
             embedding_ND /= np.where(norm_N1 == 0, np.float32(1), norm_N1)
         listed = rows.tolist()
-        yield embedding_ND, [pictures.name(row) for row in listed], [pictures.label(row) for row in listed]
+        yield embedding_ND, [images.name(row) for row in listed], [images.label(row) for row in listed]
 
 
 def _write_npy(
@@ -340,14 +338,14 @@ def _write_parquet(
     return [out]
 
 
-def _report(report: Path, pictures: NamedPictures, skipped: dict[int, str], written: list[Path]) -> None:
-    """The list of pictures left out; one of an earlier run goes away."""
+def _report(report: Path, images: NamedImages, skipped: dict[int, str], written: list[Path]) -> None:
+    """The list of images left out; one of an earlier run goes away."""
     if not skipped:
         report.unlink(missing_ok=True)
         return
     with replacing(report) as file:
-        file.write(csv_lines([("picture", "reason")]))
-        file.write(csv_lines((pictures.where(picture), reason) for picture, reason in skipped.items()))
+        file.write(csv_lines([("image", "reason")]))
+        file.write(csv_lines((images.where(image), reason) for image, reason in skipped.items()))
     written.append(report)
 
 

@@ -42,7 +42,7 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
 def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
     """Warn of each test that shares names of identities, or images to the byte, with a training set.
 
-    Names are compared where both have some (a folder's, a `.lst`'s; `facerec.packs.verification.people_path`).
+    Names are compared where both have some (a folder's, a `.lst`'s; `packs.verification.people_path`).
     Of a large training set some images are looked at only; were a test part of it, some would be found.
     """
     if not tests:
@@ -53,13 +53,13 @@ def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
     for test in tests:
         people = () if test.identity_2N is None else np.unique(test.identity_2N)
         common = sorted(known.intersection(map(_plain, people)))
-        images = sum(hash(image) in seen for image in test.pictures)
+        images = sum(hash(image) in seen for image in test.images)
         found = []
         if common:
             shown = ", ".join(common[:3]) + (", …" if len(common) > 3 else "")
             found.append(f"{len(common):,} identities ({shown})")
         if images:
-            found.append(f"{images:,} of {len(test.pictures):,} images{of}")
+            found.append(f"{images:,} of {len(test.images):,} images{of}")
         if found:
             logger.warning(
                 "%s of %s are in the training set: its numbers are too good; `facerec-data filter PACK OUT "

@@ -1,9 +1,9 @@
 """Is the preprocessing the one a model was trained with? Ask the model: the right one separates people best.
 
-A network whose file does not say how pictures are to be prepared still gives embeddings when they are
+A network whose file does not say how images are to be prepared still gives embeddings when they are
 prepared wrongly, only worse ones. So a few hundred pairs are read in the other common ways, too.
 
-Shape suffixes: N pairs, P pictures, D embedding size, R resamples.
+Shape suffixes: N pairs, P images, D embedding size, R resamples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import NonFiniteError
-from facerec.evaluation.embedding import PairSet, embed_pictures
+from facerec.evaluation.embedding import PairSet, embed_images
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.metrics import Separation
 from facerec.models.model import Input, Model, Numbers
@@ -85,14 +85,14 @@ def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalS
         logger.info("preprocessing not checked: %s has pairs of one kind only", verification_set.name)
         return None
     used_P, pair_2M = np.unique(row_M, return_inverse=True)
-    pictures = [verification_set.pictures[int(one)] for one in used_P]
+    images = [verification_set.images[int(one)] for one in used_P]
 
     def read(prepared: Input) -> Reading:
         other = Model(model.backbone, prepared)
         try:
-            embedded = embed_pictures(
+            embedded = embed_images(
                 other,
-                pictures,
+                images,
                 name=f"checking {_order(prepared)}",
                 batch_size=settings.batch_size,
                 flip=False,
@@ -148,7 +148,7 @@ def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalS
 
 
 def _chosen(verification_set: PairSet) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
-    """Pictures, two rows a pair, and answers of pairs taken evenly, as many genuine as impostor at most."""
+    """Images, two rows a pair, and answers of pairs taken evenly, as many genuine as impostor at most."""
     issame_N = np.asarray(verification_set.issame_N)
     index_N2 = np.asarray(verification_set.index_2N).reshape(-1, 2)
     kinds = []

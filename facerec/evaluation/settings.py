@@ -18,8 +18,8 @@ class EvalSettings:
             is taken, too.
         root: folder of the ``.bin`` files.
         every_steps: evaluate during training every so many steps; 0: at the end of each epoch only.
-        batch_size: pictures that go through the model at once, per process.
-        flip: add the embedding of the mirrored picture (the protocol of the published numbers).
+        batch_size: images that go through the model at once, per process.
+        flip: add the embedding of the mirrored image (the protocol of the published numbers).
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 (published), ``exact`` the midpoints of the sorted
             distances.
         folds: folds of the cross-validation; null: as many as the set was made in, where it says so, else the
@@ -28,7 +28,7 @@ class EvalSettings:
             intervals.
         seed: of the bootstrap.
         precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast).
-        cache: folder to keep embeddings in, so that the same model file and pictures need no second pass; for
+        cache: folder to keep embeddings in, so that the same model file and images need no second pass; for
             `facerec-eval` only; null: none.
         sanity: compare the preprocessing with other common ones on pairs of the first target, and warn where
             one reads clearly better; null: where the model's file does not say which is right.

@@ -53,8 +53,8 @@ def load_targets(settings: EvalSettings) -> list[VerificationSet]:
     paths = [target_path(settings.root, name) for name in settings.targets]
     for at, path in enumerate(paths):
         twin = next((other for other in paths[:at] if other.stem == path.stem), None)
-        mend = f"{twin} and {path} would share the name {path.stem}; evaluate them one after the other"
-        require(twin is None, "eval.targets", settings.targets, mend)
+        hint = f"{twin} and {path} would share the name {path.stem}; evaluate them one after the other"
+        require(twin is None, "eval.targets", settings.targets, hint)
     sets = [load_verification(path) for path in paths]
     for one in sets:
         warn_of_folds(one, settings)

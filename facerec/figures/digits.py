@@ -1,7 +1,7 @@
 """What heads make of the features: small networks with 2-D and 3-D embeddings of scikit-learn's digits.
 
 All start from the same network, trained with a plain softmax for a while, so that digits lie at the same
-angles in every panel. Shapes: N pictures of C = 10 digits, D = 2 or 3.
+angles in every panel. Shapes: N images of C = 10 digits, D = 2 or 3.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _FLAT: Final[dict[str, dict[str, Any]]] = {
 
 
 class Digits(NamedTuple):
-    """Pictures (N, 1, 8, 8) in [0, 1] and labels (N) of 0 … 9; the first `trained` are trained on."""
+    """Images (N, 1, 8, 8) in [0, 1] and labels (N) of 0 … 9; the first `trained` are trained on."""
 
     image_N: Tensor
     label_N: Tensor

@@ -211,10 +211,10 @@ def decision_regions(points: int = 361) -> Figure:
         head = head_of_two(name, **parameters)
         first_AA = _wins(head, own_A, other_A, 1.0, ratio).view(points, points)
         second_AA = _wins(head, other_A, own_A, ratio, 1.0).view(points, points)
-        picture = np.ones((points, points, 3))
+        image = np.ones((points, points, 3))
         for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
-            picture[mask_AA.numpy()] = 0.62 + 0.38 * np.array(to_rgb(colour))
-        axes.imshow(picture, origin="lower", extent=(0, 90, 0, 90), interpolation="bilinear", rasterized=True)
+            image[mask_AA.numpy()] = 0.62 + 0.38 * np.array(to_rgb(colour))
+        axes.imshow(image, origin="lower", extent=(0, 90, 0, 90), interpolation="bilinear", rasterized=True)
         for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
             axes.contour(mask_AA.double(), [0.5], colors=colour, linewidths=1.1, extent=(0, 90, 0, 90))
         axes.plot([0, 90], [0, 90], color=GRAY, lw=0.8, ls=(0, (4, 3)))

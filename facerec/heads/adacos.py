@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from facerec.distributed import Sizes, all_gather, mean_over_processes
+from facerec.distributed import Sizes, all_gather, all_reduce_mean
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
 from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.heads.mechanism.terms import Scaled, Term
@@ -54,7 +54,7 @@ class AdaCos(ClassHead):
     def adapt(self, sums: ClassSums, sizes: Sizes) -> None:
         """Move s on, given the log-sum-exp of the others at the present s."""
         # Relative to e^s, which no e^{s·c} exceeds, nothing overflows.
-        mean = mean_over_processes((sums.others_B - self.s).exp())
+        mean = all_reduce_mean((sums.others_B - self.s).exp())
         median = all_gather(sums.target_B.clamp(-1, 1).acos(), sizes).median()
         s = (mean.log() + self.s) / median.clamp_max(math.pi / 4).cos()
         self.s.copy_(s.clamp_min(LEAST_SCALE))

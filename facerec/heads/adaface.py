@@ -17,7 +17,7 @@ from facerec.heads.quality import RunningNorm, describe_quality
 
 @HEADS.register("adaface")
 class AdaFace(MarginHead):
-    """Target cos(θ_y − m·q) − (m·q + m): the better the picture, the more the margin weighs hard samples.
+    """Target cos(θ_y − m·q) − (m·q + m): the better the image, the more the margin weighs hard samples.
 
     q = clip(h·(‖x‖ − μ)/(σ + 1e-3), −1, 1) without gradient, ‖x‖ clipped to [0.001, 100], μ and σ its running
     mean and deviation. θ_y − m·q is clipped into [1e-3, π − 1e-3]. Kim et al. 2022, CVPR, "AdaFace", arXiv

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import ConfigError, DamagedDataError, UserError, require
 from facerec.heads.mechanism.class_sums import ClassSums, Memory, class_sums
 from facerec.heads.mechanism.sharding import Shard, sample_rows, shardable, take_rows
@@ -100,12 +100,12 @@ class Samples(NamedTuple):
     embedding_BD: Tensor
     label_B: Tensor
     norm_B: Tensor
-    sizes: processes.Sizes = None
+    sizes: distributed.Sizes = None
 
     def of_all_processes(self) -> Samples:
         """The samples of all processes one after the other, in every process; gradients find back."""
-        embedding_GD = processes.Gather.apply(self.embedding_BD, self.sizes)
-        label_G = processes.gathered(self.label_B, self.sizes)
+        embedding_GD = distributed.Gather.apply(self.embedding_BD, self.sizes)
+        label_G = distributed.all_gather(self.label_B, self.sizes)
         return Samples(embedding_GD, label_G, torch.linalg.vector_norm(embedding_GD, dim=1), self.sizes)
 
 
@@ -175,7 +175,7 @@ class ClassHead(Head):
         self.sample_rate = options.get("sample_rate", 1.0)
         in_range = 0 < self.sample_rate <= 1
         require(in_range, "head.sample_rate", self.sample_rate, "must be above 0 and at most 1")
-        several, enough = processes.count(), shardable(self.num_classes, processes.count())
+        several, enough = distributed.world_size(), shardable(self.num_classes, distributed.world_size())
         self.sharded = options.get("sharded", False) and several > 1 and enough
         alike = self.sharded or self.sample_rate == 1 or several == 1
         hint = (
@@ -190,7 +190,7 @@ class ClassHead(Head):
             )
         self.shard = Shard(0, self.num_classes, self.num_classes)
         if self.sharded:
-            self.shard = Shard.of(self.num_classes, processes.rank(), processes.count())
+            self.shard = Shard.of(self.num_classes, distributed.rank(), distributed.world_size())
             self.shared_out = ("weight", "bias") if self.has_bias else ("weight",)
         self.weight = nn.Parameter(self.new_weight(self.embedding_size))
         self.bias = nn.Parameter(torch.zeros(self.shard.rows)) if self.has_bias else None
@@ -217,7 +217,7 @@ class ClassHead(Head):
         """The loss of each sample (B), and statistics of this head's own."""
         raise NotImplementedError
 
-    def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: processes.Sizes = None) -> HeadOutput:
+    def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes = None) -> HeadOutput:
         """Loss and statistics of a batch.
 
         Args:

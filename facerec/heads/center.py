@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, Samples
 from facerec.heads.mechanism.class_sums import ClassSums
@@ -51,10 +51,12 @@ class Center(Softmax):
         return loss_B + self.lambda_c / 2 * distance_B, statistics | {"centre_distance": distance_B.mean()}
 
     @torch.no_grad()
-    def move_centres(self, offset_BD: Tensor, label_B: Tensor, sizes: processes.Sizes) -> None:
+    def move_centres(self, offset_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes) -> None:
         """Move the centres by what the embeddings of all processes are away from them (x − centre)."""
-        sizes = sizes or processes.each(len(label_B))  # the trainer says them, another caller need not
-        offset_GD, label_G = processes.gathered(offset_BD, sizes), processes.gathered(label_B, sizes)
+        sizes = sizes or distributed.all_gather_object(
+            len(label_B)
+        )  # the trainer says them, another caller need not
+        offset_GD, label_G = distributed.all_gather(offset_BD, sizes), distributed.all_gather(label_B, sizes)
         count_C = torch.zeros_like(self.centre_CD[:, 0]).index_add_(
             0, label_G, torch.ones_like(offset_GD[:, 0])
         )

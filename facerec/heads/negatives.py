@@ -7,7 +7,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from facerec.distributed import mean_over_processes
+from facerec.distributed import all_reduce_mean
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
 from facerec.heads.margins import ArcFace, ArcOptions, add_angle, require_angle, require_cosine_margin, rotate
@@ -109,7 +109,7 @@ class CurricularFace(ArcFace):
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         if self.training:
-            self.t.lerp_(mean_over_processes(target_B).to(self.t.dtype), self.ema)
+            self.t.lerp_(all_reduce_mean(target_B).to(self.t.dtype), self.ema)
         threshold_B = rotate(target_B, self.m)
         return HardNegatives(self.s, threshold_B, quadratic=1.0, linear=self.t.clone())
 

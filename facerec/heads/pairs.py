@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import ConfigError, require
 from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class PairHead(Head):
     """A head without class weights: a loss over the pairs that the samples of a batch form with each other.
 
-    A batch needs several pictures of each of its people: use ``data.shuffle=identity``. Across processes each
+    A batch needs several images of each of its people: use ``data.shuffle=identity``. Across processes each
     compares the samples of its own batch. Reports the mean cosine to samples of the same person
     (`target_cosine`), to those of others (`other_cosine`), to the nearest of these (`hardest_cosine`), and
     how often the nearest sample of all is of the same person (`accuracy`).
@@ -45,13 +45,13 @@ class PairHead(Head):
         head = type(self).__name__.lower()
         several = bool((images_C > 1).any()) and batch_size > 1
         where = "no identity of the data has two" if batch_size > 1 else "no batch of one holds two"
-        mend = f"compares images of one identity, and {where}; take other data, or another head"
-        require(several, "head.name", head, mend)
+        hint = f"compares images of one identity, and {where}; take other data, or another head"
+        require(several, "head.name", head, hint)
         if together:
-            mend = (
+            hint = (
                 f"leaves no room for a second identity in a batch of {batch_size}; at most half of it will do"
             )
-            require(together < batch_size, "data.images_per_identity", together, mend)
+            require(together < batch_size, "data.images_per_identity", together, hint)
             return
         pairs = batch_size * (batch_size - 1) / 2
         pairs *= float((images_C * (images_C - 1.0)).sum() / (images_C.sum() * (images_C.sum() - 1.0)))
@@ -62,7 +62,7 @@ class PairHead(Head):
                 *(head, batch_size, pairs),
             )
 
-    def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: processes.Sizes = None) -> HeadOutput:
+    def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes = None) -> HeadOutput:
         """Loss and statistics of a batch of raw embeddings; labels are integers in [0, C).
 
         Raises:
@@ -147,8 +147,8 @@ def metric_learning(head: str) -> ModuleType:
         for part in ("distances", "losses", "miners"):
             importlib.import_module(f"pytorch_metric_learning.{part}")
     except ImportError as error:
-        mend = "needs pytorch-metric-learning: pip install 'facerec[metric]'"
-        raise ConfigError("head", head, mend) from error
+        hint = "needs pytorch-metric-learning: pip install 'facerec[metric]'"
+        raise ConfigError("head", head, hint) from error
     return importlib.import_module("pytorch_metric_learning")
 
 

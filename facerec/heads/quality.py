@@ -1,11 +1,11 @@
-"""The length of an embedding as a measure of picture quality: running statistics, and what is reported."""
+"""The length of an embedding as a measure of image quality: running statistics, and what is reported."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from facerec.distributed import mean_over_processes, sum_over_processes
+from facerec.distributed import all_reduce_mean, all_reduce_sum
 from facerec.errors import require
 
 
@@ -36,9 +36,9 @@ class RunningNorm(nn.Module):
     def forward(self, norm_B: Tensor, epsilon: float = 0.0) -> Tensor:
         """(norm − mean)/(deviation + epsilon), without gradient."""
         if self.training:
-            mean = mean_over_processes(norm_B)
-            squares = sum_over_processes((norm_B - mean).square().sum())
-            count = sum_over_processes(torch.ones_like(norm_B).sum())
+            mean = all_reduce_mean(norm_B)
+            squares = all_reduce_sum((norm_B - mean).square().sum())
+            count = all_reduce_sum(torch.ones_like(norm_B).sum())
             deviation = (squares / (count - 1).clamp_min(1)).sqrt()  # of one sample: 0
             self.mean.lerp_(mean.to(self.mean.dtype), self.ema)
             self.deviation.lerp_(deviation.to(self.mean.dtype), self.ema)

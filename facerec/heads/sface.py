@@ -91,15 +91,15 @@ class SFaceOptions(HeadOptions, total=False):
 
 @HEADS.register("sface_quality")
 class SFaceQuality(SFace):
-    """`sface` whose pull on hard samples depends on how good the picture is. A formula of this project's own.
+    """`sface` whose pull on hard samples depends on how good the image is. A formula of this project's own.
 
     Quality q = (1 + clip(h·(‖x‖ − μ)/σ, −1, 1))/2 ∈ [0, 1], with running mean μ and deviation σ of the
     embeddings' norms. r_intra is multiplied by q + (1 − q)/(1 + e^{k(θ_y − c)}): a hard sample (θ_y > c)
-    keeps its pull when the picture is good and loses it when it is poor, since then the label may be all that
+    keeps its pull when the image is good and loses it when it is poor, since then the label may be all that
     is left of the face. With q = 1 it is `sface`. No gradient flows through q.
 
     Args:
-        h: how fast the quality follows the norm, ≥ 0; 0.333. h=0 gives every picture q = 1/2.
+        h: how fast the quality follows the norm, ≥ 0; 0.333. h=0 gives every image q = 1/2.
         c: angle (radians, in [0, π]) from which on a sample counts as hard; 1.3.
         ema: momentum of μ and σ, in (0, 1]; 0.01. They are in the checkpoint.
         options: see `SFaceOptions`.

@@ -15,7 +15,7 @@ from facerec.heads.margins import ArcFace, ArcOptions
 class SubCenter(ArcFace):
     """`arcface` over c_j, the largest of the cosines with the K sub-centres of class j.
 
-    So a class may keep its noisy or hard pictures in a sub-centre of their own. The weight is (C, K, D). Deng
+    So a class may keep its noisy or hard images in a sub-centre of their own. The weight is (C, K, D). Deng
     et al. 2020, ECCV, "Sub-center ArcFace".
 
     Args:

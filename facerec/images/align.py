@@ -13,7 +13,7 @@ from facerec.errors import DamagedDataError
 TEMPLATE_52: Final = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Left eye, right eye, nose, left and right mouth corner (as seen in the picture) of a 112×112 face: x, y."""
+"""Left eye, right eye, nose, left and right mouth corner (as seen in the image) of a 112×112 face: x, y."""
 
 
 def similarity(points_K2: npt.ArrayLike, target_K2: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -44,11 +44,11 @@ def similarity(points_K2: npt.ArrayLike, target_K2: npt.ArrayLike) -> npt.NDArra
 def align(
     image_HWC: npt.NDArray[np.uint8], points_52: npt.ArrayLike, size: int = 112
 ) -> npt.NDArray[np.uint8]:
-    """Cut a face out of a picture so that its five points lie on the template; black outside of the picture.
+    """Cut a face out of an image so that its five points lie on the template; black outside of the image.
 
     Args:
         image_HWC: uint8 (H, W, 3).
-        points_52: left eye, right eye, nose, left and right mouth corner as seen in the picture; x, y in
+        points_52: left eye, right eye, nose, left and right mouth corner as seen in the image; x, y in
             pixels, (0, 0) being the centre of the first pixel.
         size: height and width of the result; the template is scaled with it.
 

@@ -1,9 +1,9 @@
 """Augmentation of uint8 batches, on the device they are on; every choice a pure function of the sample.
 
 All is off by default: mirroring, which is not done here, is all that the margin papers use. AdaFace (Kim et
-al. 2022) crops, lowers the resolution and shifts colours, each in a fifth of the pictures.
+al. 2022) crops, lowers the resolution and shifts colours, each in a fifth of the images.
 
-Shape suffixes: B pictures, H height, W width, C channels, K random numbers.
+Shape suffixes: B images, H height, W width, C channels, K random numbers.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from facerec.loading.order import Positions, uniform
 if TYPE_CHECKING:
     import torch
 
-_DRAWS: Final = 5  # a coin and up to four numbers for each picture and change
+_DRAWS: Final = 5  # a coin and up to four numbers for each image and change
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How often pictures are changed in which way, and how strongly at most.
+    """How often images are changed in which way, and how strongly at most.
 
     Args:
-        crop: part of the pictures, 0 … 1, of which a random square is cut and resized to the whole.
-        crop_side: smallest side of that square, as a part of the picture's.
-        low_resolution: part of the pictures that are made small and large again.
-        low_resolution_side: smallest side in between, as a part of the picture's.
+        crop: part of the images, 0 … 1, of which a random square is cut and resized to the whole.
+        crop_side: smallest side of that square, as a part of the image's.
+        low_resolution: part of the images that are made small and large again.
+        low_resolution_side: smallest side in between, as a part of the image's.
         blur: part that is blurred by a Gaussian.
         blur_sigma: its largest deviation in pixels.
         color: part whose brightness, contrast and saturation are multiplied by random factors.
         color_strength: factors lie between 1 − this and 1 + this.
         gray: part made gray.
-        jpeg: part compressed anew (on a GPU these pictures go to the CPU and back).
+        jpeg: part compressed anew (on a GPU these images go to the CPU and back).
         jpeg_quality: lowest quality of that, 1 … 100.
         cutout: part of which a random square is painted gray.
-        cutout_side: largest side of that square, as a part of the picture's.
+        cutout_side: largest side of that square, as a part of the image's.
 
     Raises:
         ConfigError: for a value out of range.
@@ -77,12 +77,12 @@ class AugmentSettings:
 
     @property
     def active(self) -> bool:
-        """Whether any picture is changed."""
+        """Whether any image is changed."""
         return any(getattr(self, key) for key in CHANGES)
 
 
 class Augmentation:
-    """What happens to the pictures of one batch.
+    """What happens to the images of one batch.
 
     Args:
         settings: how often and how strongly.
@@ -96,7 +96,7 @@ class Augmentation:
         self._index_B = index_B
 
     def __call__(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-        """Change uint8 pictures (B, H, W, 3) in place, and return them."""
+        """Change uint8 images (B, H, W, 3) in place, and return them."""
         for name, change in CHANGES.items():
             part: float = getattr(self._settings, name)
             if not part:

@@ -1,7 +1,7 @@
 """Memory for batches that is used again as soon as nothing refers to the batch before.
 
 The C library gives freed blocks of this size back to the system, which clears them page by page when the
-next batch is made: of 256 pictures as floats (39 MB) that takes half as long as decoding them. On a CUDA
+next batch is made: of 256 images as floats (39 MB) that takes half as long as decoding them. On a CUDA
 device, and in pinned memory, torch keeps freed blocks itself; here it is done for plain memory.
 """
 

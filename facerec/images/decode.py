@@ -3,14 +3,14 @@
 Whatever the size wanted and wherever the bytes come from, an image is read here, and in one way: put upright,
 16-bit gray scaled to 8 bits, transparency dropped, refused where pixels are missing or are too many.
 
-The decoder was chosen by measurement (5,999 pictures of the LFW pack, one core, pictures a second; 112×112
+The decoder was chosen by measurement (5,999 images of the LFW pack, one core, images a second; 112×112
 JPEG quality 92, the accurate DCT; `scripts/benchmark data` repeats it):
 
-    simplejpeg into a given buffer   9,400      cv2              10,000 (BGR, allocates every picture)
+    simplejpeg into a given buffer   9,400      cv2              10,000 (BGR, allocates every image)
     torchvision.io (deprecated)      9,100      PIL               4,800
 
 The first three are the same libjpeg-turbo, and cv2's lead is within what one run differs from the next; only
-simplejpeg writes into memory that is already there, so a batch is one buffer and no picture is an object of
+simplejpeg writes into memory that is already there, so a batch is one buffer and no image is an object of
 its own. It releases the interpreter lock while it decodes, and gives the same pixels as PIL.
 """
 
@@ -66,7 +66,7 @@ _PLAIN: Final = frozenset({0xFFC4, 0xFFDB, 0xFFDD, 0xFFE0, *range(0xFFE2, 0xFFF0
 _SEGMENT: Final = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _segment = struct.Struct(">HH").unpack_from
 _MODES: Final = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
-# What libjpeg may complain of without a pixel being lost; after any other complaint the picture is damaged.
+# What libjpeg may complain of without a pixel being lost; after any other complaint the image is damaged.
 _HARMLESS: Final = ("extraneous bytes", "Adobe color transform", "ICC", "JFIF revision", "sequential JPEG")
 _NO_END: Final = "Premature end of JPEG file"
 
@@ -89,11 +89,11 @@ class Header(NamedTuple):
 
 
 def decode(encoded: Encoded, size: int | tuple[int, int] = 112, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode one picture of any supported format to RGB.
+    """Decode one image of any supported format to RGB.
 
     Args:
         encoded: a whole file's bytes: JPEG, PNG, WebP, BMP, PPM/PGM/PBM or GIF (its first frame).
-        size: side of the result, or its (height, width), in pixels. A picture of another size is resized to
+        size: side of the result, or its (height, width), in pixels. An image of another size is resized to
             cover it (so by its short side where the result is square) and cropped at the centre; one turned
             by an EXIF orientation is put upright first.
         max_pixels: more are refused, unless `MAX_PIXELS_SETTING` says otherwise.
@@ -102,7 +102,7 @@ def decode(encoded: Encoded, size: int | tuple[int, int] = 112, max_pixels: int 
         uint8 array (height, width, 3), RGB; gray is repeated, transparency dropped.
 
     Raises:
-        DamagedDataError: it is no picture, parts of it are missing, or it costs more than `max_pixels`.
+        DamagedDataError: it is no image, parts of it are missing, or it costs more than `max_pixels`.
         ConfigError: `MAX_PIXELS_SETTING` is no number.
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -216,7 +216,7 @@ def _afford(width: int, height: int, max_pixels: int, scans: int = 1) -> None:
     if cost > limit:
         many = f" in {scans:,} scans" if scans > _SCANS else ""
         raise DamagedDataError(
-            f"the picture claims {width}×{height} pixels{many}, which count as {cost:,}: more than the limit "
+            f"the image claims {width}×{height} pixels{many}, which count as {cost:,}: more than the limit "
             f"of {limit:,}; {MAX_PIXELS_SETTING}={cost} in the environment reads it"
         )
 
@@ -230,7 +230,7 @@ def _named_damage(encoded: bytes) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise DamagedDataError(
-            f"the picture claims too many pixels: {error}; {MAX_PIXELS_SETTING} in the environment raises it"
+            f"the image claims too many pixels: {error}; {MAX_PIXELS_SETTING} in the environment raises it"
         ) from error
     # PIL's readers meet damage with whatever exception the broken field happens to cause.
     except Exception as error:
@@ -238,8 +238,8 @@ def _named_damage(encoded: bytes) -> Iterator[None]:
         reason = f"{error} ({begin})"
         if isinstance(error, Image.UnidentifiedImageError):
             known = ", ".join(("JPEG", *_FORMATS))
-            reason = f"no picture of a known format ({begin}); known are {known}"
-        raise DamagedDataError(f"the picture does not decode: {reason}") from error
+            reason = f"no image of a known format ({begin}); known are {known}"
+        raise DamagedDataError(f"the image does not decode: {reason}") from error
 
 
 def _open(encoded: bytes, max_pixels: int) -> Pixels:

@@ -1,4 +1,4 @@
-"""Decode the JPEG pictures of a batch on the training device by torchvision (nvJPEG on CUDA).
+"""Decode the JPEG images of a batch on the training device by torchvision (nvJPEG on CUDA).
 
 For machines whose GPU waits for the CPU's decoding (``data.decoder=device``): the loader's threads then only
 collect files, and a batch crosses to the device compressed, in a tenth of the bytes. What a device's decoder
@@ -32,38 +32,38 @@ _LONGEST: Final = 4096  # pixels; a long narrow image would grow when it is resi
 
 
 class Undecoded:
-    """The pictures of a batch, most of them still files.
+    """The images of a batch, most of them still files.
 
     Args:
-        pictures: for each sample the bytes of a JPEG that `for_device` let through, uint8 (n,), or RGB
+        images: for each sample the bytes of a JPEG that `for_device` let through, uint8 (n,), or RGB
             pixels, uint8 (H, W, 3); on the CPU.
         size: (H, W).
         retry: called with the place of a sample whose file the device does not decode; returns its pixels,
-            or those of a picture that took its place in the batch; raises DamagedDataError.
+            or those of an image that took its place in the batch; raises DamagedDataError.
     """
 
     def __init__(
-        self, pictures: Sequence[torch.Tensor], size: tuple[int, int], retry: Callable[[int], Pixels]
+        self, images: Sequence[torch.Tensor], size: tuple[int, int], retry: Callable[[int], Pixels]
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.size = size
         self.retry = retry
 
     def decode(self, device: torch.device) -> torch.Tensor:
-        """The pictures on `device`, uint8 (B, H, W, 3); those of another size are resized to cover it and
+        """The images on `device`, uint8 (B, H, W, 3); those of another size are resized to cover it and
         cropped at the centre.
 
-        Labels and mirrors of the batch may change by this, where `retry` replaces a picture.
+        Labels and mirrors of the batch may change by this, where `retry` replaces an image.
 
         Raises:
             DamagedDataError: from `retry`.
             ConfigError: torchvision decodes nothing on this device.
         """
-        files = [slot for slot, picture in enumerate(self.pictures) if picture.ndim == 1]
+        files = [slot for slot, image in enumerate(self.images) if image.ndim == 1]
         decoded = dict(zip(files, self._decode(files, device), strict=True))
         image_BHWC = [
-            self._fitted(decoded[slot]) if slot in decoded else picture.to(device, non_blocking=True)
-            for slot, picture in enumerate(self.pictures)
+            self._fitted(decoded[slot]) if slot in decoded else image.to(device, non_blocking=True)
+            for slot, image in enumerate(self.images)
         ]
         return torch.stack(image_BHWC)
 
@@ -72,7 +72,7 @@ class Undecoded:
         if not files:
             return []
         try:
-            return _torchvision([self.pictures[slot] for slot in files], device)
+            return _torchvision([self.images[slot] for slot in files], device)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -81,7 +81,7 @@ class Undecoded:
         failed = 0
         for slot in files:
             try:
-                decoded += _torchvision([self.pictures[slot]], device)
+                decoded += _torchvision([self.images[slot]], device)
             except RuntimeError:
                 failed += 1
                 pixels_HWC = self.retry(slot)
@@ -91,7 +91,7 @@ class Undecoded:
         return decoded
 
     def _fitted(self, image_CHW: torch.Tensor) -> torch.Tensor:
-        """One picture as (H, W, 3), resized on its device where need be."""
+        """One image as (H, W, 3), resized on its device where need be."""
         height, width = self.size
         if image_CHW.shape[1:] != (height, width):
             from torchvision.transforms.v2 import functional

@@ -1,4 +1,4 @@
-"""What every source of training pictures offers: labels 0…C−1, and the pictures themselves by position."""
+"""What every source of training images offers: labels 0…C−1, and the images themselves by position."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 
 class FaceSet(ABC):
-    """N pictures of C identities, reached by position 0 … N−1.
+    """N images of C identities, reached by position 0 … N−1.
 
     A subclass of `EncodedFaces` or `PixelFaces`, never of this class alone. Reading is safe from threads and
-    forked processes at once, and a face set can be pickled (without the pictures) into a spawned one.
+    forked processes at once, and a face set can be pickled (without the images) into a spawned one.
 
     Attributes:
         name: short name for logs and errors, e.g. ``ms1mv2``.
-        root: the file or folder the pictures come from.
-        label_N: int64 labels in 0 … C−1, one a picture; read-only and often memory-mapped.
-        classes: C original labels or names: ``classes[label_N[i]]`` names picture i's identity.
+        root: the file or folder the images come from.
+        label_N: int64 labels in 0 … C−1, one an image; read-only and often memory-mapped.
+        classes: C original labels or names: ``classes[label_N[i]]`` names image i's identity.
             It is kept in checkpoints.
     """
 
@@ -40,11 +40,11 @@ class FaceSet(ABC):
 
     @abstractmethod
     def where(self, i: int) -> str:
-        """The place of picture i for an error message: ``key 17 at offset 90112 of /data/train.rec``."""
+        """The place of image i for an error message: ``key 17 at offset 90112 of /data/train.rec``."""
 
     @abstractmethod
     def describe(self) -> str:
-        """One line for the log: identities, pictures, and where they come from."""
+        """One line for the log: identities, images, and where they come from."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -66,15 +66,15 @@ class FaceSet(ABC):
         return [np.ascontiguousarray(self.label_N), self.classes]
 
     def prefetch(self, positions: Sequence[int]) -> None:  # noqa: B027  (a hint: nothing to do is a good answer)
-        """Hint that these pictures will be read soon; a source on a disk starts reading without waiting."""
+        """Hint that these images will be read soon; a source on a disk starts reading without waiting."""
 
 
 class EncodedFaces(FaceSet):
-    """A face set that hands out encoded pictures, to be decoded by the reader."""
+    """A face set that hands out encoded images, to be decoded by the reader."""
 
     @abstractmethod
     def encoded(self, i: int) -> bytes | memoryview:
-        """The bytes of picture i's JPEG or PNG file; a memoryview may lie in a read-only memory map.
+        """The bytes of image i's JPEG or PNG file; a memoryview may lie in a read-only memory map.
 
         Raises:
             DamagedDataError: where the record is damaged; the message says `where`.
@@ -82,8 +82,8 @@ class EncodedFaces(FaceSet):
 
 
 class PixelFaces(FaceSet):
-    """A face set that makes or holds pictures already decoded (synthetic ones)."""
+    """A face set that makes or holds images already decoded (synthetic ones)."""
 
     @abstractmethod
     def pixels(self, i: int) -> np.ndarray:
-        """Picture i as uint8 RGB, shape (height, width, 3)."""
+        """Image i as uint8 RGB, shape (height, width, 3)."""

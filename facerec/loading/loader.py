@@ -1,15 +1,15 @@
 """Batches of decoded faces: threads decode straight into one uint8 buffer a batch, a few batches ahead.
 
-Threads and not processes: the decoder releases the interpreter lock, and a picture is never copied, pickled
+Threads and not processes: the decoder releases the interpreter lock, and an image is never copied, pickled
 or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`),
 whatever the number of threads and processes.
 
 Two threads on two cores deliver batches at about 0.8 of the rate of the decoder alone, and with `prepare`
 (mirrored, normalised, on the same two cores) at 0.5 to 0.6; see `scripts/benchmark data`. The rest is lost to
-the interpreter's lock, which every picture needs for some 4 µs, and to memory: a picture is 38 kB as bytes,
+the interpreter's lock, which every image needs for some 4 µs, and to memory: an image is 38 kB as bytes,
 151 kB as floats.
 
-Shape suffixes: B pictures of a batch, G of a global batch (that of all processes together), N any number, H
+Shape suffixes: B images of a batch, G of a global batch (that of all processes together), N any number, H
 height, W width, C colour channels (RGB).
 """
 
@@ -38,26 +38,26 @@ from facerec.loading.order import Order, Positions, Shuffle, count_batches, mirr
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 32  # pictures a thread decodes at a time: about 3 ms, a hundred times the cost of handing them over
+_CHUNK = 32  # images a thread decodes at a time: about 3 ms, a hundred times the cost of handing them over
 _TAKEN = 8192  # positions of the order looked up at a time
-_NAMED = 5  # undecodable pictures named in the log before they are only counted
-_GIVE_UP = 1000  # undecodable pictures in a row after which skipping is no longer the answer
+_NAMED = 5  # undecodable images named in the log before they are only counted
+_GIVE_UP = 1000  # undecodable images in a row after which skipping is no longer the answer
 
 
 class Batch(NamedTuple):
     """What one process takes of one global batch.
 
     Attributes:
-        image_BHWC: uint8 RGB pictures, not mirrored yet, in pinned memory if the loader was asked to; none
+        image_BHWC: uint8 RGB images, not mirrored yet, in pinned memory if the loader was asked to; none
             of them where there is `undecoded`.
         label_B: int64 identities, 0 … C−1.
-        mirror_B: bool, the pictures to be mirrored (on the device, see `prepare`).
-        index_B: int64 NumPy array, positions of the pictures in the face set.
+        mirror_B: bool, the images to be mirrored (on the device, see `prepare`).
+        index_B: int64 NumPy array, positions of the images in the face set.
         position: samples of the epoch that all processes have taken when this batch is done; `batches`
             resumes there.
-        sizes: how many pictures of the global batch each process takes.
-        augment: further changes of the pictures, made on the device as well, if any.
-        undecoded: the pictures, where the device decodes them; decoding may change `label_B`, `mirror_B` and
+        sizes: how many images of the global batch each process takes.
+        augment: further changes of the images, made on the device as well, if any.
+        undecoded: the images, where the device decodes them; decoding may change `label_B`, `mirror_B` and
             `index_B`.
     """
 
@@ -74,12 +74,12 @@ class Batch(NamedTuple):
 class _Filled(NamedTuple):
     """What a thread did for a stretch of a batch."""
 
-    replaced: list[tuple[int, int, dict[int, str]]]  # slot, picture put there, why not the others
-    pictures: list[torch.Tensor]  # for `Undecoded`; none where the pictures are in their slots
+    replaced: list[tuple[int, int, dict[int, str]]]  # slot, image put there, why not the others
+    images: list[torch.Tensor]  # for `Undecoded`; none where the images are in their slots
 
 
 class _Pending(NamedTuple):
-    """A batch whose pictures are being decoded, or collected for the device."""
+    """A batch whose images are being decoded, or collected for the device."""
 
     image_BHWC: torch.Tensor
     index_B: Positions
@@ -92,21 +92,21 @@ class Loader:
     """Decoded batches of a face set.
 
     Args:
-        faces: the pictures.
-        batch_size: pictures a process takes at a time.
+        faces: the images.
+        batch_size: images a process takes at a time.
         seed: of the order and of every random choice.
-        size: side of the pictures in pixels, or (height, width); others are resized to it (see `decode`).
+        size: side of the images in pixels, or (height, width); others are resized to it (see `decode`).
         workers: decoding threads; 1 or more.
         shuffle, block_size, window: the order, see `Order`.
-        images_per_identity: for ``identity``: pictures of each identity in a batch, see `IdentityOrder`.
-        on_error: ``raise`` stops at a picture that does not decode. ``skip`` puts the next one of the face
+        images_per_identity: for ``identity``: images of each identity in a batch, see `IdentityOrder`.
+        on_error: ``raise`` stops at an image that does not decode. ``skip`` puts the next one of the face
             set that does decode in its place (so in a pack sorted by identity usually one of the same
             person), and counts it.
         mirror: mirror half of the samples.
-        augment: further changes of the pictures; None: none.
+        augment: further changes of the images; None: none.
         rank, world_size: which process of how many this is.
         drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
-            among the processes as evenly as possible, so that they may differ by one picture.
+            among the processes as evenly as possible, so that they may differ by one image.
         prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
         decoder: ``threads`` decode in the loader's threads; ``device`` leaves it to the device, see
             `device_decode`.
@@ -114,7 +114,7 @@ class Loader:
 
     Raises:
         ConfigError: for a value out of range.
-        MissingDataError: the face set has too few pictures for one batch.
+        MissingDataError: the face set has too few images for one batch.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class Loader:
         self.pin = pin
         if shuffle == "identity":
             divides = batch_size % max(1, images_per_identity) == 0
-            mend = f"must divide trainer.batch_size={batch_size}"
-            require(divides, "data.images_per_identity", images_per_identity, mend)
+            hint = f"must divide trainer.batch_size={batch_size}"
+            require(divides, "data.images_per_identity", images_per_identity, hint)
             self.order: Order = IdentityOrder(
                 faces.label_N, seed=seed, images_per_identity=images_per_identity
             )
@@ -167,13 +167,13 @@ class Loader:
         self._undecodable: set[int] = set()
         if not self.batches_per_epoch():
             raise MissingDataError(
-                f"{faces.name} at {faces.root} has {len(faces)} pictures, too few for one batch: "
+                f"{faces.name} at {faces.root} has {len(faces)} images, too few for one batch: "
                 f"trainer.batch_size={batch_size} on {world_size} process(es); lower it, or take more data"
             )
 
     @property
     def skipped(self) -> int:
-        """Different pictures that this process could not decode and replaced, so far."""
+        """Different images that this process could not decode and replaced, so far."""
         return len(self._undecodable)
 
     def batches_per_epoch(self, start: int = 0) -> int:
@@ -198,10 +198,10 @@ class Loader:
         Args:
             epoch: number of the epoch, which chooses the order.
             start: samples of the epoch that all processes together have taken already, 0 … number of
-                pictures: the `position` of the last batch, whatever the number of processes then and now.
+                images: the `position` of the last batch, whatever the number of processes then and now.
 
         Raises:
-            DamagedDataError: at the first picture in the order that does not decode (``on_error="raise"``).
+            DamagedDataError: at the first image in the order that does not decode (``on_error="raise"``).
         """
         skipped_before = self.skipped
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="facerec-loader")
@@ -219,14 +219,14 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
         if self.skipped > skipped_before:
             log.warning(
-                "epoch %d: pictures that did not decode and were replaced: %d for the first time, %d in all",
+                "epoch %d: images that did not decode and were replaced: %d for the first time, %d in all",
                 epoch,
                 self.skipped - skipped_before,
                 self.skipped,
             )
 
     def _global_batches(self, epoch: int, start: int) -> Iterator[tuple[int, Positions]]:
-        """Where each global batch begins in the order of the epoch, and its pictures."""
+        """Where each global batch begins in the order of the epoch, and its images."""
         step = self.batch_size * self.world_size
         taken, index_N = start, self.order.take(epoch, start, start)
         for begin in range(start, start + self.batches_per_epoch(start) * step, step):
@@ -260,7 +260,7 @@ class Loader:
         return _Pending(image_BHWC, index_B, end, sizes, chunks)
 
     def _fill(self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int) -> _Filled:
-        """In a thread: decode pictures begin … end−1."""
+        """In a thread: decode images begin … end−1."""
         replaced = []
         for slot, index in enumerate(index_B[begin:end].tolist(), begin):
             taken, reasons = self._load_or_replace(index, slots_BHWC[slot])
@@ -269,7 +269,7 @@ class Loader:
         return _Filled(replaced, [])
 
     def _collect(self, index_B: Positions, begin: int, end: int) -> _Filled:
-        """In a thread: the files of pictures begin … end−1, pixels of those that are not for the device."""
+        """In a thread: the files of images begin … end−1, pixels of those that are not for the device."""
         filled = _Filled([], [])
         for slot, index in enumerate(index_B[begin:end].tolist(), begin):
             encoded = None
@@ -282,11 +282,11 @@ class Loader:
                 if reasons:
                     filled.replaced.append((slot, taken, reasons))
                 encoded = torch.from_numpy(pixels_HWC)
-            filled.pictures.append(encoded)
+            filled.images.append(encoded)
         return filled
 
     def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
-        """The pixels of a picture that the device does not decode, or of one that takes its place."""
+        """The pixels of an image that the device does not decode, or of one that takes its place."""
         pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
         taken, reasons = self._load_or_replace(batch.index_B.item(slot), pixels_HWC)
         self._note(reasons)
@@ -295,18 +295,18 @@ class Loader:
         return pixels_HWC
 
     def _load_or_replace(self, index: int, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
-        """Decode a picture, or what takes its place; returns which it was, and why not those before it."""
+        """Decode an image, or what takes its place; returns which it was, and why not those before it."""
         try:
             self._load(index, out_HWC)
         except DamagedDataError as error:
             if self.on_error == "raise":
-                mend = "data.on_error=skip trains without such pictures, and counts them"
-                raise DamagedDataError(f"{error}; {mend}") from error
+                hint = "data.on_error=skip trains without such images, and counts them"
+                raise DamagedDataError(f"{error}; {hint}") from error
             return self._replace(index, str(error), out_HWC)
         return index, {}
 
     def _load(self, index: int, out_HWC: Pixels) -> None:
-        """One picture into its slot; an error says where it comes from."""
+        """One image into its slot; an error says where it comes from."""
         faces = self.faces
         if isinstance(faces, EncodedFaces):
             encoded = faces.encoded(index)
@@ -320,7 +320,7 @@ class Loader:
             raise TypeError(f"{type(faces).__name__} is neither EncodedFaces nor PixelFaces")
 
     def _replace(self, index: int, reason: str, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
-        """Load the next picture that decodes; returns its position, and why those before it do not."""
+        """Load the next image that decodes; returns its position, and why those before it do not."""
         reasons = {index: reason}
         for step in range(1, min(_GIVE_UP, len(self.faces))):
             other = (index + step) % len(self.faces)
@@ -330,15 +330,15 @@ class Loader:
                 reasons[other] = str(error)
             else:
                 return other, reasons
-        raise DamagedDataError(f"{len(reasons)} pictures in a row do not decode; the first: {reason}")
+        raise DamagedDataError(f"{len(reasons)} images in a row do not decode; the first: {reason}")
 
     def _finish(self, pending: _Pending, epoch: int) -> Batch:
-        """Wait for a batch; errors and replacements come in the order of the pictures."""
+        """Wait for a batch; errors and replacements come in the order of the images."""
         index_B = pending.index_B
-        pictures: list[torch.Tensor] = []
+        images: list[torch.Tensor] = []
         for chunk in pending.chunks:
             filled = chunk.result()
-            pictures += filled.pictures
+            images += filled.images
             for slot, index, reasons in filled.replaced:
                 index_B[slot] = index
                 self._note(reasons)
@@ -351,22 +351,22 @@ class Loader:
             batch = batch._replace(augment=Augmentation(self.augment, self.order.seed, epoch, index_B))
         if self.decoder == "device":
             retry = partial(self._retry, batch, epoch)
-            batch = batch._replace(undecoded=Undecoded(pictures, (self.height, self.width), retry))
+            batch = batch._replace(undecoded=Undecoded(images, (self.height, self.width), retry))
         return batch
 
     def _describe(self, batch: Batch, epoch: int) -> None:
-        """Labels and mirrors that follow from which pictures are in a batch."""
+        """Labels and mirrors that follow from which images are in a batch."""
         batch.label_B.numpy()[:] = self.faces.label_N[batch.index_B]
         if self.mirror:
             batch.mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, batch.index_B)
 
     def _note(self, reasons: dict[int, str]) -> None:
-        """Count pictures that do not decode and name the first few of them in the log."""
+        """Count images that do not decode and name the first few of them in the log."""
         for index, reason in reasons.items():
             if index in self._undecodable:
                 continue
             self._undecodable.add(index)
             if len(self._undecodable) <= _NAMED:
-                log.warning("skipped a picture that does not decode: %s", reason)
+                log.warning("skipped an image that does not decode: %s", reason)
             elif len(self._undecodable) == _NAMED + 1:
-                log.warning("further pictures that do not decode are only counted")
+                log.warning("further images that do not decode are only counted")

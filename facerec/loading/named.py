@@ -1,6 +1,6 @@
-"""Pictures with their names and labels from wherever they lie: a folder, a pack, a verification set, a list.
+"""Images with their names and labels from wherever they lie: a folder, a pack, a verification set, a list.
 
-Shape suffixes: P pictures, N rows that are wanted of them.
+Shape suffixes: P images, N rows that are wanted of them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _log = logging.getLogger(__name__)
 _SQUARE = 1.25  # longer side by shorter one; ORL's 112×92 are cropped faces
 
 
-class NamedPictures(ABC):
-    """P encoded pictures, and N rows with a name and a label each; row n shows picture ``row_N[n]``.
+class NamedImages(ABC):
+    """P encoded images, and N rows with a name and a label each; row n shows image ``row_N[n]``.
 
-    Pictures may be read by several threads at once.
+    Images may be read by several threads at once.
 
     Attributes:
-        row_N: int64; a picture may stand in several rows.
+        row_N: int64; an image may stand in several rows.
         together: how many neighbouring rows are of no use without each other: 2 where rows are pairs.
     """
 
@@ -42,11 +42,11 @@ class NamedPictures(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """P, the number of distinct pictures."""
+        """P, the number of distinct images."""
 
     @abstractmethod
-    def encoded(self, picture: int) -> bytes | memoryview:
-        """The bytes of a picture's file.
+    def encoded(self, image: int) -> bytes | memoryview:
+        """The bytes of an image's file.
 
         Raises:
             DamagedDataError: its record is damaged.
@@ -54,8 +54,8 @@ class NamedPictures(ABC):
         """
 
     @abstractmethod
-    def where(self, picture: int) -> str:
-        """How errors name a picture."""
+    def where(self, image: int) -> str:
+        """How errors name an image."""
 
     @abstractmethod
     def name(self, row: int) -> str:
@@ -70,46 +70,46 @@ class NamedPictures(ABC):
         """One line for the log."""
 
 
-def open_pictures(
+def open_images(
     source: str | Path,
     *,
     list_root: str | Path | None = None,
     damaged: Literal["raise", "skip"] = "raise",
-) -> NamedPictures:
-    """Whatever pictures `source` is.
+) -> NamedImages:
+    """Whatever images `source` is.
 
     Args:
         source: a folder with a pack (``train.rec``, or one other `.rec`), or the `.rec`; any other folder,
-            for all pictures below it; a verification set (`.bin`); a single picture; a text file with a path
+            for all images below it; a verification set (`.bin`); a single image; a text file with a path
             a line, behind which a tab and a label may stand.
         list_root: where relative paths of a list start; None: in the folder of the list.
         damaged: what to do about damaged record headers of a pack, see `open_pack`.
 
     Raises:
-        MissingDataError: it is not there, or holds no pictures.
+        MissingDataError: it is not there, or holds no images.
         DamagedDataError: it is not what its ending says.
         UserError: it is none of these.
     """
     source = Path(source)
     if source.is_dir():
         if any(source.glob("*.rec")):
-            return _PackPictures(open_pack(source, damaged=damaged))
+            return _PackImages(open_pack(source, damaged=damaged))
         paths = images_below(source)
         return _Files(source, paths, [path.rpartition("/")[0] for path in paths])
     if not source.is_file():
         raise MissingDataError(
-            f"{source}: no such file or folder; expected pictures, a pack, a .bin or a list of paths"
+            f"{source}: no such file or folder; expected images, a pack, a .bin or a list of paths"
         )
     if source.suffix == ".rec":
-        return _PackPictures(open_pack(source, damaged=damaged))
+        return _PackImages(open_pack(source, damaged=damaged))
     if source.suffix == ".bin":
-        return _PairPictures(load_verification(source))
+        return _PairImages(load_verification(source))
     if source.suffix.lower() in ENDINGS:
         return _Files(source.parent, [source.name], [""])
     return _Files(Path(list_root) if list_root is not None else source.parent, *_listed(source), source)
 
 
-class _Files(NamedPictures):
+class _Files(NamedImages):
     """Files below a folder, named by their paths relative to it; or those of a list, named as it does."""
 
     def __init__(
@@ -121,8 +121,8 @@ class _Files(NamedPictures):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def encoded(self, picture: int) -> bytes:
-        path = self._root / self._paths[picture]
+    def encoded(self, image: int) -> bytes:
+        path = self._root / self._paths[image]
         try:
             return read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path of a list
@@ -130,8 +130,8 @@ class _Files(NamedPictures):
             listed = f"; {self._source} names it" if self._source != self._root else ""
             raise MissingDataError(f"{path} cannot be read: {reason}{listed}") from error
 
-    def where(self, picture: int) -> str:
-        return str(self._root / self._paths[picture])
+    def where(self, image: int) -> str:
+        return str(self._root / self._paths[image])
 
     def name(self, row: int) -> str:
         return self._paths[row]
@@ -142,11 +142,11 @@ class _Files(NamedPictures):
     def describe(self) -> str:
         named = len({label for label in self._labels if label})
         people = f" of {named:,} identities" if named else ""
-        return f"{len(self):,} pictures{people} from {self._source}"
+        return f"{len(self):,} images{people} from {self._source}"
 
 
-class _PackPictures(NamedPictures):
-    """The pictures of a pack, under the names of its `.lst` where there is one."""
+class _PackImages(NamedImages):
+    """The images of a pack, under the names of its `.lst` where there is one."""
 
     def __init__(self, pack: Pack) -> None:
         from facerec.making.listing import Names
@@ -157,14 +157,14 @@ class _PackPictures(NamedPictures):
     def __len__(self) -> int:
         return len(self._pack)
 
-    def encoded(self, picture: int) -> memoryview:
-        return self._pack.encoded(picture)
+    def encoded(self, image: int) -> memoryview:
+        return self._pack.encoded(image)
 
-    def where(self, picture: int) -> str:
-        return self._pack.where(picture)
+    def where(self, image: int) -> str:
+        return self._pack.where(image)
 
     def name(self, row: int) -> str:
-        return self._names.picture(row)
+        return self._names.image(row)
 
     def label(self, row: int) -> str:
         return self._names.identity(row)
@@ -173,7 +173,7 @@ class _PackPictures(NamedPictures):
         return self._pack.describe()
 
 
-class _PairPictures(NamedPictures):
+class _PairImages(NamedImages):
     """The rows of a verification set: rows 2i and 2i + 1 are pair i, labelled 1 (genuine) or 0 (impostor)."""
 
     together = 2
@@ -183,13 +183,13 @@ class _PairPictures(NamedPictures):
         self.row_N = verification_set.index_2N
 
     def __len__(self) -> int:
-        return len(self._set.pictures)
+        return len(self._set.images)
 
-    def encoded(self, picture: int) -> bytes:
-        return self._set.pictures[picture]
+    def encoded(self, image: int) -> bytes:
+        return self._set.images[image]
 
-    def where(self, picture: int) -> str:
-        return self._set.where(picture)
+    def where(self, image: int) -> str:
+        return self._set.where(image)
 
     def name(self, row: int) -> str:
         return f"{self._set.name}/{row // 2}/{row % 2}"
@@ -266,7 +266,7 @@ def images_below(root: Path) -> list[str]:
         waiting += [f"{place}{name}/" for name in reversed(there.folders) if name not in links]
     warn_left_out(root, left_out)
     if not paths:
-        raise MissingDataError(f"{root}: holds no pictures ({', '.join(ENDINGS)}) and no pack")
+        raise MissingDataError(f"{root}: holds no images ({', '.join(ENDINGS)}) and no pack")
     return paths
 
 
@@ -303,7 +303,7 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     lines = text_lines(path, "surrogateescape")
     if any("\0" in line for line in lines[:100]):
         raise UserError(
-            f"{path}: is neither a picture, nor a pack (.rec), a verification set (.bin) or a list of paths"
+            f"{path}: is neither an image, nor a pack (.rec), a verification set (.bin) or a list of paths"
         )
     paths, labels = [], []
     for line in lines:
@@ -312,5 +312,5 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
             paths.append(name.strip())
             labels.append(label.strip() or PurePosixPath(name.strip()).parent.name)
     if not paths:
-        raise MissingDataError(f"{path}: names no pictures; a list has a path a line")
+        raise MissingDataError(f"{path}: names no images; a list has a path a line")
     return paths, labels

@@ -1,6 +1,6 @@
-"""Wrong labels on purpose, for experiments on robustness: some pictures get another identity's label.
+"""Wrong labels on purpose, for experiments on robustness: some images get another identity's label.
 
-Shape suffixes: N pictures, M of them changed, C identities, P pixels of a thumbnail.
+Shape suffixes: N images, M of them changed, C identities, P pixels of a thumbnail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NoiseKind = Literal["uniform", "confusable"]
 Labels = npt.NDArray[np.int64]
 
 _LOOKALIKES: Final = 5  # identities one may be taken for
-_SEEN: Final = 4  # pictures of an identity that its looks are judged by
+_SEEN: Final = 4  # images of an identity that its looks are judged by
 _SIDE: Final = 16
 
 
@@ -69,13 +69,13 @@ class _NoisyPixels(NoisyFaces, PixelFaces):
 
 
 def with_label_noise(faces: FaceSet, share: float, kind: NoiseKind = "uniform", seed: int = 0) -> FaceSet:
-    """`faces` with wrong labels on a share of its pictures; which and what follows from the seed alone.
+    """`faces` with wrong labels on a share of its images; which and what follows from the seed alone.
 
     Args:
         faces: a face set of two identities or more.
-        share: in [0, 1); round(share·N) pictures are changed, each to a label that is not its own.
+        share: in [0, 1); round(share·N) images are changed, each to a label that is not its own.
         kind: ``uniform``: any other identity. ``confusable``: one of the five that look most alike, by the
-            mean of small gray pictures (a few of each identity are decoded for it).
+            mean of small gray images (a few of each identity are decoded for it).
         seed: any integer.
 
     Raises:
@@ -101,7 +101,7 @@ def with_label_noise(faces: FaceSet, share: float, kind: NoiseKind = "uniform", 
 
 
 def lookalikes(faces: FaceSet, count: int = _LOOKALIKES) -> Labels:
-    """For each identity the `count` others (fewer if there are fewer) with the nearest mean pictures."""
+    """For each identity the `count` others (fewer if there are fewer) with the nearest mean images."""
     order_N = np.argsort(faces.label_N, kind="stable")
     sorted_N = np.asarray(faces.label_N)[order_N]
     mean_CP = np.zeros((faces.num_classes, _SIDE * _SIDE), np.float32)
@@ -128,12 +128,12 @@ def _spans(sorted_N: Labels, classes: int) -> tuple[Labels, Labels]:
 
 
 def _thumbnail(faces: FaceSet, i: int) -> np.ndarray:
-    """Picture i as 16×16 gray levels, one after the other."""
+    """Image i as 16×16 gray levels, one after the other."""
     if isinstance(faces, EncodedFaces):
-        picture = decode(faces.encoded(i), _SIDE)
+        image = decode(faces.encoded(i), _SIDE)
     else:
         assert isinstance(faces, PixelFaces)
-        picture = faces.pixels(i)
-        rows, columns = (np.linspace(0, side - 1, _SIDE).round().astype(int) for side in picture.shape[:2])
-        picture = picture[rows][:, columns]
-    return picture.astype(np.float32).mean(2).ravel()
+        image = faces.pixels(i)
+        rows, columns = (np.linspace(0, side - 1, _SIDE).round().astype(int) for side in image.shape[:2])
+        image = image[rows][:, columns]
+    return image.astype(np.float32).mean(2).ravel()

@@ -1,6 +1,6 @@
 """The order of an epoch, its division among processes, and every sample's random numbers: pure functions.
 
-Nothing here keeps state or draws from a generator. Which picture stands at position p of an epoch follows
+Nothing here keeps state or draws from a generator. Which image stands at position p of an epoch follows
 from (seed, epoch, p) by arithmetic alone, so an epoch can be entered anywhere, by any number of processes, at
 no cost in memory (a stored permutation of WebFace42M takes 170 MB in every process), and it does not change
 with the version of NumPy. The random numbers of a sample follow from (seed, epoch, sample), whoever loads it.
@@ -25,15 +25,15 @@ _WORD: Final = 2**64 - 1
 
 
 class Order:
-    """The order of the epochs of `count` pictures.
+    """The order of the epochs of `count` images.
 
     Args:
-        count: pictures in the data set.
+        count: images in the data set.
         seed: any integer.
-        shuffle: ``full``: any picture anywhere. ``block``: the data set is cut into blocks of neighbours, the
-            blocks are shuffled, and the pictures of `window` blocks at a time are mixed with each other, so a
+        shuffle: ``full``: any image anywhere. ``block``: the data set is cut into blocks of neighbours, the
+            blocks are shuffled, and the images of `window` blocks at a time are mixed with each other, so a
             disk reads whole blocks. ``none``: as stored. (``identity`` is `identity_sampler.IdentityOrder`.)
-        block_size: pictures in a block.
+        block_size: images in a block.
         window: blocks that are mixed with each other.
     """
 
@@ -54,7 +54,7 @@ class Order:
         self._blocks_of: tuple[int, _Blocks] | None = None
 
     def take(self, epoch: int, start: int, stop: int) -> Positions:
-        """The pictures (int64) at positions start … stop−1 of an epoch, 0 ≤ start ≤ stop ≤ count."""
+        """The images (int64) at positions start … stop−1 of an epoch, 0 ≤ start ≤ stop ≤ count."""
         if not 0 <= start <= stop <= self.count:
             raise IndexError(f"positions {start} to {stop} of an epoch of {self.count}")
         position_N = np.arange(start, stop, dtype=np.int64)
@@ -87,7 +87,7 @@ class _Blocks:
         order = permute(np.arange(blocks, dtype=np.int64), blocks, (*key, -1))
         lengths = np.full(blocks, block_size, np.int64)
         lengths[order == blocks - 1] = count - (blocks - 1) * block_size
-        self.first = order * block_size  # first picture of the block at each place of the order
+        self.first = order * block_size  # first image of the block at each place of the order
         self.length = lengths
         self.begin = np.concatenate(([0], np.cumsum(lengths)))  # position where each place begins
         self.window = window
@@ -118,7 +118,7 @@ class _Blocks:
         return np.concatenate(parts)
 
     def stored(self, window: int) -> Positions:
-        """The pictures of a window as they are stored; none for the window behind the last."""
+        """The images of a window as they are stored; none for the window behind the last."""
         places = slice(window * self.window, (window + 1) * self.window)
         order = np.argsort(self.first[places])
         first_B, length_B = self.first[places][order], self.length[places][order]

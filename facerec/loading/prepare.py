@@ -12,7 +12,7 @@ import torch
 from facerec.images import buffers
 from facerec.loading.loader import Batch
 
-_PART = 24  # pictures
+_PART = 24  # images
 
 
 class Normaliser(Protocol):
@@ -23,13 +23,13 @@ class Normaliser(Protocol):
 
 
 def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures and labels of a batch on `device`.
+    """The images and labels of a batch on `device`.
 
     The bytes cross to the device before they become floats; out of pinned memory they do so while the device
     still works on the batch before. Nothing here waits for the device, where it does not decode.
 
     Returns:
-        Pictures (B, 3, H, W) float32, channels-last in memory, mirrored and augmented as the batch says, and
+        Images (B, 3, H, W) float32, channels-last in memory, mirrored and augmented as the batch says, and
         labels (B,) int64.
 
     Raises:
@@ -37,7 +37,7 @@ def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torc
     """
     if batch.undecoded is None:
         image_BHWC = batch.image_BHWC.to(device, non_blocking=True)
-    else:  # first of all: a picture replaced here brings its label and mirror along
+    else:  # first of all: an image replaced here brings its label and mirror along
         image_BHWC = batch.undecoded.decode(device)
     mirror_B = batch.mirror_B.to(device, non_blocking=True)
     label_B = batch.label_B.to(device, non_blocking=True)
@@ -55,7 +55,7 @@ def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torc
 
 
 def mirror_where(mirror_B: torch.Tensor, image_BHWC: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures (B, H, W, C), those chosen by the bool `mirror_B` mirrored left to right."""
+    """uint8 images (B, H, W, C), those chosen by the bool `mirror_B` mirrored left to right."""
     shape = image_BHWC.shape
     # Chosen as words of 8 bytes, which takes a sixth of the time on a CPU; every usual size is a multiple.
     word = torch.int64 if image_BHWC[0].numel() % 8 == 0 else torch.uint8

@@ -1,4 +1,4 @@
-"""The settings of the config group `data`: which pictures, in what order, and how they are read."""
+"""The settings of the config group `data`: which images, in what order, and how they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DataSettings:
     """Which face set, and how it is loaded.
 
     Args:
-        kind: how the pictures are stored, a module of `facerec.loading.sources`: ``rec``, ``folder``,
+        kind: how the images are stored, a module of `facerec.loading.sources`: ``rec``, ``folder``,
             ``synthetic``, ``orl``.
         name: of the data set, for logs and errors; null: the name of its folder.
         root: where it is: a folder, or a `.rec`.
@@ -25,22 +25,22 @@ class DataSettings:
             pack that differs is noticed; null: not known.
         obtain: what to get and where from, for the error where it is missing.
         options: settings of the kind's own, see its module.
-        size: height and width of the pictures in pixels, or [height, width].
+        size: height and width of the images in pixels, or [height, width].
         workers: decoding threads of a process; null: one a core, eight at most.
-        shuffle: ``full`` any picture at any time; ``block`` whole blocks of neighbours, for hard disks;
-            ``identity`` several pictures of each identity in a batch, for pair losses; ``none``.
-        block_size: neighbouring pictures in a block.
-        window: blocks that are mixed with each other. The pictures of two windows should fit into memory.
-        images_per_identity: for ``identity``: pictures of each in a batch, a divisor of the batch size.
-        label_noise: share of the pictures that get a wrong label, in [0, 1), for experiments.
+        shuffle: ``full`` any image at any time; ``block`` whole blocks of neighbours, for hard disks;
+            ``identity`` several images of each identity in a batch, for pair losses; ``none``.
+        block_size: neighbouring images in a block.
+        window: blocks that are mixed with each other. The images of two windows should fit into memory.
+        images_per_identity: for ``identity``: images of each in a batch, a divisor of the batch size.
+        label_noise: share of the images that get a wrong label, in [0, 1), for experiments.
         noise_kind: ``uniform`` any other label; ``confusable`` that of an identity that looks alike.
-        noise_seed: chooses which pictures and labels.
-        mirror: mirror half of the pictures, another half each epoch.
-        augment: further changes of the pictures, see `AugmentSettings`; none by default.
-        on_error: what to do at a picture that does not decode: ``raise`` stops the run and names it, ``skip``
+        noise_seed: chooses which images and labels.
+        mirror: mirror half of the images, another half each epoch.
+        augment: further changes of the images, see `AugmentSettings`; none by default.
+        on_error: what to do at an image that does not decode: ``raise`` stops the run and names it, ``skip``
             takes the next one instead, and counts.
         drop_last: leave out the rest of an epoch that fills no batch; null: only where it has fewer than two
-            pictures for each process, which batch norm cannot take.
+            images for each process, which batch norm cannot take.
         prefetch: batches decoded ahead of the model.
         decoder: ``threads`` decode; ``device``: JPEGs are decoded on the training device (CUDA: nvJPEG).
 
@@ -99,7 +99,7 @@ class DataSettings:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(height, width) of the pictures in pixels."""
+        """(height, width) of the images in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def loading(self) -> dict[str, Any]:

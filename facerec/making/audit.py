@@ -1,4 +1,4 @@
-"""Read everything there is in a pack, and find all that is damaged: framing, headers, labels, pictures.
+"""Read everything there is in a pack, and find all that is damaged: framing, headers, labels, images.
 
 With an index, every record is expected where the index says and to end where the next one begins, so that a
 wrong length is told from a wrong beginning. Without one the file is walked, and after damage the walk goes on
@@ -47,15 +47,15 @@ class Progress(NamedTuple):
 
     Attributes:
         records: records read, whatever came of it.
-        pictures: those that are pictures.
+        images: those that are images.
         findings: what is damaged among them.
         unlisted: sound records between them that the index does not list.
         done: how far into the work this piece reaches, of `Audit.total`.
-        sound: (key, offset, label) of each picture that is not damaged; none for a `.bin`.
+        sound: (key, offset, label) of each image that is not damaged; none for a `.bin`.
     """
 
     records: int
-    pictures: int
+    images: int
     findings: list[Finding]
     unlisted: int
     done: int
@@ -86,15 +86,15 @@ class _Piece(NamedTuple):
 
 
 def audit(
-    path: Path, index_path: Path | None = None, *, pictures: bool = True, workers: int | None = None
+    path: Path, index_path: Path | None = None, *, images: bool = True, workers: int | None = None
 ) -> Audit:
-    """Check a `.rec` record by record, or the pictures of a verification pack (`.bin`).
+    """Check a `.rec` record by record, or the images of a verification pack (`.bin`).
 
     Args:
         path: the file.
         index_path: the `.idx` of a `.rec`; default: beside it. It is neither rebuilt nor changed; where there
             is none, or none that can be read (a finding), the file is walked and records go by number.
-        pictures: decode every picture too.
+        images: decode every image too.
         workers: threads; default: one a processor.
 
     Raises:
@@ -124,7 +124,7 @@ def audit(
     insightface = _is_insightface(reader, index)
 
     def check(piece: _Piece) -> Progress:
-        return _check(reader.view, piece, pictures, insightface)
+        return _check(reader.view, piece, images, insightface)
 
     if index is None:
         return Audit(len(reader.view), _in_threads(check, _walked(reader.view, first), threads))
@@ -208,7 +208,7 @@ def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piec
         yield _Piece(places, offset, "record")
 
 
-def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -> Progress:
+def _check(view: memoryview, piece: _Piece, images: bool, insightface: bool) -> Progress:
     """Read the records of one piece."""
     findings: list[Finding] = []
     unlisted, seen = 0, 0
@@ -222,7 +222,7 @@ def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -
             if insightface and record.flag == 2 and not len(record.payload):
                 continue
             seen += 1
-            sound.append((place.key, place.offset, _check_picture(record, pictures)))
+            sound.append((place.key, place.offset, _check_image(record, images)))
         except framing.Broken as broken:
             findings.append(Finding(_named(piece, place), broken.place(place.offset)))
         except DamagedDataError as problem:
@@ -245,20 +245,20 @@ def _between(view: memoryview, end: int, following: int) -> int:
     return count
 
 
-def _check_picture(record: Record, pictures: bool) -> int:
-    """The label of a sound picture; raises DamagedDataError."""
+def _check_image(record: Record, images: bool) -> int:
+    """The label of a sound image; raises DamagedDataError."""
     label = record.label[0] if isinstance(record.label, tuple) else record.label
     if not (label >= 0 and float(label).is_integer()):
         raise DamagedDataError(f"label {label:g} is not a whole number of 0 or more")
     if not len(record.payload):
-        raise DamagedDataError("holds no picture")
-    if pictures:
+        raise DamagedDataError("holds no image")
+    if images:
         decode(record.payload)
     return int(label)
 
 
 def _is_insightface(reader: RecordReader, index: RecordIndex | None) -> bool:
-    """Whether record 0 announces identity records, so that records without a picture are in order."""
+    """Whether record 0 announces identity records, so that records without an image are in order."""
     try:
         head = reader.record_at(0 if index is None else index.offset_N.item(index.row(0)))
     except (DamagedDataError, KeyError):
@@ -271,14 +271,14 @@ def _named(piece: _Piece, place: _Place) -> str:
 
 
 def _audit_verification(path: Path, threads: int) -> Audit:
-    """Decode the distinct pictures of a verification pack."""
+    """Decode the distinct images of a verification pack."""
     pack = load_verification(path)
 
     def check(piece: _Piece) -> Progress:
         findings = []
         for place in piece.places:
             try:
-                decode(pack.pictures[place.key])
+                decode(pack.images[place.key])
             except DamagedDataError as problem:
                 findings.append(Finding(pack.where(place.key), str(problem)))
         return Progress(len(piece.places), len(piece.places), findings, 0, piece.done)
@@ -288,5 +288,5 @@ def _audit_verification(path: Path, threads: int) -> Audit:
             end = min(start + _CHUNK, count)
             yield _Piece([_Place(i, 0, 0) for i in range(start, end)], end)
 
-    count = len(pack.pictures)
+    count = len(pack.images)
     return Audit(count, _in_threads(check, pieces(), threads))

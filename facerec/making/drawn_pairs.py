@@ -1,6 +1,6 @@
 """Draw the pairs of a verification set: seeded, balanced, in folds that share no identity.
 
-Shape suffixes: N pictures, C identities, K pairs.
+Shape suffixes: N images, C identities, K pairs.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ class Drawn(NamedTuple):
     """Pairs in the order of the file, fold after fold, in each the genuine ones first.
 
     Attributes:
-        picture_K2: int64 positions of the two pictures.
+        image_K2: int64 positions of the two images.
         issame_K: bool.
     """
 
-    picture_K2: Integers
+    image_K2: Integers
     issame_K: np.ndarray
 
 
 def draw_pairs(label_N: Integers, *, count: int | None = None, folds: int = 10, seed: int = 0) -> Drawn:
-    """Pairs of pictures, half of them genuine, for `folds` folds of equal size whose people differ.
+    """Pairs of images, half of them genuine, for `folds` folds of equal size whose people differ.
 
     Genuine pairs come from as many people as possible: nobody gives a second one while others could still
     give a first. Impostor pairs are of two people drawn evenly. No pair occurs twice.
 
     Args:
-        label_N: the identity of each picture, any whole numbers.
+        label_N: the identity of each image, any whole numbers.
         count: pairs in all, a multiple of ``2 * folds``; default: 600 a fold, or as many as there are.
         folds: how many.
         seed: the same seed draws the same pairs from the same labels.
 
     Raises:
-        UserError: there are too few people or pictures for that; the message says what is possible.
+        UserError: there are too few people or images for that; the message says what is possible.
     """
     require(folds >= 1, "--folds", folds, "must be 1 or more")
     require(seed >= 0, "--seed", seed, "must be 0 or more")
@@ -52,10 +52,10 @@ def draw_pairs(label_N: Integers, *, count: int | None = None, folds: int = 10, 
     if most == 0:
         several = int(np.count_nonzero(many_C >= 2))
         possible = min(several, len(many_C) // 2)
-        mend = f"--folds {possible} is possible" if possible else "more pictures are needed"
+        hint = f"--folds {possible} is possible" if possible else "more images are needed"
         raise UserError(
-            f"each of {folds} folds needs two people, one of them with two pictures or more; there are "
-            f"{len(many_C):,} people, {several:,} with two or more pictures: {mend}"
+            f"each of {folds} folds needs two people, one of them with two images or more; there are "
+            f"{len(many_C):,} people, {several:,} with two or more images: {hint}"
         )
     if count is None:
         each = min(most, _USUAL)
@@ -70,7 +70,7 @@ def draw_pairs(label_N: Integers, *, count: int | None = None, folds: int = 10, 
 
 
 def _deal(many_C: Integers, folds: int, rng: np.random.Generator) -> list[Integers]:
-    """Rows of the identities of each fold, dealt there and back from those with many pictures to few."""
+    """Rows of the identities of each fold, dealt there and back from those with many images to few."""
     shuffled_C = rng.permutation(len(many_C))
     row_C = shuffled_C[np.argsort(-many_C[shuffled_C], kind="stable")]
     turn_C = np.arange(len(row_C)) % (2 * folds)
@@ -79,7 +79,7 @@ def _deal(many_C: Integers, folds: int, rng: np.random.Generator) -> list[Intege
 
 
 class _Fold:
-    """The people of one fold: where the pictures of each begin in `order_N`, and how many there are."""
+    """The people of one fold: where the images of each begin in `order_N`, and how many there are."""
 
     def __init__(self, order_N: Integers, start_C: Integers, many_C: Integers) -> None:
         self._order_N, self._start_C, self._many_C = order_N, start_C, many_C
@@ -104,7 +104,7 @@ class _Fold:
         return np.concatenate(pairs)
 
     def draw_other(self, each: int, rng: np.random.Generator) -> Integers:
-        """Rejection, at first among people and then among pictures; an enumeration where most are wanted."""
+        """Rejection, at first among people and then among images; an enumeration where most are wanted."""
         if self.impostor <= 4 * each:
             return self._all_others()[rng.choice(self.impostor, each, replace=False)]
         person_P = np.repeat(np.arange(len(self._many_C)), self._many_C)
@@ -118,20 +118,20 @@ class _Fold:
                 person_K2 = person_P[row_K2]
                 within_K2 = row_K2 - (np.cumsum(self._many_C) - self._many_C)[person_K2]
             differ_K = person_K2[:, 0] != person_K2[:, 1]
-            picture_K2 = self._order_N[(self._start_C[person_K2] + within_K2)[differ_K]]
-            for pair in np.sort(picture_K2, axis=1).tolist():
+            image_K2 = self._order_N[(self._start_C[person_K2] + within_K2)[differ_K]]
+            for pair in np.sort(image_K2, axis=1).tolist():
                 found[pair[0], pair[1]] = None
                 if len(found) == each:
                     return np.array(list(found), np.int64)
         raise AssertionError("fewer impostor pairs than counted")
 
     def _all_others(self) -> Integers:
-        pictures = [
+        images = [
             self._order_N[start : start + many]
             for start, many in zip(self._start_C.tolist(), self._many_C.tolist(), strict=True)
         ]
         pairs = []
-        for i, picture_K in enumerate(pictures[:-1]):
-            rest_K = np.concatenate(pictures[i + 1 :])
-            pairs.append(np.stack(np.meshgrid(picture_K, rest_K, indexing="ij"), axis=2).reshape(-1, 2))
+        for i, image_K in enumerate(images[:-1]):
+            rest_K = np.concatenate(images[i + 1 :])
+            pairs.append(np.stack(np.meshgrid(image_K, rest_K, indexing="ij"), axis=2).reshape(-1, 2))
         return np.concatenate(pairs)

@@ -77,7 +77,7 @@ class FaceMaker:
         """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `Made`.
 
         Raises:
-            DamagedDataError: it is no picture, or a damaged one.
+            DamagedDataError: it is no image, or a damaged one.
         """
         if self.detector is None:
             return decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS), ""
@@ -92,7 +92,7 @@ class FaceMaker:
         return self._aligned(image_HWC, face), others
 
     def _fits(self, encoded: Encoded) -> bool:
-        """True where a picture's header says that it can be stored as it is; raises DamagedDataError."""
+        """True where an image's header says that it can be stored as it is; raises DamagedDataError."""
         header = read_header(encoded)
         fits = header.height == header.width == self.size and header.orientation == 1
         return fits and header.format in ("JPEG", "PNG")
@@ -123,7 +123,7 @@ class FaceMaker:
 def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """`work` of each task, done in threads some tasks ahead, handed out in the order of the tasks."""
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers, "pictures")
+    pool = ThreadPoolExecutor(workers, "images")
     try:
         for task in tasks:
             waiting.append(pool.submit(work, task))

@@ -42,7 +42,7 @@ def pack_folder(
 ) -> Built:
     """Pack ``folder/identity/photograph`` into the folder `out`; identities and files in the order of names.
 
-    Names that begin with a dot are passed over. Every other file that gives no picture stands in
+    Names that begin with a dot are passed over. Every other file that gives no image stands in
     ``out/report.csv`` with the reason. A run that was stopped is taken up again by the next one with the same
     settings, where no folder changed meanwhile.
 
@@ -56,7 +56,7 @@ def pack_folder(
         beside: writes what shall appear together with the pack (see `PackBuilder.beside`).
 
     Raises:
-        MissingDataError: there is no such folder, or not one picture in it that can be packed.
+        MissingDataError: there is no such folder, or not one image in it that can be packed.
         UserError: `out` holds a pack already and no `force`, or lies in `folder`.
         StorageError: `out` cannot be written.
     """
@@ -126,17 +126,17 @@ def identity_folders(folder: Path) -> Entries:
     Raises:
         MissingDataError: there are none; the message says what is there instead.
     """
-    wanted = f"{folder}: must hold a folder of pictures for each person"
+    wanted = f"{folder}: must hold a folder of images for each person"
     try:
         there = folder_entries(folder, folder)
     except OSError as error:
         raise MissingDataError(
-            f"{folder}: {error.strerror}; give a folder that holds a folder of pictures for each person"
+            f"{folder}: {error.strerror}; give a folder that holds a folder of images for each person"
         ) from None
     if there.folders:
         return there
     if any(name.lower().endswith(ENDINGS) for name in there.files):
-        raise MissingDataError(f"{wanted}; it holds loose pictures, move each person's into a folder")
+        raise MissingDataError(f"{wanted}; it holds loose images, move each person's into a folder")
     for name, reason in there.left_out.items():
         raise MissingDataError(f"{wanted}; it holds no folders, and {name} is {reason}")
     raise MissingDataError(f"{wanted}; it holds no folders")
@@ -151,7 +151,7 @@ def _photographs(folder: Path, identities: list[str]) -> Iterator[Photograph]:
             reasons |= dict.fromkeys(there.folders, "a folder; only what lies right in an identity's counts")
         except OSError as error:
             reasons = {"": f"the folder cannot be read: {error.strerror}"}
-        reasons = reasons or {"": "the folder holds no pictures that can be read"}
+        reasons = reasons or {"": "the folder holds no images that can be read"}
         last = max(reasons)
         for file in sorted(reasons):
             yield Photograph(identity, file, file == last, reasons[file])

@@ -32,7 +32,7 @@ def make_lfw(
     """Make the pack of the people of some sets, `lfw.bin`, and ``lfw_set<k>.bin`` of each other set.
 
     Args:
-        root: pictures ``name/name_0001.jpg``.
+        root: images ``name/name_0001.jpg``.
         lists: the folder of `pairs.txt` and `people.txt`.
         out: the folder to write.
         maker: makes the faces.
@@ -41,7 +41,7 @@ def make_lfw(
         workers: threads.
 
     Raises:
-        MissingDataError: a list, a person or a picture is not there.
+        MissingDataError: a list, a person or an image is not there.
         DamagedDataError: a list is not in order, or the two do not fit.
         UserError: there is no such set, or `out` holds files already.
         StorageError: `out` cannot be written.
@@ -81,4 +81,4 @@ def _require_person(root: Path, name: str, many: int) -> None:
         raise MissingDataError(f"{folder}: is in people.txt, but not there; give the folder of all of LFW")
     there = len(folder_entries(folder, root).files)
     if there != many:
-        raise MissingDataError(f"{folder}: holds {there} pictures, people.txt says {many}; get LFW again")
+        raise MissingDataError(f"{folder}: holds {there} images, people.txt says {many}; get LFW again")

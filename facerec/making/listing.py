@@ -13,7 +13,7 @@ from facerec.errors import DamagedDataError
 from facerec.packs.index_text import is_number, stays_inside
 from facerec.packs.pack import Pack
 
-_MEND = "mend that line, or move the file away to do without"
+_MEND = "hint that line, or move the file away to do without"
 
 
 class Listing:
@@ -46,7 +46,7 @@ class Listing:
         self._offset_N = np.frombuffer(offsets, np.int64)[order]
 
     def name(self, key: int) -> str | None:
-        """The relative path of the picture of `key`, None where there is no line for it."""
+        """The relative path of the image of `key`, None where there is no line for it."""
         row = int(np.searchsorted(self._key_N, key, side="right")) - 1
         if row < 0 or int(self._key_N[row]) != key:
             return None
@@ -56,7 +56,7 @@ class Listing:
 
 
 class Names:
-    """Names of the pictures and identities of a pack: from the `.lst` beside it, else made up of numbers.
+    """Names of the images and identities of a pack: from the `.lst` beside it, else made up of numbers.
 
     Attributes:
         known: whether there is a `.lst`.
@@ -68,8 +68,8 @@ class Names:
         self._pack = pack
         self._listing = Listing(path) if self.known else None
 
-    def picture(self, i: int) -> str:
-        """The relative path of picture i: of the `.lst`, else ``label/key.jpg``."""
+    def image(self, i: int) -> str:
+        """The relative path of image i: of the `.lst`, else ``label/key.jpg``."""
         key = self._pack.key(i)
         name = None if self._listing is None else self._listing.name(key)
         if name is not None:
@@ -78,13 +78,13 @@ class Names:
         return f"{label}/{key}{ending(self._pack.encoded(i))}"
 
     def identity(self, i: int) -> str:
-        """The name of picture i's identity: the folder it lies in, else its label."""
-        parent = PurePosixPath(self.picture(i)).parent
+        """The name of image i's identity: the folder it lies in, else its label."""
+        parent = PurePosixPath(self.image(i)).parent
         return str(parent) if parent.name else str(int(self._pack.classes[self._pack.label_N[i]]))
 
 
 def ending(encoded: bytes | memoryview) -> str:
-    """The ending of a picture file, by its first bytes."""
+    """The ending of an image file, by its first bytes."""
     start = bytes(encoded[:12])
     for ending, magic in ((".png", b"\x89PNG"), (".gif", b"GIF8"), (".bmp", b"BM")):
         if start.startswith(magic):

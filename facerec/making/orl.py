@@ -170,16 +170,16 @@ def _name(person: int, photograph: int) -> str:
 
 def _write(out: Path, faces: list[list[bytes]]) -> None:
     tested = faces[TRAINED:]
-    pictures: list[bytes] = []
+    images: list[bytes] = []
     issame: list[bool] = []
     people: list[str] = []
     for (person_a, which_a), (person_b, which_b), same in draw_pairs():
-        pictures += [tested[person_a][which_a], tested[person_b][which_b]]
+        images += [tested[person_a][which_a], tested[person_b][which_b]]
         issame.append(same)
         people += [f"s{TRAINED + person + 1}" for person in (person_a, person_b)]
     with PackBuilder(out, (_SIZE, _SIZE), force=True) as builder:
         pairs = builder.beside("orl.bin")
-        write_verification(pairs, pictures, issame, people)
+        write_verification(pairs, images, issame, people)
         builder.beside(people_path(pairs).name)
         for who in range(TRAINED):
             for which in range(EACH):

@@ -17,7 +17,7 @@ _NO = {"0", "false", "different", "no", "0.0", "-1"}
 
 
 class Pair(NamedTuple):
-    """Two pictures by their paths, and whether they show one person."""
+    """Two images by their paths, and whether they show one person."""
 
     first: str
     second: str
@@ -31,8 +31,8 @@ class Folds(NamedTuple):
     folds: int | None
 
 
-def lfw_picture(name: str, number: int) -> str:
-    """The path of a picture of LFW."""
+def lfw_image(name: str, number: int) -> str:
+    """The path of an image of LFW."""
     return f"{name}/{name}_{number:04d}.jpg"
 
 
@@ -59,10 +59,10 @@ def read_pairs_txt(path: Path) -> Folds:
             raise _wrong(path, number, f"must be {wanted}")
         first, i, *second, j = fields
         if not (is_number(i) and is_number(j)):
-            raise _wrong(path, number, "the pictures must be numbers")
+            raise _wrong(path, number, "the images must be numbers")
         for name in (first, *second):
             _require_folder(path, number, name)
-        pairs.append(Pair(lfw_picture(first, int(i)), lfw_picture([first, *second][-1], int(j)), same))
+        pairs.append(Pair(lfw_image(first, int(i)), lfw_image([first, *second][-1], int(j)), same))
         if second == [first]:
             contradicted.append((number, pairs[-1]))
     if len(pairs) != 2 * folds * each:
@@ -74,7 +74,7 @@ def read_pairs_txt(path: Path) -> Folds:
 
 
 def read_people_txt(path: Path) -> list[dict[str, int]]:
-    """LFW's `people.txt`: of each set, names and how many pictures there are.
+    """LFW's `people.txt`: of each set, names and how many images there are.
 
     Raises:
         MissingDataError: there is no such file.
@@ -93,7 +93,7 @@ def read_people_txt(path: Path) -> list[dict[str, int]]:
         for _ in range(int(fields[0])):
             number, fields = next(lines, (number + 1, []))
             if len(fields) != 2 or not is_number(fields[1]):
-                raise _wrong(path, number, "must be name<TAB>number of pictures")
+                raise _wrong(path, number, "must be name<TAB>number of images")
             _require_folder(path, number, fields[0])
             if any(fields[0] in known for known in (*sets, people)):
                 raise _wrong(path, number, f"{fields[0]!r:.60} is on an earlier line already")
@@ -185,5 +185,5 @@ def _require_folder(path: Path, number: int, name: str) -> None:
         raise _wrong(path, number, f"{name!r:.60} is no name of a folder")
 
 
-def _wrong(path: Path, number: int, mend: str) -> DamagedDataError:
-    return DamagedDataError(f"{path}, line {number}: {mend}")
+def _wrong(path: Path, number: int, hint: str) -> DamagedDataError:
+    return DamagedDataError(f"{path}, line {number}: {hint}")

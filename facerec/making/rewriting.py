@@ -1,4 +1,4 @@
-"""New packs out of old ones: repaired, filtered, merged, split. Bytes of pictures are never changed.
+"""New packs out of old ones: repaired, filtered, merged, split. Bytes of images are never changed.
 
 Labels of the new pack are 0, 1, … in the order of the old ones; names are those of the `.lst`, where there is
 one.
@@ -39,13 +39,13 @@ class Repaired(NamedTuple):
 def repair(
     path: Path, out: Path, *, index: Path | None = None, force: bool = False, workers: int = 1
 ) -> Repaired:
-    """Copy every sound picture of a `.rec` into a new pack; ``report.csv`` names what was left behind.
+    """Copy every sound image of a `.rec` into a new pack; ``report.csv`` names what was left behind.
 
     Everything is read and decoded (see `facerec.making.audit`); without an index that can be read the file is
     walked, and what follows damage is found again.
 
     Raises:
-        MissingDataError: there is no such file, or no sound picture in it.
+        MissingDataError: there is no such file, or no sound image in it.
         UserError: `out` holds a pack and no `force`.
         StorageError: `out` cannot be written.
     """
@@ -93,7 +93,7 @@ def filter_pack(
     Args:
         pack: the old pack.
         out: the folder of the new one.
-        min_images: identities with fewer pictures are left out.
+        min_images: identities with fewer images are left out.
         drop: identities to leave out, each by its label or its name.
         overlap: names of the people of a test set; identities of the same names are left out, whatever the
             case, the accents and the signs between words.
@@ -118,7 +118,7 @@ def filter_pack(
         for c, first in enumerate(first_C.tolist()):
             label = str(int(pack.classes[c]))
             name = names.identity(first)
-            reason = f"{many_C[c]} pictures, fewer than {min_images}" if not keep_C[c] else ""
+            reason = f"{many_C[c]} images, fewer than {min_images}" if not keep_C[c] else ""
             if wanted and not wanted.keys().isdisjoint((label, name)):
                 known |= {label, name}
                 reason = "in the list of identities to drop"
@@ -131,7 +131,7 @@ def filter_pack(
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(f"{unknown[0]!r}{more}: no label or name of {pack.root}")
-        _copy(pack, np.flatnonzero(keep_C[pack.label_N]), builder, names.picture)
+        _copy(pack, np.flatnonzero(keep_C[pack.label_N]), builder, names.image)
         return builder.finish()
 
 
@@ -162,10 +162,10 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
                 own[name] = new
             taken |= set(own.values())
 
-            def picture(i: int, names: Names = names, own: dict[str, str] = own) -> str:
-                return f"{own[names.identity(i)]}/{names.picture(i).rpartition('/')[2]}"
+            def image(i: int, names: Names = names, own: dict[str, str] = own) -> str:
+                return f"{own[names.identity(i)]}/{names.image(i).rpartition('/')[2]}"
 
-            hashes = _copy(pack, np.arange(len(pack)), builder, picture)
+            hashes = _copy(pack, np.arange(len(pack)), builder, image)
             named = {plain_name(name.rpartition("/")[2]) for name in own if names.known}
             named = {name for name in named if not name.isdigit()}  # mere numbers are no names
             twice, images = sorted(named & known), int(np.isin(hashes, copied).sum())
@@ -208,7 +208,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         for k, builder in enumerate(builders):
             mine_C = np.zeros(pack.num_classes, bool)
             mine_C[shuffled_C[border[k] : border[k + 1]]] = True
-            _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, names.picture)
+            _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, names.image)
             if mine_C.sum() < 2 or not (many_C[mine_C] > 1).any():
                 _log.warning(
                     "%s: no pairs can be drawn from its %d identities, which takes two, one of them with two "
@@ -225,7 +225,7 @@ def plain_name(name: str) -> str:
 
 
 def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callable[[int], str]) -> np.ndarray:
-    """Copy the pictures at some positions, identity by identity, and hash them; damaged records are noted."""
+    """Copy the images at some positions, identity by identity, and hash them; damaged records are noted."""
     hashes = array("q")
     order_K = position_K[_by_label(pack.label_N[position_K])]
     for i, following in _with_next(order_K, f"copying {pack.name}"):
@@ -242,7 +242,7 @@ def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callab
 
 def _with_next(number_N: np.ndarray, title: str) -> Iterator[tuple[int, int | None]]:
     """Each number with the one after it, None after the last, behind a progress bar; no list is made."""
-    for row in tqdm(range(len(number_N)), desc=title, unit=" pictures", disable=None, delay=0.5):
+    for row in tqdm(range(len(number_N)), desc=title, unit=" images", disable=None, delay=0.5):
         yield number_N.item(row), number_N.item(row + 1) if row + 1 < len(number_N) else None
 
 
@@ -254,7 +254,7 @@ def _by_label(label_N: np.ndarray) -> np.ndarray:
 
 
 def _size(rec: Path) -> tuple[int, int]:
-    """(height, width) that `property` says, else those of the first picture that has any, else of LFW's."""
+    """(height, width) that `property` says, else those of the first image that has any, else of LFW's."""
     given = read_property(rec.with_name("property"))
     if given is not None:
         return given.height, given.width

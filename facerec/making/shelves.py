@@ -1,4 +1,4 @@
-"""Pictures by position with their identities, out of a folder or a pack, to draw pairs from."""
+"""Images by position with their identities, out of a folder or a pack, to draw pairs from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from facerec.packs.pack import Pack
 
 
 class Shelf(Protocol):
-    """N pictures of some identities.
+    """N images of some identities.
 
     Attributes:
         label_N: int64, the identity of each.
@@ -26,13 +26,13 @@ class Shelf(Protocol):
     label_N: np.ndarray
 
     def make(self, i: int) -> Made:
-        """Picture i as a face, or why there is none; called by several threads at once."""
+        """Image i as a face, or why there is none; called by several threads at once."""
 
     def name(self, i: int) -> str:
-        """Where picture i comes from, for people."""
+        """Where image i comes from, for people."""
 
     def person(self, i: int) -> str:
-        """Whose picture i is; different for different identities."""
+        """Whose image i is; different for different identities."""
 
 
 class FolderShelf:
@@ -52,7 +52,7 @@ class FolderShelf:
             left_out |= {f"{identity}/{name}": reason for name, reason in there.left_out.items()}
         warn_left_out(folder, left_out)
         if not any(many):
-            raise MissingDataError(f"{folder}: its folders hold no pictures ({', '.join(ENDINGS)})")
+            raise MissingDataError(f"{folder}: its folders hold no images ({', '.join(ENDINGS)})")
         self._end_C = np.cumsum(many)
         self.label_N = np.repeat(np.arange(len(many), dtype=np.int64), many)
         self._files = lru_cache(maxsize=1024)(lambda identity: _images(self._entries(identity)))
@@ -77,7 +77,7 @@ class FolderShelf:
 
 
 class PackShelf:
-    """The pictures of a pack, as they are."""
+    """The images of a pack, as they are."""
 
     def __init__(self, pack: Pack) -> None:
         self._pack = pack

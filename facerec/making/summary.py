@@ -1,4 +1,4 @@
-"""What `facerec-data info` tells about a pack: identities, pictures, sizes, formats, what agrees."""
+"""What `facerec-data info` tells about a pack: identities, images, sizes, formats, what agrees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from facerec.packs.index import RecordIndex
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import load_verification
 
-_SAMPLE = 200  # pictures whose headers are read
+_SAMPLE = 200  # images whose headers are read
 _BAR = 40  # characters of the longest bar
 
 
@@ -36,9 +36,9 @@ def summarise(path: Path) -> Iterator[str]:
     yield _line(
         "identities", f"{pack.num_classes:,}, labels {pack.classes[0]} … {pack.classes[-1]}, {_gaps(gaps)}"
     )
-    yield _line("pictures", f"{len(pack):,}; of one identity {_spread(count_C)}")
+    yield _line("images", f"{len(pack):,}; of one identity {_spread(count_C)}")
     yield from _histogram(count_C)
-    yield _line("bytes", f"{_spread(_sizes(pack))} a picture (sampled)")
+    yield _line("bytes", f"{_spread(_sizes(pack))} an image (sampled)")
     yield from _formats(pack)
     yield _line("property", _property(pack))
     yield _line("index", _index(pack.reader.index, pack.reader.index_path))
@@ -50,8 +50,8 @@ def _line(name: str, text: str) -> str:
 
 def _layout(pack: Pack) -> str:
     if pack.layout == "im2rec":
-        return "every record is a picture"
-    return f"keys {pack.key(0)} … {pack.key(len(pack) - 1)} are pictures"
+        return "every record is an image"
+    return f"keys {pack.key(0)} … {pack.key(len(pack) - 1)} are images"
 
 
 def _gaps(gaps: int) -> str:
@@ -63,7 +63,7 @@ def _spread(number_K: np.ndarray) -> str:
 
 
 def _histogram(count_C: np.ndarray) -> Iterator[str]:
-    """Identities by their number of pictures, in steps of two."""
+    """Identities by their number of images, in steps of two."""
     top = int(count_C.max()).bit_length()
     step_C = np.floor(np.log2(count_C)).astype(int)
     identities = np.bincount(step_C, minlength=top)
@@ -89,7 +89,7 @@ def _sizes(pack: Pack) -> np.ndarray:
 
 
 def _formats(pack: Pack) -> Iterator[str]:
-    """Format, size and mode of sampled pictures, from their headers."""
+    """Format, size and mode of sampled images, from their headers."""
     found: Counter[str] = Counter()
     for i in _sample(pack):
         try:
@@ -131,4 +131,4 @@ def _verification_lines(path: Path) -> Iterator[str]:
     same = int(np.count_nonzero(pack.issame_N))
     yield _line("file", f"{path}, {_bytes(path.stat().st_size)}")
     yield _line("pairs", f"{len(pack):,}: {same:,} of one person, {len(pack) - same:,} of two")
-    yield _line("pictures", f"{2 * len(pack):,}, {len(pack.pictures):,} of them distinct")
+    yield _line("images", f"{2 * len(pack):,}, {len(pack.images):,} of them distinct")

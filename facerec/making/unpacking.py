@@ -1,4 +1,4 @@
-"""The pictures of a pack as files in folders, one an identity; the bytes are those of the pack."""
+"""The images of a pack as files in folders, one an identity; the bytes are those of the pack."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from facerec.packs.pack import Pack
 class Unpacked(NamedTuple):
     """How many files were written, and what was said of records that could not be read."""
 
-    pictures: int
+    images: int
     damaged: list[str]
 
 
 def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
-    """Write ``out/identity/picture`` for every picture; names are those of the `.lst`, else numbers.
+    """Write ``out/identity/image`` for every image; names are those of the `.lst`, else numbers.
 
     They are written into a hidden folder beside `out`, which takes its place at the end. With `force` the
     files of a folder that is there are replaced one by one, and its other files stay.
 
     Raises:
-        UserError: `out` holds something and no `force`; two pictures have one name.
+        UserError: `out` holds something and no `force`; two images have one name.
         DamagedDataError: the `.lst` is not in order.
         StorageError: a file cannot be written.
     """
@@ -38,13 +38,13 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
     names = Names(pack)
     damaged: list[str] = []
     with storing(out), staging(out.absolute()) as stage:
-        for i in tqdm(range(len(pack)), desc=f"unpacking {pack.name}", unit=" pictures", disable=None):
+        for i in tqdm(range(len(pack)), desc=f"unpacking {pack.name}", unit=" images", disable=None):
             try:
                 content = pack.encoded(i)
             except DamagedDataError as problem:
                 damaged.append(str(problem))
                 continue
-            target = stage / names.picture(i)
+            target = stage / names.image(i)
             if target.parent != stage:
                 target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -52,8 +52,8 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
                     file.write(content)
             except FileExistsError:
                 raise UserError(
-                    f"{pack.root.with_suffix('.lst')}: names two pictures {target.relative_to(stage)}; "
-                    "mend it, or move it away to have them numbered"
+                    f"{pack.root.with_suffix('.lst')}: names two images {target.relative_to(stage)}; "
+                    "hint it, or move it away to have them numbered"
                 ) from None
         _publish(stage, out)
     return Unpacked(len(pack) - len(damaged), damaged)

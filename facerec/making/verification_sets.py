@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 def write_drawn(
     shelf: Shelf, out: Path, *, count: int | None = None, folds: int = 10, seed: int = 0, workers: int = 1
 ) -> int:
-    """Draw pairs (see `draw_pairs`) and write them. A picture without a face, or damaged, is left out with a
+    """Draw pairs (see `draw_pairs`) and write them. An image without a face, or damaged, is left out with a
     warning, and the drawing is done again without it.
 
     Returns:
         The number of pairs.
 
     Raises:
-        UserError: there are too few people or pictures.
+        UserError: there are too few people or images.
         StorageError: `out` cannot be written.
     """
     usable_M = np.arange(len(shelf.label_N))
@@ -44,8 +44,8 @@ def write_drawn(
 
     while True:
         drawn = draw_pairs(shelf.label_N[usable_M], count=count, folds=folds, seed=seed)
-        picture_K2 = usable_M[drawn.picture_K2]
-        missing = [i for i in np.unique(picture_K2).tolist() if i not in made]
+        image_K2 = usable_M[drawn.image_K2]
+        missing = [i for i in np.unique(image_K2).tolist() if i not in made]
         bad = []
         for i, result in _shown(in_order(make, missing, workers), len(missing), out):
             if result.payload is None:
@@ -56,9 +56,9 @@ def write_drawn(
         if not bad:
             break
         usable_M = np.setdiff1d(usable_M, bad)
-    picture_2K = picture_K2.ravel().tolist()
-    people = [shelf.person(i) for i in picture_2K]
-    write_verification(out, [made[i] for i in picture_2K], drawn.issame_K, people, folds)
+    image_2K = image_K2.ravel().tolist()
+    people = [shelf.person(i) for i in image_2K]
+    write_verification(out, [made[i] for i in image_2K], drawn.issame_K, people, folds)
     return len(drawn.issame_K)
 
 
@@ -70,7 +70,7 @@ def write_listed(
     workers: int = 1,
     folds: int | None = None,
 ) -> None:
-    """Write listed pairs in their order; each picture is made once.
+    """Write listed pairs in their order; each image is made once.
 
     Args:
         root: the folder that the paths of the list start from.
@@ -81,7 +81,7 @@ def write_listed(
         folds: how many the list makes, where it says so.
 
     Raises:
-        MissingDataError: a picture is not there; the message says which, and how many more.
+        MissingDataError: an image is not there; the message says which, and how many more.
         DamagedDataError: one is damaged, or has no face.
         StorageError: `out` cannot be written.
     """
@@ -107,8 +107,8 @@ def write_listed(
             hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
             raise DamagedDataError(f"{root / path}: {result.note}{hint}")
         made[path] = result.payload
-    pictures = [made[path] for pair in pairs for path in pair[:2]]
-    write_verification(out, pictures, [pair.same for pair in pairs], _people(pairs), folds)
+    images = [made[path] for pair in pairs for path in pair[:2]]
+    write_verification(out, images, [pair.same for pair in pairs], _people(pairs), folds)
 
 
 def _file(path: Path) -> Path | None:
@@ -125,7 +125,7 @@ def _file(path: Path) -> Path | None:
 
 
 def _people(pairs: Sequence[Pair]) -> list[str] | None:
-    """Whose the listed pictures are, by their folders; None where those contradict an answer."""
+    """Whose the listed images are, by their folders; None where those contradict an answer."""
     people = [str(Path(path).parent) for pair in pairs for path in pair[:2]]
     agree = all(
         (one == other) == pair.same for one, other, pair in zip(people[::2], people[1::2], pairs, strict=True)
@@ -135,4 +135,4 @@ def _people(pairs: Sequence[Pair]) -> list[str] | None:
 
 def _shown(results: Iterator[Result], total: int, out: Path) -> Iterator[Result]:
     """The same behind a progress bar."""
-    yield from tqdm(results, total=total, desc=f"pictures of {out.name}", disable=None, delay=0.5)
+    yield from tqdm(results, total=total, desc=f"images of {out.name}", disable=None, delay=0.5)

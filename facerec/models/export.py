@@ -91,8 +91,8 @@ def _onnx(model: Model, metadata: dict[str, str], opset: int | None) -> bytes:
     proto = program.model_proto
     # What cannot be converted the exporter leaves as it is, with a warning at most.
     used = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
-    mend = f"this network cannot be written with it; opset={used} can, and so may newer ones"
-    require(opset in (None, used), "opset", opset, mend)
+    hint = f"this network cannot be written with it; opset={used} can, and so may newer ones"
+    require(opset in (None, used), "opset", opset, hint)
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString()

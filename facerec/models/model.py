@@ -26,14 +26,14 @@ Numbers = float | list[float]
 
 @dataclass(frozen=True)
 class Input:
-    """What a backbone expects of a picture; part of every checkpoint.
+    """What a backbone expects of an image; part of every checkpoint.
 
     Args:
         mean, std: (x − mean) / std of the pixel values 0 … 255: one number or one for each channel, in the
             order of `channels`.
-        channels: ``rgb`` or ``bgr``, the order in which the backbone wants the channels (pictures come as
+        channels: ``rgb`` or ``bgr``, the order in which the backbone wants the channels (images come as
             RGB).
-        size: height and width in pixels, 1 … 4096, or [height, width]; pictures of another size are resized
+        size: height and width in pixels, 1 … 4096, or [height, width]; images of another size are resized
             by the short side and cut from the middle.
 
     Raises:
@@ -62,7 +62,7 @@ class Input:
         require(good, "input.size", self.size, "must be 1 to 4096 pixels, or [height, width]")
 
     def normalise(self, image_BHWC: torch.Tensor, out_BHWC: torch.Tensor | None = None) -> torch.Tensor:
-        """Pictures as the backbone wants them, on the device where they are.
+        """Images as the backbone wants them, on the device where they are.
 
         Args:
             image_BHWC: uint8 (B, size, size, 3), RGB.
@@ -107,7 +107,7 @@ class Input:
 class Cache(Protocol):
     """What keeps embeddings between runs: see `facerec.evaluation.embedding_cache`."""
 
-    def path(self, pictures: Sequence[Any], name: str, **how: Any) -> Path: ...
+    def path(self, images: Sequence[Any], name: str, **how: Any) -> Path: ...
     def load(self, path: Path, count: int, views: int) -> npt.NDArray[np.float32] | None: ...
     def store(self, path: Path, embedding_VPD: npt.NDArray[np.float32]) -> None: ...
 
@@ -167,23 +167,23 @@ class Model:
 
         Args:
             images_BHWC: uint8 (B, size, size, 3) RGB, NumPy or torch.
-            flip: add the raw embedding of the mirrored picture (the protocol's flip-TTA).
+            flip: add the raw embedding of the mirrored image (the protocol's flip-TTA).
             normalise: divide by the norm, so that the dot product of two rows is their cosine; else the raw
                 embedding (or the raw sum of the two views).
-            batch_size: pictures that go through the backbone at once.
+            batch_size: images that go through the backbone at once.
             precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Returns:
             float32 (B, D) on the CPU. A zero embedding stays zero.
 
         Raises:
-            UserError: for pictures of another type or size.
+            UserError: for images of another type or size.
         """
         image_BHWC = torch.as_tensor(images_BHWC)
         wanted = (*self.input.shape, 3)
         if image_BHWC.dtype != torch.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[1:] != wanted:
             raise UserError(
-                f"pictures are {image_BHWC.dtype} of shape {tuple(image_BHWC.shape)}; this model takes uint8 "
+                f"images are {image_BHWC.dtype} of shape {tuple(image_BHWC.shape)}; this model takes uint8 "
                 f"RGB of shape (B, {', '.join(map(str, wanted))})"
             )
         parts = []
@@ -198,7 +198,7 @@ class Model:
         return nn.functional.normalize(embedding_BD) if normalise else embedding_BD
 
     def forward(self, image_BHWC: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-        """Raw embeddings, float32 (B, D), of uint8 pictures on the backbone's device; call within
+        """Raw embeddings, float32 (B, D), of uint8 images on the backbone's device; call within
         `evaluating`."""
         with autocast(self.device, precision):
             embedding_BD: torch.Tensor = self.backbone(self.input.normalise(image_BHWC))

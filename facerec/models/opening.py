@@ -43,8 +43,8 @@ log = logging.getLogger("facerec.evaluation")
 Kind = Literal["checkpoint", "safetensors", "onnx", "torchscript", "torch.export"]
 Settings = Mapping[str, Any]
 
-# How the published weights of a lineage want their pictures, where that is not what `Input` says by default:
-# AdaFace's (github.com/mk-minchul/AdaFace) and sphereface_pytorch's, which both read pictures with OpenCV.
+# How the published weights of a lineage want their images, where that is not what `Input` says by default:
+# AdaFace's (github.com/mk-minchul/AdaFace) and sphereface_pytorch's, which both read images with OpenCV.
 LINEAGES: Mapping[str, Settings] = {
     "adaface_": {"channels": "bgr"},
     "sphere": {"channels": "bgr", "std": 128.0},
@@ -270,7 +270,7 @@ def _open_weights(wish: _Wish, content: Mapping[Any, Any], metadata: Settings | 
 def _backbone_for(weights: Mapping[str, torch.Tensor], wish: _Wish) -> tuple[dict[str, Any], Backbone]:
     """The settings and the network: the file decides on sizes that its entries show.
 
-    A picture size that was asked for is taken where the weights fit a network for it.
+    An image size that was asked for is taken where the weights fit a network for it.
     """
     name = wish.backbone.get("name")
     if name is not None:
@@ -302,7 +302,7 @@ def _backbone_for(weights: Mapping[str, torch.Tensor], wish: _Wish) -> tuple[dic
     wanted = wish.input.get("size")
     if wanted is not None and Input(size=wanted).shape != backbone.input_size:
         shape = "×".join(map(str, backbone.input_size))
-        raise ConfigError("input.size", wanted, f"the weights in {wish.path} are for {shape} pictures")
+        raise ConfigError("input.size", wanted, f"the weights in {wish.path} are for {shape} images")
     return base, create_backbone(**base)
 
 
@@ -338,7 +338,7 @@ def _own_size(wish: _Wish, said: Settings, fixed: tuple[int, int] | None) -> tup
     wanted = wish.input.get("size")
     if fixed is not None:
         if wanted is not None and Input(size=wanted).shape != fixed:
-            raise ConfigError("input.size", wanted, f"the network takes {fixed[0]}×{fixed[1]} pictures alone")
+            raise ConfigError("input.size", wanted, f"the network takes {fixed[0]}×{fixed[1]} images alone")
         return fixed
     size = wanted if wanted is not None else said.get("size", Input.size)
     height, width = _input(wish, {"size": size}).shape
@@ -371,7 +371,7 @@ def _finished(
         asked = {"mean", "std", "channels"} - wish.input.keys()
         origin = "as usual for it" if lineage else "the usual one"
         log.info(
-            "%s: does not say how pictures are prepared; taken: %s%s",
+            "%s: does not say how images are prepared; taken: %s%s",
             wish.where,
             prepared,
             f" ({origin}; input.{', input.'.join(sorted(asked))} change it)" if asked else "",

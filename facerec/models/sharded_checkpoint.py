@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, DamagedDataError, StorageError
 from facerec.models import checkpoint
 from facerec.pickles.interpreter import Reader
@@ -90,15 +90,15 @@ def save(
     import torch.distributed.checkpoint as dcp
 
     def conclude() -> None:
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             checkpoint.save(folder / REST, rest | {_CHECKSUM: _checksum(folder)})
 
     state = {name: _joint(tensor, rows.get(name)) for name, tensor in tensors.items()}
     writer = dcp.FileSystemWriter(folder)
     planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-    alone = processes.count() == 1
+    alone = distributed.world_size() == 1
     if background and not alone:
-        group = processes.quiet_group()
+        group = distributed.gloo_group()
         future = dcp.async_save(state, storage_writer=writer, planner=planner, process_group=group)
         return Saving(future, conclude)  # type: ignore[arg-type]
     _storing(lambda: dcp.save(state, storage_writer=writer, planner=planner, no_dist=alone))
@@ -127,7 +127,9 @@ def load(folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, Rows]) 
             _fill(folder, there[name], tensor, rows[name][0] if name in rows else 0)
     except DamagedCheckpointError as error:
         found = str(error)
-    for reason in filter(None, processes.each(found)):  # so that none waits for another that has given up
+    for reason in filter(
+        None, distributed.all_gather_object(found)
+    ):  # so that none waits for another that has given up
         raise DamagedCheckpointError(reason)
 
 
@@ -184,13 +186,13 @@ def remove(folder: Path) -> None:
 def _joint(tensor: Tensor, rows: Rows | None) -> Any:
     """A part of a shared-out tensor as DTensor, which knows where in the whole it belongs."""
     tensor = tensor.detach()
-    if rows is None or processes.count() == 1:
+    if rows is None or distributed.world_size() == 1:
         return tensor
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = init_device_mesh(tensor.device.type, (processes.count(),))
+    mesh = init_device_mesh(tensor.device.type, (distributed.world_size(),))
     size = torch.Size((rows[2], *tensor.shape[1:]))
     return DTensor.from_local(
         tensor,

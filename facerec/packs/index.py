@@ -2,7 +2,7 @@
 stale.
 
 A text `.idx` is parsed once (`packs.index_text`) and kept as a memory-mapped cache
-(`facerec.packs.cache`), whose pages all processes share: 8 bytes a record where keys are dense (first, first +
+(`packs.cache`), whose pages all processes share: 8 bytes a record where keys are dense (first, first +
 1, …), 12 to 24 otherwise.
 """
 

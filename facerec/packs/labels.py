@@ -1,11 +1,11 @@
-"""The identity labels of a pack, read from the picture records' own headers, many at a time.
+"""The identity labels of a pack, read from the image records' own headers, many at a time.
 
-In a large pack of the InsightFace layout the identity records say where each identity's pictures begin and
-end, so that only the pictures at those borders need be looked at (and a sample in between): 42 million
-headers are 200 GB of pages. Their keys are float32, exact to 2^24 only, while large packs have more pictures
-than that; so the borders are taken as "about here", and the pictures' own labels around them decide.
+In a large pack of the InsightFace layout the identity records say where each identity's images begin and
+end, so that only the images at those borders need be looked at (and a sample in between): 42 million
+headers are 200 GB of pages. Their keys are float32, exact to 2^24 only, while large packs have more images
+than that; so the borders are taken as "about here", and the images' own labels around them decide.
 
-Shape suffixes: N pictures, K records looked at, C identities.
+Shape suffixes: N images, K records looked at, C identities.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16  # records looked at together
 _LABEL = HEADER.size + 8  # where labels behind the header begin, counted from the record's magic number
 EXACT = 1 << 24  # float32 holds every whole number up to here
-_SAMPLED = 4096  # pictures inside the ranges whose own label is checked
-_LARGE = 500_000  # pictures; below it all headers are read
+_SAMPLED = 4096  # images inside the ranges whose own label is checked
+_LARGE = 500_000  # images; below it all headers are read
 
 
 def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "") -> np.ndarray:
@@ -73,10 +73,10 @@ def _block(reader: RecordReader, offset_K: np.ndarray) -> np.ndarray:
 
 
 def identity_ranges(reader: RecordReader, offset_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which records are identity records (flag 2, two labels, no picture), and what they say.
+    """Which records are identity records (flag 2, two labels, no image), and what they say.
 
     Returns:
-        bool mask over K, and float64 (number of identity records, 2): key of an identity's first picture and
+        bool mask over K, and float64 (number of identity records, 2): key of an identity's first image and
         of the one after its last, as far as float32 can tell.
     """
     size = len(reader.view)
@@ -95,17 +95,17 @@ def slack(key: float) -> int:
     return 0 if key < EXACT else int(np.spacing(np.float32(key))) // 2
 
 
-def picture_labels(
+def image_labels(
     reader: RecordReader, offset_N: np.ndarray, first_key: int, range_I2: np.ndarray, large: int = _LARGE
 ) -> np.ndarray:
-    """The own labels of pictures with keys first_key, first_key + 1, …, with the help of identity ranges.
+    """The own labels of images with keys first_key, first_key + 1, …, with the help of identity ranges.
 
-    With `large` pictures or more, labels are read at both sides of every border of a range (as many pictures
+    With `large` images or more, labels are read at both sides of every border of a range (as many images
     wide as float32 is unsure of) and at a sample in between, and filled in where two neighbours of these
     agree. Where two do not, the ranges are not to be trusted, and every header is read after all.
 
     Returns:
-        float32 (N,), NaN where the record is damaged (found at the pictures looked at only).
+        float32 (N,), NaN where the record is damaged (found at the images looked at only).
     """
     count = len(offset_N)
     if count >= large and len(range_I2):
@@ -116,9 +116,7 @@ def picture_labels(
             agree_A = label_A[1:] == label_A[:-1]
             if bool((agree_A | ~inside_A).all()):
                 return np.repeat(label_A, np.diff(anchor_A, append=count))
-            _log.warning(
-                "%s: its identity records do not fit its pictures; reading every header", reader.path
-            )
+            _log.warning("%s: its identity records do not fit its images; reading every header", reader.path)
     return own_labels(reader, offset_N, "reading labels")
 
 

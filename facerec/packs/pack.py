@@ -1,7 +1,7 @@
-"""Face packs: a `.rec` as a set of training pictures with identity labels 0 … C−1, opened in milliseconds.
+"""Face packs: a `.rec` as a set of training images with identity labels 0 … C−1, opened in milliseconds.
 
-Two layouts. InsightFace: record 0 has flag 2 and labels (a, b); pictures are keys 1 … a−1, keys a … b−1 are
-identity records. im2rec: every record is a picture. The pictures' own labels decide what is an identity; the
+Two layouts. InsightFace: record 0 has flag 2 and labels (a, b); images are keys 1 … a−1, keys a … b−1 are
+identity records. im2rec: every record is an image. The images' own labels decide what is an identity; the
 file `property` beside the pack is only compared with them.
 """
 
@@ -35,14 +35,14 @@ class Property(NamedTuple):
 
 
 class Pack(EncodedFaces):
-    """The pictures of a `.rec`; made by `open_pack`. See `FaceSet` for what it offers.
+    """The images of a `.rec`; made by `open_pack`. See `FaceSet` for what it offers.
 
     Attributes:
-        reader: the open `.rec`, for whoever needs records other than the pictures.
+        reader: the open `.rec`, for whoever needs records other than the images.
         layout: ``InsightFace`` or ``im2rec``.
         property: what the file `property` says, None where there is none that can be read.
         classes: int64 original labels, growing; they may have gaps.
-        skipped: how many pictures were left out because their records are damaged.
+        skipped: how many images were left out because their records are damaged.
     """
 
     classes: np.ndarray
@@ -69,7 +69,7 @@ class Pack(EncodedFaces):
         self.skipped: int = values["skipped"]
         self.label_N = arrays["label"]
         self.classes = arrays["class"]
-        self._row_N = arrays.get("row")  # of each picture in the index, where they are not one run of rows
+        self._row_N = arrays.get("row")  # of each image in the index, where they are not one run of rows
         self._first_row: int = values["first_row"]
         rows = slice(self._first_row, self._first_row + len(self.label_N))
         self.offset_N = reader.offsets[rows if self._row_N is None else self._row_N]
@@ -80,7 +80,7 @@ class Pack(EncodedFaces):
         return self.reader.payload_at(self.offset_N.item(i))
 
     def key(self, i: int) -> int:
-        """The key of picture i."""
+        """The key of image i."""
         row = self._first_row + i if self._row_N is None else self._row_N.item(i)
         return self.reader.index.keys_at(np.array([row])).item()
 
@@ -89,7 +89,7 @@ class Pack(EncodedFaces):
 
     def describe(self) -> str:
         return (
-            f"{self.name}: {self.num_classes:,} identities, {len(self):,} pictures, "
+            f"{self.name}: {self.num_classes:,} identities, {len(self):,} images, "
             f"from {self.root} ({self.layout} layout)"
         )
 
@@ -131,12 +131,12 @@ def open_pack(
         root: the folder that holds ``train.rec`` (or one `.rec` of another name), or the `.rec` itself.
         name: for logs; default: the folder's name, or the file's where that is not ``train.rec``.
         index_path: its `.idx`; default: beside it.
-        damaged: what to do about picture records whose headers are damaged: ``raise``, or ``skip`` them with
+        damaged: what to do about image records whose headers are damaged: ``raise``, or ``skip`` them with
         a
-            warning. Damage inside a picture shows when it is decoded.
+            warning. Damage inside an image shows when it is decoded.
 
     Raises:
-        MissingDataError: where there is no pack, or no picture in it.
+        MissingDataError: where there is no pack, or no image in it.
         DamagedDataError: naming key and offset, where a label is not a whole number of 0 or more or (unless
             skipped) a header is damaged; naming the line where the index is malformed.
     """
@@ -182,13 +182,13 @@ def _read_labels(
     reader: RecordReader, damaged: Literal["raise", "skip"]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What the labels cache holds: dense labels, classes, rows where they are no run; layout, first row."""
-    layout, row_N, range_I2 = _pictures(reader)
+    layout, row_N, range_I2 = _images(reader)
     offset_N = reader.offsets[row_N]
     key_N = reader.index.keys_at(row_N)
     if not len(row_N):
-        raise MissingDataError(f"{reader.path}: holds no pictures ({layout} layout); nothing to train on")
+        raise MissingDataError(f"{reader.path}: holds no images ({layout} layout); nothing to train on")
     if is_run(key_N):
-        own_N = labels.picture_labels(reader, offset_N, int(key_N[0]), range_I2)
+        own_N = labels.image_labels(reader, offset_N, int(key_N[0]), range_I2)
     else:
         own_N = labels.own_labels(reader, offset_N, "reading labels")
     with np.errstate(invalid="ignore"):
@@ -207,13 +207,13 @@ def _read_labels(
         label = record.label[0] if isinstance(record.label, tuple) else record.label
         raise DamagedDataError(
             f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not a whole number of 0 or "
-            f"more; pack the pictures again with identities numbered from 0"
+            f"more; pack the images again with identities numbered from 0"
         )
     if skipped:
         own_N, row_N = own_N[right_N], row_N[right_N]
-        _log.warning("%s: left out %d pictures, their records are damaged", reader.path, skipped)
+        _log.warning("%s: left out %d images, their records are damaged", reader.path, skipped)
         if not len(row_N):
-            raise MissingDataError(f"{reader.path}: every picture record is damaged; get the pack again")
+            raise MissingDataError(f"{reader.path}: every image record is damaged; get the pack again")
     if float(own_N.max()) >= labels.EXACT:
         _log.warning(
             "%s: labels of 2^24 and more are not exact in float32; identities may be merged", reader.path
@@ -225,8 +225,8 @@ def _read_labels(
     return arrays, {"layout": layout, "first_row": int(row_N[0]), "skipped": skipped}
 
 
-def _pictures(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
-    """Layout, index rows of the pictures, and the identity records' ranges (none in the im2rec layout)."""
+def _images(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
+    """Layout, index rows of the images, and the identity records' ranges (none in the im2rec layout)."""
     no_ranges = np.empty((0, 2))
     if 0 not in reader:
         return "im2rec", np.arange(len(reader)), no_ranges
@@ -235,9 +235,7 @@ def _pictures(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
         return "im2rec", np.arange(len(reader)), no_ranges
     end = head.label[0]
     if not (math.isfinite(end) and 1 <= end < 2.0**53 and end == math.floor(end)):
-        raise DamagedDataError(
-            f"{reader.where(0, 0)}: announces pictures 1 … {end:g} − 1; get the pack again"
-        )
+        raise DamagedDataError(f"{reader.where(0, 0)}: announces images 1 … {end:g} − 1; get the pack again")
     index = reader.index
     row_K = index.rows_between(int(end) - labels.slack(end), 2**63)
     is_identity, range_I2 = labels.identity_ranges(reader, reader.offsets[row_K])
@@ -250,7 +248,7 @@ def _pictures(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
     missing = int(end) - 1 - len(row_N)
     if missing:
         _log.warning(
-            "%s: record 0 announces %d pictures, %d of them are not in the index; is the pack complete?",
+            "%s: record 0 announces %d images, %d of them are not in the index; is the pack complete?",
             reader.path,
             end - 1,
             missing,

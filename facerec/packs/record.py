@@ -1,4 +1,4 @@
-"""The image record: a 24-byte header, labels where there are several, and the encoded picture."""
+"""The image record: a 24-byte header, labels where there are several, and the encoded image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Record(NamedTuple):
         label: the header's label (float32), or the tuple of labels behind it.
         id: the first identifier, by custom the record's key.
         id2: the second identifier.
-        payload: the encoded picture.
+        payload: the encoded image.
     """
 
     flag: int

@@ -2,7 +2,7 @@
 
 The reader maps the file: there is no position to share, so one reader serves threads and forked processes at
 once, and pickles (without the data) into spawned ones. A record of one part, which nearly all are, is handed
-out as a memoryview into the map without copying. Only pictures, which are read for hours, are read by system
+out as a memoryview into the map without copying. Only images, which are read for hours, are read by system
 calls: of a file that is cut short meanwhile these return less, where the map ends the process. No length
 found in a file is believed before it is known to end inside that file. See `facerec.packs.framing` for the
 container and `facerec.packs.index` for the index.
@@ -32,7 +32,7 @@ from facerec.packs.record import Record, pack, unpack
 
 __all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
 
-_READ = 1 << 13  # bytes read for a picture at first; most aligned faces are smaller
+_READ = 1 << 13  # bytes read for an image at first; most aligned faces are smaller
 _SAMPLES = 64  # records looked at where the file has another time or size than it had
 _AHEAD = 1 << 17  # bytes, Linux's default read_ahead_kb; of a longer stretch it reads only the beginning
 _part_and_flag = struct.Struct("<III").unpack_from  # magic, length word, flag
@@ -134,7 +134,7 @@ class RecordReader:
         return self.raw_at(self.offset(key))
 
     def payload(self, key: int) -> memoryview:
-        """The encoded picture of the record of `key`; raises as `payload_at` does."""
+        """The encoded image of the record of `key`; raises as `payload_at` does."""
         return self.payload_at(self.offset(key))
 
     def raw_at(self, offset: int) -> memoryview:
@@ -153,7 +153,7 @@ class RecordReader:
             raise self._damaged(offset, broken.place(offset)) from None
 
     def payload_at(self, offset: int) -> memoryview:
-        """The encoded picture of the record at `offset`. This is the hot path of training: a few µs.
+        """The encoded image of the record at `offset`. This is the hot path of training: a few µs.
 
         Raises:
             DamagedDataError: naming key and offset.
@@ -246,8 +246,8 @@ class RecordReader:
         return f"{'' if key is None else f'key {key} at '}offset {offset} of {self.path}"
 
     def _damaged(self, offset: int, reason: str) -> DamagedDataError:
-        mend = f"`facerec-data verify {self.path}` lists every damaged record"
-        return DamagedDataError(f"{self.where(offset)}: {reason}; {mend}")
+        hint = f"`facerec-data verify {self.path}` lists every damaged record"
+        return DamagedDataError(f"{self.where(offset)}: {reason}; {hint}")
 
     def _require_open(self) -> None:
         if self._closed:

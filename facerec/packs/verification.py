@@ -1,6 +1,6 @@
-"""Verification sets: the `.bin` packs of picture pairs, read safely, each distinct picture kept once.
+"""Verification sets: the `.bin` packs of image pairs, read safely, each distinct image kept once.
 
-Shape suffixes: N pairs; 2N their pictures, pair i being rows 2i and 2i+1.
+Shape suffixes: N pairs; 2N their images, pair i being rows 2i and 2i+1.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from facerec.pickles import interpreter as safe_pickle
 
 @dataclass(frozen=True)
 class VerificationSet:
-    """Pairs of pictures, same person or not.
+    """Pairs of images, same person or not.
 
     Attributes:
         name: e.g. ``lfw``; the file's name without its ending.
-        pictures: the P distinct pictures as encoded files, in the order of first occurrence; nothing is
+        images: the P distinct images as encoded files, in the order of first occurrence; nothing is
             decoded before it is asked for.
-        index_2N: int64, which picture each row is.
+        index_2N: int64, which image each row is.
         issame_N: bool, whether pair i shows one person.
         path: where it was read from, if anywhere.
         identity_2N: whose each row is, names, where a file beside the pack says so (`people_path`).
@@ -36,7 +36,7 @@ class VerificationSet:
     """
 
     name: str
-    pictures: Sequence[bytes]
+    images: Sequence[bytes]
     index_2N: npt.NDArray[np.int64]
     issame_N: npt.NDArray[np.bool_]
     path: Path | None = None
@@ -47,43 +47,41 @@ class VerificationSet:
         """The number of pairs."""
         return len(self.issame_N)
 
-    def where(self, picture: int) -> str:
-        """The place of a picture for an error message: ``the first picture of pair 17 in /data/lfw.bin``."""
-        row = int(np.flatnonzero(self.index_2N == picture)[0])
-        return f"the {('first', 'second')[row % 2]} picture of pair {row // 2} in {self.path or self.name}"
+    def where(self, image: int) -> str:
+        """The place of an image for an error message: ``the first image of pair 17 in /data/lfw.bin``."""
+        row = int(np.flatnonzero(self.index_2N == image)[0])
+        return f"the {('first', 'second')[row % 2]} image of pair {row // 2} in {self.path or self.name}"
 
     def describe(self) -> str:
         """One line for the log."""
         same = int(self.issame_N.sum())
         return (
             f"{self.name}: {len(self):,} pairs ({same:,} genuine, {len(self) - same:,} impostor) "
-            f"of {len(self.pictures):,} distinct pictures from {self.path or 'memory'}"
+            f"of {len(self.images):,} distinct images from {self.path or 'memory'}"
             + ("" if self.identity_2N is None else f", {len(np.unique(self.identity_2N)):,} people")
         )
 
 
 def verification_set(
-    name: str, pictures: Sequence[bytes], issame: Sequence[bool] | np.ndarray, path: Path | None = None
+    name: str, images: Sequence[bytes], issame: Sequence[bool] | np.ndarray, path: Path | None = None
 ) -> VerificationSet:
-    """A verification set of 2N encoded pictures and N answers; equal pictures are kept once.
+    """A verification set of 2N encoded images and N answers; equal images are kept once.
 
     Raises:
         DamagedDataError: the numbers do not fit together, or there are no pairs.
     """
     place = path or name
-    if len(pictures) % 2:
+    if len(images) % 2:
+        raise DamagedDataError(f"{place} holds {len(images):,} images, an odd number; pairs need two each")
+    if len(images) != 2 * len(issame):
         raise DamagedDataError(
-            f"{place} holds {len(pictures):,} pictures, an odd number; pairs need two each"
-        )
-    if len(pictures) != 2 * len(issame):
-        raise DamagedDataError(
-            f"{place} holds {len(pictures):,} pictures, so {len(pictures) // 2:,} pairs, but {len(issame):,} "
+            f"{place} holds {len(images):,} images, so {len(images) // 2:,} pairs, but {len(issame):,} "
             "answers (issame); the two must agree"
         )
     if not len(issame):
         raise DamagedDataError(f"{place} holds no pairs")
     known: dict[bytes, int] = {}
-    index_2N = np.fromiter((known.setdefault(one, len(known)) for one in pictures), np.int64, len(pictures))
+    index_2N = np.fromiter((known.setdefault(one, len(known)) for one in images), np.int64, len(images))
     return VerificationSet(name, list(known), index_2N, np.asarray(issame, np.bool_), path)
 
 
@@ -93,7 +91,7 @@ def load_verification(path: str | Path) -> VerificationSet:
     Raises:
         MissingDataError: there is no such file.
         DamagedDataError: it is no pickle or a cut one, asks for a class or function no pack needs (named),
-            what it holds is not 2N pictures and N answers, or the file of its people does not fit it.
+            what it holds is not 2N images and N answers, or the file of its people does not fit it.
     """
     path = Path(path)
     try:
@@ -103,21 +101,21 @@ def load_verification(path: str | Path) -> VerificationSet:
             f"there is no verification set {path}; eval.root must be the folder of the .bin files"
         ) from error
     if not isinstance(content, tuple | list) or len(content) != 2:
-        raise DamagedDataError(f"{path} is no verification pack: a pair (pictures, issame) was expected")
-    made = verification_set(path.stem, _pictures(path, content[0]), _answers(path, content[1]), path)
+        raise DamagedDataError(f"{path} is no verification pack: a pair (images, issame) was expected")
+    made = verification_set(path.stem, _images(path, content[0]), _answers(path, content[1]), path)
     identity_2N, folds = read_people(people_path(path), made.issame_N)
     return replace(made, identity_2N=identity_2N, folds=folds)
 
 
 def people_path(path: Path) -> Path:
-    """The file beside ``lfw.bin`` that says whose its pictures are: ``lfw.people.tsv``."""
+    """The file beside ``lfw.bin`` that says whose its images are: ``lfw.people.tsv``."""
     return path.with_name(f"{path.stem}.people.tsv")
 
 
 def read_people(
     path: Path, issame_N: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.str_] | None, int | None]:
-    """Names of the people of each pair's two pictures, (2N,), and the number of folds; None where not said.
+    """Names of the people of each pair's two images, (2N,), and the number of folds; None where not said.
 
     A line ``# 5 folds``, if any, then a line a pair: two names with a tab between; or none of them.
 
@@ -129,21 +127,21 @@ def read_people(
     except FileNotFoundError:
         return None, None
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedDataError(f"{path} cannot be read ({error}); mend it or remove it") from error
+        raise DamagedDataError(f"{path} cannot be read ({error}); hint it or remove it") from error
     folds = None
     said = re.fullmatch("# ([0-9]{1,9}) folds", lines[0])
     if said:
         folds = int(said[1])
         if not 2 <= folds <= len(issame_N):
             raise DamagedDataError(
-                f"{path}, line 1: {folds} folds of {len(issame_N):,} pairs; mend or remove it"
+                f"{path}, line 1: {folds} folds of {len(issame_N):,} pairs; hint or remove it"
             )
         del lines[0]
         if not lines:
             return None, folds
     if len(lines) != len(issame_N):
         raise DamagedDataError(
-            f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; mend or remove it"
+            f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; hint or remove it"
         )
     names = [line.split("\t") for line in lines]
     for number, (pair, same) in enumerate(zip(names, issame_N.tolist(), strict=True), 2 if said else 1):
@@ -159,14 +157,14 @@ def read_people(
 
 def write_verification(
     path: str | Path,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     issame: Sequence[bool] | np.ndarray,
     people: Sequence[str] | None = None,
     folds: int | None = None,
 ) -> None:
-    """Write a `.bin` pack of 2N encoded pictures and N answers, a plain pickle that every reader takes.
+    """Write a `.bin` pack of 2N encoded images and N answers, a plain pickle that every reader takes.
 
-    `people`, the 2N names of who is in the pictures, and the number of folds go into a file beside it
+    `people`, the 2N names of who is in the images, and the number of folds go into a file beside it
     (`people_path`); without either, one that an earlier pack of this name left there is removed. Both are
     replaced, or neither.
 
@@ -176,10 +174,10 @@ def write_verification(
     """
     path = Path(path)
     answers = [bool(one) for one in issame]
-    verification_set(path.stem, pictures, answers, path)
-    # One object for equal pictures: the pickle then holds each of them once.
+    verification_set(path.stem, images, answers, path)
+    # One object for equal images: the pickle then holds each of them once.
     same: dict[bytes, bytes] = {}
-    content = ([same.setdefault(one, one) for one in map(bytes, pictures)], answers)
+    content = ([same.setdefault(one, one) for one in map(bytes, images)], answers)
     # Tabs and line ends would break the lines.
     names = [name.translate(dict.fromkeys(map(ord, "\t\r\n\0"), " ")) for name in people or ()]
     rows = zip(names[0::2], names[1::2], strict=True)
@@ -191,27 +189,25 @@ def write_verification(
         listing.write(text.encode("utf-8", "surrogateescape"))
 
 
-def _pictures(path: Path, value: Any) -> list[bytes]:
-    """Encoded pictures out of a list, or an array of objects, of byte strings or of uint8 arrays."""
+def _images(path: Path, value: Any) -> list[bytes]:
+    """Encoded images out of a list, or an array of objects, of byte strings or of uint8 arrays."""
     value = _flat(value)
     if not isinstance(value, list | tuple):
-        raise DamagedDataError(f"{path} is no verification pack: its pictures are {_kind(value)}, not a list")
-    pictures = []
+        raise DamagedDataError(f"{path} is no verification pack: its images are {_kind(value)}, not a list")
+    images = []
     known: dict[int, bytes] = {}  # by id: one object may stand in the list many times
     same: dict[bytes, bytes] = {}  # compared once for each object, however long and often equal ones are held
     for i, one in enumerate(value):
         if id(one) not in known:
-            picture = one if isinstance(one, bytes) else _picture(one)
-            if picture is None:
-                raise DamagedDataError(
-                    f"{path}: picture {i} is {_kind(one)}, not the bytes of a picture file"
-                )
-            known[id(one)] = same.setdefault(picture, picture)
-        pictures.append(known[id(one)])
-    return pictures
+            image = one if isinstance(one, bytes) else _image(one)
+            if image is None:
+                raise DamagedDataError(f"{path}: image {i} is {_kind(one)}, not the bytes of an image file")
+            known[id(one)] = same.setdefault(image, image)
+        images.append(known[id(one)])
+    return images
 
 
-def _picture(one: Any) -> bytes | None:
+def _image(one: Any) -> bytes | None:
     """The bytes in an array (n,), or (n, 1) as OpenCV's `imencode` gives it; None where it is none."""
     flat = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.size == max(one.shape, default=0)
     return one.tobytes() if flat else None

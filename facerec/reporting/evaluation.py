@@ -1,4 +1,4 @@
-"""Evaluate checkpoints as configured on the command line, and leave results, tables, report and pictures."""
+"""Evaluate checkpoints as configured on the command line, and leave results, tables, report and images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.protocols.settings import Result, protocol_settings
@@ -34,7 +34,7 @@ def evaluate_checkpoint(
 ) -> float:
     """Evaluate `config["ckpt"]`, one checkpoint or a list of them, on the same targets.
 
-    Under torch.distributed the processes share out the pictures to embed, and the first one writes.
+    Under torch.distributed the processes share out the images to embed, and the first one writes.
 
     Targets and their folder are those given, else those of `config["data"]`, else those that the (first)
     checkpoint was trained with.
@@ -67,7 +67,7 @@ def evaluate_checkpoint(
         for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
             log.info(line)
     for file in (
-        [] if processes.rank() else write_all(folder, evaluated, comparisons, figures=settings().figures)
+        [] if distributed.rank() else write_all(folder, evaluated, comparisons, figures=settings().figures)
     ):
         log.info("wrote %s", file)
     scores = [result.score for one in evaluated for result in one.results.values()]

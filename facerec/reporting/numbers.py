@@ -105,9 +105,9 @@ def facts_of(result: Result) -> list[tuple[str, str]]:
         impostors = result.pairs - result.genuine_pairs
         facts += [
             ("Pairs", f"{result.pairs:,} ({result.genuine_pairs:,} genuine, {impostors:,} impostor)"),
-            ("Templates", f"{result.templates:,} of {result.pictures:,} pictures"),
+            ("Templates", f"{result.templates:,} of {result.images:,} images"),
             ("Flipped", _flipped(result.flip)),
-            ("Detector score", "as weight of each picture" if result.detector_score else "not used"),
+            ("Detector score", "as weight of each image" if result.detector_score else "not used"),
         ]
         if any(result.tar_at_far_interval.values()):
             facts.append(("Intervals", "95 %, people of the genuine pairs resampled, thresholds held fixed"))
@@ -162,4 +162,4 @@ def _at(
 
 
 def _flipped(flip: bool) -> str:
-    return "yes: f = e(picture) + e(mirrored picture)" if flip else "no"
+    return "yes: f = e(image) + e(mirrored image)" if flip else "no"

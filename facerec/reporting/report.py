@@ -21,7 +21,7 @@ from facerec.files import replacing
 from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.numbers import facts_of, headline_of, numbers_of
-from facerec.reporting.pair_pictures import HardPair, data_uris, hardest_pairs
+from facerec.reporting.pair_images import HardPair, data_uris, hardest_pairs
 from facerec.reporting.tables import Row, p_text, rows_of, tables_of
 
 _CHARTS = {
@@ -67,7 +67,7 @@ def report_html(
     Args:
         evaluated: one or more models.
         comparisons: what their paired comparison found on each target; empty for one model.
-        figures: whether figures lie beside the page, and pictures of pairs shall be in it.
+        figures: whether figures lie beside the page, and images of pairs shall be in it.
     """
     folder = files("facerec.reporting") / "report_files"
     style, template = (
@@ -104,7 +104,7 @@ def report_html(
             for one in charts["histograms"]
         ],
         "has_threshold": any(one["threshold"] is not None for one in charts["histograms"]),
-        "pair_groups": [_pairs(row, several) for row in rows if _has_pictures(row)] if figures else [],
+        "pair_groups": [_pairs(row, several) for row in rows if _has_images(row)] if figures else [],
         "cards": _cards(evaluated, rows, several),
         "figures": figures,
         "version": facerec.__version__,
@@ -157,7 +157,7 @@ def _about(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
     if len(evaluated) == 1:
         facts = dict(evaluated[0].facts)
         step = f" at step {facts['Step']}" if "Step" in facts else ""
-        lines.append(f"Model: {facts['Backbone']}{step}; pictures {facts['Preprocessing']}.")
+        lines.append(f"Model: {facts['Backbone']}{step}; images {facts['Preprocessing']}.")
     for target, result in {target: result for _, target, result in rows}.items():
         facts = dict(facts_of(result))
         for key in ("Pairs", "Probes"):
@@ -264,7 +264,7 @@ def _over(rows: Sequence[Row]) -> str:
     return f", over {over.pop()}" if len(over) == 1 else ""
 
 
-def _has_pictures(row: Row) -> bool:
+def _has_images(row: Row) -> bool:
     return isinstance(row[2], VerificationResult) and row[2].source is not None
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.statistics.metrics import FAR_TARGETS, Curve, Separation
-from facerec.reporting.pair_pictures import HardPair, hardest_pairs, pair_pixels
+from facerec.reporting.pair_images import HardPair, hardest_pairs, pair_pixels
 from facerec.reporting.style import COLOURS, GRAY, figure, frame, paper, save
 
 GENUINE: Final = COLOURS[0]
@@ -29,7 +29,7 @@ _ROWS: Final = 3  # of the mosaic of pairs, four pairs each
 
 def figures_of(name: str, result: VerificationResult) -> dict[str, Figure]:
     """All figures of target `name`, by kind: ``roc``, ``det``, ``distances``, and ``pairs`` where the result
-    knows its pictures. ROC and DET need both kinds of pairs, the DET errors to trade off.
+    knows its images. ROC and DET need both kinds of pairs, the DET errors to trade off.
     """
     figures = {}
     with paper():
@@ -217,7 +217,7 @@ def pair_figure(name: str, result: VerificationResult) -> Figure:
 
 
 def _draw_pair(axes: Axes, result: VerificationResult, pair: HardPair) -> None:
-    """The two pictures side by side, their distance, and whether they were judged wrong."""
+    """The two images side by side, their distance, and whether they were judged wrong."""
     assert result.source is not None
     left, right = pair_pixels(result.source, pair.pair)
     line = np.full((left.shape[0], max(1, left.shape[1] // 28), 3), 255, np.uint8)
@@ -241,7 +241,7 @@ def _mark_eer(axes: Axes, far: float, rate: float, eer: float | None = None) -> 
 
 
 def _title(name: str, results: Mapping[str, VerificationResult]) -> str:
-    """What was measured, so that a picture alone can be quoted."""
+    """What was measured, so that an image alone can be quoted."""
     first = next(iter(results.values()))
     measured = f"{first.pairs:,} pairs, {first.folds} folds, {'flip-TTA' if first.flip else 'no flip'}"
     if len(results) > 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import CheckpointError
 from facerec.evaluation.settings import EvalSettings
 from facerec.loading.faces import FaceSet
@@ -65,7 +65,7 @@ def changes(
     """
     found = _settings(path, state["config"], config)
     _refuse_other_data(path, state, faces)
-    before, now = len(state["random"].get("cpu", ())), processes.count()
+    before, now = len(state["random"].get("cpu", ())), distributed.world_size()
     if before != now:
         found["world size"] = f"{now} (was {before})"
     return found
@@ -146,26 +146,26 @@ def _shown(value: Any) -> str:
 
 def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: FaceSet) -> None:
     """Raise `CheckpointError` where rows of the head would stand for other identities, or images differ."""
-    mend = "give it the same data, or another output_dir (backbone.pretrained starts from its weights)"
+    hint = "give it the same data, or another output_dir (backbone.pretrained starts from its weights)"
     before, now = np.asarray(state["classes"]), np.asarray(faces.classes)
     if len(before) != len(now):
         raise CheckpointError(
-            f"trainer.resume={path}: knows {len(before):,} identities, the data has {len(now):,}; {mend}"
+            f"trainer.resume={path}: knows {len(before):,} identities, the data has {len(now):,}; {hint}"
         )
     if not np.array_equal(before, now):
         place = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
         raise CheckpointError(
             f"trainer.resume={path}: its identity {place} is {before[place]}, that of the data is "
-            f"{now[place]}; {mend}"
+            f"{now[place]}; {hint}"
         )
     images = state.get("images", len(faces))  # an earlier version's checkpoint has neither
     if images != len(faces) or state["sample"] > len(faces):
         raise CheckpointError(
             f"trainer.resume={path}: was made from {images:,} images and stands at {state['sample']:,} of "
-            f"them in epoch {state['epoch']}, the data has {len(faces):,}; {mend}"
+            f"them in epoch {state['epoch']}, the data has {len(faces):,}; {hint}"
         )
     if state.get("fingerprint", faces.fingerprint) != faces.fingerprint:
         raise CheckpointError(
             f"trainer.resume={path}: was made from other images than the data has now, or their order was "
-            f"another; {mend}"
+            f"another; {hint}"
         )

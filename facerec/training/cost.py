@@ -157,9 +157,9 @@ def estimate(
 
     Args:
         parameters: of the backbone.
-        multiply_adds: of one picture through the backbone, forward.
+        multiply_adds: of one image through the backbone, forward.
         head: its rows in this process.
-        batch_size: B, pictures a process takes at once.
+        batch_size: B, images a process takes at once.
         processes: P.
         accumulate: batches a step.
         state_tensors: how many tensors the optimizer keeps for each parameter: SGD 0, with momentum 1; AdamW
@@ -168,7 +168,7 @@ def estimate(
             a number: kept where they take fewer bytes than that.
         half: the backbone computes in bf16 or fp16.
         frozen: the backbone is not trained.
-        activation: bytes that the backward pass needs of each picture; 0 where not known.
+        activation: bytes that the backward pass needs of each image; 0 where not known.
         block: bytes of a block of products.
     """
     samples, size_D = processes * batch_size, head.embedding_size

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import NonFiniteError
 from facerec.training.last import find
 
@@ -61,7 +61,7 @@ class Guard:
 
     def _seen_and_kept(self) -> str:
         """The rest of the message: where it was seen, what there is to go back to, what to change."""
-        culprit = next(filter(None, processes.each(first_non_finite(self.modules))), None)
+        culprit = next(filter(None, distributed.all_gather_object(first_non_finite(self.modules))), None)
         safe = find(self.checkpoints)
         kept = f"{safe} is the last good checkpoint" if safe else "no checkpoint exists yet"
         return (
@@ -79,7 +79,7 @@ class Guard:
         tensors = [t for m in self.modules.values() for t in (*m.parameters(), *m.buffers())]
         largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], float("inf"))
         bad = ~torch.stack([norm.float().to(self.device) for norm in largest]).isfinite().all()
-        if not processes.largest_over_processes(bad.int()):
+        if not distributed.all_reduce_max(bad.int()):
             return
         raise NonFiniteError(f"step {step}: the weights are not finite{self._seen_and_kept()}")
 
@@ -158,7 +158,7 @@ class Plateau:
             self._warn("start", step, begin, second)
 
     def _warn(self, place: str, step: int, since: int, loss: float) -> None:
-        if since < 0 or processes.rank():
+        if since < 0 or distributed.rank():
             return
         self._since[place] = -(2**62)
         log.warning(

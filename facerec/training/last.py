@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import storing
 from facerec.models import checkpoint, sharded_checkpoint
@@ -73,18 +73,18 @@ class LastCheckpoint:
             StorageError: it could not be written; the one before is still there.
         """
         if not held:
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 self._shift()
                 checkpoint.save(self.checkpoints / FILE, captured)
                 self._only(self.checkpoints / FILE)
             return
         self.finish()
         folder = self._place = place(self.checkpoints, captured["step"], shared_out=True)
-        if processes.from_first(
+        if distributed.broadcast_object(
             sharded_checkpoint.is_one(folder)
         ):  # what is there counts until the other does
             folder = folder.with_name(f"{folder.name}.again")
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             sharded_checkpoint.remove(folder)
         tensors, rows, rest = state.split(captured, held)
         self._under_way = sharded_checkpoint.save(folder, tensors, rows, rest, background=self.background)
@@ -97,7 +97,7 @@ class LastCheckpoint:
         if self._under_way is not None:
             self._under_way.finish()
             self._under_way = None
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 if self._folder != self._place:
                     sharded_checkpoint.remove(self._place)
                     self._folder.replace(self._place)
@@ -150,18 +150,18 @@ def intact(path: Path, own: Path, read: Callable[[Path], Read]) -> tuple[Path, R
         found = read(path)
     except DamagedCheckpointError as error:
         damage = error
-    damage = next(filter(None, processes.each(damage)), None)
+    damage = next(filter(None, distributed.all_gather_object(damage)), None)
     if damage is None:
         return path, found  # type: ignore[return-value]
     states = kept(own)
     older = states[states.index(path) + 1 :] if path in states else []
-    if not processes.from_first(older):
+    if not distributed.broadcast_object(older):
         raise damage
     aside = path.with_name(f"{path.name}.damaged")
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         sharded_checkpoint.remove(aside)
         path.replace(aside)
-    older = processes.from_first(older)  # nobody goes on before it is renamed
+    older = distributed.broadcast_object(older)  # nobody goes on before it is renamed
     log.warning("%s; it is now called %s, and the run goes on from %s", damage, aside.name, older[0])
     return intact(older[0], own, read)
 

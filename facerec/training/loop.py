@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.device import autocast, release_memory
 from facerec.errors import FacerecError, StorageError
 from facerec.evaluation.protocols.verification import VerificationResult
@@ -197,7 +197,7 @@ class Trainer:
         samples = sum(sum(batch.sizes) for batch in group)
         loss = torch.zeros((), device=self.device)
         for batch in group:
-            # What follows averages over the processes, whose batches may differ by a picture.
+            # What follows averages over the processes, whose batches may differ by an image.
             share = len(batch.label_B) * self.loader.world_size / samples
             image_BCHW, label_B = prepare(batch, self.device, self.input)
             with parallel.without_exchange(self.embed, last=batch is group[-1]):
@@ -214,7 +214,7 @@ class Trainer:
         self.meter.count(samples, data_wait)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Embeddings of pictures, in the run's precision; without gradient where the backbone is frozen."""
+        """Embeddings of images, in the run's precision; without gradient where the backbone is frozen."""
         with autocast(self.device, self.settings.precision), torch.set_grad_enabled(not self.start.frozen):
             embedding_BD: Tensor = self.embed(image_BCHW)
         return embedding_BD
@@ -291,7 +291,7 @@ class Trainer:
         mean = sum(result.accuracy for result in self.results.values()) / len(self.results)
         if mean > self.position.best:
             self.position.best = mean
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 whole = {"backbone": self.backbone} if self.head.shared_out else self.modules
                 checkpoint.save(self.checkpoints / "best.pt", self.captured(whole))
         release_memory()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.device import peak_memory
 
 
@@ -71,7 +71,7 @@ class Meter:
         """The row that was begun: sum and weight of each mean, of every process; all must call this."""
         sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []
         mine = dict(zip(self._sums, zip(sums, self._weights.values(), strict=True), strict=True))
-        return {"window": processes.each(mine)}
+        return {"window": distributed.all_gather_object(mine)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the row that was begun, whose speed is that of the steps from now on.
@@ -79,13 +79,13 @@ class Meter:
         A run of another number of processes gives the first of them what all had.
         """
         window = state["window"]
-        if len(window) != processes.count():
+        if len(window) != distributed.world_size():
             total = {
                 name: tuple(map(sum, zip(*(part[name] for part in window), strict=True)))
                 for name in window[0]
             }
-            window = [total] + [dict.fromkeys(total, (0.0, 0.0))] * (processes.count() - 1)
-        mine = window[processes.rank()]
+            window = [total] + [dict.fromkeys(total, (0.0, 0.0))] * (distributed.world_size() - 1)
+        mine = window[distributed.rank()]
         self._sums = {
             name: torch.tensor(value, device=self.yardstick.device) for name, (value, _) in mine.items()
         }
@@ -111,7 +111,7 @@ class Meter:
         if names:
             sum_N = torch.stack([self._sums[name] for name in names])
             weight_N = torch.tensor([self._weights[name] for name in names]).to(sum_N.device)
-            sum_N, weight_N = processes.sum_over_processes(torch.stack((sum_N, weight_N)))
+            sum_N, weight_N = distributed.all_reduce_sum(torch.stack((sum_N, weight_N)))
             means = (sum_N / weight_N).tolist()
         row: dict[str, float | None] = {
             name: value if math.isfinite(value) else None for name, value in zip(names, means, strict=True)
@@ -122,6 +122,6 @@ class Meter:
         if self.yardstick.flops:
             done = self._samples / seconds * self.yardstick.flops
             row["tflops"] = done / 1e12
-            row["mfu"] = done / (self.yardstick.speed * processes.count())
+            row["mfu"] = done / (self.yardstick.speed * distributed.world_size())
         self.__init__(self.yardstick)  # type: ignore[misc]
         return row

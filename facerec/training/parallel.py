@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import ConfigError, FacerecError, UserError
 from facerec.heads import Head
 
@@ -31,7 +31,7 @@ def spread(backbone: nn.Module, device: torch.device, *, compile: bool = False) 
     """
     embed: Any = torch.compile(backbone) if compile else backbone
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
-    if processes.count() == 1 or not trained:
+    if distributed.world_size() == 1 or not trained:
         return embed
     return DistributedDataParallel(
         embed,
@@ -48,7 +48,7 @@ def synchronise_batch_norm(backbone: nn.Module, device: torch.device) -> None:
     Raises:
         ConfigError: on anything but CUDA, where torch has no such layer.
     """
-    if processes.count() == 1:
+    if distributed.world_size() == 1:
         return
     if device.type != "cuda":
         raise ConfigError("trainer.sync_batch_norm", True, f"works on CUDA only, and this run is on {device}")
@@ -64,14 +64,14 @@ def without_exchange(embed: nn.Module, last: bool) -> contextlib.AbstractContext
 
 def share_buffers(backbone: nn.Module) -> None:
     """Give every process the first one's running statistics, before these are used or saved."""
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         for buffer in backbone.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def seed_of(seed: int) -> int:
     """A seed of this process's own, so that dropout differs between them; the first keeps `seed`."""
-    return (seed + 1_000_003 * processes.rank()) % 2**63
+    return (seed + 1_000_003 * distributed.rank()) % 2**63
 
 
 def make_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
@@ -80,7 +80,7 @@ def make_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
     Where classes are shared out, one process may see an overflow in its rows that the others do not: all have
     to leave out that step.
     """
-    if enabled and processes.count() > 1:
+    if enabled and distributed.world_size() > 1:
         from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler  # slow to load
 
         return ShardedGradScaler(device.type, enabled=True)
@@ -89,7 +89,7 @@ def make_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
 
 def agreed(number: signal.Signals | None) -> signal.Signals | None:
     """The signal that any process has got, in all of them; every process calls this at the same step."""
-    largest = int(processes.largest_over_processes(torch.tensor(number or 0)))
+    largest = int(distributed.all_reduce_max(torch.tensor(number or 0)))
     return signal.Signals(largest) if largest else None
 
 
@@ -99,13 +99,13 @@ def require_alike(settings: Mapping[str, Any]) -> None:
     Args:
         settings: values of the run by their dotted names.
     """
-    first, *others = processes.each(dict(settings))
+    first, *others = distributed.all_gather_object(dict(settings))
     for rank, theirs in enumerate(others, 1):
         for name in {**first, **theirs}:
             one, other = first.get(name), theirs.get(name)
             if one != other:
-                mend = "all ranks of a run need the same settings and the same data"
-                raise UserError(f"{name}: is {one} on rank 0 and {other} on rank {rank}; {mend}")
+                hint = "all ranks of a run need the same settings and the same data"
+                raise UserError(f"{name}: is {one} on rank 0 and {other} on rank {rank}; {hint}")
 
 
 def check_replicas(step: int, backbone: nn.Module, head: Head, optimizer: torch.optim.Optimizer) -> None:
@@ -120,7 +120,7 @@ def check_replicas(step: int, backbone: nn.Module, head: Head, optimizer: torch.
     for name, parameter in parameters.items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             held[f"{kind} of {name}"] = torch.as_tensor(value)
-    first, *others = processes.each({name: _hash(value) for name, value in held.items()})
+    first, *others = distributed.all_gather_object({name: _hash(value) for name, value in held.items()})
     for rank, theirs in enumerate(others, 1):
         for name, value in first.items():
             if theirs.get(name) != value:
@@ -173,8 +173,8 @@ class Gradients:
             forward(image_BCHW).float().sum().backward()
         idle = [name for name, parameter in self._named.items() if parameter.grad is None]
         if idle:
-            mend = f"its {idle[0]} takes no part in the loss, so several processes cannot average it"
-            raise ConfigError("backbone", self._name, f"{mend}; train it in one process")
+            hint = f"its {idle[0]} takes no part in the loss, so several processes cannot average it"
+            raise ConfigError("backbone", self._name, f"{hint}; train it in one process")
         embed.zero_grad(set_to_none=True)
         for buffer, value in zip(embed.buffers(), before, strict=True):
             buffer.copy_(value)
@@ -189,19 +189,19 @@ class Gradients:
                 # it torch would look, which the host would have to wait for.
                 gradient = parameter.grad._coalesced_(True) if batches == 1 else parameter.grad.coalesce()
                 parameter.grad = gradient
-        if processes.count() > 1:
+        if distributed.world_size() > 1:
             for gradient in _of(self._head):
                 dist.all_reduce(gradient)
-                gradient /= processes.count()
+                gradient /= distributed.world_size()
 
     def norm(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of all gradients together and the mean of the processes' losses, the same in each."""
         alike = nn.utils.get_total_norm(_of([*self._backbone, *self._head]))
         rows = nn.utils.get_total_norm(_of(self._rows))
-        if processes.count() == 1:
+        if distributed.world_size() == 1:
             return torch.hypot(alike, rows) if self._rows else alike.to(loss.device), loss
-        squares, total = processes.sum_over_processes(
-            torch.stack((rows.to(loss.device).square(), loss / processes.count()))
+        squares, total = distributed.all_reduce_sum(
+            torch.stack((rows.to(loss.device).square(), loss / distributed.world_size()))
         )
         return (alike.to(loss.device).square() + squares).sqrt(), total
 

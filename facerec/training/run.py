@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.backbones import BACKBONES
 from facerec.backbones.flops import activation_bytes, gflops, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
@@ -82,16 +82,18 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
     try_out(architecture, config["head"])
     writable(folder)
-    resume = processes.by_first(lambda: resume_from(settings.resume, folder))
+    resume = distributed.by_first(lambda: resume_from(settings.resume, folder))
 
     # … then the data, then what depends on it.
-    with processes.first_alone():  # which makes what is made on first use: data=orl, the index of a pack
+    with (
+        distributed.rank_zero_first()
+    ):  # which makes what is made on first use: data=orl, the index of a pack
         faces = open_faces(data)
     sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
     alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
     parallel.require_alike(alike | {"seed": seed, "identities": faces.num_classes, "images": len(faces)})
     verification_sets = load_targets(evaluation)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         warn_of_overlap(faces, verification_sets)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -111,14 +113,14 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     together = {"full": None, "identity": data.images_per_identity}.get(data.shuffle, 1)
     head.check_batches(np.bincount(faces.label_N), settings.batch_size, together)
     modules = {"backbone": backbone, "head": head}
-    if processes.count() > 1:  # dropout differs between processes
+    if distributed.world_size() > 1:  # dropout differs between processes
         torch.manual_seed(parallel.seed_of(seed))
     loader = Loader(
         faces,
         settings.batch_size,
         seed=seed,
-        rank=processes.rank(),
-        world_size=processes.count(),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         pin=device.type == "cuda",
         **data.loading(),
     )
@@ -160,7 +162,7 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
 
 def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
     """Build backbone and head without memory, so that their settings are judged before data is touched."""
-    classes = max(2, processes.count())  # how many there are is not known yet; some for every process
+    classes = max(2, distributed.world_size())  # how many there are is not known yet; some for every process
     with torch.device("meta"):
         backbone = BACKBONES.from_section(architecture)
         HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
@@ -177,13 +179,13 @@ def refuse_batches_of_one(trainer: Trainer) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        mend = "batch norm needs two images or more in training; {}, or set backbone.freeze_batch_norm=true"
+        hint = "batch norm needs two images or more in training; {}, or set backbone.freeze_batch_norm=true"
         if settings.batch_size == 1:
-            raise ConfigError("trainer.batch_size", 1, mend.format("raise it")) from error
-        mend = "leaves a batch of one image at the end of an epoch, and " + mend.format(
+            raise ConfigError("trainer.batch_size", 1, hint.format("raise it")) from error
+        hint = "leaves a batch of one image at the end of an epoch, and " + hint.format(
             "leave it out with null"
         )
-        raise ConfigError("data.drop_last", False, mend) from error
+        raise ConfigError("data.drop_last", False, hint) from error
 
 
 def writable(folder: Path) -> None:
@@ -231,8 +233,8 @@ def describe_run(trainer: Trainer) -> None:
     activation = activation_bytes(backbone, shape, half=half) if known else 0
     step = cost.of_run(trainer, multiply_adds, activation)
     speed = matmul_speed(trainer.device, settings.precision)
-    a_picture = step.flops / (settings.batch_size * settings.accumulate)
-    trainer.meter.yardstick = Yardstick(trainer.device, a_picture, speed)
+    a_image = step.flops / (settings.batch_size * settings.accumulate)
+    trainer.meter.yardstick = Yardstick(trainer.device, a_image, speed)
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
@@ -242,10 +244,10 @@ def describe_run(trainer: Trainer) -> None:
         "schedule": f"{trainer.schedule.name} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
-        + (f" in each of {processes.count()} processes" if processes.count() > 1 else "")
+        + (f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
         + f", {torch.get_num_threads()} CPU threads, seed {config['seed']}",
         "memory": step.line(),
-        "work": f"{whole * step.flops * processes.count():.3g} FLOPs in all: not less than "
+        "work": f"{whole * step.flops * distributed.world_size():.3g} FLOPs in all: not less than "
         f"{timedelta(seconds=round(whole * step.flops / speed))} at the speed of large matrix products here, "
         f"{speed / 1e12:.3g} TFLOP/s a process",
         "input": str(trainer.input),

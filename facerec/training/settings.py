@@ -21,7 +21,7 @@ class TrainerSettings:
     Args:
         epochs: passes over the data; may end in the middle of one (fractions are allowed).
         max_steps: stop after so many optimizer steps, whatever `epochs` says; null: no such limit.
-        batch_size: pictures a process takes at once.
+        batch_size: images a process takes at once.
         accumulate: batches whose gradients are added before a step.
         precision: number format of the backbone: ``fp32``, ``bf16`` or ``fp16`` (CUDA only, with a scaler).
             The head always computes in fp32.

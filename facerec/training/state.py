@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec import __version__
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.errors import CheckpointError
 from facerec.loading.faces import FaceSet
 from facerec.models import checkpoint, sharded_checkpoint
@@ -81,12 +81,12 @@ class RandomState:
     def state_dict(self) -> dict[str, Any]:
         """The generators' states, (processes, bytes) uint8; every process must call this."""
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
-        states = zip(*processes.each((torch.get_rng_state(), *cuda)), strict=True)
+        states = zip(*distributed.all_gather_object((torch.get_rng_state(), *cuda)), strict=True)
         return {kind: torch.stack(each) for kind, each in zip(("cpu", "cuda"), states, strict=False)}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
         """Put this process's generators back."""
-        rank = processes.rank()
+        rank = distributed.rank()
         # torch reads a state from the start of its storage, so that a row of a larger one will not do.
         mine = {kind: each[rank].clone() for kind, each in states.items() if rank < len(each)}
         if "cpu" in mine:

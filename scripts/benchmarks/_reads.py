@@ -12,7 +12,7 @@ from facerec.loading.order import Positions
 from facerec.packs.pack import Pack, open_pack
 
 BATCH = 128
-BLOCK_SIZE, WINDOW = 256, 16  # of a pack as small as LFW's; the settings' own suit millions of pictures
+BLOCK_SIZE, WINDOW = 256, 16  # of a pack as small as LFW's; the settings' own suit millions of images
 
 
 class Reads(NamedTuple):
@@ -21,7 +21,7 @@ class Reads(NamedTuple):
     Attributes:
         touched: offsets of records as they were first touched, be it to read ahead or to decode.
         decoded: offsets of the records that were handed to the decoder, in the order of the threads.
-        batches: positions of the pictures of each batch.
+        batches: positions of the images of each batch.
     """
 
     touched: list[int]
@@ -73,8 +73,8 @@ def read_rows(root: Path) -> Iterator[Row]:
     assert sorted(block.decoded) == sorted(full.decoded) == sorted(pack.offset_N.tolist())
     per_mille = 1000 / len(pack)
     common = per_mille * seeks(pack, full.touched)
-    title = f"{len(pack):,} pictures in blocks of {BLOCK_SIZE}, {WINDOW} mixed"
+    title = f"{len(pack):,} images in blocks of {BLOCK_SIZE}, {WINDOW} mixed"
     many = per_mille * seeks(pack, block.touched)
-    yield Row(f"{title}: read 1,000 pictures", many, "seeks", 1000 / BLOCK_SIZE, common)
+    yield Row(f"{title}: read 1,000 images", many, "seeks", 1000 / BLOCK_SIZE, common)
     drawn, at_random = (blocks_of(reads.batches, BLOCK_SIZE) for reads in (block, full))
     yield Row(f"{title}: a batch of {BATCH} draws on", drawn, "blocks", None, at_random)

@@ -1,7 +1,7 @@
-"""Opening indexes and packs, training pictures a second out of a pack, and seeks of a disk.
+"""Opening indexes and packs, training images a second out of a pack, and seeks of a disk.
 
-The indexes are generated: as many lines as MS1MV2's, with the offsets that pictures of its size give (--full:
-as WebFace42M's too). The pictures are those of --pack; by default LFW where it is in $FACEREC_DATA or ./data,
+The indexes are generated: as many lines as MS1MV2's, with the offsets that images of its size give (--full:
+as WebFace42M's too). The images are those of --pack; by default LFW where it is in $FACEREC_DATA or ./data,
 else the ORL faces, 40 times over.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from _pictures import picture_rows, set_rows, some_pack
+from _images import image_rows, set_rows, some_pack
 from _reads import read_rows
 from table import Row, best, in_processes, share_of_memory
 
@@ -26,7 +26,7 @@ from facerec.packs.recordio import Record, RecordReader, RecordWriter
 
 MS1MV2, WEBFACE42M = 5_822_653, 42_474_558
 PROCESSES = 4
-PARTS = ("index", "pack", "pictures", "reads", "set")
+PARTS = ("index", "pack", "images", "reads", "set")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--full", action="store_true", help="also open an index of 42.5 million lines (1.2 GB)"
     )
     parser.add_argument("--only", choices=PARTS, help="this part alone")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="pack whose pictures are loaded")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="pack whose images are loaded")
     parser.add_argument(
         "--bin", type=Path, metavar="FILE", help="verification set; default: the pack's first"
     )
@@ -50,8 +50,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 yield from index_rows(folder, WEBFACE42M, reference=False)
         if "pack" in parts:
             yield from pack_rows(folder)
-        if "pictures" in parts:
-            yield from picture_rows(options.pack, folder)
+        if "images" in parts:
+            yield from image_rows(options.pack, folder)
         if "reads" in parts:
             yield from read_rows(options.pack or some_pack(folder))
         if "set" in parts:
@@ -115,20 +115,20 @@ def _common_way(path: Path) -> tuple[float, float]:
 # Packs ----------------------------------------------------------------------------------------------------
 
 
-def pack_rows(folder: Path, identities: int = 2_000, pictures_each: int = 100) -> Iterator[Row]:
+def pack_rows(folder: Path, identities: int = 2_000, images_each: int = 100) -> Iterator[Row]:
     """Opening a pack of the InsightFace layout: labels first from the records, then from the cache."""
     path = folder / "train.rec"
-    end = 1 + identities * pictures_each
-    picture = os.urandom(1000)
+    end = 1 + identities * images_each
+    image = os.urandom(1000)
     with RecordWriter(path) as writer:
         writer.write(0, Record(2, (float(end), float(end + identities)), 0, 0, b""))
         for key in range(1, end):
-            writer.write(key, Record(0, float((key - 1) // pictures_each), key, 0, picture))
+            writer.write(key, Record(0, float((key - 1) // images_each), key, 0, image))
         for c in range(identities):
-            borders = (float(1 + c * pictures_each), float(1 + (c + 1) * pictures_each))
+            borders = (float(1 + c * images_each), float(1 + (c + 1) * images_each))
             writer.write(end + c, Record(2, borders, end + c, 0, b""))
     read_index(path.with_suffix(".idx"))
-    title = f"open a pack of {end - 1:,} pictures"
+    title = f"open a pack of {end - 1:,} images"
     with RecordReader(path) as reader:
         floor = best(lambda: np.frombuffer(reader.view, "<u4")[reader.offsets // 4 + 3])
         common = best(lambda: _common_labels(path, reader.offsets.tolist()), 1)
@@ -149,7 +149,7 @@ def pack_rows(folder: Path, identities: int = 2_000, pictures_each: int = 100) -
         seconds = best(lambda: [reader.payload_at(offset) for offset in offsets])
         common = best(lambda: _common_reads(path, offsets), 1)
     count = len(offsets)
-    yield Row("take an encoded picture by position", 1e6 * seconds / count, "µs", None, 1e6 * common / count)
+    yield Row("take an encoded image by position", 1e6 * seconds / count, "µs", None, 1e6 * common / count)
 
 
 def _common_labels(path: Path, offsets: list[int]) -> list[float]:

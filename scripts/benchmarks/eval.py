@@ -1,7 +1,7 @@
 """Metrics, verification from file to accuracy, 15.7 million template pairs, and a million distractors.
 
 The verification set is --bin, by default LFW's where it is in $FACEREC_DATA or ./data, else the ORL faces.
-The common way embeds each occurrence of a picture and its mirror in batches of ten. Templates and
+The common way embeds each occurrence of an image and its mirror in batches of ten. Templates and
 distractors are random vectors of the sizes of IJB-C and MegaFace.
 """
 
@@ -118,10 +118,10 @@ def _accuracy(threshold: float, distance_N: np.ndarray, issame_N: np.ndarray) ->
 def verification_rows(
     whole: VerificationSet, chosen: VerificationSet, name: str, rounds: int, precision: str
 ) -> Iterator[Row]:
-    """From encoded pictures to the accuracy: ours, the common way, and the forward passes alone, in turn.
+    """From encoded images to the accuracy: ours, the common way, and the forward passes alone, in turn.
 
-    Both ways take time in proportion to their forward passes: one for each occurrence of a picture, and one
-    for each distinct picture. The first pairs of a set repeat fewer pictures than all of it, so what was
+    Both ways take time in proportion to their forward passes: one for each occurrence of an image, and one
+    for each distinct image. The first pairs of a set repeat fewer images than all of it, so what was
     measured on some is also said for the whole set.
     """
     torch.manual_seed(0)
@@ -131,7 +131,7 @@ def verification_rows(
     ours.backbone.to(memory_format=torch.channels_last)
     settings = EvalSettings(bootstrap=0, precision="bf16" if precision == "bf16" else "fp32")
     ready_BHWC = torch.randint(256, (32, 112, 112, 3), dtype=torch.uint8)
-    passes = 2 * len(chosen.pictures) / len(ready_BHWC)
+    passes = 2 * len(chosen.images) / len(ready_BHWC)
     seconds = dict.fromkeys(("ours", "common", "floor"), float("inf"))
     processor = dict.fromkeys(("ours", "common"), float("inf"))
     numbers = {}
@@ -165,7 +165,7 @@ def verification_rows(
         allowed = (1 if precision == "fp32" else 3) / len(chosen)
         if None not in (common, own) and abs(common - own) > allowed:
             raise AssertionError(f"the two ways differ in {key}: {common} and {own}")
-    counts = f"{len(chosen):,} pairs, {len(chosen.pictures):,} distinct pictures"
+    counts = f"{len(chosen):,} pairs, {len(chosen.images):,} distinct images"
     title = f"{chosen.name}, {counts}, {name}, {precision}"
     yield Row(title, seconds["ours"], "s", seconds["floor"], seconds["common"])
     faster = seconds["common"] / seconds["ours"]
@@ -173,8 +173,8 @@ def verification_rows(
     # Where other work shares the cores, the clock on the wall says little; this does not feel it as much.
     yield Row("the same by processor time", processor["common"] / processor["ours"], "×")
     if len(chosen) < len(whole):
-        repeated = [len(one.index_2N) / len(one.pictures) for one in (whole, chosen)]
-        title = f"the same for all {len(whole):,} pairs, {len(whole.pictures):,} distinct pictures, from it"
+        repeated = [len(one.index_2N) / len(one.images) for one in (whole, chosen)]
+        title = f"the same for all {len(whole):,} pairs, {len(whole.images):,} distinct images, from it"
         yield Row(title, faster * repeated[0] / repeated[1], "×")
     yield Row("largest difference of a distance between the two", float(difference), "")
 
@@ -182,8 +182,8 @@ def verification_rows(
 def _common_embeddings(backbone: torch.nn.Module, chosen: VerificationSet) -> np.ndarray:
     """Every occurrence decoded to a float tensor first, then it and its mirror in batches of ten."""
     images = torch.empty(2, len(chosen.index_2N), 3, 112, 112)
-    for row, picture in enumerate(chosen.index_2N):
-        pixels = np.asarray(Image.open(io.BytesIO(chosen.pictures[picture])).convert("RGB"))
+    for row, image in enumerate(chosen.index_2N):
+        pixels = np.asarray(Image.open(io.BytesIO(chosen.images[image])).convert("RGB"))
         images[0, row] = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) - 127.5) / 127.5
         images[1, row] = images[0, row].flip(2)
     with torch.no_grad():
@@ -195,8 +195,8 @@ def _first_pairs(whole: VerificationSet, pairs: int) -> VerificationSet:
     if not pairs or pairs >= len(whole):
         return whole
     used, index_2N = np.unique(whole.index_2N[: 2 * pairs], return_inverse=True)
-    pictures = [whole.pictures[picture] for picture in used]
-    return replace(whole, pictures=pictures, index_2N=index_2N, issame_N=whole.issame_N[:pairs])
+    images = [whole.images[image] for image in used]
+    return replace(whole, images=images, index_2N=index_2N, issame_N=whole.issame_N[:pairs])
 
 
 def _some_set(folder: Path) -> Path:
@@ -225,7 +225,7 @@ def _judge_ijbc() -> tuple[float, float, float]:
     second_N = rng.integers(IJBC_GALLERY, len(unit_TD), IJBC_PAIRS, dtype=np.int32)
     issame_N = rng.integers(0, 800, IJBC_PAIRS, dtype=np.int16) == 0
     before = _peak_memory()
-    said = {"pictures": 0, "flip": True, "detector_score": False, "protocol": ""}
+    said = {"images": 0, "flip": True, "detector_score": False, "protocol": ""}
     seconds = best(lambda: judge_pairs(unit_TD, first_N, second_N, issame_N, **said), 2)
     memory = _peak_memory() - before
     gallery, probe = torch.from_numpy(unit_TD).split([IJBC_GALLERY, IJBC_PROBES])

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the best counts")
     parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
     parser.add_argument("--curves", action="store_true", help="over classes and batch sizes; takes minutes")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the curves as a picture")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the curves as an image")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:

@@ -4,7 +4,7 @@ Ours is the trainer that `facerec-train` makes, step by step: uint8 batches prep
 one-hot masks, gradient norm and guard, fused SGD. The reference is written plainly: contiguous fp32, torch's
 own PReLU, one-hot ArcFace over whole logits, SGD. Steps are taken in turn; the best of each counts. The floor
 is the step's multiply-adds at the speed of large bf16 matrix products, measured in the same run. The parts
-are those of the best step; the rest is what lies between them (pictures prepared, learning rate).
+are those of the best step; the rest is what lies between them (images prepared, learning rate).
 """
 
 import argparse
@@ -36,7 +36,7 @@ PARTS = ("forward", "head", "backward", "optimizer", "rest")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="iresnet50", help="with commas (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (default %(default)s)")
     parser.add_argument("--classes", type=int, default=10_572, help="default %(default)s")
     parser.add_argument(
         "--steps", type=int, default=4, help="of each, the first left out (default %(default)s)"
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of ours")
     parser.add_argument("--compile", action="store_true", help="ours compiled as well; takes minutes more")
     parser.add_argument("--checkpoint", action="store_true", help="ours recomputing its activations as well")
-    parser.add_argument("--quick", action="store_true", help="mobilefacenet, 8 pictures, 1,000 classes")
+    parser.add_argument("--quick", action="store_true", help="mobilefacenet, 8 images, 1,000 classes")
     parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
 
 

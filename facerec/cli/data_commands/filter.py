@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "filter",
         help="copy a pack without some identities",
-        description="Copy PACK into the folder OUT without identities that have few pictures, are listed, or "
+        description="Copy PACK into the folder OUT without identities that have few images, are listed, or "
         "are people of a test set; report.csv there names them. Labels are numbered anew.",
         epilog=_EPILOG,
     )
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="leave out identities with fewer than N pictures",
+        help="leave out identities with fewer than N images",
     )
     parser.add_argument(
         "--drop", type=Path, metavar="FILE", help="identities to leave out, a label or name a line"
@@ -65,5 +65,5 @@ def _filter(options: argparse.Namespace) -> None:
         force=options.force,
     )
     left = pack.num_classes - built.identities
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
+    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities")
     print(f"{left:,} identities left out; {options.out / 'report.csv'} names them")

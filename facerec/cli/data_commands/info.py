@@ -19,8 +19,8 @@ example:
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="identities, pictures, sizes and formats of a pack",
-        description="Say what a pack holds: identities, pictures an identity, sizes and formats of a sample, "
+        help="identities, images, sizes and formats of a pack",
+        description="Say what a pack holds: identities, images an identity, sizes and formats of a sample, "
         "and whether `property` and the index agree with it.",
         epilog=_EPILOG,
     )

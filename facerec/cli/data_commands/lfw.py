@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force, add_picture_options, add_workers, face_maker, workers
+from facerec.cli.data_options import add_force, add_image_options, add_workers, face_maker, workers
 
 _EPILOG = """\
 example:
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "lfw",
         help="make a pack and lfw.bin from a folder of LFW and its lists",
-        description="Make of LFW (pictures NAME/NAME_0001.jpg) the pack of the people of some sets, lfw.bin "
+        description="Make of LFW (images NAME/NAME_0001.jpg) the pack of the people of some sets, lfw.bin "
         "with all pairs, and lfw_setK.bin with the pairs of each other set, whose people the pack lacks.",
         epilog=_EPILOG,
     )
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--sets", default="1-9", help="sets to train on, like 1-9 or 1,2,5, or all (default: 1-9)"
     )
-    add_picture_options(parser)
+    add_image_options(parser)
     add_workers(parser)
     add_force(parser)
     parser.set_defaults(work=_lfw)
@@ -51,7 +51,7 @@ def _lfw(options: argparse.Namespace) -> None:
         force=options.force,
         workers=workers(options),
     )
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities, and lfw.bin")
+    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities, and lfw.bin")
     if built.dropped:
         print(f"{built.dropped:,} left out; {options.out / 'report.csv'} says why")
 

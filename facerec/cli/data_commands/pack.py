@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force, add_picture_options, add_workers, face_maker, workers
+from facerec.cli.data_options import add_force, add_image_options, add_workers, face_maker, workers
 
 _EPILOG = """\
 example:
@@ -24,9 +24,9 @@ def add(commands: Commands) -> None:
         "run that was stopped goes on where it was when it is started again.",
         epilog=_EPILOG,
     )
-    parser.add_argument("folder", type=Path, help="a folder with a folder of pictures for each person")
+    parser.add_argument("folder", type=Path, help="a folder with a folder of images for each person")
     parser.add_argument("out", type=Path, help="the folder of the pack")
-    add_picture_options(parser)
+    add_image_options(parser)
     add_workers(parser)
     add_force(parser)
     parser.set_defaults(work=_pack)
@@ -37,6 +37,6 @@ def _pack(options: argparse.Namespace) -> None:
 
     maker = face_maker(options)
     built = pack_folder(options.folder, options.out, maker, force=options.force, workers=workers(options))
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
+    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities")
     if built.dropped:
         print(f"{built.dropped:,} left out; {options.out / 'report.csv'} says why")

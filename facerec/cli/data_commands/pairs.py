@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force, add_picture_options, add_workers, face_maker, workers
+from facerec.cli.data_options import add_force, add_image_options, add_workers, face_maker, workers
 
 _EPILOG = """\
 example:
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--count", type=int, help="pairs to draw (default: 600 a fold, or what there is)")
     parser.add_argument("--folds", type=int, default=10, help="folds to draw (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
-    add_picture_options(parser)
+    add_image_options(parser)
     add_workers(parser)
     add_force(parser)
     parser.set_defaults(work=_pairs)

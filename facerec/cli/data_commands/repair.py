@@ -38,7 +38,7 @@ def _repair(options: argparse.Namespace) -> None:
     built, damaged, unlisted = repair(
         path, options.out, index=options.index, force=options.force, workers=workers(options)
     )
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
+    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities")
     print(f"{damaged:,} damaged records left out; {options.out / 'report.csv'} names them")
     if unlisted:
         print(f"{unlisted:,} records that the index does not list left out; without an .idx they are found")

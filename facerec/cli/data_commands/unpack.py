@@ -1,4 +1,4 @@
-"""`facerec-data unpack`: a pack becomes a folder of pictures."""
+"""`facerec-data unpack`: a pack becomes a folder of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from facerec.cli.data_commands import Commands
 from facerec.cli.data_options import add_force
 
 _EPILOG = """\
-exit status: 0 all pictures were written, 1 some records are damaged, 2 there is no such pack
+exit status: 0 all images were written, 1 some records are damaged, 2 there is no such pack
 
 example:
   facerec-data unpack data/faces_webface_112x112 casia
@@ -20,8 +20,8 @@ example:
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "unpack",
-        help="write the pictures of a pack as files, a folder an identity",
-        description="Write the pictures of PACK into the folder OUT, a folder an identity: their bytes as "
+        help="write the images of a pack as files, a folder an identity",
+        description="Write the images of PACK into the folder OUT, a folder an identity: their bytes as "
         "they are, their names those of the .lst beside the pack, else numbers.",
         epilog=_EPILOG,
     )
@@ -39,5 +39,5 @@ def _unpack(options: argparse.Namespace) -> int:
     done = unpack(pack, options.out, force=options.force)
     for line in done.damaged:
         print(line, file=sys.stderr)
-    print(f"{options.out}: {done.pictures:,} pictures of {pack.num_classes:,} identities")
+    print(f"{options.out}: {done.images:,} images of {pack.num_classes:,} identities")
     return 1 if done.damaged or pack.skipped else 0

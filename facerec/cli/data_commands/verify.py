@@ -12,7 +12,7 @@ exit status: 0 all is well, 1 something is damaged, 2 there is no such pack
 
 example:
   facerec-data verify data/faces_emore
-  facerec-data verify data/faces_emore/train.rec --no-pictures
+  facerec-data verify data/faces_emore/train.rec --no-images
 """
 
 
@@ -20,13 +20,13 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "verify",
         help="read everything in a pack, and name every damaged record",
-        description="Read every record of a pack (its framing, its header, its label), decode every picture, "
+        description="Read every record of a pack (its framing, its header, its label), decode every image, "
         "and name whatever is damaged with its key and offset, one a line.",
         epilog=_EPILOG,
     )
     parser.add_argument("path", type=Path, help="folder with train.rec, a .rec, or a verification .bin")
     parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
-    parser.add_argument("--no-pictures", action="store_true", help="do not decode the pictures")
+    parser.add_argument("--no-images", action="store_true", help="do not decode the images")
     parser.add_argument("--workers", type=int, help="decoding threads (default: one a processor)")
     parser.set_defaults(work=_verify)
 
@@ -40,8 +40,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
     path = find_rec(options.path)
-    work = audit(path, options.index, pictures=not options.no_pictures, workers=options.workers)
-    records = pictures = unlisted = damaged = 0
+    work = audit(path, options.index, images=not options.no_images, workers=options.workers)
+    records = images = unlisted = damaged = 0
     with tqdm(
         total=work.total, desc=f"verifying {path.name}", unit_scale=True, disable=None, delay=0.5
     ) as bar:
@@ -49,11 +49,11 @@ def _verify(options: argparse.Namespace) -> int:
             for finding in piece.findings:
                 bar.write(f"{finding.place}: {finding.reason}")
             records += piece.records
-            pictures += piece.pictures
+            images += piece.images
             unlisted += piece.unlisted
             damaged += sum(finding.records for finding in piece.findings)
             bar.update(piece.done - bar.n)
     if unlisted:
         print(f"{unlisted:,} records are not in the index (they were not checked)")
-    print(f"{path}: {records:,} records, {pictures:,} pictures, {damaged:,} damaged")
+    print(f"{path}: {records:,} records, {images:,} images, {damaged:,} damaged")
     return 1 if damaged else 0

@@ -1,4 +1,4 @@
-"""Pictures that lie in files: read one by one when they are embedded, aligned where landmarks are known."""
+"""Images that lie in files: read one by one when they are embedded, aligned where landmarks are known."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from facerec.images.align import align
 from facerec.images.decode import decode_whole, read_file
 
 
-class FilePictures(Sequence[Any]):
-    """A sequence of picture files: `pictures[i]` reads file i.
+class FileImages(Sequence[Any]):
+    """A sequence of image files: `images[i]` reads file i.
 
     Args:
         paths: the files.
-        landmarks_P52: five points of each picture (x, y in pixels), to align it by; None: aligned already,
+        landmarks_P52: five points of each image (x, y in pixels), to align it by; None: aligned already,
             the files' bytes are given as they are.
-        size: height and width of aligned pictures.
+        size: height and width of aligned images.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class FilePictures(Sequence[Any]):
     @overload
     def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, index: slice) -> FilePictures: ...
+    def __getitem__(self, index: slice) -> FileImages: ...
     def __getitem__(self, index: int | slice) -> Any:
-        """The encoded picture, or the aligned pixels; a slice reads nothing.
+        """The encoded image, or the aligned pixels; a slice reads nothing.
 
         Raises:
             MissingDataError: the file cannot be read.
-            DamagedDataError: it is to be aligned and is not a picture.
+            DamagedDataError: it is to be aligned and is not an image.
         """
         if isinstance(index, slice):
             landmarks = None if self.landmarks_P52 is None else self.landmarks_P52[index]
-            return FilePictures(self.paths[index], landmarks, self.size)
+            return FileImages(self.paths[index], landmarks, self.size)
         path = Path(self.paths[index])
         try:
             encoded = read_file(path)
@@ -58,10 +58,10 @@ class FilePictures(Sequence[Any]):
                 return encoded
             return align(decode_whole(encoded), self.landmarks_P52[index], self.size)
         except OSError as error:
-            raise MissingDataError(f"{path}: {error.strerror}, but a list names this picture") from error
+            raise MissingDataError(f"{path}: {error.strerror}, but a list names this image") from error
         except DamagedDataError as error:
             raise DamagedDataError(f"{path}: {error}") from error
 
     def where(self, index: int) -> str:
-        """How errors name picture `index`."""
+        """How errors name image `index`."""
         return str(self.paths[index])

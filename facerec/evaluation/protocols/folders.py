@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import MissingDataError
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.protocols.files import FilePictures
+from facerec.evaluation.protocols.files import FileImages
 from facerec.evaluation.protocols.identification import (
     MEGAFACE_CUTS,
     IdentificationResult,
@@ -46,19 +46,19 @@ def evaluate_folders(
         model: backbone and preprocessing.
         gallery, probes: folders with a folder for each identity; a person has the same folder name in both.
         settings: batch size, flip, precision.
-        distractors: a folder of more gallery pictures, at any depth, of people who are no probes.
-        leave_out: paths, relative to any of the folders, of pictures to leave out.
+        distractors: a folder of more gallery images, at any depth, of people who are no probes.
+        leave_out: paths, relative to any of the folders, of images to leave out.
         name: for the log.
 
     Raises:
-        MissingDataError: a folder is missing or has no pictures.
+        MissingDataError: a folder is missing or has no images.
         UserError: no probe's identity is in the gallery.
     """
     settings = settings or EvalSettings()
     skip = LeaveOut(leave_out)
     gallery_paths, gallery_names = _labelled(Path(gallery), skip)
     probe_paths, probe_names = _labelled(Path(probes), skip)
-    others = _pictures_below(Path(distractors), skip) if distractors is not None else []
+    others = _images_below(Path(distractors), skip) if distractors is not None else []
     skip.report()
     result = identify(
         _embedded(model, probe_paths, settings, "probes"),
@@ -92,19 +92,19 @@ def evaluate_megaface(
         model: backbone and preprocessing.
         probes: the FaceScrub probe set, a folder for each person.
         distractors: the MegaFace distractors, at any depth. They are added in an order that `settings.seed`
-            draws, since their folders keep pictures of one owner together.
+            draws, since their folders keep images of one owner together.
         settings: batch size, flip, precision, seed.
-        leave_out: paths, relative to either folder, of noisy pictures to leave out.
+        leave_out: paths, relative to either folder, of noisy images to leave out.
         cuts: numbers of distractors at which rank-1 is wanted.
 
     Raises:
-        MissingDataError: a folder is missing or has no pictures.
-        UserError: no person has two pictures.
+        MissingDataError: a folder is missing or has no images.
+        UserError: no person has two images.
     """
     settings = settings or EvalSettings()
     skip = LeaveOut(leave_out)
     probe_paths, names = _labelled(Path(probes), skip)
-    paths = _pictures_below(Path(distractors), skip)
+    paths = _images_below(Path(distractors), skip)
     skip.report()
     order = np.random.default_rng(settings.seed).permutation(len(paths))
     shuffled = [paths[at] for at in order]
@@ -127,7 +127,7 @@ def evaluate_megaface(
 
 
 class LeaveOut:
-    """Pictures to leave out, by their paths relative to a folder; which of them were met."""
+    """Images to leave out, by their paths relative to a folder; which of them were met."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.listed = {Path(path.strip()).as_posix() for path in paths if path.strip()}
@@ -140,11 +140,11 @@ class LeaveOut:
         return True
 
     def report(self) -> None:
-        """Warn where the list names pictures that are nowhere."""
+        """Warn where the list names images that are nowhere."""
         missing = sorted(self.listed - self.met)
         if missing:
             logger.warning(
-                "%d of %d pictures to leave out are not there, e.g. %s",
+                "%d of %d images to leave out are not there, e.g. %s",
                 len(missing),
                 len(self.listed),
                 missing[0],
@@ -152,11 +152,11 @@ class LeaveOut:
 
     def notes(self) -> list[str]:
         """What is to be said with the numbers."""
-        return [f"{len(self.met)} listed pictures were left out"] if self.met else []
+        return [f"{len(self.met)} listed images were left out"] if self.met else []
 
 
 def read_leave_out(path: str | Path) -> list[str]:
-    """A list of pictures to leave out, a relative path a line; lines that begin with # are comments.
+    """A list of images to leave out, a relative path a line; lines that begin with # are comments.
 
     Raises:
         MissingDataError: there is no such file.
@@ -166,15 +166,15 @@ def read_leave_out(path: str | Path) -> list[str]:
 
 
 def _labelled(root: Path, skip: LeaveOut) -> tuple[list[str], list[str]]:
-    """Pictures in folders of identities and the names of those folders; loose pictures do not count."""
-    paths = [path for path in _pictures_below(root, skip) if len(_relative(path, root).parts) > 1]
+    """Images in folders of identities and the names of those folders; loose images do not count."""
+    paths = [path for path in _images_below(root, skip) if len(_relative(path, root).parts) > 1]
     if not paths:
-        raise MissingDataError(f"{root}: no pictures in folders of identities")
+        raise MissingDataError(f"{root}: no images in folders of identities")
     return paths, [_relative(path, root).parts[0] for path in paths]
 
 
-def _pictures_below(root: Path, skip: LeaveOut) -> list[str]:
-    """All pictures below `root`, sorted by path; plain words, of which a million take 100 MB."""
+def _images_below(root: Path, skip: LeaveOut) -> list[str]:
+    """All images below `root`, sorted by path; plain words, of which a million take 100 MB."""
     return [str(root / path) for path in images_below(root) if path not in skip]
 
 
@@ -189,17 +189,17 @@ def _embedded(model: Model, paths: list[str], settings: EvalSettings, name: str)
 def _streamed(
     model: Model, paths: list[str], settings: EvalSettings, name: str
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """e + e' of the pictures, portion by portion: a million of them never are in memory together."""
+    """e + e' of the images, portion by portion: a million of them never are in memory together."""
     for first in range(0, len(paths), PORTION):
-        pictures = FilePictures(paths[first : first + PORTION])
-        yield embed_pictures(
+        images = FileImages(paths[first : first + PORTION])
+        yield embed_images(
             model,
-            pictures,
+            images,
             name=f"{name} {first:,} of {len(paths):,}",
             batch_size=settings.batch_size,
             flip=settings.flip,
             precision=settings.precision,
-            where=pictures.where,
+            where=images.where,
         ).summed_PD
 
 

@@ -256,13 +256,13 @@ def megaface(
     seed: int = 0,
     protocol: str = "MegaFace challenge 1",
 ) -> MegafaceResult:
-    """Each probe with one mate among many distractors, for each ordered pair of pictures of a person.
+    """Each probe with one mate among many distractors, for each ordered pair of images of a person.
 
-    Every picture of an identity is the one mate in the gallery in turn, every other picture of it a probe. A
+    Every image of an identity is the one mate in the gallery in turn, every other image of it a probe. A
     tie with a distractor is a miss.
 
     Args:
-        probe_PD: embeddings of the probe set (FaceScrub: 3,530 pictures of 80 people), any norm.
+        probe_PD: embeddings of the probe set (FaceScrub: 3,530 images of 80 people), any norm.
         identity_P: who they are, numbers or names.
         distractors: (count, D) embeddings of other people, in the order in which they are added; an array
             (memory-mapped ones are read block by block) or an iterable of arrays.
@@ -273,7 +273,7 @@ def megaface(
         protocol: the protocol's name.
 
     Raises:
-        UserError: no person has two pictures, or there are other than `count` distractors.
+        UserError: no person has two images, or there are other than `count` distractors.
         NonFiniteError: naming an embedding that is not finite.
     """
     probe = unit(probe_PD, "probe")
@@ -284,7 +284,7 @@ def megaface(
     _, person_P = np.unique(np.asarray(identity_P), return_inverse=True)
     probe_N, cosine_N = _mate_pairs(probe, person_P)
     if not len(probe_N):
-        raise UserError("no person of the probe set has two pictures, so there are no mates")
+        raise UserError("no person of the probe set has two images, so there are no mates")
     supported = [cut for cut in cuts if cut <= count]
     impostors = len(probe) * count
     far = float(MEGAFACE_FAR)
@@ -310,7 +310,7 @@ def megaface(
     notes += _unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
     alone = len(probe) - len(np.unique(probe_N))
     if alone:
-        notes.append(f"{alone} probes are the only picture of their person and have no mate")
+        notes.append(f"{alone} probes are the only image of their person and have no mate")
     return MegafaceResult(
         rank1=rank1,
         rank1_interval={cut: rank1_spread.get(cut) for cut in rank1},
@@ -327,7 +327,7 @@ def megaface(
 
 
 def _mate_pairs(probe_PD: torch.Tensor, person_P: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
-    """All ordered pairs of two pictures of one person: the probe of each, and their cosine."""
+    """All ordered pairs of two images of one person: the probe of each, and their cosine."""
     probes, cosines = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for members in np.split(np.argsort(person_P, kind="stable"), np.cumsum(np.bincount(person_P))[:-1]):
         rows = probe_PD[torch.from_numpy(members)]

@@ -95,8 +95,8 @@ class IdentificationSettings(EvalSettings):
 
     Args:
         gallery, probes: folders with a folder for each person.
-        distractors: folder of more gallery pictures; null: none.
-        leave_out: file that lists pictures to leave out, a relative path a line; null: none.
+        distractors: folder of more gallery images; null: none.
+        leave_out: file that lists images to leave out, a relative path a line; null: none.
     """
 
     protocol: Literal["identification"] = "identification"
@@ -131,7 +131,7 @@ class MegafaceSettings(EvalSettings):
     Args:
         probes: the FaceScrub probe set, a folder for each person.
         distractors: the MegaFace distractors.
-        leave_out: file that lists noisy pictures of either folder, a relative path a line; null: none.
+        leave_out: file that lists noisy images of either folder, a relative path a line; null: none.
     """
 
     protocol: Literal["megaface"] = "megaface"

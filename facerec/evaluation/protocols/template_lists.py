@@ -1,6 +1,6 @@
 """Read the lists of the template protocols: YTF's splits, and IJB-B's and IJB-C's faces, scores and pairs.
 
-Shape suffixes: R rows of the face list, P pictures, T templates, V videos, N pairs.
+Shape suffixes: R rows of the face list, P images, T templates, V videos, N pairs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_ytf_splits(path: Path) -> VideoPairs:
 
 @dataclass(frozen=True)
 class IjbLists:
-    """IJB-B or IJB-C: file names, landmarks and detector scores of the pictures, who is in which template,
+    """IJB-B or IJB-C: file names, landmarks and detector scores of the images, who is in which template,
     the listed pairs of templates."""
 
     name_P: list[str]
@@ -74,20 +74,20 @@ def read_ijb(folder: Path, name: str) -> IjbLists:
 
     Raises:
         MissingDataError: a list is missing.
-        DamagedDataError: naming the line that is wrong, or the picture or template that one list has and the
+        DamagedDataError: naming the line that is wrong, or the image or template that one list has and the
             other has not.
     """
     name_R, template_R, medium_R = _read_faces(folder / f"{name}_face_tid_mid.txt")
     scores = folder / f"{name}_name_5pts_score.txt"
     number_of, landmarks_P52, score_P = _read_scores(scores)
     try:
-        picture_R = np.array([number_of[one] for one in name_R])
+        image_R = np.array([number_of[one] for one in name_R])
     except KeyError as error:
-        raise DamagedDataError(f"{scores}: lacks the picture {error}, which the face list names") from None
+        raise DamagedDataError(f"{scores}: lacks the image {error}, which the face list names") from None
     template, template_R = np.unique(template_R, return_inverse=True)
     pairs = folder / f"{name}_template_pair_label.txt"
     first_N, second_N, issame_N = read_template_pairs(pairs)
-    faces = FaceList(picture_R, template_R.astype(np.int32), medium_R)
+    faces = FaceList(image_R, template_R.astype(np.int32), medium_R)
     first_N, second_N = (_rows_of(ids, template, pairs) for ids in (first_N, second_N))
     return IjbLists(list(number_of), landmarks_P52, score_P, faces, template, first_N, second_N, issame_N)
 
@@ -96,7 +96,7 @@ def read_ijb_subjects(path: Path, id_T: Ints) -> tuple[Ints, Ints]:
     """Read a gallery or probe list of the 1:N protocol: ``template id,subject id,…``, a header if any before.
 
     Args:
-        path: the list; a template has a line for each of its pictures.
+        path: the list; a template has a line for each of its images.
         id_T: published ids of the templates, ascending.
 
     Returns:
@@ -158,7 +158,7 @@ def _read_faces(path: Path) -> tuple[list[str], Ints, Ints]:
 
 
 def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Number of each picture by name, its landmarks and its score."""
+    """Number of each image by name, its landmarks and its score."""
     number_of: dict[str, int] = {}
     values = []
     for number, line in _lines(path):
@@ -170,9 +170,9 @@ def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], n
         if len(row) != 11 or not all(abs(value) < _LARGEST for value in row):
             raise _wrong(path, number, line, "name, five landmarks x y, score")
         if not stays_inside(name):
-            raise _wrong(path, number, line, "the name of a picture in loose_crop")
+            raise _wrong(path, number, line, "the name of an image in loose_crop")
         if name in number_of:
-            raise _wrong(path, number, line, "a picture that was not named before")
+            raise _wrong(path, number, line, "an image that was not named before")
         number_of[name] = len(number_of)
         values.append(row)
     table = np.array(values, np.float32).reshape(-1, 11)
@@ -185,7 +185,7 @@ def _rows_of(id_N: Ints, template: Ints, path: Path) -> npt.NDArray[np.int32]:
     wrong = template[np.minimum(row_N, len(template) - 1)] != id_N
     if wrong.any():
         missing = int(id_N[int(np.argmax(wrong))])
-        raise DamagedDataError(f"{path}: names template {missing}, of which the face list has no picture")
+        raise DamagedDataError(f"{path}: names template {missing}, of which the face list has no image")
     return row_N
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import MissingDataError, require
-from facerec.evaluation.embedding import embed_pictures
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.protocols.files import FilePictures
+from facerec.evaluation.protocols.files import FileImages
 from facerec.evaluation.protocols.identification import IdentificationResult, identify
 from facerec.evaluation.protocols.template_lists import read_ijb, read_ijb_subjects, read_ytf_splits
 from facerec.evaluation.protocols.templates import FaceList, Ints, TemplatePool, TemplateResult, judge_pairs
@@ -29,19 +29,19 @@ logger = logging.getLogger("facerec.evaluation")
 
 _Subjects = tuple[Ints, Ints]  # rows of templates, and whose they are
 
-PORTION = 8192  # pictures embedded before they are pooled: 32 MB of embeddings of length 512, both views
+PORTION = 8192  # images embedded before they are pooled: 32 MB of embeddings of length 512, both views
 
 
-def pool_pictures(
-    model: Model, pictures: FilePictures, pools: Sequence[TemplatePool], settings: EvalSettings, name: str
+def pool_images(
+    model: Model, images: FileImages, pools: Sequence[TemplatePool], settings: EvalSettings, name: str
 ) -> None:
-    """Embed `pictures` portion by portion and add e + e' (e without flip) to each of `pools`."""
-    for first in range(0, len(pictures), PORTION):
-        portion = pictures[first : first + PORTION]
-        embedded = embed_pictures(
+    """Embed `images` portion by portion and add e + e' (e without flip) to each of `pools`."""
+    for first in range(0, len(images), PORTION):
+        portion = images[first : first + PORTION]
+        embedded = embed_images(
             model,
             portion,
-            name=f"{name} {first:,} of {len(pictures):,}",
+            name=f"{name} {first:,} of {len(images):,}",
             batch_size=settings.batch_size,
             flip=settings.flip,
             precision=settings.precision,
@@ -79,7 +79,7 @@ def evaluate_ytf(
     # Every frame is a medium of its own: the sum over them has the direction of their mean.
     rows = np.arange(len(paths))
     pool = TemplatePool(FaceList(rows, np.array(video_R), rows))
-    pool_pictures(model, FilePictures(paths), [pool], settings, "ytf")
+    pool_images(model, FileImages(paths), [pool], settings, "ytf")
     unit_VD = pool.unit_TD()
     index_2N = np.stack([pairs.first_N, pairs.second_N], axis=1).reshape(-1).astype(np.int64)
     person_V = np.array([video.split("/")[0] for video in pairs.video_V])
@@ -98,7 +98,7 @@ def evaluate_ytf(
     said = f"YTF, {result.folds} splits of the list, {used}, {'flip-TTA' if settings.flip else 'no flip'}"
     notes = result.notes + overlap_notes(model, set(person_V.tolist()), "YTF")
     # A video is shown by its first frame.
-    shown = FilePictures([paths[row] for row in np.unique(video_R, return_index=True)[1]])
+    shown = FileImages([paths[row] for row in np.unique(video_R, return_index=True)[1]])
     source = VerificationSet("ytf", shown, index_2N, pairs.issame_N, Path(root) / "splits.txt", person_2N)
     result = replace(
         result, flip=settings.flip, accuracy_noflip=None, protocol=said, notes=notes, source=source
@@ -127,8 +127,8 @@ def evaluate_ijb(
         ``{"ijbc": …, "ijbc_detector_score": …}`` and ``ijbc_1n_G1``, ``ijbc_1n_G2`` and so on.
 
     Raises:
-        MissingDataError: a list or picture is missing.
-        DamagedDataError: a list or picture is damaged.
+        MissingDataError: a list or image is missing.
+        DamagedDataError: a list or image is damaged.
     """
     settings = settings or EvalSettings()
     require(name in ("ijbb", "ijbc"), "eval.targets", name, "must be ijbb or ijbc")
@@ -141,9 +141,9 @@ def evaluate_ijb(
     lists = read_ijb(meta, name)
     searches = _ijb_searches(meta, name, lists.id_T)
     paths = [root / "loose_crop" / one for one in lists.name_P]
-    pictures = FilePictures(paths, lists.landmarks_P52, height)
+    images = FileImages(paths, lists.landmarks_P52, height)
     plain, weighted = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
-    pool_pictures(model, pictures, [plain, weighted], settings, name)
+    pool_images(model, images, [plain, weighted], settings, name)
     results: dict[str, TemplateResult | IdentificationResult] = {}
     title = name.upper().replace("IJB", "IJB-")
     for suffix, pool, scored in (("", plain, False), ("_detector_score", weighted, True)):
@@ -156,7 +156,7 @@ def evaluate_ijb(
             lists.first_N,
             lists.second_N,
             lists.issame_N,
-            pictures=len(paths),
+            images=len(paths),
             flip=settings.flip,
             detector_score=scored,
             identity_N=lists.id_T[lists.first_N],
@@ -201,4 +201,4 @@ def _frames(folder: Path) -> list[Path]:
     try:
         return [folder / path for path in images_below(folder)]
     except MissingDataError:
-        raise MissingDataError(f"{folder}: no pictures of this video, but splits.txt names it") from None
+        raise MissingDataError(f"{folder}: no images of this video, but splits.txt names it") from None

@@ -1,10 +1,10 @@
-"""Templates: many pictures of a person pooled into one vector, and pairs of templates compared by cosine.
+"""Templates: many images of a person pooled into one vector, and pairs of templates compared by cosine.
 
-Pooling is a weighted sum, so it streams: a picture's embedding is added to its template and forgotten. Pairs
+Pooling is a weighted sum, so it streams: an image's embedding is added to its template and forgotten. Pairs
 are compared in blocks, by matrix products where the list is dense (the 15.7 million pairs of IJB-C are a
 quarter of all 3,531 × 19,593), else pair by pair.
 
-Shape suffixes: R rows of a face list (a picture in a template), P pictures, T templates, N pairs, D
+Shape suffixes: R rows of a face list (an image in a template), P images, T templates, N pairs, D
 embedding size."""
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _DENSE = 100  # a matrix product of so many times the wanted scores is still qui
 
 @dataclass(frozen=True)
 class FaceList:
-    """Which picture belongs to which template and medium, a row each.
+    """Which image belongs to which template and medium, a row each.
 
     Attributes:
-        picture_R: number of the picture, 0 … P − 1.
+        image_R: number of the image, 0 … P − 1.
         template_R: number of the template, 0 … T − 1; each has at least one row.
         medium_R: any id of the medium (photograph or video) within the template.
     """
 
-    picture_R: Ints
+    image_R: Ints
     template_R: Ints
     medium_R: Ints
 
@@ -64,27 +64,27 @@ class TemplatePool:
     portions.
 
     Args:
-        faces: which picture belongs where.
-        weight_P: weight of each picture besides (the detector's score), 0 or more; None: all equal.
+        faces: which image belongs where.
+        weight_P: weight of each image besides (the detector's score), 0 or more; None: all equal.
     """
 
     def __init__(self, faces: FaceList, weight_P: Floats | None = None) -> None:
         share_R = faces.share_R()
         if weight_P is not None:
-            share_R = share_R * weight_P[faces.picture_R]
-        order = np.argsort(faces.picture_R, kind="stable")
-        self._picture_R, self._template_R = faces.picture_R[order], faces.template_R[order]
+            share_R = share_R * weight_P[faces.image_R]
+        order = np.argsort(faces.image_R, kind="stable")
+        self._image_R, self._template_R = faces.image_R[order], faces.template_R[order]
         self._share_R = share_R[order]
         self._templates = faces.templates
         self._sum_TD: Floats | None = None
 
     def add(self, first: int, embedding_BD: Floats) -> None:
-        """Add the embeddings of pictures `first` … `first` + B − 1."""
+        """Add the embeddings of images `first` … `first` + B − 1."""
         if self._sum_TD is None:
             self._sum_TD = np.zeros((self._templates, embedding_BD.shape[1]), np.float32)
-        start, stop = np.searchsorted(self._picture_R, [first, first + len(embedding_BD)])
+        start, stop = np.searchsorted(self._image_R, [first, first + len(embedding_BD)])
         rows = slice(int(start), int(stop))
-        weighted = embedding_BD[self._picture_R[rows] - first] * self._share_R[rows, None].astype(np.float32)
+        weighted = embedding_BD[self._image_R[rows] - first] * self._share_R[rows, None].astype(np.float32)
         torch.from_numpy(self._sum_TD).index_add_(
             0, torch.from_numpy(self._template_R[rows].astype(np.int64)), torch.from_numpy(weighted)
         )
@@ -177,7 +177,7 @@ class TemplateResult:
     pairs: int
     genuine_pairs: int
     templates: int
-    pictures: int
+    images: int
     flip: bool
     detector_score: bool
     protocol: str
@@ -231,7 +231,7 @@ def judge_pairs(
     second_N: Ints,
     issame_N: Bools,
     *,
-    pictures: int,
+    images: int,
     flip: bool,
     detector_score: bool,
     protocol: str,
@@ -245,7 +245,7 @@ def judge_pairs(
         unit_TD: unit templates.
         first_N, second_N: rows of `unit_TD`.
         issame_N: whether the pair is genuine.
-        pictures, flip, detector_score, protocol: what is to be said with the numbers.
+        images, flip, detector_score, protocol: what is to be said with the numbers.
         identity_N: whose the first template of each pair is, for the intervals of TAR; None: there are none.
         bootstrap: number of resamples for them; 0 for none.
         seed: of the bootstrap.
@@ -281,7 +281,7 @@ def judge_pairs(
         pairs=len(issame_N),
         genuine_pairs=len(separation.genuine_G),
         templates=len(unit_TD),
-        pictures=pictures,
+        images=images,
         flip=flip,
         detector_score=detector_score,
         protocol=protocol,

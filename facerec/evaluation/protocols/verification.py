@@ -4,8 +4,8 @@ them.
 The protocol of LFW, CFP, AgeDB-30, CALFW, CPLFW and VGG2-FP as the widespread scripts compute it; equal
 embeddings give equal numbers to the last digit.
 
-Shape suffixes: N pairs, 2N pictures (rows 2i and 2i + 1 are pair i), D embedding size, F folds, P distinct
-pictures."""
+Shape suffixes: N pairs, 2N images (rows 2i and 2i + 1 are pair i), D embedding size, F folds, P distinct
+images."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ class VerificationResult:
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
     identity_N2: Ints | None = field(default=None, repr=False)
-    """Whose the two pictures of each pair are, numbers from 0, where that is known."""
+    """Whose the two images of each pair are, numbers from 0, where that is known."""
     source: PairSet | None = field(default=None, repr=False)
-    """The set that was evaluated, for its pictures; None where only embeddings were given."""
+    """The set that was evaluated, for its images; None where only embeddings were given."""
 
     def roc(self) -> tuple[Floats, Floats]:
         """False and true accept rates, ascending, from (0, 0) to (1, 1)."""
@@ -165,13 +165,13 @@ def verify(
             widened); rows 2i and 2i + 1 are pair i. Computed in their own precision, as the published
             scripts do.
         issame_N: whether pair i is genuine: booleans, or the numbers 1 and 0; (N,) or (N, 1).
-        flipped_2ND: embeddings of the mirrored pictures, same shape.
+        flipped_2ND: embeddings of the mirrored images, same shape.
         folds: 2 … N; contiguous in file order, sizes as scikit-learn's ``KFold`` where N is not a multiple.
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 as published; ``exact`` the midpoints of the other
             folds' sorted distances.
         bootstrap: number of resamples for 95 % intervals of accuracy, AUC, EER and TAR@FAR; 0 for none.
         seed: of the bootstrap.
-        identity_2N: whose each picture is, names or numbers: people are resampled then; None: pairs are,
+        identity_2N: whose each image is, names or numbers: people are resampled then; None: pairs are,
             as if they were independent.
 
     Returns:
@@ -258,18 +258,18 @@ def verify(
 def evaluate_set(
     model: Model, verification_set: PairSet, settings: EvalSettings | None = None
 ) -> VerificationResult:
-    """Embed the distinct pictures of a verification set once (and their mirrors) and judge its pairs.
+    """Embed the distinct images of a verification set once (and their mirrors) and judge its pairs.
 
     Under torch.distributed every process embeds its share and every process gets the result.
 
     Args:
         model: backbone and preprocessing; it runs in eval mode and is left as it was.
-        verification_set: pictures, and which of them the pairs are.
+        verification_set: images, and which of them the pairs are.
         settings: batch size, flip, thresholds, bootstrap, folds, precision; the defaults where None.
 
     Raises:
-        NonFiniteError: naming the picture whose embedding is not finite.
-        DamagedDataError: naming a picture that cannot be decoded.
+        NonFiniteError: naming the image whose embedding is not finite.
+        DamagedDataError: naming an image that cannot be decoded.
     """
     from facerec.evaluation.embedding import embed_set
     from facerec.evaluation.settings import EvalSettings
@@ -357,7 +357,7 @@ def _notes(zero: int, tar_at_far: dict[str, float | None], separation: Separatio
     notes = []
     if zero:
         notes.append(f"{zero} embeddings are all zeros; they were compared as they are")
-        logger.warning("%d embeddings are all zeros: the backbone says nothing about those pictures", zero)
+        logger.warning("%d embeddings are all zeros: the backbone says nothing about those images", zero)
     if not separation.both_kinds:
         notes.append("only one kind of pairs (genuine or impostor): no AUC, EER or TAR@FAR")
     else:

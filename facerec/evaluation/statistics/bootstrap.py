@@ -8,7 +8,7 @@ R. M. Bolle, N. K. Ratha, S. Pankanti, "Error analysis of pattern recognition sy
 CVIU 93, 2004, for why pairs of the same people must not count as independent).
 
 Shape suffixes: N pairs, I people, R resamples (of a block), F folds, J cells, V vertices of a ROC curve; "2"
-is impostor, genuine, or the two pictures of a pair.
+is impostor, genuine, or the two images of a pair.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def identity_draw(identity_N2: Ints, rng: np.random.Generator) -> Draw:
     """People drawn with replacement from all people of the set.
 
     Args:
-        identity_N2: number of each picture's person, 0 … I − 1.
+        identity_N2: number of each image's person, 0 … I − 1.
         rng: where the draws come from.
     """
     people = int(identity_N2.max()) + 1
@@ -69,11 +69,11 @@ def numbered_people(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
     """People's names or numbers as numbers from 0, int64 (N, 2).
 
     Raises:
-        UserError: there is not one for each picture, or they contradict the answers.
+        UserError: there is not one for each image, or they contradict the answers.
     """
     given = np.asarray(identity_2N).reshape(-1)
     if len(given) != 2 * len(issame_N):
-        raise UserError(f"{len(given)} identities do not fit {len(issame_N)} pairs: each picture needs one")
+        raise UserError(f"{len(given)} identities do not fit {len(issame_N)} pairs: each image needs one")
     identity_N2 = np.unique(given, return_inverse=True)[1].reshape(-1, 2)
     contradicted = np.flatnonzero((identity_N2[:, 0] == identity_N2[:, 1]) != issame_N)
     if len(contradicted):
@@ -104,7 +104,7 @@ def bootstrap(
         distance_N, issame_N, folds, thresholds: as `statistics.folds.cross_validate` takes them.
         resamples: how many.
         seed: of the draws.
-        identity_N2: people of each pair's pictures, from `numbered_people`; None: pairs are resampled.
+        identity_N2: people of each pair's images, from `numbered_people`; None: pairs are resampled.
         far_targets: of the TARs.
 
     Returns:

@@ -88,7 +88,7 @@ def _check_finite(norm_2N: Floats, first_row: int, what: str) -> None:
         row = first_row + int(broken[0])
         which = "first" if row % 2 == 0 else "second"
         raise NonFiniteError(
-            f"{what} in row {row} (pair {row // 2}, {which} picture) is not finite; "
+            f"{what} in row {row} (pair {row // 2}, {which} image) is not finite; "
             "check the model's weights and precision"
         )
 
@@ -107,7 +107,7 @@ def _squared_distances(unit: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Compared:
-    """Distances of the pairs, of the plain pictures' embeddings alone where there are mirrored ones, the
+    """Distances of the pairs, of the plain images' embeddings alone where there are mirrored ones, the
     norms of all rows given, and how many of the compared rows are zero."""
 
     distance_N: Floats
@@ -133,7 +133,7 @@ def compare(plain: Floats, mirrored: Floats | None) -> Compared:
         used = norm[0, at]
         if mirrored is not None:
             norm[1, at] = _row_norms(mirrored[at])
-            _check_finite(norm[1, at], start, "embedding of the mirrored picture")
+            _check_finite(norm[1, at], start, "embedding of the mirrored image")
             rows = rows + mirrored[at]
             used = _row_norms(rows)
             distance[pair] = _squared_distances(_normalised(rows, used))

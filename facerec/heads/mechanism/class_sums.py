@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 from facerec.heads.mechanism.terms import Reduction, Term
 
 Memory = Literal["auto", "keep", "recompute"]
@@ -63,7 +63,7 @@ def class_sums(
     memory: Memory = "auto",
     block_size: int | None = None,
     shared_out: bool = False,
-    sizes: processes.Sizes = None,
+    sizes: distributed.Sizes = None,
 ) -> ClassSums:
     """Products of each sample with all classes, reduced to the target's and a sum over the others.
 
@@ -120,7 +120,7 @@ class _ClassSums(torch.autograd.Function):
         keep: bool,
         block_size: int,
         shared_out: bool,
-        sizes: processes.Sizes,
+        sizes: distributed.Sizes,
     ) -> tuple[Tensor, ...]:
         products = _Products(
             query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2), query_BD.dtype), normalise
@@ -128,7 +128,7 @@ class _ClassSums(torch.autograd.Function):
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
         if shared_out:  # a sample's own class is held by one of the processes
-            own = list(processes.sum_over_processes(torch.stack(own)))
+            own = list(distributed.all_reduce_sum(torch.stack(own)))
         target_B, cosine_B, norm_B = own
         term = make_term(target_B)
 
@@ -165,7 +165,7 @@ class _ClassSums(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         returned = (target_B, others_B, norm_B, *statistics, *extra)
         if shared_out:
-            returned = tuple(processes.own_share(x_B, sizes).clone() for x_B in returned)
+            returned = tuple(distributed.local_samples(x_B, sizes).clone() for x_B in returned)
         ctx.mark_non_differentiable(*returned[3:])
         return returned
 
@@ -180,17 +180,17 @@ class _ClassSums(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         query_BD, weight, bias_C, inverse_norm_R, row_B, winner_B, others_B, *kept = ctx.saved_tensors
         term: Term = ctx.term
-        own_B = processes.own_share(others_B, ctx.sizes) if ctx.shared_out else others_B
+        own_B = distributed.local_samples(others_B, ctx.sizes) if ctx.shared_out else others_B
         grad_target_B = torch.zeros_like(own_B) if grad_target_B is None else grad_target_B
         grad_others_B = torch.zeros_like(own_B) if grad_others_B is None else grad_others_B
         if ctx.shared_out:
             grad_norm_B = torch.zeros_like(own_B) if grad_norm_B is None else grad_norm_B
             grads_B3 = torch.stack((grad_target_B, grad_others_B, grad_norm_B), 1)
-            grad_target_B, grad_others_B, grad_norm_B = processes.gathered(grads_B3, ctx.sizes).unbind(1)
+            grad_target_B, grad_others_B, grad_norm_B = distributed.all_gather(grads_B3, ctx.sizes).unbind(1)
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
         with torch.autocast(query_BD.device.type, enabled=False):
             products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
-            gradients = _Gradients(products, processes.count() if ctx.shared_out else 1)
+            gradients = _Gradients(products, distributed.world_size() if ctx.shared_out else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
                 product_KB, centre_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
                 slope_KB = term.slope(product_KB)
@@ -334,12 +334,12 @@ class _RunningSum:
 
         The same two small reductions serve all of them; returns the joint `hardest_B` and `sums`.
         """
-        largest_B, hardest_B = processes.largest_over_processes(torch.stack((self.largest_B, hardest_B)))
+        largest_B, hardest_B = distributed.all_reduce_max(torch.stack((self.largest_B, hardest_B)))
         if self.log:
             shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
             self.sum_B = self.sum_B * (self.largest_B - shift_B).exp()
         self.largest_B = largest_B
-        self.sum_B, *joint = processes.sum_over_processes(torch.stack((self.sum_B, *sums)))
+        self.sum_B, *joint = distributed.all_reduce_sum(torch.stack((self.sum_B, *sums)))
         return hardest_B, *joint
 
     def result(self) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from facerec import distributed as processes
+from facerec import distributed as distributed
 
 
 class Shard(NamedTuple):
@@ -59,13 +59,13 @@ def shardable(classes: int, world_size: int) -> bool:
     return last.stop > last.start
 
 
-def own_rows(weight: Tensor, label_B: Tensor, shard: Shard, sizes: processes.Sizes) -> Tensor:
+def own_rows(weight: Tensor, label_B: Tensor, shard: Shard, sizes: distributed.Sizes) -> Tensor:
     """The weight rows of the samples' own classes (B, …), wherever they are held; no gradient."""
     if shard.whole:
         return weight.detach()[label_B]
-    row_G = shard.local(processes.gathered(label_B, sizes))
+    row_G = shard.local(distributed.all_gather(label_B, sizes))
     here_G = (row_G >= 0).view(-1, *(1,) * (weight.ndim - 1))
-    return processes.summed_share(torch.where(here_G, weight.detach()[row_G.clamp_min(0)], 0), sizes)
+    return distributed.reduce_scatter(torch.where(here_G, weight.detach()[row_G.clamp_min(0)], 0), sizes)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Where training pictures come from, by kind; a new kind is a module here, and needs no other change.
+"""Where training images come from, by kind; a new kind is a module here, and needs no other change.
 
 A module registers a function from (settings, its own options) to a `FaceSet`.
 """
@@ -49,7 +49,7 @@ def open_faces(settings: DataSettings) -> FaceSet:
     usual = (settings.identities or faces.num_classes, settings.images or len(faces))
     if usual != (faces.num_classes, len(faces)):
         log.warning(
-            "%s at %s has %s identities and %s pictures; usual are %s and %s",
+            "%s at %s has %s identities and %s images; usual are %s and %s",
             faces.name,
             faces.root,
             *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),

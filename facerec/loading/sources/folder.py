@@ -1,4 +1,4 @@
-"""data.kind=folder: aligned pictures in a folder for each identity."""
+"""data.kind=folder: aligned images in a folder for each identity."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class FolderFaces(EncodedFaces):
-    """The pictures ``root/identity/picture``, identities and pictures in the order of their names.
+    """The images ``root/identity/image``, identities and images in the order of their names.
 
     Args:
         root: the folder; its sub-folders are the identities. Names that begin with a dot, files that are no
-            pictures by their ending, and folders without pictures are passed over; links that lead out of
+            images by their ending, and folders without images are passed over; links that lead out of
             `root` and special files are too, with a warning.
         name: for logs; default: the folder's name.
-        min_images: leave out identities with fewer pictures.
+        min_images: leave out identities with fewer images.
 
     Raises:
-        MissingDataError: there are no pictures in sub-folders.
+        MissingDataError: there are no images in sub-folders.
     """
 
     classes: list[str]
@@ -59,11 +59,11 @@ class FolderFaces(EncodedFaces):
         if not self.classes:
             raise MissingDataError(_nothing_in(root, len(folders), min_images))
         if passed_over:
-            log.warning("%s: %d folders with too few pictures were left out", root, passed_over)
+            log.warning("%s: %d folders with too few images were left out", root, passed_over)
         self.label_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
     def path(self, i: int) -> Path:
-        """Where picture i is."""
+        """Where image i is."""
         return self.root / self.classes[int(self.label_N[i])] / self._files[i]
 
     def encoded(self, i: int) -> bytes:
@@ -82,25 +82,25 @@ class FolderFaces(EncodedFaces):
         return str(self.path(i))
 
     def describe(self) -> str:
-        counts = f"{self.num_classes:,} identities, {len(self):,} pictures"
+        counts = f"{self.num_classes:,} identities, {len(self):,} images"
         return f"{self.name}: {counts}, from the folders in {self.root}"
 
 
 @SOURCES.register("folder")
 def open_folder(settings: DataSettings, min_images: int = 1) -> FaceSet:
-    """The folder `settings.root`; option ``min_images`` leaves out identities with fewer pictures."""
+    """The folder `settings.root`; option ``min_images`` leaves out identities with fewer images."""
     require(min_images >= 1, "data.options.min_images", min_images, "must be 1 or more")
     return FolderFaces(existing_root(settings), settings.name, min_images)
 
 
 def _nothing_in(root: Path, folders: int, min_images: int) -> str:
     """Why there is nothing to train on in `root`, and what to do."""
-    wanted = f"{root} must hold a folder for each identity with its pictures ({', '.join(ENDINGS)})"
+    wanted = f"{root} must hold a folder for each identity with its images ({', '.join(ENDINGS)})"
     if folders:
         least = f" {min_images} or more" if min_images > 1 else ""
-        return f"{wanted}; it holds {folders} folders, none with{least} pictures"
+        return f"{wanted}; it holds {folders} folders, none with{least} images"
     if any(name.lower().endswith(ENDINGS) for name in folder_entries(root, root).files):
-        return f"{wanted}; it holds loose pictures, move each person's into a folder"
+        return f"{wanted}; it holds loose images, move each person's into a folder"
     if list(root.glob("*.rec")):
         return f"{wanted}; it holds a pack, use data=rec data.root={root}"
     return f"{wanted}; it holds no folders"

@@ -1,4 +1,4 @@
-"""data.kind=synthetic: pictures made on the spot, of any number and size, for benchmarks and dry runs."""
+"""data.kind=synthetic: images made on the spot, of any number and size, for benchmarks and dry runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PATTERN = 8  # cells a side of the coarse pattern that makes an identity
 
 
 class SyntheticFaces(PixelFaces):
-    """Coarse random patterns, one an identity, under noise that differs from picture to picture.
+    """Coarse random patterns, one an identity, under noise that differs from image to image.
 
     Args:
         identities: how many.
-        images: how many pictures, `identities` or more; picture i shows identity i modulo `identities`.
-        height, width: of the pictures, in pixels.
+        images: how many images, `identities` or more; image i shows identity i modulo `identities`.
+        height, width: of the images, in pixels.
     """
 
     def __init__(self, identities: int, images: int, height: int = 112, width: int = 112) -> None:
@@ -39,10 +39,10 @@ class SyntheticFaces(PixelFaces):
         return coarse_HWC + (noise >> 2).reshape(self._height, self._width, 3)
 
     def where(self, i: int) -> str:
-        return f"synthetic picture {i}"
+        return f"synthetic image {i}"
 
     def describe(self) -> str:
-        return f"{self.name}: {self.num_classes:,} identities, {len(self):,} pictures, made on the spot"
+        return f"{self.name}: {self.num_classes:,} identities, {len(self):,} images, made on the spot"
 
 
 @SOURCES.register("synthetic")

@@ -75,7 +75,7 @@ class Console(Reporter):
     def finished(self, run: Run) -> None:
         self._stack.close()
         if run.loader.skipped:
-            log.warning("%d pictures that do not decode were skipped", run.loader.skipped)
+            log.warning("%d images that do not decode were skipped", run.loader.skipped)
 
     def _time_left(self, whole: float) -> str:
         done = whole - self._share
@@ -113,7 +113,7 @@ class MetricsFile(Reporter):
 
 
 class TensorBoard(Reporter):
-    """Scalars of every logged row, accuracies and pictures of every evaluation."""
+    """Scalars of every logged row, accuracies and images of every evaluation."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tensorboard"
@@ -161,7 +161,7 @@ class TensorBoard(Reporter):
 
 
 class ResultFiles(Reporter):
-    """results.json and the pictures of the last evaluation."""
+    """results.json and the images of the last evaluation."""
 
     def __init__(self, folder: Path, figures: bool) -> None:
         self.path = folder

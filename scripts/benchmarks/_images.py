@@ -1,4 +1,4 @@
-"""Part of the benchmark `data`: pictures a second from a pack to the model, and loading verification sets."""
+"""Part of the benchmark `data`: images a second from a pack to the model, and loading verification sets."""
 
 import io
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
+from facerec.both_views.decode import decode_into
 from PIL import Image
 from table import Row, best
 from torch.utils.data import DataLoader, Dataset
 
-from facerec.both_views.decode import decode_into
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
 from facerec.loading.settings import cores
@@ -25,10 +25,10 @@ from facerec.packs.verification import load_verification
 
 BATCH = 128
 ROUNDS = 4
-DECODER_PICTURES = 2000
+DECODER_IMAGES = 2000
 
 
-def picture_rows(root: Path | None, folder: Path) -> Iterator[Row]:
+def image_rows(root: Path | None, folder: Path) -> Iterator[Row]:
     """Decoders, our loader and the common one, in turn, so that all see the same machine."""
     pack = open_pack(root or some_pack(folder))
     encoded = [bytes(pack.encoded(i)) for i in range(len(pack))]
@@ -37,7 +37,7 @@ def picture_rows(root: Path | None, folder: Path) -> Iterator[Row]:
 
     decoders = _decoders()
     seconds = dict.fromkeys(decoders, float("inf"))
-    some = encoded[:DECODER_PICTURES]
+    some = encoded[:DECODER_IMAGES]
     for _ in range(ROUNDS):
         for name, decode_one in decoders.items():
             seconds[name] = min(seconds[name], best(lambda d=decode_one: [d(one) for one in some], 1))
@@ -57,26 +57,26 @@ def picture_rows(root: Path | None, folder: Path) -> Iterator[Row]:
             counted: list[int] = []
             took = best(lambda w=way, c=counted: c.append(w()), 1)
             rates[name] = max(rates.get(name, 0.0), counted[0] / took)
-    title = f"{len(pack):,} pictures of {pack.name}, random order, {workers} workers"
+    title = f"{len(pack):,} images of {pack.name}, random order, {workers} workers"
     yield Row(f"{title}: mirrored, ready", rates["ready"], "img/s", rates["floor"], rates["common"])
     yield Row(f"{title}: batches only", rates["batches"], "img/s", rates["floor"], rates["common"])
 
 
 def set_rows(path: Path | None, root: Path | None, folder: Path) -> Iterator[Row]:
-    """A verification set: ours reads it and decodes its distinct pictures; the common way makes float tensors
-    of all its pictures and their mirrors (of a tenth of them, times ten)."""
+    """A verification set: ours reads it and decodes its distinct images; the common way makes float tensors
+    of all its images and their mirrors (of a tenth of them, times ten)."""
     place = root or some_pack(folder)
     path = path or next(iter(sorted(place.glob("*.bin"))), None)
     if path is None:
         return
     torch.set_num_threads(1)
     loaded = load_verification(path)
-    pictures = [loaded.pictures[i] for i in loaded.index_2N]
-    part = max(1, len(pictures) // 10)
-    common = best(lambda: _common_set(pictures[:part]), 1) * len(pictures) / part
-    distinct = list(loaded.pictures)
+    images = [loaded.images[i] for i in loaded.index_2N]
+    part = max(1, len(images) // 10)
+    common = best(lambda: _common_set(images[:part]), 1) * len(images) / part
+    distinct = list(loaded.images)
     floor = best(lambda: _decode_only(distinct, 1), 3)
-    title = f"load {path.name}, {len(pictures):,} pictures"
+    title = f"load {path.name}, {len(images):,} images"
     yield Row(title, best(lambda: load_verification(path), 3), "s", None, common)
     yield Row(f"{title}, decoded", best(lambda: _decode_set(path), 3), "s", floor, common)
 
@@ -104,7 +104,7 @@ def _decoders() -> dict[str, Callable[[bytes], object]]:
 
 
 def _decode_only(encoded: list[bytes], threads: int) -> int:
-    """The floor: the decoder alone, on all cores, over pictures in memory and always into the same slot."""
+    """The floor: the decoder alone, on all cores, over images in memory and always into the same slot."""
 
     def work(begin: int) -> None:
         slot = np.empty((112, 112, 3), np.uint8)
@@ -130,13 +130,13 @@ def _our_loader(pack: Pack, workers: int, ready: bool) -> int:
 
 
 class _CommonFaces(Dataset):
-    """PIL, and a float tensor for each picture, mirrored and normalised in the worker."""
+    """PIL, and a float tensor for each image, mirrored and normalised in the worker."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
 
     def __len__(self) -> int:
-        return len(self.pack) // 8  # an eighth of the pictures is enough to know the rate
+        return len(self.pack) // 8  # an eighth of the images is enough to know the rate
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         pixels = np.asarray(Image.open(io.BytesIO(self.pack.encoded(i))).convert("RGB"))
@@ -151,9 +151,9 @@ def _common_loader(pack: Pack, workers: int) -> int:
     return sum(len(label_B) for _, label_B in loader)
 
 
-def _common_set(pictures: list[bytes]) -> int:
-    both_views = torch.empty(2, len(pictures), 3, 112, 112)
-    for i, one in enumerate(pictures):
+def _common_set(images: list[bytes]) -> int:
+    both_views = torch.empty(2, len(images), 3, 112, 112)
+    for i, one in enumerate(images):
         pixels = np.asarray(Image.open(io.BytesIO(bytes(one))).convert("RGB"))
         both_views[0, i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
         both_views[1, i] = both_views[0, i].flip(2)
@@ -163,9 +163,9 @@ def _common_set(pictures: list[bytes]) -> int:
 def _decode_set(path: Path) -> int:
     loaded = load_verification(path)
     slots = np.empty((BATCH, 112, 112, 3), np.uint8)
-    for i, one in enumerate(loaded.pictures):
+    for i, one in enumerate(loaded.images):
         decode_into(one, slots[i % BATCH])
-    return len(loaded.pictures)
+    return len(loaded.images)
 
 
 def some_pack(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The hardest pairs of a verification result, and their pictures as small JPEG files to embed."""
+"""The hardest pairs of a verification result, and their images as small JPEG files to embed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class HardPair:
-    """A pair, how far apart its pictures are, and whether it was judged wrong."""
+    """A pair, how far apart its images are, and whether it was judged wrong."""
 
     pair: int
     genuine: bool
@@ -61,28 +61,28 @@ def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[Hard
 
 
 def pair_pixels(source: PairSet, pair: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two pictures of a pair, uint8 RGB."""
-    first, second = (_pixels(source.pictures[int(source.index_2N[2 * pair + side])]) for side in (0, 1))
+    """The two images of a pair, uint8 RGB."""
+    first, second = (_pixels(source.images[int(source.index_2N[2 * pair + side])]) for side in (0, 1))
     return first, second
 
 
 def data_uris(source: PairSet, pair: int) -> list[str]:
-    """Both pictures of a pair as ``data:`` addresses of JPEG files of their pixels, at most `SIDE` high.
+    """Both images of a pair as ``data:`` addresses of JPEG files of their pixels, at most `SIDE` high.
 
     The files themselves are not handed to a browser: it may turn them, show their metadata, or choke on them.
     """
-    return [_data_uri(source.pictures[int(source.index_2N[2 * pair + side])]) for side in (0, 1)]
+    return [_data_uri(source.images[int(source.index_2N[2 * pair + side])]) for side in (0, 1)]
 
 
-def _data_uri(picture: Any) -> str:
-    pixels = _pixels(picture)
+def _data_uri(image: Any) -> str:
+    pixels = _pixels(image)
     if max(pixels.shape[:2]) > SIDE:
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        pixels = np.asarray(picture)
+        image = Image.fromarray(pixels)
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        pixels = np.asarray(image)
     encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
     return "data:image/jpeg;base64," + base64.b64encode(encoded).decode()
 
 
-def _pixels(picture: Any) -> np.ndarray:
-    return picture if getattr(picture, "ndim", 1) == 3 else decode(picture)
+def _pixels(image: Any) -> np.ndarray:
+    return image if getattr(image, "ndim", 1) == 3 else decode(image)
