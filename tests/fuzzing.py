@@ -30,9 +30,9 @@ from facerec.evaluation.protocols import template_lists
 from facerec.evaluation.protocols.folders import read_leave_out
 from facerec.loading.named import open_images
 from facerec.making import pair_lists
-from facerec.making.listing import Listing
 from facerec.packs import verification
 from facerec.packs.index import read_index
+from facerec.packs.listing import Listing
 from facerec.packs.pack import read_property
 
 CORPUS: Final = Path(__file__).parent / "fixtures" / "fuzz"

@@ -107,7 +107,7 @@ def test_what_does_not_fit_one_portion_is_the_same(
 
 
 def test_a_pack_gives_the_names_of_its_list(folder: Path, network: Path, tmp_path: Path) -> None:
-    from facerec.making.face_maker import FaceMaker
+    from facerec.images.face_maker import FaceMaker
     from facerec.making.from_folder import pack_folder
 
     pack_folder(folder, tmp_path / "pack", FaceMaker(size=SIZE, keep=True))

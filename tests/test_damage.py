@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from facerec.cli.data import run
 from facerec.cli.errors import reported
 from facerec.errors import FacerecError
-from facerec.making.listing import Names
+from facerec.packs.listing import Names
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordReader, RecordWriter
 from facerec.packs.verification import load_verification, write_verification

@@ -152,6 +152,6 @@ def test_what_is_no_file_and_what_is_too_long_is_not_waited_for(tmp_path: Path) 
 
 def test_a_long_narrow_photograph_is_searched_for_faces_in_bounded_memory() -> None:
     pytest.importorskip("onnxruntime")
-    from facerec.making.detection import Mtcnn
+    from facerec.images.detection import Mtcnn
 
     assert Mtcnn().detect(np.zeros((1, 16_000, 3), np.uint8)) == []

@@ -18,10 +18,10 @@ from facerec.cli.embed import run as facerec_embed
 from facerec.errors import DamagedDataError
 from facerec.evaluation.embedding import embed_images
 from facerec.images.decode import ENDINGS, Pixels, decode, decode_whole, read_header
+from facerec.images.face_maker import FaceMaker
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
-from facerec.making.face_maker import FaceMaker
 from facerec.models.model import Input, Model
 from facerec.packs.pack import open_pack
 from facerec.packs.record import Record

@@ -15,8 +15,8 @@ from facerec.cli.data import run
 from facerec.errors import MissingDataError
 from facerec.images.align import TEMPLATE_52
 from facerec.images.decode import decode
-from facerec.making.detection import Face, Mtcnn, choose, suppress
-from facerec.making.face_maker import FaceMaker
+from facerec.images.detection import Face, Mtcnn, choose, suppress
+from facerec.images.face_maker import FaceMaker
 from facerec.making.orl import find_photographs
 from facerec.packs.pack import open_pack
 

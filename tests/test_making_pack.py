@@ -19,8 +19,8 @@ from PIL import Image
 from facerec.cli.data import run
 from facerec.errors import ConfigError, MissingDataError, StorageError, UserError
 from facerec.images.decode import decode
+from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.making import builder
-from facerec.making.face_maker import FaceMaker, Made
 from facerec.making.from_folder import pack_folder
 from facerec.packs.pack import open_pack
 
@@ -186,7 +186,7 @@ class StoppingMaker(FaceMaker):
     left = 10**9
     made = 0
 
-    def make(self, encoded: bytes | memoryview) -> Made:
+    def make(self, encoded: bytes | memoryview) -> FaceFile:
         StoppingMaker.left -= 1
         StoppingMaker.made += 1
         if StoppingMaker.left < 0:

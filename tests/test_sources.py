@@ -21,12 +21,12 @@ from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.augment import AugmentSettings
 from facerec.images.decode import decode
+from facerec.images.face_maker import FaceMaker
 from facerec.loading.faces import EncodedFaces, PixelFaces
 from facerec.loading.loader import Loader
 from facerec.loading.named import open_images
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, open_faces
-from facerec.making.face_maker import FaceMaker
 from facerec.making.shelves import FolderShelf
 from facerec.registry import build
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from facerec.making.face_maker import FaceMaker
+    from facerec.images.face_maker import FaceMaker
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,8 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 def face_maker(options: argparse.Namespace) -> FaceMaker:
     """What the image options say; raises ConfigError, and MissingDataError without the extra `align`."""
-    from facerec.making.detection import Mtcnn
-    from facerec.making.face_maker import FaceMaker
+    from facerec.images.detection import Mtcnn
+    from facerec.images.face_maker import FaceMaker
 
     maker = FaceMaker(options.size, options.quality, options.keep, None, options.no_face)
     if not options.align:

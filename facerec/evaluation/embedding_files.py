@@ -30,9 +30,9 @@ from facerec.errors import (
 from facerec.evaluation.embedding import embed_images
 from facerec.files import csv_lines, replacing, replacing_both
 from facerec.images.decode import decode_whole, fit_into
+from facerec.images.face_maker import FaceMaker
 from facerec.loading.named import NamedImages
 from facerec.loading.settings import cores
-from facerec.making.face_maker import FaceMaker
 from facerec.models.model import Model
 
 logger = logging.getLogger("facerec.evaluation")
@@ -196,7 +196,7 @@ def _embed_all(
 
 def _maker(model: Model) -> FaceMaker:
     """What aligns faces for a model; the template of the five points is one of squares."""
-    from facerec.making.detection import Mtcnn
+    from facerec.images.detection import Mtcnn
 
     height, width = model.input.shape
     require(

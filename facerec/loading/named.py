@@ -149,7 +149,7 @@ class _PackImages(NamedImages):
     """The images of a pack, under the names of its `.lst` where there is one."""
 
     def __init__(self, pack: Pack) -> None:
-        from facerec.making.listing import Names
+        from facerec.packs.listing import Names
 
         self._pack, self._names = pack, Names(pack)
         self.row_N = np.arange(len(pack), dtype=np.int64)

@@ -7,9 +7,7 @@ at the next place where a record may begin.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from facerec.packs.index import RecordIndex, default_path, read_index, strays
 from facerec.packs.record import Record, unpack
 from facerec.packs.recordio import RecordReader
 from facerec.packs.verification import load_verification
+from facerec.threads import in_order
 
 _CHUNK = 64  # records a thread reads at a time
 
@@ -123,12 +122,12 @@ def audit(
             first, index = [Finding(index_path.name, f"{trouble}; it was left aside")], None
     insightface = _is_insightface(reader, index)
 
-    def check(piece: _Piece) -> Progress:
-        return _check(reader.view, piece, images, insightface)
+    def check(piece: Progress | _Piece) -> Progress:
+        return piece if isinstance(piece, Progress) else _check(reader.view, piece, images, insightface)
 
     if index is None:
-        return Audit(len(reader.view), _in_threads(check, _walked(reader.view, first), threads))
-    return Audit(len(index), _in_threads(check, _indexed(reader.view, index), threads))
+        return Audit(len(reader.view), in_order(check, _walked(reader.view, first), threads))
+    return Audit(len(index), in_order(check, _indexed(reader.view, index), threads))
 
 
 def _useless(index: RecordIndex, view: memoryview) -> str | None:
@@ -139,24 +138,6 @@ def _useless(index: RecordIndex, view: memoryview) -> str | None:
     if not len(inside_N):
         return None
     return strays(RecordIndex({"offset": inside_N}, 0, "parsed"), view)
-
-
-def _in_threads(
-    check: Callable[[_Piece], Progress], pieces: Iterator[Progress | _Piece], threads: int
-) -> Iterator[Progress]:
-    """Check pieces in threads, some ahead, and hand on in order; what is `Progress` already passes."""
-    waiting: deque[Future[Progress] | Progress] = deque()
-    with ThreadPoolExecutor(threads, "audit") as pool:
-        for piece in pieces:
-            waiting.append(piece if isinstance(piece, Progress) else pool.submit(check, piece))
-            if len(waiting) > 4 * threads:
-                yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
-
-
-def _result(waited: Future[Progress] | Progress) -> Progress:
-    return waited if isinstance(waited, Progress) else waited.result()
 
 
 def _indexed(view: memoryview, index: RecordIndex) -> Iterator[Progress | _Piece]:
@@ -283,10 +264,10 @@ def _audit_verification(path: Path, threads: int) -> Audit:
                 findings.append(Finding(pack.where(place.key), str(problem)))
         return Progress(len(piece.places), len(piece.places), findings, 0, piece.done)
 
-    def pieces() -> Iterator[Progress | _Piece]:
+    def pieces() -> Iterator[_Piece]:
         for start in range(0, count, _CHUNK):
             end = min(start + _CHUNK, count)
             yield _Piece([_Place(i, 0, 0) for i in range(start, end)], end)
 
     count = len(pack.images)
-    return Audit(count, _in_threads(check, pieces(), threads))
+    return Audit(count, in_order(check, pieces(), threads))

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS, read_file
+from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.loading.named import Entries, folder_entries, warn_of_unaligned
 from facerec.making.builder import Built, PackBuilder
-from facerec.making.face_maker import FaceMaker, Made, in_order
+from facerec.threads import in_order
 
 
 class Photograph(NamedTuple):
@@ -78,9 +79,9 @@ def pack_folder(
         for name, reason in there.left_out.items() if builder.resumed is None else ():
             builder.note(name, "dropped", reason)
 
-        def make(photograph: Photograph) -> tuple[Photograph, Made]:
+        def make(photograph: Photograph) -> tuple[Photograph, FaceFile]:
             if photograph.reason:
-                return photograph, Made(None, photograph.reason)
+                return photograph, FaceFile(None, photograph.reason)
             return photograph, make_file(maker, folder / photograph.name)
 
         with tqdm(
@@ -105,18 +106,18 @@ def pack_folder(
         return builder.finish()
 
 
-def make_file(maker: FaceMaker, path: Path) -> Made:
+def make_file(maker: FaceMaker, path: Path) -> FaceFile:
     """The face in a file, or why there is none."""
     if path.suffix.lower() not in ENDINGS:
-        return Made(None, f"its ending is not one of {', '.join(ENDINGS)}")
+        return FaceFile(None, f"its ending is not one of {', '.join(ENDINGS)}")
     if any(sign in str(path) for sign in "\t\n\r"):
-        return Made(None, "its name holds a tab or a line break, which a .lst cannot")
+        return FaceFile(None, "its name holds a tab or a line break, which a .lst cannot")
     try:
         encoded = read_file(path)
     except OSError as error:
-        return Made(None, f"cannot be read: {error.strerror}")
+        return FaceFile(None, f"cannot be read: {error.strerror}")
     except DamagedDataError as error:
-        return Made(None, str(error))
+        return FaceFile(None, str(error))
     return maker.make(encoded)
 
 

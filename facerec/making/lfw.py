@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.images.face_maker import FaceMaker
 from facerec.loading.named import folder_entries
 from facerec.making.builder import Built, PackBuilder
-from facerec.making.face_maker import FaceMaker
 from facerec.making.from_folder import pack_folder
 from facerec.making.pair_lists import read_pairs_txt, read_people_txt
 from facerec.making.verification_sets import write_listed

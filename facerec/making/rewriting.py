@@ -21,7 +21,7 @@ from facerec.errors import DamagedDataError, UserError
 from facerec.images.decode import read_header
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
-from facerec.making.listing import Listing, Names, ending
+from facerec.packs.listing import Listing, Names, ending
 from facerec.packs.pack import Pack, read_property
 from facerec.packs.recordio import RecordReader
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.images.decode import ENDINGS, decode
+from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.loading.named import Entries, folder_entries, warn_left_out
-from facerec.making.face_maker import FaceMaker, Made
 from facerec.making.from_folder import identity_folders, make_file
 from facerec.packs.pack import Pack
 
@@ -25,7 +25,7 @@ class Shelf(Protocol):
 
     label_N: np.ndarray
 
-    def make(self, i: int) -> Made:
+    def make(self, i: int) -> FaceFile:
         """Image i as a face, or why there is none; called by several threads at once."""
 
     def name(self, i: int) -> str:
@@ -66,7 +66,7 @@ class FolderShelf:
     def person(self, i: int) -> str:
         return self._identities[int(self.label_N[i])]
 
-    def make(self, i: int) -> Made:
+    def make(self, i: int) -> FaceFile:
         return make_file(self._maker, self._folder / self.name(i))
 
     def _entries(self, identity: str) -> Entries:
@@ -89,13 +89,13 @@ class PackShelf:
     def person(self, i: int) -> str:
         return str(int(self.label_N[i]))
 
-    def make(self, i: int) -> Made:
+    def make(self, i: int) -> FaceFile:
         try:
             encoded = bytes(self._pack.encoded(i))
             decode(encoded)
         except DamagedDataError as error:
-            return Made(None, str(error))
-        return Made(encoded)
+            return FaceFile(None, str(error))
+        return FaceFile(encoded)
 
 
 def _images(there: Entries) -> list[str]:

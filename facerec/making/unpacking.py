@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from facerec.errors import DamagedDataError, UserError
 from facerec.files import staging, storing
-from facerec.making.listing import Names
+from facerec.packs.listing import Names
 from facerec.packs.pack import Pack
 
 

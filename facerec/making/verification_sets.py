@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS
+from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.making.drawn_pairs import draw_pairs
-from facerec.making.face_maker import FaceMaker, Made, in_order
 from facerec.making.from_folder import make_file
 from facerec.making.pair_lists import Pair
 from facerec.making.shelves import Shelf
 from facerec.packs.verification import write_verification
+from facerec.threads import in_order
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def write_drawn(
     usable_M = np.arange(len(shelf.label_N))
     made: dict[int, bytes] = {}
 
-    def make(i: int) -> tuple[int, Made]:
+    def make(i: int) -> tuple[int, FaceFile]:
         return i, shelf.make(i)
 
     while True:
@@ -98,7 +99,7 @@ def write_listed(
         took = f"such as {file_of[others[0]]} for {others[0]}"
         _log.info("%d of %d listed images have another ending, %s", len(others), len(paths), took)
 
-    def make(path: str) -> tuple[str, Made]:
+    def make(path: str) -> tuple[str, FaceFile]:
         return path, make_file(maker, file_of[path] or root / path)
 
     made: dict[str, bytes] = {}

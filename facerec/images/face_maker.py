@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -15,13 +12,10 @@ from PIL import Image
 from facerec.errors import DamagedDataError, require
 from facerec.images.align import TEMPLATE_52, align
 from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, Encoded, decode, decode_whole, fit_into, read_header
-from facerec.making.detection import Detector, Face, choose
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from facerec.images.detection import Detector, Face, choose
 
 
-class Made(NamedTuple):
+class FaceFile(NamedTuple):
     """What came of a photograph.
 
     Attributes:
@@ -60,21 +54,21 @@ class FaceMaker:
         require(16 <= self.size <= 1024, "--size", self.size, "must be 16 to 1024 pixels")
         require(1 <= self.quality <= 100, "--quality", self.quality, "must be 1 to 100")
 
-    def make(self, encoded: Encoded) -> Made:
+    def make(self, encoded: Encoded) -> FaceFile:
         """The face in an encoded photograph; safe to call from several threads at once."""
         try:
             if self.keep and self._fits(encoded):
                 decode(encoded, self.size)  # that all of it is there
-                return Made(bytes(encoded))
+                return FaceFile(bytes(encoded))
             face_HWC, note = self.face(encoded)
-            return Made(None if face_HWC is None else self.encode(face_HWC), note)
+            return FaceFile(None if face_HWC is None else self.encode(face_HWC), note)
         except DamagedDataError as error:
-            return Made(None, str(error))
+            return FaceFile(None, str(error))
         except MemoryError:
-            return Made(None, "too large for the memory of this machine")
+            return FaceFile(None, "too large for the memory of this machine")
 
     def face(self, encoded: Encoded) -> tuple[np.ndarray | None, str]:
-        """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `Made`.
+        """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `FaceFile`.
 
         Raises:
             DamagedDataError: it is no image, or a damaged one.
@@ -118,18 +112,3 @@ class FaceMaker:
             np.ascontiguousarray(face_HWC), quality=self.quality, colorspace="RGB", colorsubsampling="444"
         )
         return encoded
-
-
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """`work` of each task, done in threads some tasks ahead, handed out in the order of the tasks."""
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers, "images")
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

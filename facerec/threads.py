@@ -1,0 +1,44 @@
+"""Work done ahead in threads and handed on in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_order(
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    workers: int,
+    *,
+    ahead: int | None = None,
+    name: str = "facerec",
+) -> Iterator[Result]:
+    """Yield ``work(task)`` of each task, in the order of the tasks, computed by several threads.
+
+    An error is raised where its result would come; tasks not begun by then, or when the generator is closed,
+    are dropped.
+
+    Args:
+        work: called in a thread.
+        tasks: read in the caller's thread, no further ahead than needed.
+        workers: threads.
+        ahead: tasks begun before the first result is asked for; default: four per thread.
+        name: of the threads.
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers, name)
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > (4 * workers if ahead is None else ahead):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
