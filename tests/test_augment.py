@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from facerec.images.augment import CHANGES, Augmentation, AugmentSettings
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.loading.sources.synthetic import SyntheticFaces
-from facerec.models.model import Input
 
 SIZE = 40
 
@@ -109,10 +109,10 @@ def test_prepared_batches_are_augmented_and_stay_as_they_were_loaded() -> None:
     data = DataSettings(size=SIZE, augment={"gray": 1.0}, mirror=False)
     (batch, *_) = Loader(faces, 10, **data.loading()).batches(0)
     before = batch.image_BHWC.clone()
-    image_BCHW, _ = prepare(batch, torch.device("cpu"), Input(size=SIZE))
+    image_BCHW, _ = prepare(batch, torch.device("cpu"), Preprocessing(size=SIZE))
     assert torch.equal(image_BCHW[:, 0], image_BCHW[:, 1])
     assert torch.equal(batch.image_BHWC, before)
-    again, _ = prepare(batch, torch.device("cpu"), Input(size=SIZE))
+    again, _ = prepare(batch, torch.device("cpu"), Preprocessing(size=SIZE))
     assert torch.equal(image_BCHW, again)
 
 
@@ -120,6 +120,6 @@ def test_real_faces_can_be_changed_in_every_way_at_once(tmp_path: Path) -> None:
     faces = open_faces(DataSettings(kind="orl", root=str(tmp_path)))
     everything = AugmentSettings(**dict.fromkeys(CHANGES, 0.5))
     batch = next(iter(Loader(faces, 60, augment=everything).batches(0)))
-    image_BCHW, _ = prepare(batch, torch.device("cpu"), Input())
+    image_BCHW, _ = prepare(batch, torch.device("cpu"), Preprocessing())
     assert image_BCHW.shape == (60, 3, 112, 112)
     assert image_BCHW.abs().max() <= 1 + 1e-6

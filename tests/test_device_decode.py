@@ -14,10 +14,10 @@ from facerec.errors import ConfigError, DamagedDataError
 from facerec.images import device_decode
 from facerec.images.decode import decode
 from facerec.images.device_decode import Undecoded, for_device
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.faces import EncodedFaces
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
-from facerec.models.model import Input
 from facerec.packs.pack import open_pack
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ class Mixed(EncodedFaces):
 
 def prepared(faces: EncodedFaces, decoder: str, size: int | tuple[int, int] = SIZE, **given):
     loader = Loader(faces, 8, seed=2, size=size, decoder=decoder, **given)  # type: ignore[arg-type]
-    batches = [(*prepare(batch, CPU, Input(size=32)), batch) for batch in loader.batches(1)]
+    batches = [(*prepare(batch, CPU, Preprocessing(size=32)), batch) for batch in loader.batches(1)]
     return loader, batches
 
 

@@ -14,8 +14,9 @@ from facerec import create_backbone, load_model
 from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
 from facerec.evaluation.embedding import embed_images, embed_set
 from facerec.images.decode import decode
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
-from facerec.models.model import Input, Model
+from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
 
 
@@ -169,13 +170,14 @@ PROCESS = """
     from torch import nn
     from facerec.errors import DamagedDataError, FacerecError
     from facerec.evaluation.embedding import embed_images
-    from facerec.models.model import Input, Model
+    from facerec.images.preprocessing import Preprocessing
+    from facerec.models.model import Model
 
     rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
     torch.manual_seed(0)
-    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Input(size=8))
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Preprocessing(size=8))
     images = list(np.load(folder / "images.npy"))
     for number in (17, 2, 1):
         embedded = embed_images(model, images[:number], batch_size=4)
@@ -186,7 +188,7 @@ PROCESS = """
     except DamagedDataError as error:
         (folder / f"error_of_rank{rank}").write_text(str(error))
     try:
-        embed_images(model if rank != 1 else Model(nn.Linear(3, 3), Input(size=8)), images)
+        embed_images(model if rank != 1 else Model(nn.Linear(3, 3), Preprocessing(size=8)), images)
     except (FacerecError, RuntimeError) as error:
         (folder / f"failure_of_rank{rank}").write_text(f"{type(error).__name__}: {error}")
     dist.barrier()  # a process that ends while another still talks to it takes that one along
@@ -201,7 +203,7 @@ def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
     processes = [subprocess.Popen([*command, str(rank), "3", str(tmp_path)]) for rank in range(3)]
     assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]
     torch.manual_seed(0)
-    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Input(size=8))
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Preprocessing(size=8))
     for number in (17, 2, 1):
         expected = embed_images(model, list(images[:number]))
         for rank in range(3):
@@ -236,10 +238,10 @@ def test_preprocessing_is_what_it_says():
     image = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).reshape(2, 4, 4, 3)
     chw = image.permute(0, 3, 1, 2).float()
     close = {"rtol": 0, "atol": 1.2e-7}  # an ulp of 1
-    torch.testing.assert_close(Input(size=4).normalise(image), (chw - 127.5) / 127.5, **close)
-    bgr = Input(size=4, channels="bgr").normalise(image)
+    torch.testing.assert_close(Preprocessing(size=4).normalise(image), (chw - 127.5) / 127.5, **close)
+    bgr = Preprocessing(size=4, channels="bgr").normalise(image)
     torch.testing.assert_close(bgr, (chw.flip(1) - 127.5) / 127.5, **close)
-    given = Input(mean=[1, 2, 3], std=[4, 5, 6], size=4).normalise(image)
+    given = Preprocessing(mean=[1, 2, 3], std=[4, 5, 6], size=4).normalise(image)
     expected = (chw - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([4.0, 5, 6]).view(3, 1, 1)
     torch.testing.assert_close(given, expected)
     assert image[0, 0, 1].tolist() == [3, 4, 5]  # the caller's images are left alone
@@ -258,7 +260,7 @@ def test_preprocessing_is_what_it_says():
 )
 def test_preprocessing_out_of_range_is_refused_by_name(key, value):
     with pytest.raises(ConfigError, match=f"input.{key}="):
-        Input(**{key: value})
+        Preprocessing(**{key: value})
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,7 @@ def saved(tmp_path_factory):
             "backbone": {"name": "mobilefacenet", "embedding_size": 32, "pretrained": None, "lr_scale": 1.0}
         },
         "backbone": backbone.state_dict(),
-        "input": Input(mean=120.0, std=[50, 60, 70], channels="bgr").to_dict(),
+        "input": Preprocessing(mean=120.0, std=[50, 60, 70], channels="bgr").to_dict(),
         "step": 60000,
         "epoch": 11,
     }
@@ -283,7 +285,7 @@ def saved(tmp_path_factory):
 def test_a_checkpoint_alone_rebuilds_backbone_and_preprocessing(saved):
     path, backbone, _ = saved
     loaded = load_model(path, device="cpu")
-    assert loaded.input == Input(mean=120.0, std=[50, 60, 70], channels="bgr")
+    assert loaded.input == Preprocessing(mean=120.0, std=[50, 60, 70], channels="bgr")
     assert (loaded.step, loaded.epoch, loaded.path) == (60000, 11, path)
     assert not loaded.backbone.training
     images = np.stack([decode(image) for image in jpegs(3)])
@@ -292,7 +294,7 @@ def test_a_checkpoint_alone_rebuilds_backbone_and_preprocessing(saved):
 
 def test_preprocessing_can_be_overridden(saved):
     path, _, _ = saved
-    assert load_model(path, channels="rgb", mean=None).input == Input(mean=120.0, std=[50, 60, 70])
+    assert load_model(path, channels="rgb", mean=None).input == Preprocessing(mean=120.0, std=[50, 60, 70])
     assert load_model(path, input={"std": 128, "mean": None}).input.std == 128.0
     with pytest.raises(ConfigError, match=r"input\.chanels=rgb: no such setting; did you mean channels"):
         load_model(path, chanels="rgb")

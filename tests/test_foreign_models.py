@@ -22,9 +22,10 @@ from facerec.errors import CheckpointError, ConfigError, UserError
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.evaluation.settings import EvalSettings
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
 from facerec.models.export import export
-from facerec.models.model import Input, Model
+from facerec.models.model import Model
 from facerec.models.opening import kind_of
 from tests.foreign_files import (
     SIZE,
@@ -69,7 +70,7 @@ def ours(tiny: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = {
         "config": {"backbone": settings},
         "backbone": tiny.state_dict(),
-        "input": Input(mean=120.0, std=[50, 60, 70], channels="bgr", size=32).to_dict(),
+        "input": Preprocessing(mean=120.0, std=[50, 60, 70], channels="bgr", size=32).to_dict(),
         "step": 1234,
         "epoch": 5,
     }
@@ -119,9 +120,9 @@ def test_a_named_backbone_takes_its_sizes_from_the_weights_and_from_what_is_aske
     assert usual.input.shape == (112, 112) and raw(usual, pixels(1, size=112)).shape == (1, WIDTH)
     settings["embedding_size"] = WIDTH
     small = load_model(tmp_path / "tiny.pth", device="cpu", backbone=settings, size=32, std=128)
-    assert small.input == Input(std=128.0, size=32)
+    assert small.input == Preprocessing(std=128.0, size=32)
     images = pixels(3, size=32)
-    close(raw(small, images), raw(Model(tiny, Input(std=128.0, size=32)), images))
+    close(raw(small, images), raw(Model(tiny, Preprocessing(std=128.0, size=32)), images))
 
 
 def test_a_lineage_that_reads_with_opencv_gets_bgr(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,7 +130,7 @@ def test_a_lineage_that_reads_with_opencv_gets_bgr(tmp_path: Path, caplog: pytes
     torch.save(create_backbone("sphere20", embedding_size=4, input_size=[112, 96]).state_dict(), path)
     with caplog.at_level(logging.INFO):
         model = load_model(path, device="cpu")
-    assert model.input == Input(std=128.0, channels="bgr", size=[112, 96])
+    assert model.input == Preprocessing(std=128.0, channels="bgr", size=[112, 96])
     assert "112×96 bgr, (x − 127.5) / 128.0 (as usual for it; input.channels" in caplog.text
     assert load_model(path, device="cpu", channels="rgb").input.channels == "rgb"
 
@@ -195,7 +196,7 @@ def test_an_onnx_network_of_any_batch_size_is_fed_what_it_takes(
     tmp_path: Path, batch: int | str, count: int
 ) -> None:
     model = load_model(onnx_file(tmp_path / "net.onnx", batch=batch), device="cpu")
-    assert model.input == Input(size=SIZE), "the size is the network's own"
+    assert model.input == Preprocessing(size=SIZE), "the size is the network's own"
     close(raw(model, pixels(count)), expected(pixels(count)))
 
 
@@ -315,11 +316,11 @@ class TestTorchScript:
     def test_it_gives_what_the_network_gives(self, tmp_path: Path) -> None:
         path = colour_file(tmp_path / "net.pt", 2)
         model = load_model(path, device="cpu", size=SIZE, allow_code=True)
-        close(raw(model, pixels(5)), raw(Model(Colour(2), Input(size=SIZE)), pixels(5)))
+        close(raw(model, pixels(5)), raw(Model(Colour(2), Preprocessing(size=SIZE)), pixels(5)))
         frozen = torch.jit.freeze(torch.jit.script(Colour(1).eval()))
         frozen.save(str(tmp_path / "frozen.pt"))
         model = load_model(tmp_path / "frozen.pt", device="cpu", size=SIZE, allow_code=True)
-        close(raw(model, pixels(5)), raw(Model(Colour(1), Input(size=SIZE)), pixels(5)))
+        close(raw(model, pixels(5)), raw(Model(Colour(1), Preprocessing(size=SIZE)), pixels(5)))
 
     def test_one_that_was_traced_with_a_batch_of_four_is_fed_fours(self, tmp_path: Path) -> None:
         class Four(nn.Module):
@@ -457,7 +458,7 @@ def test_a_preprocessing_that_was_guessed_stays_a_guess_when_it_is_exported(
 
 
 def test_an_exported_network_gives_the_numbers_of_its_model(tmp_path: Path) -> None:
-    model = Model(Colour(2), Input(mean=100.0, channels="bgr", size=SIZE), step=7)
+    model = Model(Colour(2), Preprocessing(mean=100.0, channels="bgr", size=SIZE), step=7)
     exported = load_model(export(model, tmp_path / "face.onnx", "onnx"), device="cpu")
     assert exported.step == 7
     same_numbers(model, exported)
@@ -466,7 +467,7 @@ def test_an_exported_network_gives_the_numbers_of_its_model(tmp_path: Path) -> N
 def test_an_export_has_the_opset_it_was_asked_for_or_is_none(tmp_path: Path) -> None:
     import onnx
 
-    model = Model(Colour(2), Input(size=SIZE), step=7)
+    model = Model(Colour(2), Preprocessing(size=SIZE), step=7)
     path = export(model, tmp_path / "face.onnx", "onnx", opset=20)
     assert [one.version for one in onnx.load(path).opset_import if not one.domain] == [20]
     for opset, hint in ((3, "this network cannot be written with it; opset=18"), (99, "from 1 to")):

@@ -13,7 +13,8 @@ from facerec.evaluation.protocols.folders import evaluate_folders, evaluate_mega
 from facerec.evaluation.protocols.identification import identify, megaface
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.search import CosineBlock, Highest, PrefixMaxima, TopK, cosine_blocks, unit
-from facerec.models.model import Input, Model
+from facerec.images.preprocessing import Preprocessing
+from facerec.models.model import Model
 
 
 def normalised(rows):
@@ -257,7 +258,7 @@ class Pixels(torch.nn.Module):
 
 @pytest.fixture
 def model():
-    return Model(Pixels(), Input(size=8))
+    return Model(Pixels(), Preprocessing(size=8))
 
 
 def write_folders(root, names, images, seed, noise=25):
@@ -339,7 +340,7 @@ def test_missing_folders_are_said(model, tmp_path):
 
 
 def test_people_of_the_training_set_in_the_test_are_a_warning(model, tmp_path, caplog):
-    trained = Model(Pixels(), Input(size=8), identities=["Adam_Brody", "Zoe", "17"])
+    trained = Model(Pixels(), Preprocessing(size=8), identities=["Adam_Brody", "Zoe", "17"])
     notes = overlap_notes(trained, ["adam brody", "17", "Berta"], "FaceScrub")
     assert notes == ["1 people of FaceScrub are in the training set (adam_brody): its numbers are too good"]
     assert notes[0] in caplog.text

@@ -19,10 +19,11 @@ from facerec.errors import DamagedDataError
 from facerec.evaluation.embedding import embed_images
 from facerec.images.decode import ENDINGS, Pixels, decode, decode_whole, read_header
 from facerec.images.face_maker import FaceMaker
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
-from facerec.models.model import Input, Model
+from facerec.models.model import Model
 from facerec.packs.pack import open_pack
 from facerec.packs.record import Record
 from facerec.packs.recordio import RecordWriter
@@ -324,7 +325,7 @@ def as_image(embedding_D: np.ndarray) -> np.ndarray:
 def test_evaluation_reads_a_verification_set_as_pillow_does(cases: list[Case], tmp_path: Path) -> None:
     write_verification(tmp_path / "all.bin", [case.encoded for case in cases] * 2, [True] * len(cases))
     pack = load_verification(tmp_path / "all.bin")
-    model = Model(AsPixels(), Input(size=SIDE, mean=0.0, std=1.0))
+    model = Model(AsPixels(), Preprocessing(size=SIDE, mean=0.0, std=1.0))
     embedding_PD = embed_images(model, pack.images, flip=False).plain_PD
     place = {encoded: i for i, encoded in enumerate(pack.images)}
     for kind, encoded, face_HWC in cases:

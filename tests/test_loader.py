@@ -15,11 +15,11 @@ from PIL import Image
 
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.decode import decode
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.faces import EncodedFaces, PixelFaces
 from facerec.loading.loader import Batch, Loader
 from facerec.loading.order import Order, mirrored
 from facerec.loading.prepare import mirror_where, prepare
-from facerec.models.model import Input
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
 
@@ -305,7 +305,7 @@ def test_settings_out_of_range_are_refused(key: str) -> None:
 
 def test_prepared_images_are_mirrored_normalised_and_channels_last() -> None:
     (batch,) = load(batch_size=COUNT)
-    image_BCHW, label_B = prepare(batch, torch.device("cpu"), Input(size=32))
+    image_BCHW, label_B = prepare(batch, torch.device("cpu"), Preprocessing(size=32))
     assert image_BCHW.dtype == torch.float32
     assert image_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(label_B, batch.label_B)

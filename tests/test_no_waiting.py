@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from facerec.heads import HEADS
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.prepare import prepare
-from facerec.models.model import Input
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from tests.tiny_run import tiny_trainer
@@ -43,7 +43,9 @@ class Asked(TorchDispatchMode):
 def _on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch has no autocast for this device, nor numbers of the CPU in an operation with ``out``."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(Input, "normalise", lambda _, image_BHWC, out_BHWC: out_BHWC.copy_(image_BHWC))
+    monkeypatch.setattr(
+        Preprocessing, "normalise", lambda _, image_BHWC, out_BHWC: out_BHWC.copy_(image_BHWC)
+    )
 
 
 pytestmark = pytest.mark.usefixtures("_on_meta")

@@ -19,8 +19,9 @@ from torch import nn
 from facerec import load_model
 from facerec.errors import CheckpointError, ConfigError, FacerecError
 from facerec.evaluation.embedding import embed_images
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import onnx_network, onnx_worker
-from facerec.models.model import Input, Model
+from facerec.models.model import Model
 from tests.foreign_files import SIZE, WIDTH, expected, onnx_file, pixels, weight
 
 Node = tuple[str, list[str], list[str]] | tuple[str, list[str], list[str], dict[str, Any]]
@@ -130,7 +131,7 @@ def test_torchscript_is_compared_too(tmp_path: Path) -> None:
         torch.jit.script(First()).save(str(tmp_path / "net.pt"))
     model = load_model(tmp_path / "net.pt", device="cpu", size=SIZE, allow_code=True)
     images = pixels(3)
-    direct = Model(nn.Flatten(), Input(size=SIZE)).embed(images, flip=False, normalise=False)[:, :8]
+    direct = Model(nn.Flatten(), Preprocessing(size=SIZE)).embed(images, flip=False, normalise=False)[:, :8]
     np.testing.assert_allclose(raw(model, images), direct.numpy(), rtol=1e-5)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from facerec import distributed as distributed
 from facerec.backbones import create_backbone
 from facerec.errors import CheckpointError, ConfigError, FacerecError, NonFiniteError, UserError
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, sharded_checkpoint
-from facerec.models.model import Input
 from facerec.models.opening import load_model
 from facerec.models.pretrained import load_pretrained
 from facerec.training import parallel
@@ -403,7 +403,7 @@ def make_published_like(folder: Path) -> None:
     rows = {"head/weight": (3 * distributed.rank(), 3 + 2 * distributed.rank(), 5)}
     tensors = {f"backbone/{k}": v for k, v in backbone.state_dict().items()}
     config = {"backbone": {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}}
-    rest = {"config": config, "input": Input(size=32).to_dict(), "step": 3, "epoch": 1}
+    rest = {"config": config, "input": Preprocessing(size=32).to_dict(), "step": 3, "epoch": 1}
     tensors["head/weight"] = head["weight"]
     sharded_checkpoint.save(folder / "last-00000003", tensors, rows, rest).finish()
 

@@ -15,8 +15,8 @@ from facerec import create_backbone
 from facerec.errors import ConfigError, MissingDataError
 from facerec.evaluation.protocols.settings import PROTOCOLS
 from facerec.evaluation.settings import EvalSettings
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
-from facerec.models.model import Input
 from facerec.reporting.evaluation import evaluate_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -29,7 +29,7 @@ def ckpt(tmp_path_factory):
     state = {
         "config": {"backbone": {"name": "mobilefacenet", "embedding_size": 16}},
         "backbone": backbone.state_dict(),
-        "input": Input().to_dict(),
+        "input": Preprocessing().to_dict(),
         "classes": ["anna", "zoe"],
         "step": 7,
     }

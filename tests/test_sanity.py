@@ -11,7 +11,8 @@ from torch import nn
 
 from facerec.evaluation.sanity import COMMON, check_preprocessing
 from facerec.evaluation.settings import EvalSettings
-from facerec.models.model import Input, Model
+from facerec.images.preprocessing import Preprocessing
+from facerec.models.model import Model
 from facerec.packs.verification import verification_set
 from tests.foreign_files import SIZE, Colour, red_people
 
@@ -19,8 +20,8 @@ PEOPLE = red_people()
 RED_OF_RGB, RED_OF_BGR = 0, 2
 
 
-def checked(backbone: nn.Module, **input: object) -> Input | None:
-    return check_preprocessing(Model(backbone, Input(size=SIZE, **input)), PEOPLE, EvalSettings())  # type: ignore[arg-type]
+def checked(backbone: nn.Module, **input: object) -> Preprocessing | None:
+    return check_preprocessing(Model(backbone, Preprocessing(size=SIZE, **input)), PEOPLE, EvalSettings())  # type: ignore[arg-type]
 
 
 def test_a_model_that_wants_bgr_is_found_out_in_one_line_with_what_to_type(
@@ -28,7 +29,7 @@ def test_a_model_that_wants_bgr_is_found_out_in_one_line_with_what_to_type(
 ) -> None:
     with caplog.at_level(logging.INFO):
         better = checked(Colour(RED_OF_BGR))
-    assert better == Input(size=SIZE, channels="bgr")
+    assert better == Preprocessing(size=SIZE, channels="bgr")
     (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
     line = record.getMessage()
     assert "\n" not in line and line.endswith("say input.channels=bgr")
@@ -67,7 +68,7 @@ def test_numbers_of_three_channels_are_quoted_for_the_shell(caplog: pytest.LogCa
             )
 
     better = checked(Wants())
-    assert better == Input(size=SIZE, mean=COMMON[3][0], std=COMMON[3][1])
+    assert better == Preprocessing(size=SIZE, mean=COMMON[3][0], std=COMMON[3][1])
     assert "'input.mean=[123.675,116.28,103.53]' 'input.std=[58.395,57.12,57.375]'" in caplog.text
 
 
@@ -81,7 +82,9 @@ def test_networks_that_know_nothing_raise_no_alarm(seed: int) -> None:
     ]
     made = verification_set("chance", [one.tobytes() for one in chance], np.arange(80) % 2 == 0)
     decoded = type(made)(made.name, chance, made.index_2N, made.issame_N)  # type: ignore[arg-type]
-    assert check_preprocessing(Model(backbone.eval(), Input(size=SIZE)), decoded, EvalSettings()) is None
+    assert (
+        check_preprocessing(Model(backbone.eval(), Preprocessing(size=SIZE)), decoded, EvalSettings()) is None
+    )
 
 
 def test_a_preprocessing_that_overflows_is_not_the_right_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -99,6 +102,6 @@ def test_a_preprocessing_that_overflows_is_not_the_right_one(caplog: pytest.LogC
 def test_pairs_of_one_kind_cannot_be_checked(caplog: pytest.LogCaptureFixture) -> None:
     alike = type(PEOPLE)("alike", PEOPLE.images, PEOPLE.index_2N, np.ones_like(PEOPLE.issame_N))
     with caplog.at_level(logging.INFO):
-        model = Model(Colour(RED_OF_BGR), Input(size=SIZE))
+        model = Model(Colour(RED_OF_BGR), Preprocessing(size=SIZE))
         assert check_preprocessing(model, alike, EvalSettings()) is None
     assert "alike has pairs of one kind only" in caplog.text

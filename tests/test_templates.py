@@ -25,7 +25,8 @@ from facerec.evaluation.protocols.templates import (
 from facerec.evaluation.protocols.verification import verify
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.align import TEMPLATE_52, align
-from facerec.models.model import Input, Model
+from facerec.images.preprocessing import Preprocessing
+from facerec.models.model import Model
 
 SETTINGS = EvalSettings(bootstrap=0, batch_size=16)
 
@@ -153,7 +154,7 @@ def ytf(tmp_path_factory):
 @pytest.mark.parametrize("count", [None, 2])
 def test_ytf_pools_frames_and_judges_by_the_lists_splits(ytf, count):
     root, frames, pairs = ytf
-    model = Model(Pixels(), Input(size=8))
+    model = Model(Pixels(), Preprocessing(size=8))
     result = evaluate_ytf(model, root, SETTINGS, frames=count)
     template = {}
     for video, images in frames.items():
@@ -178,7 +179,7 @@ def test_frames_are_spaced_evenly_from_first_to_last():
 
 
 def test_ytf_says_what_is_missing_or_wrong(tmp_path):
-    model = Model(Pixels(), Input(size=8))
+    model = Model(Pixels(), Preprocessing(size=8))
     with pytest.raises(MissingDataError, match=r"there is no list .*splits\.txt"):
         evaluate_ytf(model, tmp_path, SETTINGS)
     (tmp_path / "splits.txt").write_text("header\n1, A/0, B/0, 1\n")
@@ -226,7 +227,7 @@ def ijb(tmp_path_factory):
 
 def test_ijb_aligns_pools_and_compares_all_listed_pairs(ijb):
     root, rows, crops, pairs = ijb
-    model = Model(Pixels(), Input(size=112))
+    model = Model(Pixels(), Preprocessing(size=112))
     results = evaluate_ijb(model, root, "ijbc", SETTINGS)
     assert list(results) == ["ijbc", "ijbc_detector_score"]
     aligned = [align(pixels, landmarks) for pixels, landmarks, _ in crops]
@@ -282,7 +283,7 @@ def test_a_missing_crop_is_named(ijb, tmp_path):
     root, _, _, _ = ijb
     (tmp_path / "meta").symlink_to(root / "meta")
     with pytest.raises(MissingDataError, match=r"loose_crop/\d+\.jpg: No such file"):
-        evaluate_ijb(Model(Pixels(), Input(size=112)), tmp_path, "ijbc", SETTINGS)
+        evaluate_ijb(Model(Pixels(), Preprocessing(size=112)), tmp_path, "ijbc", SETTINGS)
 
 
 def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
@@ -341,7 +342,7 @@ def test_ijb_1n_searches_the_probes_in_each_gallery(ijb, tmp_path):
         (tmp_path / "meta" / f"ijbc_1N_{name}.csv").write_text(
             "\n".join(["TEMPLATE_ID,SUBJECT_ID,FILENAME", *lines])
         )
-    model = Model(Pixels(), Input(size=112))
+    model = Model(Pixels(), Preprocessing(size=112))
     results = evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)
     assert sorted(results) == sorted(
         f"ijbc{search}{score}" for search in ("", "_1n_G1", "_1n_G2") for score in ("", "_detector_score")

@@ -188,7 +188,8 @@ def with_little_memory(folder: Path, expression: str) -> dict[str, str]:
     code = (
         "import json, resource, sys\n"
         "from pathlib import Path\n"
-        "from facerec import checkpoint, load_model, torch_file\n"
+        "from facerec import load_model\n"
+        "from facerec.models import checkpoint\n"
         "from facerec.errors import FacerecError\n"
         "held = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (held + 600 * 2**20,) * 2)\n"

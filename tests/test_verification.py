@@ -22,7 +22,8 @@ from facerec.evaluation.targets import (
     target_path,
     write_results,
 )
-from facerec.models.model import Input, Model
+from facerec.images.preprocessing import Preprocessing
+from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, write_verification
 
 
@@ -269,7 +270,7 @@ def made_set(name="made", pairs=40, images=25, seed=0):
 
 @pytest.fixture
 def model():
-    return Model(Pixels(), Input(size=8), step=60000)
+    return Model(Pixels(), Preprocessing(size=8), step=60000)
 
 
 def test_evaluating_a_set_equals_verifying_embeddings_made_by_hand(model):

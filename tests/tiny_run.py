@@ -14,9 +14,9 @@ from torch import nn
 from facerec import distributed as distributed
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import create_head
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.faces import PixelFaces
 from facerec.loading.loader import Loader
-from facerec.models.model import Input
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizer import make_optimizer
@@ -113,7 +113,7 @@ def tiny_trainer(
             world_size=distributed.world_size(),
         ),
         verification_sets=[],
-        input=Input(size=16),
+        input=Preprocessing(size=16),
         device=torch.device("cpu"),
         config={"seed": seed, "backbone": {"name": "tiny"}, "head": {"name": head}, "data": {"name": "tiny"}},
         folder=folder,

@@ -20,7 +20,8 @@ from facerec.errors import NonFiniteError
 from facerec.evaluation.embedding import PairSet, embed_images
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.metrics import Separation
-from facerec.models.model import Input, Model, Numbers
+from facerec.images.preprocessing import Numbers, Preprocessing
+from facerec.models.model import Model
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -54,7 +55,7 @@ class Reading:
         dprime_R: the same of resamples of the pairs, the same ones for every preprocessing.
     """
 
-    input: Input
+    input: Preprocessing
     dprime: float
     auc: float
     dprime_R: npt.NDArray[np.float64]
@@ -66,7 +67,9 @@ class Reading:
         return gain > max(_CLEAR * error, _WORTH * abs(other.dprime)) and self.auc >= other.auc
 
 
-def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalSettings) -> Input | None:
+def check_preprocessing(
+    model: Model, verification_set: PairSet, settings: EvalSettings
+) -> Preprocessing | None:
     """Compare the model's preprocessing with the common ones, and warn where another reads clearly better.
 
     RGB is compared with BGR under the normalisation given, and the common normalisations under the order of
@@ -87,7 +90,7 @@ def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalS
     used_P, pair_2M = np.unique(row_M, return_inverse=True)
     images = [verification_set.images[int(one)] for one in used_P]
 
-    def read(prepared: Input) -> Reading:
+    def read(prepared: Preprocessing) -> Reading:
         other = Model(model.backbone, prepared)
         try:
             embedded = embed_images(
@@ -109,7 +112,7 @@ def check_preprocessing(model: Model, verification_set: PairSet, settings: EvalS
 
     readings = {str(model.input): read(model.input)}
 
-    def best_near(prepared: Input) -> Reading:
+    def best_near(prepared: Preprocessing) -> Reading:
         """The best of those that differ from it in the order of channels or in the normalisation."""
         near = {str(other): other for other in (_turned(prepared), *_normalised(prepared))}
         for key, other in near.items():
@@ -161,7 +164,7 @@ def _chosen(verification_set: PairSet) -> tuple[npt.NDArray[np.integer], npt.NDA
 
 
 def _reading(
-    prepared: Input, embedding_2ND: npt.NDArray[np.float32], same_N: npt.NDArray[np.bool_]
+    prepared: Preprocessing, embedding_2ND: npt.NDArray[np.float32], same_N: npt.NDArray[np.bool_]
 ) -> Reading:
     wide = embedding_2ND.astype(np.float64)
     norm = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -184,13 +187,13 @@ def _dprime(
     return result
 
 
-def _turned(prepared: Input) -> Input:
+def _turned(prepared: Preprocessing) -> Preprocessing:
     """The same with the channels in the other order: each colour keeps its numbers."""
     mean, std = (value[::-1] if isinstance(value, list) else value for value in (prepared.mean, prepared.std))
     return replace(prepared, channels="bgr" if prepared.channels == "rgb" else "rgb", mean=mean, std=std)
 
 
-def _normalised(prepared: Input) -> Iterator[Input]:
+def _normalised(prepared: Preprocessing) -> Iterator[Preprocessing]:
     """The common normalisations in the same order of channels, without the one that is given."""
     for mean, std in COMMON:
         rgb = replace(prepared, channels="rgb", mean=mean, std=std)
@@ -199,7 +202,7 @@ def _normalised(prepared: Input) -> Iterator[Input]:
             yield other
 
 
-def _overrides(given: Input, better: Input) -> str:
+def _overrides(given: Preprocessing, better: Preprocessing) -> str:
     """What to type: ``input.channels=bgr input.mean=0 input.std=255``."""
     words = []
     for key in ("channels", "mean", "std"):
@@ -211,5 +214,5 @@ def _overrides(given: Input, better: Input) -> str:
     return " ".join(words)
 
 
-def _order(prepared: Input) -> str:
+def _order(prepared: Preprocessing) -> str:
     return f"{prepared.channels} (x − {prepared.mean}) / {prepared.std}"

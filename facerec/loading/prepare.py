@@ -5,24 +5,16 @@ Shape suffixes: B batch, P part of it, H height, W width, C channels.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
 from facerec.images import buffers
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Batch
 
 _PART = 24  # images
 
 
-class Normaliser(Protocol):
-    """The preprocessing of a model, e.g. `facerec.models.model.Input`."""
-
-    def normalise(self, image_BHWC: torch.Tensor, out_BHWC: torch.Tensor | None = None) -> torch.Tensor:
-        """uint8 (B, H, W, 3) RGB to float32 (B, 3, H, W) as the model wants it, in `out_BHWC` where given."""
-
-
-def prepare(batch: Batch, device: torch.device, input: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels of a batch on `device`.
 
     The bytes cross to the device before they become floats; out of pinned memory they do so while the device

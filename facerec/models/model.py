@@ -1,5 +1,4 @@
-"""A backbone together with the preprocessing it was trained with: what a checkpoint holds, what evaluation
-uses.
+"""A backbone together with its preprocessing, as checkpoints hold it and evaluation uses it.
 
 Shape suffixes: B batch, H height, W width, C channels, D embedding size.
 """
@@ -8,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,90 +16,8 @@ import torch
 from torch import nn
 
 from facerec.device import autocast
-from facerec.errors import UserError, require
-from facerec.images import buffers
-
-Numbers = float | list[float]
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a backbone expects of an image; part of every checkpoint.
-
-    Args:
-        mean, std: (x − mean) / std of the pixel values 0 … 255: one number or one for each channel, in the
-            order of `channels`.
-        channels: ``rgb`` or ``bgr``, the order in which the backbone wants the channels (images come as
-            RGB).
-        size: height and width in pixels, 1 … 4096, or [height, width]; images of another size are resized
-            by the short side and cut from the middle.
-
-    Raises:
-        ConfigError: for a value out of range.
-    """
-
-    mean: Numbers = 127.5
-    std: Numbers = 127.5
-    channels: Literal["rgb", "bgr"] = "rgb"
-    size: int | list[int] = 112
-
-    def __post_init__(self) -> None:
-        for key in ("mean", "std"):
-            value = getattr(self, key)
-            numbers = [value] if isinstance(value, int | float) else list(value)
-            require(len(numbers) in (1, 3), f"input.{key}", value, "must be one number or three")
-            # Beyond these a network sees one constant, or numbers that half precision does not have.
-            low, high = (-1e4, 1e4) if key == "mean" else (0.01, 1e5)
-            good = all(low <= number <= high for number in numbers)
-            require(
-                good, f"input.{key}", value, f"must be from {low:g} to {high:g}, for pixels from 0 to 255"
-            )
-            object.__setattr__(self, key, float(numbers[0]) if len(numbers) == 1 else [*map(float, numbers)])
-        require(self.channels in ("rgb", "bgr"), "input.channels", self.channels, "must be rgb or bgr")
-        good = len(self.shape) == 2 and all(1 <= side <= 4096 for side in self.shape)
-        require(good, "input.size", self.size, "must be 1 to 4096 pixels, or [height, width]")
-
-    def normalise(self, image_BHWC: torch.Tensor, out_BHWC: torch.Tensor | None = None) -> torch.Tensor:
-        """Images as the backbone wants them, on the device where they are.
-
-        Args:
-            image_BHWC: uint8 (B, size, size, 3), RGB.
-            out_BHWC: float32 memory of that shape to be used; None: new memory.
-
-        Returns:
-            float32 (B, 3, size, size), channels-last in memory; within 1.2e-7 of (x − mean) / std where that
-            is in [−1, 1].
-        """
-        if self.channels == "bgr":
-            image_BHWC = image_BHWC.flip(-1)
-        if out_BHWC is None:
-            out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, image_BHWC.device)
-        image_BCHW = out_BHWC.copy_(image_BHWC).permute(0, 3, 1, 2)  # channels-last: memory keeps its order
-        if isinstance(self.mean, float) and isinstance(self.std, float):  # as x/std − mean/std, in one pass
-            shift = torch.tensor(-self.mean / self.std)
-            return torch.add(shift, image_BCHW, alpha=1 / self.std, out=image_BCHW)
-        return image_BCHW.sub_(self._constant(self.mean, image_BCHW)).div_(
-            self._constant(self.std, image_BCHW)
-        )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(height, width) in pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint and results.json keep them."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        size = "×".join(map(str, self.shape))
-        return f"{size} {self.channels}, (x − {self.mean}) / {self.std}"
-
-    @staticmethod
-    def _constant(value: Numbers, like: torch.Tensor) -> torch.Tensor | float:
-        if isinstance(value, float):
-            return value
-        return torch.tensor(value, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+from facerec.errors import UserError
+from facerec.images.preprocessing import Preprocessing
 
 
 class Cache(Protocol):
@@ -130,7 +46,7 @@ class Model:
     def __init__(
         self,
         backbone: nn.Module,
-        input: Input | None = None,
+        input: Preprocessing | None = None,
         *,
         step: int | None = None,
         epoch: int | None = None,
@@ -140,7 +56,7 @@ class Model:
         knows_input: bool = True,
     ) -> None:
         self.backbone = backbone
-        self.input = input or Input()
+        self.input = input or Preprocessing()
         self.step = step
         self.epoch = epoch
         self.path = path

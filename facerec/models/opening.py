@@ -23,8 +23,9 @@ from facerec.backbones import create_backbone
 from facerec.backbones.base import BACKBONES, Backbone
 from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, sharded_checkpoint
-from facerec.models.model import Input, Model
+from facerec.models.model import Model
 from facerec.models.pretrained import (
     draft,
     load_weights,
@@ -43,7 +44,7 @@ log = logging.getLogger("facerec.evaluation")
 Kind = Literal["checkpoint", "safetensors", "onnx", "torchscript", "torch.export"]
 Settings = Mapping[str, Any]
 
-# How the published weights of a lineage want their images, where that is not what `Input` says by default:
+# How the published weights of a lineage want their images, where that is not the default of `Preprocessing`:
 # AdaFace's (github.com/mk-minchul/AdaFace) and sphereface_pytorch's, which both read images with OpenCV.
 LINEAGES: Mapping[str, Settings] = {
     "adaface_": {"channels": "bgr"},
@@ -104,7 +105,7 @@ def load_model(
         UserError: a package that is needed to read the file is missing.
     """
     given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
-    checked = build(Input, "input", given)
+    checked = build(Preprocessing, "input", given)
     given = {key: getattr(checked, key) for key in given}
     return _opened(Path(path), device=device, input=given, backbone=backbone, allow_code=allow_code)
 
@@ -205,10 +206,10 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
     )
 
 
-def _input(wish: _Wish, said: Settings) -> Input:
+def _input(wish: _Wish, said: Settings) -> Preprocessing:
     """The preprocessing a file says, or what was given (and checked) instead; `CheckpointError` else."""
     try:
-        return build(Input, "input", {**said, **wish.input})
+        return build(Preprocessing, "input", {**said, **wish.input})
     except ConfigError as error:
         raise CheckpointError(f"{wish.where}: its preprocessing cannot be used: {error}") from error
 
@@ -300,7 +301,7 @@ def _backbone_for(weights: Mapping[str, torch.Tensor], wish: _Wish) -> tuple[dic
     if misfit(backbone, weights):
         load_weights(backbone, weights, wish.where)  # says so
     wanted = wish.input.get("size")
-    if wanted is not None and Input(size=wanted).shape != backbone.input_size:
+    if wanted is not None and Preprocessing(size=wanted).shape != backbone.input_size:
         shape = "×".join(map(str, backbone.input_size))
         raise ConfigError("input.size", wanted, f"the weights in {wish.path} are for {shape} images")
     return base, create_backbone(**base)
@@ -337,10 +338,10 @@ def _own_size(wish: _Wish, said: Settings, fixed: tuple[int, int] | None) -> tup
     """Height and width for a network: what it is made for, else what was asked for, else the usual size."""
     wanted = wish.input.get("size")
     if fixed is not None:
-        if wanted is not None and Input(size=wanted).shape != fixed:
+        if wanted is not None and Preprocessing(size=wanted).shape != fixed:
             raise ConfigError("input.size", wanted, f"the network takes {fixed[0]}×{fixed[1]} images alone")
         return fixed
-    size = wanted if wanted is not None else said.get("size", Input.size)
+    size = wanted if wanted is not None else said.get("size", Preprocessing.size)
     height, width = _input(wish, {"size": size}).shape
     return height, width
 

@@ -23,10 +23,11 @@ from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import evaluate_targets
 from facerec.heads import Head
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Batch, Loader
 from facerec.loading.prepare import prepare
 from facerec.models import checkpoint
-from facerec.models.model import Input, Model
+from facerec.models.model import Model
 from facerec.training import comparison, last, parallel, reporter, schedule, state
 from facerec.training.guard import Guard, Plateau
 from facerec.training.half_weights import half_weights
@@ -67,7 +68,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         loader: Loader,
         verification_sets: Sequence[Any],
-        input: Input,
+        input: Preprocessing,
         device: torch.device,
         config: Mapping[str, Any],
         folder: Path,

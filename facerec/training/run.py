@@ -24,11 +24,11 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.targets import load_targets
 from facerec.files import Unfinished
 from facerec.heads import HEADS
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models import sharded_checkpoint
-from facerec.models.model import Input
 from facerec.models.pretrained import load_pretrained
 from facerec.registry import build
 from facerec.training import cost, parallel
@@ -73,7 +73,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     optimizer_settings = build(OptimizerSettings, "optimizer", config["optimizer"])
     data = build(DataSettings, "data", config["data"])
     evaluation = build(EvalSettings, "eval", config["eval"])
-    input = build(Input, "input", config["input"])
+    input = build(Preprocessing, "input", config["input"])
     start, architecture = split_backbone(config["backbone"])
     device = device_of(config)
     if settings.precision == "fp16" and device.type != "cuda":

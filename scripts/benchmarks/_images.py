@@ -14,11 +14,11 @@ from PIL import Image
 from table import Row, best
 from torch.utils.data import DataLoader, Dataset
 
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
 from facerec.loading.settings import cores
 from facerec.making.orl import pack_orl
-from facerec.models.model import Input
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
@@ -120,7 +120,7 @@ def _decode_only(encoded: list[bytes], threads: int) -> int:
 
 
 def _our_loader(pack: Pack, workers: int, ready: bool) -> int:
-    cpu, input, count = torch.device("cpu"), Input(), 0
+    cpu, input, count = torch.device("cpu"), Preprocessing(), 0
     for batch in Loader(pack, BATCH, seed=1, workers=workers).batches(0):
         if ready:
             image_BCHW, _ = prepare(batch, cpu, input)
