@@ -12,7 +12,7 @@ import simplejpeg
 from torch import nn
 
 from facerec.evaluation.protocols.identification import identify, megaface
-from facerec.evaluation.protocols.templates import judge_pairs, unit_rows
+from facerec.evaluation.protocols.templates import judge_pairs
 from facerec.evaluation.protocols.verification import verify
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
@@ -22,6 +22,7 @@ from facerec.reporting.numbers import headline_of
 from facerec.reporting.report import report_html
 from facerec.reporting.sweep import read_sweep
 from facerec.reporting.tables import as_csv, markdown
+from facerec.vectors import unit_rows
 
 from .browser import Browser, chromium
 

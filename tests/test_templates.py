@@ -20,13 +20,13 @@ from facerec.evaluation.protocols.templates import (
     TemplatePool,
     judge_pairs,
     pair_cosines,
-    unit_rows,
 )
 from facerec.evaluation.protocols.verification import verify
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.align import TEMPLATE_52, align
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
+from facerec.vectors import unit_rows
 
 SETTINGS = EvalSettings(bootstrap=0, batch_size=16)
 
@@ -314,7 +314,8 @@ def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, monkeypatch, line):
 def test_ten_million_pairs_stay_within_a_gigabyte(tmp_path):
     program = """
 import numpy as np, resource
-from facerec.evaluation.protocols.templates import judge_pairs, unit_rows
+from facerec.evaluation.protocols.templates import judge_pairs
+from facerec.vectors import unit_rows
 rng = np.random.default_rng(0)
 unit = unit_rows(rng.standard_normal((23124, 512), dtype="f4"))
 first = np.sort(rng.integers(0, 3531, 15_658_489)).astype("i4")

@@ -34,6 +34,7 @@ from facerec.images.face_maker import FaceMaker
 from facerec.loading.named import NamedImages
 from facerec.loading.settings import cores
 from facerec.models.model import Model
+from facerec.vectors import unit_rows
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -300,8 +301,7 @@ def _blocks(
         rows = kept_N[first : first + _BLOCK]
         embedding_ND: Rows = np.asarray(embedding_PD[place_P[images.row_N[rows]]])
         if normalise:
-            norm_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
-            embedding_ND /= np.where(norm_N1 == 0, np.float32(1), norm_N1)
+            embedding_ND = unit_rows(embedding_ND)
         listed = rows.tolist()
         yield embedding_ND, [images.name(row) for row in listed], [images.label(row) for row in listed]
 

@@ -22,6 +22,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.metrics import Separation
 from facerec.images.preprocessing import Numbers, Preprocessing
 from facerec.models.model import Model
+from facerec.vectors import unit_rows
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -166,9 +167,7 @@ def _chosen(verification_set: PairSet) -> tuple[npt.NDArray[np.integer], npt.NDA
 def _reading(
     prepared: Preprocessing, embedding_2ND: npt.NDArray[np.float32], same_N: npt.NDArray[np.bool_]
 ) -> Reading:
-    wide = embedding_2ND.astype(np.float64)
-    norm = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit = wide / np.where(norm == 0, 1, norm)
+    unit = unit_rows(embedding_2ND.astype(np.float64))
     cosine_N = (unit[0::2] * unit[1::2]).sum(1)
     genuine_G, impostor_I = cosine_N[same_N], cosine_N[~same_N]
     random = np.random.default_rng(0)  # the same resamples for every preprocessing: differences are of pairs

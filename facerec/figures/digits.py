@@ -17,13 +17,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead, Head
 from facerec.heads.pairs import PairHead
 from facerec.heads.sphereface2 import SphereFace2
 from facerec.reporting.style import COLOURS, GRAY, figure, frame
+from facerec.vectors import unit_rows
 
 _CLASSES: Final = 10
 # Ten colours that stay apart from each other on white.
@@ -126,8 +126,8 @@ def warm_start(digits: Digits, size: int, steps: int) -> Start:
 
 def directions(embedding_ND: Tensor, label_N: Tensor) -> Tensor:
     """Mean direction of each digit's embeddings, unit vectors (C, D)."""
-    unit_ND = normalize(embedding_ND)
-    return normalize(torch.stack([unit_ND[label_N == c].mean(0) for c in range(_CLASSES)]))
+    unit_ND = unit_rows(embedding_ND)
+    return unit_rows(torch.stack([unit_ND[label_N == c].mean(0) for c in range(_CLASSES)]))
 
 
 @torch.no_grad()
@@ -160,11 +160,11 @@ def trained_on(
     train(net, head, digits, steps, 3e-3)
     embedding_ND = embed(net, digits)
     if isinstance(head, ClassHead):
-        direction = normalize(head.weight.detach(), dim=-1)
+        direction = unit_rows(head.weight.detach())
     else:
         label_N = digits.label_N
-        direction = normalize(
-            torch.stack([normalize(embedding_ND)[label_N == c].mean(0) for c in range(_CLASSES)])
+        direction = unit_rows(
+            torch.stack([unit_rows(embedding_ND)[label_N == c].mean(0) for c in range(_CLASSES)])
         )
     return embedding_ND, direction, head
 
@@ -173,7 +173,7 @@ def accuracy(embedding_ND: Tensor, direction: Tensor, digits: Digits) -> float:
     """Share of the digits not trained on that are nearest to their own direction by cosine."""
     held_out = slice(digits.trained, None)
     direction_CSD = direction.view(_CLASSES, -1, direction.shape[-1])
-    cosine_NC = torch.einsum("nd,csd->ncs", normalize(embedding_ND[held_out]), direction_CSD).amax(2)
+    cosine_NC = torch.einsum("nd,csd->ncs", unit_rows(embedding_ND[held_out]), direction_CSD).amax(2)
     return float((cosine_NC.argmax(1) == digits.label_N[held_out]).float().mean())
 
 
@@ -237,7 +237,7 @@ def sphere(steps: int = 400) -> Figure:
         embedding_N3, direction_C3, _ = trained_on(
             start, digits, "sphereface", steps, m=m, base=50.0, gamma=0.12, lambda_min=0.0
         )
-        unit_N3 = normalize(embedding_N3)
+        unit_N3 = unit_rows(embedding_N3)
         _draw_ball(ball, unit_N3, direction_C3, digits.label_N)
         share = accuracy(embedding_N3, direction_C3, digits)
         made.text((m - 0.5) / 4, 0.955, f"$m={m}$, {100 * share:.1f} %", ha="center")

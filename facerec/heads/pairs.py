@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from facerec import distributed as distributed
 from facerec.errors import ConfigError, require
 from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
+from facerec.vectors import unit_rows
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def metric_learning(head: str) -> ModuleType:
 @torch.no_grad()
 def describe_pairs(embedding_BD: Tensor, label_B: Tensor) -> dict[str, Tensor]:
     """What a batch's pairs look like, as scalar tensors; NaN where it has no pair of a kind."""
-    unit_BD = normalize(embedding_BD)
+    unit_BD = unit_rows(embedding_BD)
     cosine_BB = (unit_BD @ unit_BD.t()).fill_diagonal_(torch.nan)
     same_BB = label_B[:, None] == label_B
     positive_BB = torch.where(same_BB, cosine_BB, torch.nan)

@@ -7,12 +7,12 @@ from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from facerec.errors import require
 from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy, inverse_norm
 from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.heads.mechanism.sharding import own_rows
+from facerec.vectors import unit_rows
 
 
 def psi(cosine: Tensor, m: int) -> Tensor:
@@ -153,7 +153,7 @@ class SphereFace(Annealed):
         along_x_B = (value_B.detach() - cosine_B * slope_B) * inverse_norm(norm_B.detach())
         length_B = (along_w_B.square() + along_x_B.square()).sqrt()
         excess_B = 1 / length_B.clamp_min(torch.finfo(length_B.dtype).eps) - 1
-        own_BD = normalize(own_rows(self.weight, label_B, self.shard, sizes).to(embedding_BD.dtype))
+        own_BD = unit_rows(own_rows(self.weight, label_B, self.shard, sizes).to(embedding_BD.dtype))
         direction_BD = along_w_B[:, None] * own_BD + along_x_B[:, None] * embedding_BD.detach()
         surrogate_B = (excess_B[:, None] * direction_BD * embedding_BD).sum(1)
         return surrogate_B - surrogate_B.detach()

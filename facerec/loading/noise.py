@@ -16,6 +16,7 @@ from facerec.errors import ConfigError, DamagedDataError
 from facerec.images.decode import decode
 from facerec.loading.faces import EncodedFaces, FaceSet, PixelFaces
 from facerec.loading.order import random_words
+from facerec.vectors import unit_rows
 
 NoiseKind = Literal["uniform", "confusable"]
 Labels = npt.NDArray[np.int64]
@@ -110,8 +111,7 @@ def lookalikes(faces: FaceSet, count: int = _LOOKALIKES) -> Labels:
         for i in seen.tolist():
             with contextlib.suppress(DamagedDataError):  # the loader will say so, or skip it
                 mean_CP[identity] += _thumbnail(faces, i)
-    mean_CP -= mean_CP.mean(1, keepdims=True)
-    mean_CP /= np.linalg.norm(mean_CP, axis=1, keepdims=True) + 1e-6
+    mean_CP = unit_rows(mean_CP - mean_CP.mean(1, keepdims=True))
     count = min(count, faces.num_classes - 1)
     nearest_CK = np.empty((faces.num_classes, count), np.int64)
     for begin in range(0, faces.num_classes, 1024):

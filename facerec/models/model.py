@@ -18,6 +18,7 @@ from torch import nn
 from facerec.device import autocast
 from facerec.errors import UserError
 from facerec.images.preprocessing import Preprocessing
+from facerec.vectors import unit_rows
 
 
 class Cache(Protocol):
@@ -111,7 +112,7 @@ class Model:
                     embedding_BD = embedding_BD + self.forward(chunk_BHWC.flip(2), precision)
                 parts.append(embedding_BD.cpu())
         embedding_BD = torch.cat(parts)
-        return nn.functional.normalize(embedding_BD) if normalise else embedding_BD
+        return unit_rows(embedding_BD) if normalise else embedding_BD
 
     def forward(self, image_BHWC: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Raw embeddings, float32 (B, D), of uint8 images on the backbone's device; call within

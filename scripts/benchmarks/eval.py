@@ -24,13 +24,14 @@ from table import Row, best, in_processes
 
 from facerec.backbones import create_backbone
 from facerec.evaluation.protocols.identification import identify, megaface
-from facerec.evaluation.protocols.templates import judge_pairs, unit_rows
+from facerec.evaluation.protocols.templates import judge_pairs
 from facerec.evaluation.protocols.verification import evaluate_set, verify
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.search import BLOCK, unit
 from facerec.making.orl import pack_orl
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, load_verification
+from facerec.vectors import unit_rows
 
 PARTS = ("metrics", "verification", "templates", "identification")
 ROUNDS = 2

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import DamagedDataError, NonFiniteError
+from facerec.errors import DamagedDataError
 from facerec.evaluation.statistics.bootstrap import rate_intervals
 from facerec.evaluation.statistics.metrics import FAR_TARGETS, Bools, Curve, Floats, Histogram, Separation
+from facerec.vectors import unit_rows
 
 Ints = npt.NDArray[np.integer]
 
@@ -98,19 +99,6 @@ class TemplatePool:
         if self._sum_TD is None:
             raise DamagedDataError("no embeddings were added to the templates")
         return unit_rows(self._sum_TD, "template")
-
-
-def unit_rows(rows_XD: Floats, what: str = "embedding") -> Floats:
-    """Rows divided by their norms, float32; zero rows stay zero.
-
-    Raises:
-        NonFiniteError: naming the first row that is not finite.
-    """
-    rows_XD = np.asarray(rows_XD, np.float32)
-    norm_X = np.sqrt(np.einsum("xd,xd->x", rows_XD, rows_XD))
-    if not np.isfinite(norm_X).all():
-        raise NonFiniteError(f"{what} {int(np.argmin(np.isfinite(norm_X)))} is not finite; check the model")
-    return rows_XD / np.where(norm_X > 0, norm_X, 1).astype(np.float32)[:, None]
 
 
 def pair_cosines(unit_TD: Floats, first_N: Ints, second_N: Ints) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from facerec.errors import NonFiniteError, UserError
 from facerec.evaluation.statistics.metrics import Bools, Floats
+from facerec.vectors import row_norms, unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -70,18 +71,6 @@ def check_shapes(plain: Floats, mirrored: Floats | None, same: Bools) -> None:
         raise UserError(f"mirrored embeddings have shape {mirrored.shape}, the plain ones {plain.shape}")
 
 
-def _row_norms(rows: Floats) -> Floats:
-    """Euclidean norms in the rows' own precision (those that over- or underflow in it, from double
-    precision)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        norm = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    for row in np.flatnonzero(~((norm > 1e-15) & (norm < np.inf))):
-        largest = np.abs(rows[row]).max(initial=0).astype(np.float64)
-        if 0 < largest < np.inf:
-            norm[row] = largest * np.linalg.norm(rows[row] / largest)
-    return norm
-
-
 def _check_finite(norm_2N: Floats, first_row: int, what: str) -> None:
     broken = np.flatnonzero(~np.isfinite(norm_2N))
     if len(broken):
@@ -91,12 +80,6 @@ def _check_finite(norm_2N: Floats, first_row: int, what: str) -> None:
             f"{what} in row {row} (pair {row // 2}, {which} image) is not finite; "
             "check the model's weights and precision"
         )
-
-
-def _normalised(rows: Floats, norm: Floats) -> Floats:
-    """Rows of unit length, zero rows left 0: the same operations as scikit-learn's ``normalize``, bit for
-    bit."""
-    return rows / np.where(norm == 0, norm.dtype.type(1), norm)[:, None]
 
 
 def _squared_distances(unit: Floats) -> Floats:
@@ -127,16 +110,16 @@ def compare(plain: Floats, mirrored: Floats | None) -> Compared:
     for start in range(0, len(plain), _ROWS):
         at, pair = slice(start, start + _ROWS), slice(start // 2, (start + _ROWS) // 2)
         rows = plain[at]
-        norm[0, at] = _row_norms(rows)
+        norm[0, at] = row_norms(rows)
         _check_finite(norm[0, at], start, "embedding")
-        plain_distance[pair] = _squared_distances(_normalised(rows, norm[0, at]))
+        plain_distance[pair] = _squared_distances(unit_rows(rows, norm_N=norm[0, at]))
         used = norm[0, at]
         if mirrored is not None:
-            norm[1, at] = _row_norms(mirrored[at])
+            norm[1, at] = row_norms(mirrored[at])
             _check_finite(norm[1, at], start, "embedding of the mirrored image")
             rows = rows + mirrored[at]
-            used = _row_norms(rows)
-            distance[pair] = _squared_distances(_normalised(rows, used))
+            used = row_norms(rows)
+            distance[pair] = _squared_distances(unit_rows(rows, norm_N=used))
         zero += int((used == 0).sum())
     if mirrored is None:
         return Compared(plain_distance, None, norm.reshape(-1), zero)

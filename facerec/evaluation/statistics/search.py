@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import NonFiniteError, UserError
+from facerec.errors import UserError
+from facerec.vectors import unit_rows
 
 Rows = npt.NDArray[np.floating] | torch.Tensor
 
@@ -24,14 +25,8 @@ _TILE = 128
 BLOCK = 4096  # gallery entries a block; with 3,530 probes their cosines take 58 MB
 
 
-def unit(
-    rows_XD: Rows, what: str = "embedding", first: int = 0, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Rows divided by their norms, float32 on the CPU; zero rows stay zero.
-
-    Args:
-        what, first: how an error names the rows: ``embedding 17``, counted from `first`.
-        out: memory for the result, used where it has the right shape.
+def unit(rows_XD: Rows, what: str = "embedding", first: int = 0) -> torch.Tensor:
+    """`unit_rows` of an array or tensor, float32 on the CPU.
 
     Raises:
         UserError: not two-dimensional.
@@ -42,13 +37,7 @@ def unit(
     rows = torch.as_tensor(rows_XD)
     if rows.ndim != 2:
         raise UserError(f"{what}s have shape {tuple(rows.shape)}; (number, embedding size) is expected")
-    rows = rows.detach().to("cpu", torch.float32)
-    norm_X1 = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    finite_X = torch.isfinite(norm_X1[:, 0])
-    if not finite_X.all():
-        raise NonFiniteError(f"{what} {first + int((~finite_X).nonzero()[0])} is not finite; check the model")
-    fits = out is not None and out.shape == rows.shape
-    return torch.div(rows, torch.where(norm_X1 > 0, norm_X1, 1.0), out=out if fits else None)
+    return unit_rows(rows.detach().to("cpu", torch.float32), what, first=first)
 
 
 class CosineBlock:
@@ -107,11 +96,11 @@ def cosine_blocks(
         Blocks; the memory of one is used again for the next.
     """
     portions = [gallery] if isinstance(gallery, np.ndarray | torch.Tensor) else gallery
-    buffer = entry_BD = torch.empty(0)
+    buffer = torch.empty(0)
     first = 0
     for portion in portions:
         for start in range(0, len(portion), block):
-            entry_BD = unit(portion[start : start + block], "gallery entry", first, entry_BD)
+            entry_BD = unit(portion[start : start + block], "gallery entry", first)
             if entry_BD.shape[1] != probe_PD.shape[1]:
                 raise UserError(
                     f"gallery embeddings have {entry_BD.shape[1]} numbers, probes {probe_PD.shape[1]}"
