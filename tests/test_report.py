@@ -18,7 +18,6 @@ from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
 from facerec.reporting.evaluated import Evaluated, compared
 from facerec.reporting.evaluation import write_all
-from facerec.reporting.numbers import headline_of
 from facerec.reporting.report import report_html
 from facerec.reporting.sweep import read_sweep
 from facerec.reporting.tables import as_csv, markdown
@@ -166,18 +165,18 @@ def test_the_headline_is_under_the_far_it_was_measured_at_even_where_all_are_one
     how = {"images": 200, "flip": False, "detector_score": False, "protocol": "IJB-C 1:1"}
     result = judge_pairs(unit, first, second, same, **how)
     assert result.tar_at_far["1e-1"] == result.tar_at_far["1e-4"] == 1.0
-    assert headline_of(result).label == "TAR @ FAR 1e-4"
+    assert result.headline.label == "TAR @ FAR 1e-4"
     few = judge_pairs(unit, first[:2000], second[:2000], same[:2000], **how)
-    assert headline_of(few).label == "TAR @ FAR 1e-3", "the lowest that these pairs support"
+    assert few.headline.label == "TAR @ FAR 1e-3", "the lowest that these pairs support"
     alone = judge_pairs(unit, first[same], second[same], same[same], **how)
-    assert headline_of(alone) is None
+    assert alone.headline is None
     evaluated = Evaluated.of("best.pt", made_model(), {"ijbc": result})
     assert "ijbc: TAR @ FAR 1e-4 1.00000" in visible(report_html([evaluated], {}))
 
 
 def test_every_protocol_says_which_of_its_numbers_is_the_score(one, others):
     for result in (*one.results.values(), *others.results.values()):
-        assert headline_of(result).value == result.score
+        assert result.headline.value == result.score
 
 
 def test_models_that_are_equally_good_are_both_called_best(three):

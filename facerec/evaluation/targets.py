@@ -12,8 +12,8 @@ from typing import Any
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.protocols.settings import Result
 from facerec.evaluation.protocols.verification import VerificationResult, evaluate_set, warn_of_folds
+from facerec.evaluation.results import Result
 from facerec.evaluation.settings import EvalSettings
 from facerec.files import replacing
 from facerec.models.model import Model

@@ -10,8 +10,9 @@ from typing import Any
 from facerec import distributed as distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.protocols.settings import Result, protocol_settings
+from facerec.evaluation.protocols.settings import protocol_settings
 from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.results import Result
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.comparison import Comparison

@@ -16,11 +16,11 @@ from markupsafe import Markup
 
 import facerec
 from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.results import Result
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import replacing
 from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated
-from facerec.reporting.numbers import facts_of, headline_of, numbers_of
 from facerec.reporting.pair_images import HardPair, data_uris, hardest_pairs
 from facerec.reporting.tables import Row, p_text, rows_of, tables_of
 
@@ -94,7 +94,7 @@ def report_html(
         "corrected": any(len(found) > 1 for found in comparisons.values()),
         "decided": ", ".join(dict.fromkeys(one.decided for found in comparisons.values() for one in found)),
         "over": _over(rows),
-        "deviation": any(number.deviation is not None for row in rows for number in numbers_of(row[2])),
+        "deviation": any(number.deviation is not None for row in rows for number in row[2].numbers()),
         "charts": charts,
         "chart_places": [
             dict(zip(("kind", "title", "text"), (kind, *_CHARTS[kind]), strict=True)) for kind in places
@@ -133,7 +133,7 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
     """What a reader should know after five seconds: the score of each set, or who is best on it."""
     lines = []
     for target in dict.fromkeys(target for _, target, _ in rows):
-        headlines = [(one.name, headline_of(result)) for one, name, result in rows if name == target]
+        headlines = [(one.name, result.headline) for one, name, result in rows if name == target]
         scored = [(name, number) for name, number in headlines if number is not None]
         if not scored:
             continue
@@ -159,7 +159,7 @@ def _about(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
         step = f" at step {facts['Step']}" if "Step" in facts else ""
         lines.append(f"Model: {facts['Backbone']}{step}; images {facts['Preprocessing']}.")
     for target, result in {target: result for _, target, result in rows}.items():
-        facts = dict(facts_of(result))
+        facts = dict(result.facts())
         for key in ("Pairs", "Probes"):
             if key in facts:
                 counted = facts[key].replace(" (", f" {key.lower()} (", 1)
@@ -171,7 +171,7 @@ def _table(labels: Sequence[str], rows: Sequence[Row], evaluated: Sequence[Evalu
     made = []
     before = None
     for one, target, result in rows:
-        numbers = {number.label: number for number in numbers_of(result)}
+        numbers = {number.label: number for number in result.numbers()}
         cells = []
         for label in labels:
             number = numbers[label]
@@ -199,12 +199,12 @@ def _table(labels: Sequence[str], rows: Sequence[Row], evaluated: Sequence[Evalu
     return {"caption": "Numbers of each set with their 95 % intervals", "labels": labels, "rows": made}
 
 
-def _best(label: str, results: Sequence[Any]) -> float | None:
-    values = [number.value for result in results for number in numbers_of(result) if number.label == label]
-    known = [value for value in values if value is not None]
+def _best(label: str, results: Sequence[Result]) -> float | None:
+    numbers = [number for result in results for number in result.numbers() if number.label == label]
+    known = [number.value for number in numbers if number.value is not None]
     if not known:
         return None
-    return min(known) if label == "EER" else max(known)
+    return min(known) if numbers[0].lower_is_better else max(known)
 
 
 def _notes(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -298,5 +298,5 @@ def _pair(pair: HardPair, images: list[str]) -> dict[str, Any]:
 def _cards(evaluated: Sequence[Evaluated], rows: Sequence[Row], several: bool) -> list[dict[str, Any]]:
     cards = [{"title": f"Model {one.name}", "facts": one.facts} for one in evaluated]
     for one, target, result in rows:
-        cards.append({"title": f"Set {_place(target, one.name, several)}", "facts": facts_of(result)})
+        cards.append({"title": f"Set {_place(target, one.name, several)}", "facts": result.facts()})
     return cards

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from facerec.evaluation.protocols.settings import Result
+from facerec.evaluation.results import Result
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import csv_lines, replacing
 from facerec.reporting.evaluated import Evaluated
-from facerec.reporting.numbers import facts_of, kind_of, labels_of, numbers_of
 from facerec.reporting.sweep import as_markdown
 
 Row = tuple[Evaluated, str, Result]
@@ -27,9 +26,18 @@ def rows_of(evaluated: Sequence[Evaluated]) -> list[Row]:
 
 def tables_of(evaluated: Sequence[Evaluated]) -> list[tuple[list[str], list[Row]]]:
     """A table for each kind of protocol: labels of its columns of numbers, and its rows."""
-    rows = sorted(rows_of(evaluated), key=lambda row: kind_of(row[2]))  # stable: targets stay together
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: kind_of(row[2]))]
+    rows = sorted(rows_of(evaluated), key=lambda row: row[2].kind)  # stable: targets stay together
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row[2].kind)]
     return [(labels_of(row[2] for row in group), group) for group in groups]
+
+
+def labels_of(results: Iterable[Result]) -> list[str]:
+    """Labels of the numbers that at least one of the results supports, in order: the columns of a table."""
+    labels: dict[str, bool] = {}
+    for result in results:
+        for number in result.numbers():
+            labels[number.label] = labels.get(number.label, False) or number.value is not None
+    return [label for label, supported in labels.items() if supported]
 
 
 def screen_table(evaluated: Sequence[Evaluated]) -> str:
@@ -38,7 +46,7 @@ def screen_table(evaluated: Sequence[Evaluated]) -> str:
     for labels, rows in tables_of(evaluated):
         lines = [["target", "model", *labels]]
         for one, target, result in rows:
-            text = {number.label: number.text for number in numbers_of(result)}
+            text = {number.label: number.text for number in result.numbers()}
             lines.append([target, one.name, *(text[label] for label in labels)])
         width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         parts.append(
@@ -80,7 +88,7 @@ def markdown(evaluated: Sequence[Evaluated], comparisons: Comparisons) -> str:
         lines = []
         for one, target, result in rows:
             cells = [_escaped(target), *([_escaped(one.name)] if several else [])]
-            by_label = {number.label: number for number in numbers_of(result)}
+            by_label = {number.label: number for number in result.numbers()}
             for number in (by_label[label] for label in labels):
                 cells.append(number.text + (f" [{number.interval_text}]" if number.interval_text else ""))
             lines.append(cells)
@@ -90,7 +98,7 @@ def markdown(evaluated: Sequence[Evaluated], comparisons: Comparisons) -> str:
         text += ["".join(f"- {_escaped(line)}\n" for line in comparison_lines(comparisons))]
     about = [(one.name, _said(one.facts)) for one in evaluated]
     for target, result in {target: result for _, target, result in rows_of(evaluated)}.items():
-        about.append((target, _said(facts_of(result)[:2])))
+        about.append((target, _said(result.facts()[:2])))
         about += [(target, note) for note in result.notes]
     text.append("".join(f"- **{_escaped(name)}**: {_escaped(said)}\n" for name, said in about))
     return "\n".join(text)
@@ -112,7 +120,7 @@ def as_csv(evaluated: Sequence[Evaluated]) -> bytes:
             "step": one.document["step"],
             "protocol": result.protocol,
         }
-        for number in numbers_of(result):
+        for number in result.numbers():
             row[number.key] = number.value
             if number.deviation is not None:
                 row[f"{number.key}_std"] = number.deviation

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from facerec.errors import UserError, require
+from facerec.evaluation.results import Interval, Number, Result, Series, numbers_at, rate_curve
 from facerec.evaluation.statistics.bootstrap import rate_intervals
 from facerec.evaluation.statistics.metrics import Bools, Curve, Separation, accepted_at
 from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, TopK, cosine_blocks, unit
 
 Ints = npt.NDArray[np.integer]
-Interval = tuple[float, float] | None
 
 FPIR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4")
 MEGAFACE_CUTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -27,7 +26,7 @@ MEGAFACE_FAR = "1e-6"
 
 
 @dataclass(frozen=True)
-class IdentificationResult:
+class IdentificationResult(Result):
     """Ranks (closed set) and detection-and-identification rates (open set); `to_dict` for results.json.
 
     Attributes:
@@ -61,24 +60,39 @@ class IdentificationResult:
     curve: Curve | None = field(default=None, repr=False)
     right_X: Bools | None = field(default=None, repr=False)
 
+    kind = "identification"
+    score_key = "rank_1"
     decided = "mated probes found at rank 1"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of results.json."""
-        return {name: value for name, value in vars(self).items() if name not in ("curve", "right_X")}
-
-    @property
-    def score(self) -> float:
-        """The one number to compare runs by: rank-1."""
-        return self.cmc[0]
-
-    score_key = "rank_1"
-
-    def log_lines(self, name: str, step: int | None = None) -> list[str]:
+    def lines(self) -> list[str]:
         """Ranks, and TPIR at the targets that are supported, five digits."""
         lines = [f"Rank-{rank}: {value:.5f}" for rank, value in self.rank.items()]
-        lines += [f"TPIR@FPIR={target}: {v:.5f}" for target, v in self.tpir_at_fpir.items() if v is not None]
-        return [f"[{name}][{step or 0}]{line}" for line in lines]
+        return lines + [f"TPIR@FPIR={at}: {v:.5f}" for at, v in self.tpir_at_fpir.items() if v is not None]
+
+    def numbers(self) -> list[Number]:
+        """Ranks and TPIR@FPIR."""
+        return [
+            *numbers_at("rank", "Rank", self.rank, self.rank_interval),
+            *numbers_at("tpir_at_fpir", "TPIR @ FPIR", self.tpir_at_fpir, self.tpir_at_fpir_interval),
+        ]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Protocol, probes, gallery and distractors."""
+        facts = [
+            ("Protocol", self.protocol),
+            ("Probes", f"{self.probes:,} ({self.mated_probes:,} with a mate in the gallery)"),
+            ("Gallery", f"{self.gallery:,} entries of {self.identities:,} people"),
+            ("Distractors", f"{self.distractors:,}"),
+        ]
+        if any(self.rank_interval.values()):
+            facts.append(("Intervals", "95 %, people of the mated probes resampled, thresholds held fixed"))
+        return facts
+
+    def curves(self) -> list[Series]:
+        """CMC, and TPIR over FPIR where there are non-mated probes."""
+        cmc = Series("cmc", {"x": list(range(1, len(self.cmc) + 1)), "y": self.cmc})
+        non_mated = self.probes - self.mated_probes
+        return [cmc, *rate_curve(self.curve, "cosine", self.mated_probes, non_mated, chart="tpir")]
 
 
 def identify(
@@ -191,7 +205,7 @@ def _ranks(score_PK: npt.NDArray[np.floating], identity_PK: Ints, probe_P: Ints)
 
 
 @dataclass(frozen=True)
-class MegafaceResult:
+class MegafaceResult(Result):
     """MegaFace challenge 1; `to_dict` gives the entry of results.json.
 
     Attributes:
@@ -218,31 +232,43 @@ class MegafaceResult:
     notes: list[str]
     right_X: Bools | None = field(default=None, repr=False)
 
+    kind = "megaface"
     decided = "mates nearer than all distractors"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of results.json."""
-        return {name: value for name, value in vars(self).items() if name != "right_X"}
-
-    @property
-    def score(self) -> float:
-        """The one number to compare runs by: rank-1 among the most distractors."""
-        return next((rate for rate in reversed(self.rank1.values()) if rate is not None), float("nan"))
 
     @property
     def score_key(self) -> str:
-        """Which number `score` is, by its column in results.csv."""
+        """Rank-1 among the most distractors."""
         return next((f"rank1_{cut}" for cut, rate in reversed(self.rank1.items()) if rate is not None), "")
 
-    def log_lines(self, name: str, step: int | None = None) -> list[str]:
+    def lines(self) -> list[str]:
         """Rank-1 at each supported number of distractors and TAR@FAR, five digits."""
-        lines = [
-            f"Rank-1@{int(cut):,}: {value:.5f}" for cut, value in self.rank1.items() if value is not None
+        lines = [f"Rank-1@{int(cut):,}: {v:.5f}" for cut, v in self.rank1.items() if v is not None]
+        return lines + [f"TAR@FAR={far}: {v:.5f}" for far, v in self.tar_at_far.items() if v is not None]
+
+    def numbers(self) -> list[Number]:
+        """Rank-1 among the first 10, 100 … distractors, and TAR@FAR."""
+        ranks = [
+            Number(f"rank1_{cut}", f"Rank 1 among {int(cut):,}", value, self.rank1_interval.get(cut))
+            for cut, value in self.rank1.items()
         ]
-        lines += [
-            f"TAR@FAR={far}: {value:.5f}" for far, value in self.tar_at_far.items() if value is not None
+        return ranks + numbers_at("tar_at_far", "TAR @ FAR", self.tar_at_far, self.tar_at_far_interval)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Protocol, probes and distractors."""
+        probes = f"{self.probes:,} ({self.identities:,} people, {self.mate_pairs:,} mate pairs)"
+        facts = [
+            ("Protocol", self.protocol),
+            ("Probes", probes),
+            ("Distractors", f"{self.distractors:,}"),
         ]
-        return [f"[{name}][{step or 0}]{line}" for line in lines]
+        if any(self.rank1_interval.values()):
+            facts.append(("Intervals", "95 %, people of the probes resampled, distractors held fixed"))
+        return facts
+
+    def curves(self) -> list[Series]:
+        """Rank-1 over the number of distractors."""
+        reached = {int(cut): value for cut, value in self.rank1.items() if value is not None}
+        return [Series("distractors", {"x": list(reached), "y": list(reached.values())})]
 
 
 def megaface(

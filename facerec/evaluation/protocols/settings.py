@@ -7,35 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from facerec.errors import ConfigError, nearest, require
 from facerec.evaluation.settings import EvalSettings
 from facerec.registry import build
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from facerec.evaluation.results import Result
     from facerec.models.model import Model
-
-
-class Result(Protocol):
-    """What every protocol gives for each of its tests."""
-
-    @property
-    def protocol(self) -> str: ...
-    @property
-    def notes(self) -> list[str]: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def score_key(self) -> str: ...
-    @property
-    def decided(self) -> str: ...
-    @property
-    def right_X(self) -> npt.NDArray[np.bool_] | None: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

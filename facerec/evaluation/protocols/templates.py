@@ -11,13 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from facerec.errors import DamagedDataError
+from facerec.evaluation.results import (
+    Interval,
+    Number,
+    Result,
+    Series,
+    flip_fact,
+    histogram,
+    numbers_at,
+    pair_counts,
+    rate_curve,
+)
 from facerec.evaluation.statistics.bootstrap import rate_intervals
 from facerec.evaluation.statistics.metrics import FAR_TARGETS, Bools, Curve, Floats, Histogram, Separation
 from facerec.vectors import unit_rows
@@ -151,7 +161,7 @@ def _by_row(row_N: Ints, rows: int, step: int) -> Iterator[tuple[slice, Ints | s
 
 
 @dataclass(frozen=True)
-class TemplateResult:
+class TemplateResult(Result):
     """Verification of listed template pairs; `to_dict` gives the entry of results.json.
 
     TAR is that at the largest threshold whose FAR ≤ the target; None where there are too few impostor pairs.
@@ -159,7 +169,7 @@ class TemplateResult:
     """
 
     tar_at_far: dict[str, float | None]
-    tar_at_far_interval: dict[str, tuple[float, float] | None]
+    tar_at_far_interval: dict[str, Interval]
     auc: float | None
     eer: float | None
     pairs: int
@@ -175,22 +185,13 @@ class TemplateResult:
     histogram: Histogram | None = field(default=None, repr=False)
     """Of the negative cosines."""
     right_X: Bools | None = field(default=None, repr=False)
-    """Whether each genuine pair is accepted at the FAR of `score`."""
+    """Which genuine pairs are accepted at the FAR of `score`."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The entry of results.json."""
-        left_out = ("curve", "histogram", "right_X")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
-
-    @property
-    def score(self) -> float:
-        """The one number to compare runs by: TAR at FAR 1e-4, or at the lowest FAR that is supported."""
-        far = scored_far(self.tar_at_far)
-        return float("nan") if far is None else float(self.tar_at_far[far] or 0)
+    kind = "templates"
 
     @property
     def score_key(self) -> str:
-        """Which number `score` is, by its column in results.csv."""
+        """TAR at FAR 1e-4, or at the lowest FAR above it that is supported."""
         return f"tar_at_far_{scored_far(self.tar_at_far)}"
 
     @property
@@ -198,12 +199,37 @@ class TemplateResult:
         """What `right_X` is about."""
         return f"genuine pairs accepted at FAR {scored_far(self.tar_at_far)}"
 
-    def log_lines(self, name: str, step: int | None = None) -> list[str]:
-        """A line a FAR target that the pairs support, five digits."""
+    def lines(self) -> list[str]:
+        """A line per FAR target that the pairs support, five digits."""
+        return [f"TAR@FAR={far}: {tar:.5f}" for far, tar in self.tar_at_far.items() if tar is not None]
+
+    def numbers(self) -> list[Number]:
+        """TAR@FAR, AUC and EER."""
         return [
-            f"[{name}][{step or 0}]TAR@FAR={far}: {tar:.5f}"
-            for far, tar in self.tar_at_far.items()
-            if tar is not None
+            *numbers_at("tar_at_far", "TAR @ FAR", self.tar_at_far, self.tar_at_far_interval),
+            Number("auc", "AUC", self.auc),
+            Number("eer", "EER", self.eer, lower_is_better=True),
+        ]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Protocol, pairs, templates and how they were pooled."""
+        facts = [
+            ("Protocol", self.protocol),
+            pair_counts(self.pairs, self.genuine_pairs),
+            ("Templates", f"{self.templates:,} of {self.images:,} images"),
+            flip_fact(self.flip),
+            ("Detector score", "as weight of each image" if self.detector_score else "not used"),
+        ]
+        if any(self.tar_at_far_interval.values()):
+            facts.append(("Intervals", "95 %, people of the genuine pairs resampled, thresholds held fixed"))
+        return facts
+
+    def curves(self) -> list[Series]:
+        """ROC and histogram of cosines."""
+        impostors = self.pairs - self.genuine_pairs
+        return [
+            *rate_curve(self.curve, "cosine", self.genuine_pairs, impostors, self.eer),
+            *histogram(self.histogram, "cosine"),
         ]
 
 
@@ -246,7 +272,7 @@ def judge_pairs(
     genuine_G = cosine_N[same_N]
     supported = [far for far, tar in tars.items() if tar is not None]
     accepted = {far: genuine_G < separation.threshold_at_far(float(far)) for far in supported}
-    spread: dict[str, tuple[float, float] | None] = dict.fromkeys(tars)
+    spread: dict[str, Interval] = dict.fromkeys(tars)
     if identity_N is not None and supported:
         hits = np.stack(list(accepted.values()))
         intervals = rate_intervals(hits, identity_N[same_N], resamples=bootstrap, seed=seed)

@@ -17,6 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import require
+from facerec.evaluation.results import (
+    Interval,
+    Number,
+    Result,
+    Series,
+    flip_fact,
+    histogram,
+    numbers_at,
+    pair_counts,
+    rate_curve,
+)
 from facerec.evaluation.statistics.bootstrap import bootstrap as resample
 from facerec.evaluation.statistics.bootstrap import interval, numbered_people
 from facerec.evaluation.statistics.distances import answers, as_floats, check_shapes, compare, mean_norm
@@ -36,20 +47,9 @@ NEAREST = 10
 """How many of the pairs on the wrong side of the threshold are listed in results.json, nearest and worst
 each."""
 
-_REPORTED = (
-    *("accuracy", "accuracy_std", "best_threshold", "xnorm", "auc", "eer", "tar_at_far", "pairs", "folds"),
-    *("fold_accuracy", "fold_threshold", "accuracy_noflip", "accuracy_interval", "bootstrap"),
-    *("accuracy_exact", "best_threshold_exact", "auc_interval", "eer_interval", "tar_at_far_interval"),
-    *("interval_over", "identities", "thresholds", "flip", "genuine_pairs", "protocol", "notes"),
-)
-
-
-Interval = tuple[float, float] | None
-"""Both ends of a 95 % interval, or that there is none."""
-
 
 @dataclass(frozen=True)
-class VerificationResult:
+class VerificationResult(Result):
     """What the protocol says about one set; `to_dict` gives the entry of results.json.
 
     Rates are between 0 and 1, distances squared Euclidean between unit vectors, 0 … 4. A number that the set
@@ -68,24 +68,23 @@ class VerificationResult:
     fold_accuracy: list[float]
     fold_threshold: list[float]
     accuracy_noflip: float | None
+    accuracy_interval: Interval
+    bootstrap: int
     accuracy_exact: float
     """The same with the exact threshold search, whatever `thresholds` says."""
     best_threshold_exact: float
-    accuracy_interval: Interval
     auc_interval: Interval
     eer_interval: Interval
     tar_at_far_interval: dict[str, Interval]
     interval_over: str | None
     """What the 95 % intervals come from: ``identities`` or ``pairs`` resampled; None: there are none."""
     identities: int | None
-    """How many people the set has, where they are known."""
-    bootstrap: int
+    """How many identities the set has, where they are known."""
     thresholds: str
     flip: bool
     genuine_pairs: int
-    notes: list[str]
     protocol: str
-    """The protocol's name, as it is to be said with the number."""
+    notes: list[str]
     distance_N: Floats = field(repr=False)
     issame_N: Bools = field(repr=False)
     wrong_genuine: Ints = field(repr=False)
@@ -94,51 +93,82 @@ class VerificationResult:
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
     identity_N2: Ints | None = field(default=None, repr=False)
-    """Whose the two images of each pair are, numbers from 0, where that is known."""
     source: PairSet | None = field(default=None, repr=False)
-    """The set that was evaluated, for its images; None where only embeddings were given."""
+
+    kind = "verification"
+    score_key = "accuracy"
+    decided = "pairs judged by their fold's threshold"
 
     def roc(self) -> tuple[Floats, Floats]:
         """False and true accept rates, ascending, from (0, 0) to (1, 1)."""
         return Separation.of(self.distance_N, self.issame_N).roc()
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of results.json: plain numbers, lists and words at full precision, None for what is
-        undefined."""
-        entry = {name: _plain(getattr(self, name)) for name in _REPORTED}
-        for kind, wrong in (("genuine", self.wrong_genuine), ("impostor", self.wrong_impostor)):
-            entry[f"wrong_{kind}"] = {
-                "count": len(wrong),
-                "nearest": wrong[:NEAREST].tolist(),
-                "worst": wrong[::-1][:NEAREST].tolist(),
+        """The entry of results.json, with some of the pairs that were judged wrong."""
+        wrong = {"wrong_genuine": self.wrong_genuine, "wrong_impostor": self.wrong_impostor}
+        return super().to_dict() | {
+            kind: {
+                "count": len(pairs),
+                "nearest": pairs[:NEAREST].tolist(),
+                "worst": pairs[::-1][:NEAREST].tolist(),
             }
-        return entry
-
-    @property
-    def score(self) -> float:
-        """The one number to compare runs by: the accuracy."""
-        return self.accuracy
-
-    score_key = "accuracy"
-
-    decided = "pairs judged by their fold's threshold"
+            for kind, pairs in wrong.items()
+        }
 
     @property
     def right_X(self) -> Bools:
-        """Whether each pair was judged right."""
+        """Which pairs were judged right."""
         right_N = np.ones(self.pairs, bool)
         right_N[self.wrong_genuine] = False
         right_N[self.wrong_impostor] = False
         return right_N
 
-    def log_lines(self, name: str, step: int | None = None) -> list[str]:
-        """The lines of the field's habit: XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
-        tag = f"[{name}][{step or 0}]"
+    def lines(self) -> list[str]:
+        """XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
         accuracy = "Accuracy-Flip" if self.flip else "Accuracy"
         return [
-            f"{tag}XNorm: {self.xnorm:.5f}",
-            f"{tag}{accuracy}: {self.accuracy:.5f}+-{self.accuracy_std:.5f}",
-            f"{tag}Best-Threshold: {self.best_threshold:.5f}",
+            f"XNorm: {self.xnorm:.5f}",
+            f"{accuracy}: {self.accuracy:.5f}+-{self.accuracy_std:.5f}",
+            f"Best-Threshold: {self.best_threshold:.5f}",
+        ]
+
+    def numbers(self) -> list[Number]:
+        """Accuracy, AUC, EER and TAR@FAR."""
+        return [
+            Number("accuracy", "Accuracy", self.accuracy, self.accuracy_interval, self.accuracy_std),
+            Number("auc", "AUC", self.auc, self.auc_interval),
+            Number("eer", "EER", self.eer, self.eer_interval, lower_is_better=True),
+            *numbers_at("tar_at_far", "TAR @ FAR", self.tar_at_far, self.tar_at_far_interval),
+        ]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Protocol, pairs, thresholds, norms and what was judged wrong."""
+        exact = f"accuracy {self.accuracy_exact:.5f} at {self.best_threshold_exact:.5f}, mean of folds"
+        facts = [
+            ("Protocol", self.protocol),
+            pair_counts(self.pairs, self.genuine_pairs),
+            ("People", "not known" if self.identities is None else f"{self.identities:,}"),
+            flip_fact(self.flip),
+            ("Threshold", f"{self.best_threshold:.5f}, mean of {self.folds} folds"),
+            ("Exact threshold", exact),
+        ]
+        if self.flip and self.accuracy_noflip is not None:
+            facts.append(("Without flip", f"accuracy {self.accuracy_noflip:.5f}"))
+        facts.append(("XNorm", f"{self.xnorm:.5f}"))
+        if self.interval_over is not None:
+            facts.append(("Intervals", f"95 %, {self.bootstrap:,} resamples of the {self.interval_over}"))
+        wrong = len(self.wrong_genuine), len(self.wrong_impostor)
+        facts.append(("Judged wrong", f"{wrong[0]:,} genuine and {wrong[1]:,} impostor pairs"))
+        return facts
+
+    def curves(self) -> list[Series]:
+        """The ROC, where there are both kinds of pairs, and the histogram of distances."""
+        separation = Separation.of(self.distance_N, self.issame_N)
+        curve = separation.curve() if separation.both_kinds else None
+        impostors = self.pairs - self.genuine_pairs
+        return [
+            *rate_curve(curve, "distance", self.genuine_pairs, impostors, self.eer),
+            *histogram(separation.histogram(), "distance", self.best_threshold),
         ]
 
 
@@ -337,13 +367,6 @@ def one_sided(same_N: Bools, fold_N: Ints) -> list[str]:
         f"{int((~mixed_F).sum())} of {len(mixed_F)} folds hold one kind of pairs only, so their thresholds "
         "come from an uneven rest: go by AUC and EER rather than by the accuracy"
     ]
-
-
-def _plain(value: Any) -> Any:
-    """The value with lists for tuples, as JSON gives it back."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _protocol(folds: int, flip: bool, thresholds: str) -> str:

@@ -18,8 +18,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from facerec.errors import UserError
-from facerec.evaluation.protocols.settings import Result
-from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.results import Result
 from facerec.evaluation.statistics.bootstrap import identity_draw, interval, pair_draw
 from facerec.evaluation.statistics.folds import Ints
 
@@ -124,7 +123,7 @@ def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> 
     if not resamples:
         return None
     rng = np.random.default_rng(seed)
-    people = result.identity_N2 if isinstance(result, VerificationResult) else None
+    people = result.identity_N2
     draw = (
         pair_draw(np.zeros(len(difference_X), np.int64), rng)
         if people is None

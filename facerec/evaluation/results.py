@@ -1,0 +1,182 @@
+"""Results: what every protocol gives for each of its tests, and says of itself in tables, logs and charts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.evaluation.statistics.metrics import Curve, Histogram
+
+if TYPE_CHECKING:
+    from facerec.evaluation.embedding import PairSet
+
+Interval = tuple[float, float] | None
+"""Both ends of a 95 % interval, or that there is none."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a result.
+
+    Attributes:
+        key: its column in results.csv, e.g. ``tar_at_far_1e-3``.
+        label: in tables and reports, e.g. ``TAR @ FAR 1e-3``.
+        value: None where the set cannot support it.
+        interval: 95 % interval, where there is one.
+        deviation: population deviation over the folds, where there are folds.
+        lower_is_better: of two models the one with the lower value is better.
+    """
+
+    key: str
+    label: str
+    value: float | None
+    interval: Interval = None
+    deviation: float | None = None
+    lower_is_better: bool = False
+
+    @property
+    def text(self) -> str:
+        """``0.98867 ± 0.00386``, a dash where there is no value."""
+        if self.value is None:
+            return "–"
+        return f"{self.value:.5f}" + ("" if self.deviation is None else f" ± {self.deviation:.5f}")
+
+    @property
+    def interval_text(self) -> str:
+        """``0.98117–0.99350``; empty where there is none."""
+        return "" if self.interval is None else f"{self.interval[0]:.5f}–{self.interval[1]:.5f}"
+
+
+class Series(NamedTuple):
+    """One curve or histogram of a result, to be drawn by whoever reports it.
+
+    `chart` names the chart it belongs to, and `data` holds arrays and plain values:
+
+    - ``roc`` and ``tpir``: far, tar, threshold, scale (``distance`` or ``cosine``), genuine and impostor (how
+      many trials), eer;
+    - ``cmc`` and ``distractors``: x, y;
+    - ``histograms``: edges, genuine, impostor (counts), scale, threshold (None: no one threshold).
+    """
+
+    chart: str
+    data: dict[str, Any]
+
+
+class Result(ABC):
+    """What a protocol found on one test. A subclass is a frozen dataclass.
+
+    Fields declared with ``repr=False`` (arrays) stay out of results.json.
+    """
+
+    kind: ClassVar[str]
+    """Results of one kind share a table."""
+    protocol: str
+    """The protocol's name, as it is to be said with the numbers."""
+    notes: list[str]
+    """What a reader of the numbers has to know."""
+    source: PairSet | None = None
+    """The images behind the decisions, where they are pairs."""
+    identity_N2: npt.NDArray[np.integer] | None = None
+    """Identities of the decisions' two images, numbers from 0, where decisions are pairs and it is known."""
+
+    @property
+    @abstractmethod
+    def score_key(self) -> str:
+        """Key of the number that runs are compared by."""
+
+    @property
+    @abstractmethod
+    def right_X(self) -> npt.NDArray[np.bool_] | None:
+        """Which decisions were right, for the paired comparison of models."""
+
+    @property
+    @abstractmethod
+    def decided(self) -> str:
+        """What `right_X` is about, e.g. pairs judged by their fold's threshold."""
+
+    @abstractmethod
+    def numbers(self) -> list[Number]:
+        """The numbers to quote, the one to compare by first."""
+
+    @abstractmethod
+    def facts(self) -> list[tuple[str, str]]:
+        """What must be said with the numbers, by name; the protocol first."""
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """Lines for the log, without the test's name and the step."""
+
+    def curves(self) -> list[Series]:
+        """What can be drawn."""
+        return []
+
+    @property
+    def headline(self) -> Number | None:
+        """The one number to quote; None where the set supports none."""
+        supported = [number for number in self.numbers() if number.value is not None]
+        return next((number for number in supported if number.key == self.score_key), None)
+
+    @property
+    def score(self) -> float:
+        """The one number to compare runs by, NaN where the set supports none."""
+        return float("nan") if self.headline is None else float(self.headline.value or 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of results.json: plain values at full precision, None for what is undefined."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.repr}  # type: ignore[arg-type]
+
+    def log_lines(self, name: str, step: int | None = None) -> list[str]:
+        """The lines of the field's habit: ``[lfw][60000]Accuracy-Flip: 0.98867+-0.00386``."""
+        return [f"[{name}][{step or 0}]{line}" for line in self.lines()]
+
+
+def numbers_at(
+    key: str, label: str, values: Mapping[str, float | None], intervals: Mapping[str, Interval]
+) -> list[Number]:
+    """A number for each operating point: ``tar_at_far_1e-3``, ``TAR @ FAR 1e-3`` and so on."""
+    return [Number(f"{key}_{at}", f"{label} {at}", value, intervals.get(at)) for at, value in values.items()]
+
+
+def rate_curve(
+    curve: Curve | None, scale: str, genuine: int, impostor: int, eer: float | None = None, chart: str = "roc"
+) -> list[Series]:
+    """True over false accept rates; the numbers of trials say how far down the curve reaches."""
+    if curve is None:
+        return []
+    kept = np.isfinite(curve.distance_V)  # beyond are probes whose mate was not first: never found
+    threshold = curve.distance_V if scale == "distance" else -curve.distance_V
+    data = {"far": curve.far_V[kept], "tar": curve.tar_V[kept], "threshold": threshold[kept]}
+    return [Series(chart, data | {"scale": scale, "genuine": genuine, "impostor": impostor, "eer": eer})]
+
+
+def histogram(counted: Histogram | None, scale: str, threshold: float | None = None) -> list[Series]:
+    """Counts of both kinds; cosines ascend from left to right, as distances do."""
+    if counted is None:
+        return []
+    edges, genuine, impostor = counted
+    if scale == "cosine":
+        edges, genuine, impostor = -edges[::-1], genuine[::-1], impostor[::-1]
+    data = {"edges": edges, "genuine": genuine, "impostor": impostor}
+    return [Series("histograms", data | {"scale": scale, "threshold": threshold})]
+
+
+def pair_counts(pairs: int, genuine: int) -> tuple[str, str]:
+    """The fact of how many pairs there are."""
+    return "Pairs", f"{pairs:,} ({genuine:,} genuine, {pairs - genuine:,} impostor)"
+
+
+def flip_fact(flip: bool) -> tuple[str, str]:
+    """The fact of whether mirrored images were embedded, too."""
+    return "Flipped", "yes: f = e(image) + e(mirrored image)" if flip else "no"
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists for tuples, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
