@@ -42,7 +42,6 @@ RUNS = {
         head: ["backbone.embedding_size=64", f"head={head}"]
         for head in ("adacos", "adaface", "center", "curricularface", "softmax", "sphereface2")
     },
-    "bf16": ["backbone.embedding_size=64", "head.sharded=false", "head.weight_dtype=bf16"],
 }
 
 
@@ -64,7 +63,7 @@ def run_all(folder: Path, world: int, names: list[str]) -> dict[str, list[dict[s
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (3, ["sharded", "replicated", "bf16"]),
+        (3, ["sharded", "replicated"]),
         (4, ["accumulated", "too_few_classes"]),
         pytest.param(3, list(RUNS), marks=pytest.mark.slow),
         pytest.param(4, list(RUNS), marks=pytest.mark.slow),
@@ -80,7 +79,6 @@ def test_losses_are_those_of_one_process_and_all_ranks_hold_the_same_weights(
 
 def assert_same_losses(alone: list[dict[str, Any]], several: list[dict[str, Any]], name: str) -> None:
     assert [row["step"] for row in several] == [row["step"] for row in alone] == [1, 2, 3, 4, 5, 6]
-    tolerance = 2e-2 if name == "bf16" else 1e-4  # what each rank says of a weight is rounded, too
     for one, other in zip(alone, several, strict=True):
         for key in ("epoch", "loss", "grad_norm", "target_cosine"):
-            assert other[key] == pytest.approx(one[key], rel=tolerance, abs=1e-5), (name, key, one["step"])
+            assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), (name, key, one["step"])

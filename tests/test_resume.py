@@ -150,6 +150,13 @@ def test_a_setting_that_nobody_has_thought_of_must_be_as_it_was() -> None:
         comparison.changes(Path("x"), state, config={"head": {"m": 1, "new": 2}}, faces=TinyFaces())
 
 
+def test_a_checkpoint_with_a_setting_that_is_gone_goes_on() -> None:
+    faces, config = TinyFaces(), {"head": {"m": 1}}
+    before = {"head": {"m": 1, "weight_dtype": "bf16"}}
+    state = {"config": before, "random": {"cpu": [0]}, "classes": faces.classes, "sample": 0}
+    assert comparison.changes(Path("x"), state, config=config, faces=faces) == {}
+
+
 def test_data_that_were_moved_are_the_same_and_any_other_image_order_or_label_is_not(tmp_path: Path) -> None:
     def pack(name: str, labels: list[Any], text: str = "image") -> str:
         (tmp_path / name).mkdir()

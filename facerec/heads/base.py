@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, ClassVar, Literal, NamedTuple, Required, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, Required, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 HEADS = Registry("head", "facerec.heads")
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DRAWN = 4096  # classes drawn at a time; torch draws in groups of 16 numbers, which must not be cut
 
 
@@ -125,9 +124,6 @@ class HeadOptions(TypedDict, total=False):
         sample_rate: share of the class rows that take part in a step, in (0, 1]; those of the batch's own
             classes always do, the others are drawn anew each step (Partial FC). The sum over the other
             classes and what is reported of them are of those rows.
-        weight_dtype: how the class weights are kept, ``fp32`` or ``bf16``; everything is computed in fp32. In
-            bf16 weights, gradient and momentum take half the memory; the trainer then steps in fp32 and
-            rounds up or down at random (see `facerec.training.half_weights`).
     """
 
     num_classes: Required[int]
@@ -137,7 +133,6 @@ class HeadOptions(TypedDict, total=False):
     block_size: int | None
     sharded: bool
     sample_rate: float
-    weight_dtype: Literal["fp32", "bf16"]
 
 
 class ClassHead(Head):
@@ -167,7 +162,6 @@ class ClassHead(Head):
         self.init = options.get("init", self.default_init)
         self.memory: Memory = options.get("memory", "auto")
         self.block_size = options.get("block_size")
-        self.weight_dtype: Literal["fp32", "bf16"] = options.get("weight_dtype", "fp32")
         require(self.num_classes >= 1, "head.num_classes", self.num_classes, "must be 1 or more")
         require(self.embedding_size >= 1, "head.embedding_size", self.embedding_size, "must be 1 or more")
         usable = self.block_size is None or self.block_size >= 1
@@ -198,12 +192,7 @@ class ClassHead(Head):
 
     def new_weight(self, *size: int) -> Tensor:
         """Room for the class weights that this process holds, of `size` each."""
-        return torch.empty(self.shard.rows, *size, dtype=_DTYPES[self.weight_dtype])
-
-    @property
-    def computed_in(self) -> torch.dtype:
-        """The precision that losses are computed in: that of the weights, but fp32 at least."""
-        return torch.float32 if self.weight.dtype == torch.bfloat16 else self.weight.dtype
+        return torch.empty(self.shard.rows, *size)
 
     def query(self, samples: Samples) -> Tensor:
         """What is multiplied with the class weights; by default the unit vectors of the embeddings."""
@@ -232,7 +221,7 @@ class ClassHead(Head):
         """
         check_batch(embedding_BD, label_B, self.num_classes, self.embedding_size)
         with torch.autocast(embedding_BD.device.type, enabled=False):
-            embedding_BD = embedding_BD.to(self.computed_in)
+            embedding_BD = embedding_BD.to(self.weight.dtype)
             norm_B = torch.linalg.vector_norm(embedding_BD, dim=1)
             samples = Samples(embedding_BD, label_B.long(), norm_B, sizes)
             sums = self.sums(samples.of_all_processes() if self.sharded else samples)
@@ -352,14 +341,12 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
     def draw(rows: Tensor) -> None:
         rows.normal_(0, deviation) if deviation else rows.uniform_(-bound, bound)
 
-    if shard.whole and weight.dtype != torch.bfloat16:
+    if shard.whole:
         draw(weight)
         return
     for start in range(0, shard.classes, _DRAWN):
         size = (min(_DRAWN, shard.classes - start), *weight.shape[1:])
-        block = torch.empty(
-            size, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
-        )
+        block = torch.empty(size, dtype=weight.dtype, device=weight.device)
         draw(block)
         first, last = max(start, shard.start), min(start + len(block), shard.stop)
         if first < last:

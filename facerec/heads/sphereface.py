@@ -80,7 +80,7 @@ class Annealed(ClassHead):
 
     def weight_of_plain(self) -> Tensor:
         """λ at the present step, a scalar tensor on the head's device."""
-        growth = 1 + self.gamma * self.iteration.to(self.computed_in)
+        growth = 1 + self.gamma * self.iteration.to(self.weight.dtype)
         return (self.base * growth**-self.power).clamp_min(self.lambda_min)
 
     def query(self, samples: Samples) -> Tensor:
@@ -153,7 +153,7 @@ class SphereFace(Annealed):
         along_x_B = (value_B.detach() - cosine_B * slope_B) * inverse_norm(norm_B.detach())
         length_B = (along_w_B.square() + along_x_B.square()).sqrt()
         excess_B = 1 / length_B.clamp_min(torch.finfo(length_B.dtype).eps) - 1
-        own_BD = unit_rows(own_rows(self.weight, label_B, self.shard, sizes).to(embedding_BD.dtype))
+        own_BD = unit_rows(own_rows(self.weight, label_B, self.shard, sizes))
         direction_BD = along_w_B[:, None] * own_BD + along_x_B[:, None] * embedding_BD.detach()
         surrogate_B = (excess_B[:, None] * direction_BD * embedding_BD).sum(1)
         return surrogate_B - surrogate_B.detach()

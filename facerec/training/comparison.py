@@ -31,6 +31,7 @@ _FREE = (  # changes nothing of what is learnt
     *("trainer.threads", "eval.root", "eval.every_steps", "eval.batch_size", "eval.bootstrap", "eval.seed"),
     *("eval.cache", "eval.sanity", "eval.figures"),
 )
+_GONE = ("head.weight_dtype",)  # settings of earlier versions; what they left in bf16 is loaded as fp32
 _LENGTH = ("trainer.epochs", "trainer.max_steps")
 MEASURE = ("eval.flip", "eval.thresholds", "eval.folds", "eval.precision")
 _MAY_CHANGE = (  # is applied from here on, and said
@@ -104,7 +105,7 @@ def _settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     for key in sorted({**new, **old}, key=lambda k: (not k.endswith(".name"), not k.startswith("data."))):
         was, is_now = old.get(key, "not set"), new.get(key, "not set")
         given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
-        if was == is_now or given_up or any(fnmatchcase(key, pattern) for pattern in _FREE):
+        if was == is_now or given_up or any(fnmatchcase(key, pattern) for pattern in (*_FREE, *_GONE)):
             continue
         kind = applied if any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE) else fixed
         kind[key] = f"{_shown(is_now)} (was {_shown(was)})"

@@ -30,7 +30,6 @@ from facerec.models import checkpoint
 from facerec.models.model import Model
 from facerec.training import comparison, last, parallel, reporter, schedule, state
 from facerec.training.guard import Guard, Plateau
-from facerec.training.half_weights import half_weights
 from facerec.training.interruption import Interruption
 from facerec.training.last import LastCheckpoint
 from facerec.training.meter import Meter, Yardstick
@@ -228,8 +227,7 @@ class Trainer:
         self.guard.watch(self.position.step + 1, loss, norm)  # before a clip spreads a NaN over all
         if self.settings.clip_norm:
             self.gradients.clip(norm, self.settings.clip_norm)
-        rounding = self.config["seed"] + self.position.step
-        with half_weights(self.optimizer, rounding), sampled_rows(self.optimizer):
+        with sampled_rows(self.optimizer):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss, norm

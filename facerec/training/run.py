@@ -32,7 +32,6 @@ from facerec.models import sharded_checkpoint
 from facerec.models.pretrained import load_pretrained
 from facerec.registry import build
 from facerec.training import cost, parallel
-from facerec.training.half_weights import require_sgd
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.meter import Yardstick
@@ -78,7 +77,6 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     device = device_of(config)
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
-    require_sgd(optimizer_settings.name, settings.precision, config["head"].get("weight_dtype", "fp32"))
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
     try_out(architecture, config["head"])
     writable(folder)

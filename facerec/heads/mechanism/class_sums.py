@@ -70,7 +70,7 @@ def class_sums(
     Args:
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
         weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
-            products the largest counts. In bf16 they are widened a block at a time; their gradient is bf16.
+            products the largest counts.
         row_B: target class of each sample, int64 in [0, C); −1 for a class of another process.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
@@ -122,9 +122,7 @@ class _ClassSums(torch.autograd.Function):
         shared_out: bool,
         sizes: distributed.Sizes,
     ) -> tuple[Tensor, ...]:
-        products = _Products(
-            query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2), query_BD.dtype), normalise
-        )
+        products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
         if shared_out:  # a sample's own class is held by one of the processes
@@ -226,14 +224,10 @@ class _Products:
         """Rows of weights that belong to a block of classes."""
         return slice(block.start * self.centres, block.stop * self.centres)
 
-    def weight_of(self, rows: slice | Tensor) -> Tensor:
-        """Rows of weights in the precision that is computed in; a copy only where they are kept in less."""
-        return self.weight_RD[rows].to(self.query_BD.dtype)
-
     def of(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Products with a block, and of each which sub-centre won, where there are several."""
         rows = self.rows(block)
-        product_RB = torch.mm(self.weight_of(rows), self.query_BD.t())
+        product_RB = torch.mm(self.weight_RD[rows], self.query_BD.t())
         if self.normalise:
             product_RB.mul_(self.inverse_norm_R[rows, None])
         if self.bias_C is not None:
@@ -251,7 +245,7 @@ class _Products:
         here_B = row_B >= 0
         row_B = row_B.clamp_min(0)
         row_BS = row_B[:, None] * self.centres + torch.arange(self.centres, device=row_B.device)
-        raw_BS = (self.weight_of(row_BS) * self.query_BD[:, None]).sum(2)
+        raw_BS = (self.weight_RD[row_BS] * self.query_BD[:, None]).sum(2)
         unit_B, winner_B = (raw_BS * self.inverse_norm_R[row_BS]).max(1)
         winner_B, raw_B = (x.gather(1, winner_B[:, None])[:, 0] for x in (row_BS, raw_BS))
         product_B = unit_B if self.normalise else raw_B
@@ -281,8 +275,7 @@ class _Gradients:
     def add(self, grad_KB: Tensor, winner_KB: Tensor | None, block: slice) -> None:
         """Let the gradient of a block's products flow back (`grad_KB` is used up)."""
         rows = self.products.rows(block)
-        weight_RD, kept_RD = self.products.weight_of(rows), self.weight_RD[rows]
-        into_RD = kept_RD if kept_RD.dtype == weight_RD.dtype else torch.empty_like(weight_RD)
+        weight_RD, into_RD = self.products.weight_RD[rows], self.weight_RD[rows]
         if self.bias_C is not None:
             torch.sum(grad_KB, 1, out=self.bias_C[rows]).div_(self.share)
         if winner_KB is not None:  # only the sub-centre that won is moved
@@ -298,16 +291,13 @@ class _Gradients:
         else:
             torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
         self.query_BD.addmm_(grad_KB.t(), weight_RD)
-        if into_RD is not kept_RD:
-            kept_RD.copy_(into_RD)
 
     def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
         """Let the gradient of the samples' ‖W_y‖ flow back to the rows they have here (−1: elsewhere)."""
         grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.share
         row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
-        along_BD = self.products.weight_of(row_B) * scale_B[:, None]
-        self.weight_RD.index_add_(0, row_B, along_BD.to(self.weight_RD.dtype))
+        self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
 
 
 class _RunningSum:
@@ -352,8 +342,8 @@ def _blocks(classes: int, block_size: int) -> Iterator[slice]:
         yield slice(start, min(start + block_size, classes))
 
 
-def _norm(rows_ND: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    norm_N = torch.linalg.vector_norm(rows_ND, dim=1, dtype=dtype)
+def _norm(rows_ND: Tensor) -> Tensor:
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
     return norm_N.clamp_min(torch.finfo(norm_N.dtype).tiny ** 0.5)
 
 
