@@ -12,12 +12,13 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from facerec.errors import FacerecError, StorageError
+from facerec.errors import FacerecError, StorageError, UserError
 
 _STALE: Final = 10.0  # seconds without a write after which an unlocked temporary is given up
 _BUFFER: Final = 1 << 20
@@ -145,15 +146,85 @@ def staging(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stage = _temporary(target)
-    with contextlib.ExitStack() as stack:
+    with _parents(target), contextlib.ExitStack() as stack:
+        stage = _temporary(target)
         stack.callback(shutil.rmtree, stage, ignore_errors=True)  # before: Ctrl-C may come at any moment
         stage.mkdir()
         handle = os.open(stage, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, handle)
         _lock(handle)
         yield stage
+
+
+@contextlib.contextmanager
+def resumable_staging(stage: Path, journal: str, *, wait: bool = False) -> Iterator[None]:
+    """Make the folder `stage`, or take it up again, for this process alone.
+
+    It is removed at the end, unless it holds a file called `journal`: then the next one may go on.
+
+    Raises:
+        BlockingIOError: another process has it, and no `wait`.
+        OSError: it cannot be made.
+    """
+    with _parents(stage), _locked(stage, wait):
+        try:
+            yield
+        finally:
+            if not (stage / journal).exists():
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _locked(stage: Path, wait: bool) -> BinaryIO:
+    """The file `lock` in the folder `stage`, both made where they are missing, open and locked."""
+    while True:
+        if stage.is_symlink():  # in a shared folder it may be somebody else's
+            raise OSError(errno.ELOOP, "a link where a folder is to be made", str(stage))
+        stage.mkdir(exist_ok=True)
+        path = stage / "lock"
+        # The process that had it may remove the folder at any moment.
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                stack.pop_all()
+                return file
+
+
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; those in which nothing came to lie are removed at the end."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def publish(stage: Path, out: Path, names: Iterable[str]) -> None:
+    """Give files of `stage` their names in `out`, in this order."""
+    for name in names:
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).replace(target)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM for a few renames."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def refuse_overwriting(path: Path, force: bool) -> None:
+    """Raise `UserError` where `path` is there and may not be replaced."""
+    if path.exists() and not force:
+        raise UserError(f"{path}: is already there; --force replaces it")
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def test_verify_without_an_index_goes_on_behind_the_damage(pack: Path) -> None:
     overwrite(pack, offsets[2], b"\0")
     overwrite(pack, offsets[9] + 40, b"\0" * 2000)
     found = findings(pack)
-    assert [finding.place for finding in found] == [
+    assert [finding.where for finding in found] == [
         f"record 2 at offset {offsets[2]}",
         f"record 9 at offset {offsets[9]}",
     ]
@@ -167,8 +167,8 @@ def test_verify_of_a_cut_off_pack_names_the_first_lost_record_and_counts_the_res
     at = offset_of(pack, 9)
     os.truncate(pack, at + 100)
     found = findings(pack)
-    assert found[0].place == f"key 9 at offset {at}" and "truncated" in found[0].reason
-    assert found[1].place.startswith("keys 10 … 16 (7 records) at offset")
+    assert found[0].where == f"key 9 at offset {at}" and "truncated" in found[0].reason
+    assert found[1].where.startswith("keys 10 … 16 (7 records) at offset")
     assert len(found) == 2
     assert run(["verify", str(pack)]) == 1
     assert capsys.readouterr().out.endswith(" 8 damaged\n")
@@ -188,13 +188,13 @@ def test_verify_names_a_malformed_index_line_and_checks_the_records_all_the_same
     overwrite(pack, 6776, b"\0")
     index, record = findings(pack)
     assert "line 2" in index.reason
-    assert record.place == "record 3 at offset 6776"
+    assert record.where == "record 3 at offset 6776"
 
 
 def test_verify_leaves_another_packs_index_aside(golden: Path) -> None:
     shutil.copy(golden / "hard_payloads.idx", golden / "insightface_layout.idx")
     (only,) = findings(golden / "insightface_layout.rec")
-    assert only.place == "insightface_layout.idx" and "it was left aside" in only.reason
+    assert only.where == "insightface_layout.idx" and "it was left aside" in only.reason
 
 
 def test_verify_of_a_verification_pack_names_its_damaged_images(
@@ -230,7 +230,7 @@ def test_verify_finds_every_record_that_cannot_be_read(
         shutil.copy(recordio_files / "insightface_layout.idx", folder / "a.idx")
     found = findings(folder / "a.rec")
     if found or not indexed or not rec[:cut]:
-        assert all("\n" not in f"{finding.place}{finding.reason}" for finding in found)
+        assert all("\n" not in f"{finding.where}{finding.reason}" for finding in found)
         return
     with RecordReader(folder / "a.rec") as reader:
         assert all(reader[key].payload is not None for key in range(17))

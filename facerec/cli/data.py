@@ -1,15 +1,19 @@
-"""`facerec-data SUBCOMMAND`: look after data sets. One module of `data_commands` a sub-command."""
+"""`facerec-data SUBCOMMAND`: look after data sets. Each module of `data_commands` is a sub-command."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import pkgutil
 import sys
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from facerec.cli import data_commands
 from facerec.cli.errors import Parser, reported, stopped_by_sigterm
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main() -> None:
@@ -18,11 +22,25 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do what a command line says; returns the exit status."""
+    """Execute a command line; returns the exit status."""
     parser = Parser(prog="facerec-data", description="Look after data sets.")
     commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
-    for module in sorted(pkgutil.iter_modules(data_commands.__path__), key=lambda module: module.name):
-        importlib.import_module(f"{data_commands.__name__}.{module.name}").add(commands)
+    for name in sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__)):
+        _add(commands, name)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    return int(options.work(options) or 0)
+    return int(options.run(options) or 0)
+
+
+def _add(commands: Commands, name: str) -> None:
+    """Add a sub-command; its help is the module's docstring."""
+    module = importlib.import_module(f"{data_commands.__name__}.{name}")
+    title, text, *epilog = (module.__doc__ or f"{name}.\n\n").strip().split("\n\n")
+    parser = commands.add_parser(
+        name,
+        help=title[0].lower() + title[1:].rstrip("."),
+        description=" ".join(f"{title} {text}".split()),
+        epilog="\n\n".join(epilog),
+    )
+    module.add_options(parser)
+    parser.set_defaults(run=module.run)

@@ -1,35 +1,54 @@
-"""Options that several sub-commands of `facerec-data` share."""
+"""Arguments and options that several sub-commands of `facerec-data` have."""
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from facerec.errors import require
 
 if TYPE_CHECKING:
     from facerec.images.face_maker import FaceMaker
 
 
-def add_force(parser: argparse.ArgumentParser) -> None:
+def add_pack(parser: ArgumentParser, *, out: str | None = "the folder of the new pack") -> None:
+    """``PACK`` and, unless its help is None, ``OUT``."""
+    parser.add_argument("pack", type=Path, help="folder with train.rec, or a .rec")
+    if out is not None:
+        parser.add_argument("out", type=Path, help=out)
+
+
+def add_index(parser: ArgumentParser) -> None:
+    """``--index``."""
+    parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
+
+
+def add_seed(parser: ArgumentParser) -> None:
+    """``--seed``."""
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+
+
+def add_force(parser: ArgumentParser, help: str = "replace what is there already") -> None:
     """``--force``."""
-    parser.add_argument("--force", action="store_true", help="replace what is there already")
+    parser.add_argument("--force", action="store_true", help=help)
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
+def add_workers(parser: ArgumentParser) -> None:
     """``--workers``."""
-    parser.add_argument("--workers", type=int, help="threads (default: one a processor)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per processor)")
 
 
-def workers(options: argparse.Namespace) -> int:
-    """How many threads; raises ConfigError below 1."""
-    from facerec.errors import require
+def workers(options: Namespace) -> int:
+    """The number of threads; raises ConfigError below 1."""
     from facerec.loading.settings import cores
 
     require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
     return options.workers or cores()
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """How photographs become faces: ``--size``, ``--quality``, ``--keep``, ``--align``, ``--no-face``."""
+def add_image_options(parser: ArgumentParser) -> None:
+    """``--size``, ``--quality``, ``--keep``, ``--align``, ``--no-face``: how photographs become faces."""
     group = parser.add_argument_group("images")
     group.add_argument("--size", type=int, default=112, help="side of the faces in pixels (default: 112)")
     group.add_argument("--quality", type=int, default=95, help="of the JPEG, 1 to 100 (default: 95)")
@@ -50,12 +69,12 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def face_maker(options: argparse.Namespace) -> FaceMaker:
-    """What the image options say; raises ConfigError, and MissingDataError without the extra `align`."""
+def face_maker(options: Namespace) -> FaceMaker:
+    """The face maker of the image options; raises ConfigError, and MissingDataError without extra `align`."""
+    from dataclasses import replace
+
     from facerec.images.detection import Mtcnn
     from facerec.images.face_maker import FaceMaker
 
-    maker = FaceMaker(options.size, options.quality, options.keep, None, options.no_face)
-    if not options.align:
-        return maker
-    return FaceMaker(options.size, options.quality, options.keep, Mtcnn(), options.no_face)
+    maker = FaceMaker(options.size, options.quality, options.keep, no_face=options.no_face)
+    return replace(maker, detector=Mtcnn()) if options.align else maker

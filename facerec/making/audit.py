@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.images.decode import decode
@@ -28,28 +29,22 @@ _CHUNK = 64  # records a thread reads at a time
 
 
 class Finding(NamedTuple):
-    """Something damaged.
+    """Damage: where (``key 17 at offset 90112``), what is wrong, and how many records are lost by it."""
 
-    Attributes:
-        place: ``key 17 at offset 90112``, or what else tells where it is.
-        reason: what is wrong there.
-        records: how many records are lost by it.
-    """
-
-    place: str
+    where: str
     reason: str
     records: int = 1
 
 
 class Progress(NamedTuple):
-    """What one more piece of the file held.
+    """The contents of one more piece of the file.
 
     Attributes:
-        records: records read, whatever came of it.
+        records: records read, damaged ones too.
         images: those that are images.
         findings: what is damaged among them.
         unlisted: sound records between them that the index does not list.
-        done: how far into the work this piece reaches, of `Audit.total`.
+        done: how far into the file this piece reaches, of `Audit.total`.
         sound: (key, offset, label) of each image that is not damaged; none for a `.bin`.
     """
 
@@ -60,16 +55,28 @@ class Progress(NamedTuple):
     done: int
     sound: Sequence[tuple[int, int, int]] = ()
 
+    @property
+    def damaged(self) -> int:
+        """The number of records that are lost."""
+        return sum(finding.records for finding in self.findings)
+
 
 class Audit(NamedTuple):
-    """The whole work to do, in the unit of `Progress.done`, and its progress, piece by piece, in order."""
+    """All work to be done, in the unit of `Progress.done`, and its progress, piece by piece, in order."""
 
     total: int
     progress: Iterator[Progress]
 
+    def shown(self, title: str) -> Iterator[Progress]:
+        """The progress behind a bar."""
+        with tqdm(total=self.total, desc=title, unit_scale=True, disable=None, delay=0.5) as bar:
+            for piece in self.progress:
+                yield piece
+                bar.update(piece.done - bar.n)
 
-class _Place(NamedTuple):
-    """Where a record is expected, and where the next one begins."""
+
+class _Expected(NamedTuple):
+    """A record: where it is expected, and where the next one begins."""
 
     key: int
     offset: int
@@ -77,11 +84,14 @@ class _Place(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Records checked together, `Progress.done` after them, and whether they go by key or by number."""
+    """Records checked in one task, `Progress.done` after them, and whether they go by key or by number."""
 
-    places: list[_Place]
+    expected: list[_Expected]
     done: int
     naming: str = "key"
+
+    def where(self, record: _Expected) -> str:
+        return f"{self.naming} {record.key} at offset {record.offset}"
 
 
 def audit(
@@ -94,7 +104,7 @@ def audit(
         index_path: the `.idx` of a `.rec`; default: beside it. It is neither rebuilt nor changed; where there
             is none, or none that can be read (a finding), the file is walked and records go by number.
         images: decode every image too.
-        workers: threads; default: one a processor.
+        workers: threads; default: one per processor.
 
     Raises:
         MissingDataError: where there is no such file, or no index of the name given.
@@ -131,7 +141,7 @@ def audit(
 
 
 def _useless(index: RecordIndex, view: memoryview) -> str | None:
-    """Why an index says nothing about the file; one that only goes beyond the file's end still does."""
+    """The reason why an index says nothing about the file; one that only goes beyond its end is used."""
     if not len(index):
         return "it lists no records"
     inside_N = index.offset_N[index.offset_N < len(view)]
@@ -150,17 +160,17 @@ def _indexed(view: memoryview, index: RecordIndex) -> Iterator[Progress | _Piece
         row_K = row_K if order_N is None else order_N[row_K]
         offsets = [min(offset, len(view)) for offset in offset_N[row_K].tolist()] + [len(view)]
         keys = index.keys_at(row_K).tolist()
-        places = [_Place(key, *pair) for key, pair in zip(keys, pairwise(offsets), strict=True)]
-        places = places[: min(_CHUNK, inside - start)]
-        yield _Piece(places, start + len(places))
+        expected = [_Expected(key, *pair) for key, pair in zip(keys, pairwise(offsets), strict=True)]
+        expected = expected[: min(_CHUNK, inside - start)]
+        yield _Piece(expected, start + len(expected))
     beyond = len(index) - inside
     if beyond:
         row_K = np.arange(inside, len(index)) if order_N is None else order_N[inside:]
         keys = index.keys_at(row_K[[0, -1]]).tolist()
         named = f"key {keys[0]}" if beyond == 1 else f"keys {keys[0]} … {keys[1]} ({beyond} records)"
-        place = f"{named} at offset {int(offset_N[row_K[0]])}{' and up' if beyond > 1 else ''}"
+        where = f"{named} at offset {int(offset_N[row_K[0]])}{' and up' if beyond > 1 else ''}"
         reason = f"beyond the file's {len(view)} bytes: it is cut off, or the index is another file's"
-        yield Progress(beyond, 0, [Finding(place, reason, beyond)], 0, len(index))
+        yield Progress(beyond, 0, [Finding(where, reason, beyond)], 0, len(index))
 
 
 def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piece]:
@@ -168,25 +178,25 @@ def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piec
     if first:
         yield Progress(0, 0, first, 0, 0)
     offset, number = 0, 0
-    places: list[_Place] = []
+    expected: list[_Expected] = []
     while offset < len(view):
         try:
             for begin, end in framing.walk(view, offset):
-                places.append(_Place(number, begin, min(end, len(view))))
+                expected.append(_Expected(number, begin, min(end, len(view))))
                 offset, number = end, number + 1
-                if len(places) == _CHUNK:
-                    yield _Piece(places, offset, "record")
-                    places = []
+                if len(expected) == _CHUNK:
+                    yield _Piece(expected, offset, "record")
+                    expected = []
         except framing.Broken as broken:
-            if places:
-                yield _Piece(places, offset, "record")
-                places = []
+            if expected:
+                yield _Piece(expected, offset, "record")
+                expected = []
             reached = framing.next_record(view, max(broken.offset, offset) + 4)
             reason = f"{broken.place(offset)}; {reached - offset} bytes up to the next record are lost"
             yield Progress(1, 0, [Finding(f"record {number} at offset {offset}", reason)], 0, reached)
             offset, number = reached, number + 1
-    if places:
-        yield _Piece(places, offset, "record")
+    if expected:
+        yield _Piece(expected, offset, "record")
 
 
 def _check(view: memoryview, piece: _Piece, images: bool, insightface: bool) -> Progress:
@@ -194,25 +204,27 @@ def _check(view: memoryview, piece: _Piece, images: bool, insightface: bool) -> 
     findings: list[Finding] = []
     unlisted, seen = 0, 0
     sound: list[tuple[int, int, int]] = []
-    for place in piece.places:
+    for expected in piece.expected:
         try:
-            raw, end = framing.assemble(view, place.offset)
-            if place.end > place.offset:  # else the index lists it twice, and the last of them is checked
-                unlisted += _between(view, end, place.end)
+            raw, end = framing.assemble(view, expected.offset)
+            if (
+                expected.end > expected.offset
+            ):  # else the index lists it twice, and the last of them is checked
+                unlisted += _between(view, end, expected.end)
             record = unpack(raw)
             if insightface and record.flag == 2 and not len(record.payload):
                 continue
             seen += 1
-            sound.append((place.key, place.offset, _check_image(record, images)))
+            sound.append((expected.key, expected.offset, _check_image(record, images)))
         except framing.Broken as broken:
-            findings.append(Finding(_named(piece, place), broken.place(place.offset)))
+            findings.append(Finding(piece.where(expected), broken.place(expected.offset)))
         except DamagedDataError as problem:
-            findings.append(Finding(_named(piece, place), str(problem)))
-    return Progress(len(piece.places), seen, findings, unlisted, piece.done, sound)
+            findings.append(Finding(piece.where(expected), str(problem)))
+    return Progress(len(piece.expected), seen, findings, unlisted, piece.done, sound)
 
 
 def _between(view: memoryview, end: int, following: int) -> int:
-    """How many whole records lie between a record's end and the next one; raises for anything else."""
+    """The number of complete records between a record's end and the next one; raises for anything else."""
     count, at = 0, end
     while at < following and framing.begins(view, at):
         _, at = framing.assemble(view, at)
@@ -239,7 +251,7 @@ def _check_image(record: Record, images: bool) -> int:
 
 
 def _is_insightface(reader: RecordReader, index: RecordIndex | None) -> bool:
-    """Whether record 0 announces identity records, so that records without an image are in order."""
+    """Return True if record 0 announces identity records, so that records without an image are in order."""
     try:
         head = reader.record_at(0 if index is None else index.offset_N.item(index.row(0)))
     except (DamagedDataError, KeyError):
@@ -247,27 +259,19 @@ def _is_insightface(reader: RecordReader, index: RecordIndex | None) -> bool:
     return head.flag == 2 and not len(head.payload)
 
 
-def _named(piece: _Piece, place: _Place) -> str:
-    return f"{piece.naming} {place.key} at offset {place.offset}"
-
-
 def _audit_verification(path: Path, threads: int) -> Audit:
     """Decode the distinct images of a verification pack."""
     pack = load_verification(path)
-
-    def check(piece: _Piece) -> Progress:
-        findings = []
-        for place in piece.places:
-            try:
-                decode(pack.images[place.key])
-            except DamagedDataError as problem:
-                findings.append(Finding(pack.where(place.key), str(problem)))
-        return Progress(len(piece.places), len(piece.places), findings, 0, piece.done)
-
-    def pieces() -> Iterator[_Piece]:
-        for start in range(0, count, _CHUNK):
-            end = min(start + _CHUNK, count)
-            yield _Piece([_Place(i, 0, 0) for i in range(start, end)], end)
-
     count = len(pack.images)
-    return Audit(count, in_order(check, pieces(), threads))
+
+    def check(start: int) -> Progress:
+        findings = []
+        end = min(start + _CHUNK, count)
+        for image in range(start, end):
+            try:
+                decode(pack.images[image])
+            except DamagedDataError as problem:
+                findings.append(Finding(pack.where(image), str(problem)))
+        return Progress(end - start, end - start, findings, 0, end)
+
+    return Audit(count, in_order(check, range(0, count, _CHUNK), threads))

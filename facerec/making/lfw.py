@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.files import refuse_overwriting
 from facerec.images.face_maker import FaceMaker
 from facerec.loading.named import folder_entries
 from facerec.making.builder import Built, PackBuilder
@@ -62,8 +63,7 @@ def make_lfw(
     fold = len(pairs) // folds
     files = {"lfw.bin": pairs} | {f"lfw_set{k}.bin": pairs[(k - 1) * fold : k * fold] for k in held_out}
     for file in files:
-        if (out / file).exists() and not force:
-            raise UserError(f"{out / file}: is already there; --force replaces it")
+        refuse_overwriting(out / file, force)
 
     def beside(builder: PackBuilder) -> None:
         for file, listed in files.items():

@@ -53,17 +53,15 @@ def repair(
     with PackBuilder(out, _size(path), force=force) as builder:
         work = audit(path, index, workers=workers)
         damaged = unlisted = 0
-        with tqdm(total=work.total, desc=f"checking {path.name}", unit_scale=True, disable=None) as bar:
-            for piece in work.progress:
-                for finding in piece.findings:
-                    builder.note(finding.place, "dropped", finding.reason)
-                for key, offset, label in piece.sound:
-                    key_of.append(key)
-                    offset_of.append(offset)
-                    label_of.append(label)
-                damaged += sum(finding.records for finding in piece.findings)
-                unlisted += piece.unlisted
-                bar.update(piece.done - bar.n)
+        for piece in work.shown(f"checking {path.name}"):
+            for finding in piece.findings:
+                builder.note(finding.where, "dropped", finding.reason)
+            for key, offset, label in piece.sound:
+                key_of.append(key)
+                offset_of.append(offset)
+                label_of.append(label)
+            damaged += piece.damaged
+            unlisted += piece.unlisted
         if unlisted:
             builder.note(path.name, "dropped", f"{unlisted} records are not in the index")
         listing = Listing(path.with_suffix(".lst")) if path.with_suffix(".lst").is_file() else None
@@ -75,7 +73,7 @@ def repair(
                 name = None if listing is None else listing.name(key_of[row])
                 builder.add(name or f"{label_of[row]}/{key_of[row]}{ending(payload)}", payload)
                 if following is None or label_of[following] != label_of[row]:
-                    builder.end_identity("")
+                    builder.end_identity()
         return Repaired(builder.finish(), damaged, unlisted)
 
 
@@ -182,7 +180,7 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
         return builder.finish()
 
 
-def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = False) -> dict[Path, Built]:
+def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = False) -> list[Built]:
     """Packs of disjoint identities.
 
     Args:
@@ -215,7 +213,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
                     "images or more; give a larger fraction, or another --seed",
                     *(builder.out, mine_C.sum()),
                 )
-        return {out: builder.finish() for out, builder in zip(parts, builders, strict=True)}
+        return [builder.finish() for builder in builders]
 
 
 def plain_name(name: str) -> str:
@@ -236,7 +234,7 @@ def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callab
         except DamagedDataError as problem:
             builder.note(pack.where(i), "dropped", str(problem))
         if following is None or pack.label_N[following] != pack.label_N[i]:
-            builder.end_identity("")
+            builder.end_identity()
     return np.frombuffer(hashes, np.int64)
 
 

@@ -1,30 +1,23 @@
-"""`facerec-data filter`: a new pack without some identities."""
+"""Copy a pack without some identities.
 
-from __future__ import annotations
+Identities that have few images, are listed, or are people of a test set are left out of the new pack in the
+folder OUT; report.csv there names them. Labels are numbered anew.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force
-
-_EPILOG = """\
 example:
   facerec-data filter data/mine data/mine10 --min-images 10
   facerec-data filter data/mine data/clean --drop wrong_people.txt --overlap pairs.txt
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "filter",
-        help="copy a pack without some identities",
-        description="Copy PACK into the folder OUT without identities that have few images, are listed, or "
-        "are people of a test set; report.csv there names them. Labels are numbered anew.",
-        epilog=_EPILOG,
-    )
-    parser.add_argument("pack", type=Path, help="folder with train.rec, or a .rec")
-    parser.add_argument("out", type=Path, help="the folder of the new pack")
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from facerec.cli.data_options import add_force, add_pack
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_pack(parser)
     parser.add_argument(
         "--min-images",
         type=int,
@@ -33,20 +26,19 @@ def add(commands: Commands) -> None:
         help="leave out identities with fewer than N images",
     )
     parser.add_argument(
-        "--drop", type=Path, metavar="FILE", help="identities to leave out, a label or name a line"
+        "--drop", type=Path, metavar="FILE", help="identities to leave out, one label or name per line"
     )
     parser.add_argument(
         "--overlap",
         type=Path,
         metavar="FILE",
-        help="the people of a test set, who are left out: LFW's pairs.txt or people.txt, or a name a line; "
-        "names of identities are the folders in the .lst",
+        help="the people of a test set, who are left out: LFW's pairs.txt or people.txt, or one name per "
+        "line; names of identities are the folders in the .lst",
     )
     add_force(parser)
-    parser.set_defaults(work=_filter)
 
 
-def _filter(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     from facerec.errors import UserError, require
     from facerec.making.pair_lists import read_entries, read_names
     from facerec.making.rewriting import filter_pack
@@ -64,6 +56,6 @@ def _filter(options: argparse.Namespace) -> None:
         overlap=sorted(read_names(options.overlap)) if options.overlap else (),
         force=options.force,
     )
-    left = pack.num_classes - built.identities
-    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities")
-    print(f"{left:,} identities left out; {options.out / 'report.csv'} names them")
+    print(built)
+    left_out = pack.num_classes - built.identities
+    print(f"{left_out:,} identities left out; {options.out / 'report.csv'} names them")

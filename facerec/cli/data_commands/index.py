@@ -1,36 +1,28 @@
-"""`facerec-data index`: rebuild the `.idx` of a `.rec`."""
+"""Rebuild the .idx of a .rec.
 
-from __future__ import annotations
+Keys are numbered 0, 1, 2, … in file order, as the original tools number them; other keys cannot be known
+from a .rec.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.errors import UserError
-
-_EPILOG = """\
 example:
   facerec-data index data/faces_emore/train.rec --force
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "index",
-        help="rebuild the .idx of a .rec",
-        description="Walk a .rec and write its .idx. Keys are numbered 0, 1, 2, … in file order, as the "
-        "original tools number them; other keys cannot be known from a .rec.",
-        epilog=_EPILOG,
-    )
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from facerec.cli.data_options import add_force
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="the .rec file, or the folder with train.rec")
     parser.add_argument("--output", type=Path, help="where to write the .idx (default: beside the .rec)")
-    parser.add_argument(
-        "--force", action="store_true", help="replace an .idx that is there (it is kept as .idx.old)"
-    )
-    parser.set_defaults(work=_index)
+    add_force(parser, "replace an .idx that is there (it is kept as .idx.old)")
 
 
-def _index(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
+    from facerec.errors import UserError
     from facerec.packs.index import default_path, rebuild
     from facerec.packs.pack import find_rec
 
@@ -40,5 +32,4 @@ def _index(options: argparse.Namespace) -> None:
         raise UserError(
             f"{output}: is already there; --force replaces it (and keeps it as {output.name}.old)"
         )
-    count = rebuild(path, output)
-    print(f"{output}: {count:,} records")
+    print(f"{output}: {rebuild(path, output):,} records")

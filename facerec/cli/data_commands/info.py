@@ -1,38 +1,31 @@
-"""`facerec-data info`: what a pack holds."""
+"""Identities, images, sizes and formats of a pack.
 
-from __future__ import annotations
+Images per identity are counted, sizes and formats are those of a sample; `property` and the index are
+compared with the labels.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force
-
-_EPILOG = """\
 example:
   facerec-data info data/faces_emore
   facerec-data info data/faces_emore --faces first_faces.png
   facerec-data info data/faces_emore/lfw.bin
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "info",
-        help="identities, images, sizes and formats of a pack",
-        description="Say what a pack holds: identities, images an identity, sizes and formats of a sample, "
-        "and whether `property` and the index agree with it.",
-        epilog=_EPILOG,
-    )
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from facerec.cli.data_options import add_force
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="folder with train.rec, a .rec, or a verification .bin")
     parser.add_argument("--faces", type=Path, metavar="OUT.PNG", help="write a sheet of the first faces")
     add_force(parser)
-    parser.set_defaults(work=_info)
 
 
-def _info(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     from facerec.errors import UserError
-    from facerec.making.builder import refuse_overwriting
+    from facerec.files import refuse_overwriting
     from facerec.making.contact_sheet import contact_sheet
     from facerec.making.summary import summarise
     from facerec.packs.pack import open_pack
@@ -46,5 +39,5 @@ def _info(options: argparse.Namespace) -> None:
     for line in summarise(options.path):
         print(line)
     if options.faces:
-        many = contact_sheet(open_pack(options.path, damaged="skip"), options.faces)
-        print(f"{'faces':<12}the first of {many} identities are on {options.faces}")
+        count = contact_sheet(open_pack(options.path, damaged="skip"), options.faces)
+        print(f"{'faces':<12}the first of {count} identities are on {options.faces}")

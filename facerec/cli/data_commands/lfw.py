@@ -1,28 +1,23 @@
-"""`facerec-data lfw`: the pack and the pairs of Labeled Faces in the Wild."""
+"""Make a pack and lfw.bin from a folder of LFW and its lists.
 
-from __future__ import annotations
+The folder holds images NAME/NAME_0001.jpg. The pack has the people of some sets, lfw.bin all pairs, and
+lfw_setK.bin the pairs of each other set, whose people the pack lacks.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force, add_image_options, add_workers, face_maker, workers
-
-_EPILOG = """\
 example:
   facerec-data lfw lfw-deepfunneled data/lfw --lists lists --align --no-face crop
   facerec-data lfw lfw_aligned data/lfw --sets all --keep
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "lfw",
-        help="make a pack and lfw.bin from a folder of LFW and its lists",
-        description="Make of LFW (images NAME/NAME_0001.jpg) the pack of the people of some sets, lfw.bin "
-        "with all pairs, and lfw_setK.bin with the pairs of each other set, whose people the pack lacks.",
-        epilog=_EPILOG,
-    )
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from facerec.cli.data_options import add_force, add_image_options, add_workers, face_maker, workers
+from facerec.errors import ConfigError
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the folder of the people")
     parser.add_argument("out", type=Path, help="the folder of the pack")
     parser.add_argument(
@@ -36,10 +31,9 @@ def add(commands: Commands) -> None:
     add_image_options(parser)
     add_workers(parser)
     add_force(parser)
-    parser.set_defaults(work=_lfw)
 
 
-def _lfw(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     from facerec.making.lfw import make_lfw
 
     built = make_lfw(
@@ -51,15 +45,12 @@ def _lfw(options: argparse.Namespace) -> None:
         force=options.force,
         workers=workers(options),
     )
-    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities, and lfw.bin")
-    if built.dropped:
-        print(f"{built.dropped:,} left out; {options.out / 'report.csv'} says why")
+    print(f"{built}, and lfw.bin")
+    built.print_dropped()
 
 
 def _sets(text: str) -> list[int] | None:
     """The numbers in ``1-3,5``; None for ``all``."""
-    from facerec.errors import ConfigError
-
     if text == "all":
         return None
     numbers: list[int] = []

@@ -1,14 +1,8 @@
-"""`facerec-data pairs`: make a verification set of one's own."""
+"""Make a verification .bin: drawn pairs, or those of a list.
 
-from __future__ import annotations
+Without a list, pairs are drawn from a folder of identities or a pack: half of them genuine, ten folds whose
+people differ. A list is LFW's pairs.txt, or a CSV with lines of path,path,label.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force, add_image_options, add_workers, face_maker, workers
-
-_EPILOG = """\
 example:
   facerec-data pairs photographs_of_others data/mine/others.bin --align
   facerec-data pairs data/mine data/mine/test.bin --count 6000 --seed 1
@@ -16,16 +10,22 @@ example:
   facerec-data pairs . my.bin --csv pairs.csv
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "pairs",
-        help="make a verification .bin: drawn pairs, or those of a list",
-        description="Write a verification set. Without a list, pairs are drawn from a folder of identities "
-        "or a pack: half of them genuine, ten folds whose people differ. A list is LFW's pairs.txt, or a CSV "
-        "with lines of path,path,label.",
-        epilog=_EPILOG,
-    )
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from facerec.cli.data_options import (
+    add_force,
+    add_image_options,
+    add_seed,
+    add_workers,
+    face_maker,
+    workers,
+)
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, help="folder of identities, or a pack; with a list, where its paths start"
     )
@@ -34,18 +34,17 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--csv", type=Path, help="pairs as path,path,label; label 1 is the same person, 0 another"
     )
-    parser.add_argument("--count", type=int, help="pairs to draw (default: 600 a fold, or what there is)")
+    parser.add_argument("--count", type=int, help="pairs to draw (default: 600 per fold, or what there is)")
     parser.add_argument("--folds", type=int, default=10, help="folds to draw (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    add_seed(parser)
     add_image_options(parser)
     add_workers(parser)
     add_force(parser)
-    parser.set_defaults(work=_pairs)
 
 
-def _pairs(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     from facerec.errors import UserError
-    from facerec.making.builder import refuse_overwriting
+    from facerec.files import refuse_overwriting
     from facerec.making.pair_lists import Folds, read_csv, read_pairs_txt
     from facerec.making.shelves import FolderShelf, PackShelf, Shelf
     from facerec.making.verification_sets import write_drawn, write_listed

@@ -1,44 +1,38 @@
-"""`facerec-data repair`: a new pack without the damaged records."""
+"""Copy what is sound of a damaged pack into a new one.
 
-from __future__ import annotations
+Everything in PACK is read and decoded, and what is sound becomes a new pack in the folder OUT; report.csv
+there names each damaged record and what is wrong with it.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force, add_workers, workers
-
-_EPILOG = """\
 example:
   facerec-data repair data/faces_emore data/faces_emore_repaired
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "repair",
-        help="copy what is sound of a damaged pack into a new one",
-        description="Read and decode everything in PACK, and write what is sound as a new pack into the "
-        "folder OUT; report.csv there names each damaged record and what is wrong with it.",
-        epilog=_EPILOG,
-    )
-    parser.add_argument("pack", type=Path, help="folder with train.rec, or a .rec")
-    parser.add_argument("out", type=Path, help="the folder of the new pack")
-    parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
+from argparse import ArgumentParser, Namespace
+
+from facerec.cli.data_options import add_force, add_index, add_pack, add_workers, workers
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_pack(parser)
+    add_index(parser)
     add_workers(parser)
     add_force(parser)
-    parser.set_defaults(work=_repair)
 
 
-def _repair(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     from facerec.making.rewriting import repair
     from facerec.packs.pack import find_rec
 
-    path = find_rec(options.pack)
     built, damaged, unlisted = repair(
-        path, options.out, index=options.index, force=options.force, workers=workers(options)
+        find_rec(options.pack),
+        options.out,
+        index=options.index,
+        force=options.force,
+        workers=workers(options),
     )
-    print(f"{options.out}: {built.images:,} images of {built.identities:,} identities")
+    print(built)
     print(f"{damaged:,} damaged records left out; {options.out / 'report.csv'} names them")
     if unlisted:
         print(f"{unlisted:,} records that the index does not list left out; without an .idx they are found")

@@ -1,43 +1,33 @@
-"""`facerec-data unpack`: a pack becomes a folder of images."""
+"""Write the images of a pack as files, one folder per identity.
 
-from __future__ import annotations
+Their bytes stay as they are; their names are those of the .lst beside PACK, else numbers.
 
-import argparse
-import sys
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-from facerec.cli.data_options import add_force
-
-_EPILOG = """\
 exit status: 0 all images were written, 1 some records are damaged, 2 there is no such pack
 
 example:
   facerec-data unpack data/faces_webface_112x112 casia
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "unpack",
-        help="write the images of a pack as files, a folder an identity",
-        description="Write the images of PACK into the folder OUT, a folder an identity: their bytes as "
-        "they are, their names those of the .lst beside the pack, else numbers.",
-        epilog=_EPILOG,
-    )
-    parser.add_argument("pack", type=Path, help="folder with train.rec, or a .rec")
-    parser.add_argument("out", type=Path, help="folder to write")
+import sys
+from argparse import ArgumentParser, Namespace
+
+from facerec.cli.data_options import add_force, add_pack
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_pack(parser, out="folder to write")
     add_force(parser)
-    parser.set_defaults(work=_unpack)
 
 
-def _unpack(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     from facerec.making.unpacking import unpack
     from facerec.packs.pack import open_pack
 
     pack = open_pack(options.pack, damaged="skip")
-    done = unpack(pack, options.out, force=options.force)
-    for line in done.damaged:
+    damaged = unpack(pack, options.out, force=options.force)
+    for line in damaged:
         print(line, file=sys.stderr)
-    print(f"{options.out}: {done.images:,} images of {pack.num_classes:,} identities")
-    return 1 if done.damaged or pack.skipped else 0
+    print(f"{options.out}: {len(pack) - len(damaged):,} images of {pack.num_classes:,} identities")
+    return 1 if damaged or pack.skipped else 0

@@ -1,13 +1,8 @@
-"""`facerec-data verify`: read everything in a pack and name what is damaged."""
+"""Read everything in a pack, and name every damaged record.
 
-from __future__ import annotations
+Every record is read (its framing, its header, its label), every image decoded, and whatever is damaged named
+with its key and offset, one per line.
 
-import argparse
-from pathlib import Path
-
-from facerec.cli.data_commands import Commands
-
-_EPILOG = """\
 exit status: 0 all is well, 1 something is damaged, 2 there is no such pack
 
 example:
@@ -15,44 +10,38 @@ example:
   facerec-data verify data/faces_emore/train.rec --no-images
 """
 
+from __future__ import annotations
 
-def add(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "verify",
-        help="read everything in a pack, and name every damaged record",
-        description="Read every record of a pack (its framing, its header, its label), decode every image, "
-        "and name whatever is damaged with its key and offset, one a line.",
-        epilog=_EPILOG,
-    )
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from facerec.cli.data_options import add_index, add_workers, workers
+
+
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="folder with train.rec, a .rec, or a verification .bin")
-    parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
+    add_index(parser)
     parser.add_argument("--no-images", action="store_true", help="do not decode the images")
-    parser.add_argument("--workers", type=int, help="decoding threads (default: one a processor)")
-    parser.set_defaults(work=_verify)
+    add_workers(parser)
 
 
-def _verify(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     from tqdm import tqdm
 
-    from facerec.errors import require
     from facerec.making.audit import audit
     from facerec.packs.pack import find_rec
 
-    require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
+    threads = workers(options)
     path = find_rec(options.path)
-    work = audit(path, options.index, images=not options.no_images, workers=options.workers)
+    work = audit(path, options.index, images=not options.no_images, workers=threads)
     records = images = unlisted = damaged = 0
-    with tqdm(
-        total=work.total, desc=f"verifying {path.name}", unit_scale=True, disable=None, delay=0.5
-    ) as bar:
-        for piece in work.progress:
-            for finding in piece.findings:
-                bar.write(f"{finding.place}: {finding.reason}")
-            records += piece.records
-            images += piece.images
-            unlisted += piece.unlisted
-            damaged += sum(finding.records for finding in piece.findings)
-            bar.update(piece.done - bar.n)
+    for piece in work.shown(f"verifying {path.name}"):
+        for finding in piece.findings:
+            tqdm.write(f"{finding.where}: {finding.reason}")
+        records += piece.records
+        images += piece.images
+        unlisted += piece.unlisted
+        damaged += piece.damaged
     if unlisted:
         print(f"{unlisted:,} records are not in the index (they were not checked)")
     print(f"{path}: {records:,} records, {images:,} images, {damaged:,} damaged")
