@@ -7,6 +7,7 @@ types against it, the builder itself checks ranges (`facerec.errors.require`).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -108,13 +109,25 @@ def build(builder: Callable[..., T], section: str, given: Mapping[str, Any], /, 
     return builder(**context, **checked)
 
 
+def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of a builder's settings by name, of those that have one."""
+    given = {name: p.default for name, p in inspect.signature(builder).parameters.items()}
+    if dataclasses.is_dataclass(builder):  # a default that is made anew each time
+        made = [(f.name, f.default_factory) for f in dataclasses.fields(builder)]
+        given |= {name: make() for name, make in made if make is not dataclasses.MISSING}
+    return {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
+
+
 def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]:
     """The parameters of a builder with their types, and which of them have no default.
 
     ``**options: Unpack[SomeTypedDict]`` counts as the parameters that the typed dictionary names.
     """
     parameters = inspect.signature(builder).parameters
-    hinted = builder.__init__ if inspect.isclass(builder) else builder
+    # Of a dataclass, each field is annotated in the module of the class that has it.
+    hinted = (
+        builder.__init__ if inspect.isclass(builder) and not dataclasses.is_dataclass(builder) else builder
+    )
     hints = typing.get_type_hints(hinted)
     settings: dict[str, Any] = {}
     required = set()

@@ -10,9 +10,8 @@ import torch
 
 from facerec.heads import create_head
 from facerec.heads.mechanism.sharding import take_rows
-from facerec.training.optimizer import make_optimizer, set_learning_rate
+from facerec.training.optimizers import OPTIMIZERS, make_optimizer, set_learning_rate
 from facerec.training.parallel import Gradients
-from facerec.training.settings import OptimizerSettings
 from tests.tiny_run import tiny_backbone
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -28,7 +27,7 @@ def test_fused_steps_are_the_plain_steps(way: str) -> None:
     torch.manual_seed(0)
     modules = [tiny_backbone(dropout=0.0).double()]
     modules.append(copy.deepcopy(modules[0]))
-    settings = OptimizerSettings(**WAYS[way])
+    settings = OPTIMIZERS.from_section(WAYS[way])
     optimizers = [make_optimizer(settings, {"backbone": module}, {"backbone": 0.5}) for module in modules]
     assert all(group["fused"] for group in optimizers[0].param_groups)
     for group in optimizers[1].param_groups:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from facerec.backbones import create_backbone
-from facerec.training.parameters import decayed_and_not, parameter_groups
+from facerec.training.optimizers.groups import decayed_and_not, parameter_groups
 
 FAMILIES = ("ir_50", "ir_se_50", "iresnet18", "resnet50", "mobilefacenet", "mbf", "sphere20", "vit_t")
 

@@ -14,8 +14,10 @@ from facerec.cli.compose import config_folder
 from facerec.evaluation.settings import EvalSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import build
+from facerec.training.optimizers import OPTIMIZERS
 from facerec.training.run import split_backbone, try_out
-from facerec.training.settings import OptimizerSettings, ScheduleSettings, TrainerSettings
+from facerec.training.schedules import SCHEDULES
+from facerec.training.settings import TrainerSettings
 
 RECIPES = sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
 
@@ -33,8 +35,8 @@ def composed(name: str) -> dict[str, Any]:
 def test_every_recipe_has_settings_that_the_program_takes(name: str) -> None:
     config = composed(name)
     build(TrainerSettings, "trainer", config["trainer"])
-    build(ScheduleSettings, "schedule", config["schedule"])
-    build(OptimizerSettings, "optimizer", config["optimizer"])
+    SCHEDULES.from_section(config["schedule"])
+    OPTIMIZERS.from_section(config["optimizer"])
     build(DataSettings, "data", config["data"])
     build(EvalSettings, "eval", config["eval"])
     _, architecture = split_backbone(config["backbone"])

@@ -218,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     before = path.read_bytes()
     script = (
         "import resource, signal, torch\n"
-        "from facerec import checkpoint\n"
+        "from facerec.models import checkpoint\n"
         "from facerec.errors import StorageError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -19,8 +19,9 @@ from facerec.loading.faces import PixelFaces
 from facerec.loading.loader import Loader
 from facerec.training import parallel
 from facerec.training.loop import Trainer
-from facerec.training.optimizer import make_optimizer
-from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
+from facerec.training.optimizers import OPTIMIZERS, make_optimizer
+from facerec.training.schedules import SCHEDULES
+from facerec.training.settings import StartSettings, TrainerSettings
 
 
 class TinyFaces(PixelFaces):
@@ -92,10 +93,10 @@ def tiny_trainer(
         **head_options,
     )
     torch.manual_seed(parallel.seed_of(seed))
-    optimizer = OptimizerSettings(**sections["optimizer"])
+    optimizer = OPTIMIZERS.from_section({"name": "sgd"} | sections["optimizer"])
     return Trainer(
         settings=settings,
-        schedule_settings=ScheduleSettings(**({"name": "cosine"} | sections["schedule"])),
+        schedule=SCHEDULES.from_section({"name": "cosine"} | sections["schedule"]),
         start=start,
         eval_settings=EvalSettings(**sections["eval"]),
         backbone=backbone,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ from facerec.errors import CheckpointError
 from facerec.evaluation.settings import EvalSettings
 from facerec.loading.faces import FaceSet
 from facerec.loading.settings import DataSettings
-from facerec.training.settings import OptimizerSettings, ScheduleSettings, StartSettings, TrainerSettings
+from facerec.registry import Registry, defaults
+from facerec.training.optimizers import OPTIMIZERS
+from facerec.training.schedules import SCHEDULES
+from facerec.training.settings import StartSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +43,10 @@ _MAY_CHANGE = (  # is applied from here on, and said
     *("backbone.freeze_batch_norm", "trainer.batch_size", "trainer.accumulate", "trainer.clip_norm"),
     *("trainer.precision", "trainer.sync_batch_norm", "data.on_error", "data.drop_last", "data.decoder"),
 )
-_SETTINGS = {  # their defaults stand for what a checkpoint of an earlier version does not have
+_SETTINGS: dict[str, Any] = {  # whose defaults stand for what an older checkpoint does not have
     "trainer": TrainerSettings,
-    "optimizer": OptimizerSettings,
-    "schedule": ScheduleSettings,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
     "backbone": StartSettings,
     "data": DataSettings,
     "eval": EvalSettings,
@@ -123,12 +125,10 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with the defaults of the settings it does not have."""
     completed = dict(config)
     for section, kind in _SETTINGS.items():
-        if isinstance(config.get(section), Mapping):
-            defaults = {
-                f.name: f.default if f.default_factory is MISSING else f.default_factory()
-                for f in fields(kind)
-            }
-            completed[section] = {**defaults, **config[section]}
+        given = config.get(section)
+        if isinstance(given, Mapping):
+            builder = kind.builder(str(given.get("name"))) if isinstance(kind, Registry) else kind
+            completed[section] = {**defaults(builder), **given}
     return completed
 
 

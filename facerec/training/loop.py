@@ -28,15 +28,16 @@ from facerec.loading.loader import Batch, Loader
 from facerec.loading.prepare import prepare
 from facerec.models import checkpoint
 from facerec.models.model import Model
-from facerec.training import comparison, last, parallel, reporter, schedule, state
+from facerec.training import comparison, last, parallel, reporter, state
 from facerec.training.guard import Guard, Plateau
 from facerec.training.interruption import Interruption
 from facerec.training.last import LastCheckpoint
 from facerec.training.meter import Meter, Yardstick
-from facerec.training.optimizer import set_learning_rate
+from facerec.training.optimizers import set_learning_rate
 from facerec.training.reporter import Reporter
 from facerec.training.sampled_rows import sampled_rows
-from facerec.training.settings import ScheduleSettings, StartSettings, TrainerSettings
+from facerec.training.schedules import Progress, Schedule
+from facerec.training.settings import StartSettings, TrainerSettings
 from facerec.training.state import Position
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Trainer:
         self,
         *,
         settings: TrainerSettings,
-        schedule_settings: ScheduleSettings,
+        schedule: Schedule,
         start: StartSettings,
         eval_settings: EvalSettings,
         backbone: nn.Module,
@@ -74,7 +75,7 @@ class Trainer:
         reporters: Sequence[Reporter] = (),
     ) -> None:
         self.settings = settings
-        self.schedule = schedule_settings
+        self.schedule = schedule
         self.start = start
         self.eval_settings = eval_settings
         self.backbone = backbone
@@ -160,7 +161,7 @@ class Trainer:
         """Whether the run has come to its end."""
         return self.progress().whole >= 1
 
-    def progress(self) -> schedule.Progress:
+    def progress(self) -> Progress:
         """How far the run is, in steps, in epochs and as a whole."""
         count = len(self.loader.faces)
         taken = self.loader.batch_size * self.loader.world_size * self.settings.accumulate
@@ -168,7 +169,7 @@ class Trainer:
         whole = epoch / self.settings.epochs
         if self.settings.max_steps is not None:
             whole = max(whole, self.position.step / self.settings.max_steps)
-        return schedule.Progress(self.position.step, epoch, whole, min(1.0, taken / count))
+        return Progress(self.position.step, epoch, whole, min(1.0, taken / count))
 
     def groups(self) -> Iterator[tuple[list[Batch], float]]:
         """The rest of the present epoch: the batches of a step at a time, and the seconds waited for them."""
@@ -191,7 +192,7 @@ class Trainer:
 
     def step(self, group: Sequence[Batch], data_wait: float) -> None:
         """One step of the optimizer over the batches of `group`, weighed by their sizes."""
-        self.lr = self.optimizer.defaults["lr"] * schedule.factor(self.schedule, self.progress())
+        self.lr = self.optimizer.defaults["lr"] * self.schedule.factor(self.progress())
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         samples = sum(sum(batch.sizes) for batch in group)

@@ -16,7 +16,7 @@ from facerec.files import storing
 from facerec.heads import Head
 from facerec.loading.loader import Loader
 from facerec.models.model import Model
-from facerec.training.schedule import Progress
+from facerec.training.schedules import Progress
 from facerec.training.state import Position
 
 

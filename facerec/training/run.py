@@ -35,15 +35,10 @@ from facerec.training import cost, parallel
 from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.meter import Yardstick
-from facerec.training.optimizer import describe, make_optimizer
+from facerec.training.optimizers import OPTIMIZERS, describe, make_optimizer
 from facerec.training.reporter import Reporter
-from facerec.training.settings import (
-    OptimizerSettings,
-    ScheduleSettings,
-    StartSettings,
-    TrainerSettings,
-    without_effect,
-)
+from facerec.training.schedules import SCHEDULES
+from facerec.training.settings import StartSettings, TrainerSettings, without_effect
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +63,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
     require(good, "seed", seed, "must be a whole number, 0 or more and below 2^63")
     settings = build(TrainerSettings, "trainer", config["trainer"])
-    schedule = build(ScheduleSettings, "schedule", config["schedule"])
-    optimizer_settings = build(OptimizerSettings, "optimizer", config["optimizer"])
+    schedule = SCHEDULES.from_section(config["schedule"])
+    optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
     data = build(DataSettings, "data", config["data"])
     evaluation = build(EvalSettings, "eval", config["eval"])
     input = build(Preprocessing, "input", config["input"])
@@ -124,7 +119,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     )
     trainer = Trainer(
         settings=settings,
-        schedule_settings=schedule,
+        schedule=schedule,
         start=start,
         eval_settings=evaluation,
         backbone=backbone,
@@ -224,7 +219,7 @@ def describe_run(trainer: Trainer) -> None:
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     steps = -(-loader.batches_per_epoch() // settings.accumulate)
     whole = steps * settings.epochs if settings.max_steps is None else settings.max_steps
-    schedule = {k: v for k, v in config["schedule"].items() if k != "name"}
+    schedule = dict(config["schedule"])
     multiply_adds = gflops(backbone, shape)
     half = settings.precision != "fp32"
     known = not (trainer.start.frozen or settings.checkpoint_activations)
@@ -239,7 +234,7 @@ def describe_run(trainer: Trainer) -> None:
         f"{multiply_adds:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
-        "schedule": f"{trainer.schedule.name} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
+        "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else "")

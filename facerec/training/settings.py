@@ -1,9 +1,9 @@
-"""The settings of a training run: the keys of the config groups trainer, optimizer, schedule and backbone."""
+"""The settings of a training run: the keys of the config groups trainer and backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from facerec.errors import require
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.augment import AugmentSettings
 from facerec.loading.settings import DataSettings
+from facerec.registry import defaults
 
 
 @dataclass(frozen=True)
@@ -99,76 +100,6 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer; its two parameter groups are those with and those without weight decay.
-
-    Args:
-        name: ``sgd`` or ``adamw``.
-        lr: learning rate at factor 1 of the schedule.
-        momentum, nesterov: of SGD.
-        betas: of AdamW.
-        weight_decay: of weights; never of batch norm, biases and PReLU slopes unless `decay_all`.
-        decay_all: weight decay on everything.
-
-    Raises:
-        ConfigError: for a value out of range.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 5e-4
-    decay_all: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
-        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must be from 0 to below 1")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
-        good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        require(good, "optimizer.betas", self.betas, "must be two numbers from 0 to below 1")
-        usable = not self.nesterov or self.momentum > 0
-        require(usable, "optimizer.nesterov", self.nesterov, "needs optimizer.momentum greater than 0")
-
-
-@dataclass(frozen=True)
-class ScheduleSettings:
-    """The course of the learning rate, as a factor on `optimizer.lr`.
-
-    Args:
-        name: ``multistep``, ``poly``, ``cosine`` or ``constant``.
-        unit: what `milestones` and `warmup` count: ``epochs`` or ``steps``.
-        milestones: where multistep multiplies by `gamma`; ascending.
-        gamma: factor at each milestone, in (0, 1].
-        power: of poly's (1 − progress)^power.
-        final: factor at which poly and cosine end, in [0, 1).
-        warmup: linear rise from 0 over so many units.
-
-    Raises:
-        ConfigError: for a value out of range.
-    """
-
-    name: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
-    unit: Literal["epochs", "steps"] = "epochs"
-    milestones: list[float] = field(default_factory=list)
-    gamma: float = 0.1
-    power: float = 2.0
-    final: float = 0.0
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        ascending = (
-            sorted(set(self.milestones)) == list(self.milestones) and min(self.milestones, default=1) > 0
-        )
-        require(ascending, "schedule.milestones", self.milestones, "must be positive and ascending")
-        require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "must be above 0 and at most 1")
-        require(self.power > 0, "schedule.power", self.power, "must be greater than 0")
-        require(0 <= self.final < 1, "schedule.final", self.final, "must be from 0 to below 1")
-        require(self.warmup >= 0, "schedule.warmup", self.warmup, "must be 0 or more")
-
-
-@dataclass(frozen=True)
 class StartSettings:
     """Where the backbone starts from: the keys of every file in the config group backbone but its own.
 
@@ -199,18 +130,12 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         ``section.key=value (when it has an effect)`` of each.
     """
     data, head = config["data"], config["head"]
-    optimizer, schedule = config["optimizer"].get("name"), config["schedule"].get("name")
     start, augment = config["backbone"], data.get("augment") or {}
     rules: list[tuple[bool, str, str, str]] = [
         (data.get("shuffle") != "identity", "data", "images_per_identity", "for data.shuffle=identity"),
         (data.get("shuffle") != "block", "data", "block_size window", "for data.shuffle=block"),
         (not data.get("label_noise"), "data", "noise_kind noise_seed", "for data.label_noise above 0"),
         (device.type == "cpu", "data", "decoder", "for GPUs; here one core decodes, and threads is faster"),
-        (optimizer == "adamw", "optimizer", "momentum nesterov", "for sgd"),
-        (optimizer == "sgd", "optimizer", "betas", "for adamw"),
-        (schedule != "multistep", "schedule", "milestones gamma", "for multistep"),
-        (schedule != "poly", "schedule", "power", "for poly"),
-        (schedule not in ("poly", "cosine"), "schedule", "final", "for poly and cosine"),
         (
             world_size == 1,
             "trainer",
@@ -232,26 +157,19 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         f"{section}.{key}={config[section][key]} ({use})": None
         for unused, section, keys, use in rules
         for key in keys.split()
-        if unused and key in config[section] and config[section][key] != _default(_SETTINGS[section], key)
+        if unused and key in config[section] and config[section][key] != defaults(_SETTINGS[section])[key]
     }
     strengths = {"crop_side": "crop", "low_resolution_side": "low_resolution", "blur_sigma": "blur"}
     strengths |= {"color_strength": "color", "jpeg_quality": "jpeg", "cutout_side": "cutout"}
     for key, part in strengths.items():
-        if key in augment and not augment.get(part) and augment[key] != _default(AugmentSettings, key):
+        if key in augment and not augment.get(part) and augment[key] != defaults(AugmentSettings)[key]:
             idle[f"data.augment.{key}={augment[key]} (for data.augment.{part} above 0)"] = None
     return list(idle)
 
 
 _SETTINGS: dict[str, Any] = {
-    "optimizer": OptimizerSettings,
-    "schedule": ScheduleSettings,
     "trainer": TrainerSettings,
     "data": DataSettings,
     "backbone": StartSettings,
     "eval": EvalSettings,
 }
-
-
-def _default(settings: Any, key: str) -> Any:
-    field_of = settings.__dataclass_fields__[key]
-    return field_of.default if field_of.default is not MISSING else field_of.default_factory()

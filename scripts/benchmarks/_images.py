@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from facerec.both_views.decode import decode_into
 from PIL import Image
 from table import Row, best
 from torch.utils.data import DataLoader, Dataset
 
+from facerec.images.decode import decode_into
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare

@@ -1,0 +1,77 @@
+"""Optimizers by name, one per module, over the parameter groups of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from facerec.errors import ConfigError, require
+from facerec.registry import Registry
+from facerec.training.optimizers.groups import parameter_groups
+
+__all__ = ["OPTIMIZERS", "OptimizerSettings", "describe", "make_optimizer", "set_learning_rate"]
+
+OPTIMIZERS = Registry("optimizer", "facerec.training.optimizers")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of every optimizer; a subclass adds its own and says `over`.
+
+    Args:
+        lr: learning rate at factor 1 of the schedule.
+        weight_decay: of weights; never of batch norm, biases and PReLU slopes unless `decay_all`.
+        decay_all: weight decay on everything.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
+
+    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameter groups."""
+        raise NotImplementedError
+
+
+def make_optimizer(
+    settings: OptimizerSettings, modules: dict[str, nn.Module], lr_scales: dict[str, float]
+) -> torch.optim.Optimizer:
+    """Make the optimizer of the trainable parameters of `modules` (see `parameter_groups`).
+
+    Raises:
+        ConfigError: where nothing is left to train.
+    """
+    groups = parameter_groups(
+        modules, weight_decay=settings.weight_decay, decay_all=settings.decay_all, lr_scales=lr_scales
+    )
+    if not groups:
+        raise ConfigError("backbone.frozen", True, "leaves nothing to train with a head without weights")
+    return settings.over(groups)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group, each times its own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def describe(optimizer: torch.optim.Optimizer) -> str:
+    """Return one line for the log: the optimizer, its rate, and its groups with their sizes."""
+    defaults = optimizer.defaults
+    known = {name: defaults[name] for name in ("lr", "momentum", "nesterov", "betas") if defaults.get(name)}
+    groups = "; ".join(
+        f"{group['name']}: {sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} "
+        f"tensors, weight decay {group['weight_decay']:g}"
+        for group in optimizer.param_groups
+    )
+    return f"{type(optimizer).__name__} {known} ({groups})"

@@ -1,0 +1,66 @@
+"""Learning-rate schedules by name, one per module: functions of the progress, with no state to restore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from facerec.errors import require
+from facerec.registry import Registry
+
+__all__ = ["SCHEDULES", "Progress", "Schedule"]
+
+SCHEDULES = Registry("schedule", "facerec.training.schedules")
+
+
+class Progress(NamedTuple):
+    """How far training is.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the data done, with fractions, so that the world size does not matter.
+        whole: fraction of the run that is done, in [0, 1].
+        stride: fraction of an epoch in one step.
+    """
+
+    step: int
+    epoch: float
+    whole: float
+    stride: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate, as a factor on `optimizer.lr`; a subclass says `course`.
+
+    Args:
+        unit: what `warmup`, and what a subclass counts, are given in.
+        warmup: linear rise from 0 over so many units; of w steps, the first have factors 1/w, 2/w, …
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.warmup >= 0, "schedule.warmup", self.warmup, "must be 0 or more")
+
+    def course(self, now: float, done: float) -> float:
+        """Return the factor without warm-up, at `now` units, when the fraction `done` of the run is over."""
+        raise NotImplementedError
+
+    def factor(self, progress: Progress) -> float:
+        """Return what to multiply the learning rates with for the next step."""
+        epochs = self.unit == "epochs"
+        now = progress.epoch if epochs else float(progress.step)
+        factor = self.course(now, min(progress.whole, 1.0))
+        if now >= self.warmup:
+            return factor
+        return factor * min(1.0, (now + (progress.stride if epochs else 1.0)) / self.warmup)
+
+
+def require_final(final: float) -> None:
+    """Raise `ConfigError` unless `schedule.final` is in [0, 1)."""
+    require(0 <= final < 1, "schedule.final", final, "must be from 0 to below 1")
