@@ -107,7 +107,9 @@ def _settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     for key in sorted({**new, **old}, key=lambda k: (not k.endswith(".name"), not k.startswith("data."))):
         was, is_now = old.get(key, "not set"), new.get(key, "not set")
         given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
-        if was == is_now or given_up or any(fnmatchcase(key, pattern) for pattern in (*_FREE, *_GONE)):
+        another = key.partition(".")[0] + ".name" in applied | fixed and not (key in old and key in new)
+        left_aside = was == is_now or given_up or another
+        if left_aside or any(fnmatchcase(key, pattern) for pattern in (*_FREE, *_GONE)):
             continue
         kind = applied if any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE) else fixed
         kind[key] = f"{_shown(is_now)} (was {_shown(was)})"
