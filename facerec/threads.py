@@ -1,9 +1,10 @@
-"""Work done ahead in threads and handed on in order."""
+"""Work done ahead in threads and handed on in order; how many threads a process may use."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,11 +15,11 @@ Result = TypeVar("Result")
 def in_order(
     work: Callable[[Task], Result],
     tasks: Iterable[Task],
-    workers: int,
+    workers: int | None = None,
     *,
     ahead: int | None = None,
     name: str = "facerec",
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield ``work(task)`` of each task, in the order of the tasks, computed by several threads.
 
     An error is raised where its result would come; tasks not begun by then, or when the generator is closed,
@@ -27,10 +28,11 @@ def in_order(
     Args:
         work: called in a thread.
         tasks: read in the caller's thread, no further ahead than needed.
-        workers: threads.
+        workers: threads; default: one per core, eight at most.
         ahead: tasks begun before the first result is asked for; default: four per thread.
         name: of the threads.
     """
+    workers = workers or min(8, cores())
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, name)
     try:
@@ -42,3 +44,9 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its part of the machine's, where torchrun started several."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -14,13 +14,13 @@ from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
-from facerec.loading.sources.synthetic import SyntheticFaces
+from facerec.loading.sources.synthetic import SyntheticImages
 
 SIZE = 40
 
 
 def images(count: int) -> torch.Tensor:
-    faces = SyntheticFaces(5, 500, SIZE, SIZE)
+    faces = SyntheticImages(5, 500, SIZE, SIZE)
     return torch.from_numpy(np.stack([faces.pixels(i) for i in range(count)]))
 
 
@@ -34,7 +34,7 @@ def test_nothing_is_changed_by_default() -> None:
     assert not AugmentSettings().active
     before, after = changed()
     assert torch.equal(before, after)
-    loader = Loader(SyntheticFaces(5, 50), 10, augment=AugmentSettings())
+    loader = Loader(SyntheticImages(5, 50), 10, augment=AugmentSettings())
     assert next(iter(loader.batches(0))).augment is None
 
 
@@ -105,7 +105,7 @@ def test_jpeg_noise_grows_as_quality_falls() -> None:
 
 
 def test_prepared_batches_are_augmented_and_stay_as_they_were_loaded() -> None:
-    faces = SyntheticFaces(5, 50, SIZE, SIZE)
+    faces = SyntheticImages(5, 50, SIZE, SIZE)
     data = DataSettings(size=SIZE, augment={"gray": 1.0}, mirror=False)
     (batch, *_) = Loader(faces, 10, **data.loading()).batches(0)
     before = batch.image_BHWC.clone()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from facerec import distributed as distributed
 from facerec.device import resolve_device
 from facerec.errors import ConfigError
-from facerec.loading.settings import cores
+from facerec.threads import cores
 
 
 @pytest.fixture

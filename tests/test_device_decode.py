@@ -14,8 +14,8 @@ from facerec.errors import ConfigError, DamagedDataError
 from facerec.images import device_decode
 from facerec.images.decode import decode
 from facerec.images.device_decode import Undecoded, for_device
+from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.faces import EncodedFaces
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
 from facerec.packs.pack import open_pack
@@ -41,11 +41,11 @@ def garbled(i: int) -> bytes:
     return bytes(whole)
 
 
-class Mixed(EncodedFaces):
+class Mixed(LabelledImages):
     """Mostly ordinary JPEGs, and every kind that is not."""
 
     def __init__(self, **other: bytes) -> None:
-        self.name, self.root = "mixed", Path("/mixed")
+        self.title, self.root = "mixed", Path("/mixed")
         self.label_N, self.classes = np.arange(COUNT) // 3, np.arange(COUNT // 3)
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -69,7 +69,7 @@ class Mixed(EncodedFaces):
         return "mixed"
 
 
-def prepared(faces: EncodedFaces, decoder: str, size: int | tuple[int, int] = SIZE, **given):
+def prepared(faces: LabelledImages, decoder: str, size: int | tuple[int, int] = SIZE, **given):
     loader = Loader(faces, 8, seed=2, size=size, decoder=decoder, **given)  # type: ignore[arg-type]
     batches = [(*prepare(batch, CPU, Preprocessing(size=32)), batch) for batch in loader.batches(1)]
     return loader, batches

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
-from facerec.images.decode import decode
+from facerec.images.decode import decode, ppm
+from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.faces import EncodedFaces, PixelFaces
 from facerec.loading.loader import Batch, Loader
 from facerec.loading.order import Order, mirrored
 from facerec.loading.prepare import mirror_where, prepare
@@ -37,11 +37,11 @@ def jpeg(i: int, side: int = 32) -> bytes:
 JPEGS = [jpeg(i) for i in range(COUNT)]
 
 
-class Memory(EncodedFaces):
+class Memory(LabelledImages):
     """COUNT images of COUNT // 5 people in memory; it counts what is asked of it."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
-        self.name, self.root = "toy", Path("/toy")
+        self.title, self.root = "toy", Path("/toy")
         self.label_N = np.arange(COUNT) // 5
         self.classes = np.arange(COUNT // 5)
         self.broken = broken
@@ -62,7 +62,7 @@ class Memory(EncodedFaces):
         self.hinted.extend(positions)
 
 
-def load(faces: EncodedFaces | None = None, batch_size: int = 8, epoch: int = 0, start: int = 0, **given):
+def load(faces: LabelledImages | None = None, batch_size: int = 8, epoch: int = 0, start: int = 0, **given):
     loader = Loader(faces or Memory(), batch_size, **({"seed": 1, "size": 32} | given))
     return list(loader.batches(epoch, start))
 
@@ -79,7 +79,7 @@ def same(ours: list[Batch], others: list[Batch]) -> bool:
 
 
 def no_loader_threads() -> bool:
-    return not [thread for thread in threading.enumerate() if thread.name.startswith("facerec-loader")]
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("facerec")]
 
 
 def test_a_batch_holds_images_labels_and_coins_of_its_samples() -> None:
@@ -269,13 +269,13 @@ def test_the_source_hears_of_every_image_before_it_is_asked_for_it(shuffle: str)
 
 
 def test_images_of_a_source_without_files_are_taken_as_they_are_or_resized() -> None:
-    class Pixels(PixelFaces):
+    class Pixels(LabelledImages):
         def __init__(self) -> None:
-            self.name, self.root = "pixels", Path("memory")
+            self.title, self.root = "pixels", Path("memory")
             self.label_N, self.classes = np.arange(4) % 2, np.arange(2)
 
-        def pixels(self, i: int) -> np.ndarray:
-            return np.full((32, 32, 3), 10 * i, np.uint8)
+        def encoded(self, i: int) -> bytes:
+            return ppm(np.full((32, 32, 3), 10 * i, np.uint8))
 
         def where(self, i: int) -> str:
             return str(i)

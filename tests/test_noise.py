@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from facerec.errors import ConfigError
-from facerec.loading.faces import PixelFaces
+from facerec.images.decode import ppm
+from facerec.images.images import LabelledImages
 from facerec.loading.loader import Loader
 from facerec.loading.noise import lookalikes, with_label_noise
 from facerec.loading.settings import DataSettings
@@ -49,26 +50,26 @@ def test_without_noise_the_face_set_is_as_it_was() -> None:
 
 def test_images_and_places_stay_those_of_the_set() -> None:
     clean, noisy = people(), people(label_noise=0.5)
-    assert np.array_equal(clean.pixels(7), noisy.pixels(7))
+    assert clean.encoded(7) == noisy.encoded(7)
     assert clean.where(7) == noisy.where(7)
     assert (noisy.num_classes, len(noisy), noisy.root) == (20, 1000, clean.root)
     batch = next(Loader(noisy, 8, size=32, workers=1).batches(0))
     assert np.array_equal(batch.label_B.numpy(), noisy.label_N[batch.index_B])
 
 
-class Shades(PixelFaces):
+class Shades(LabelledImages):
     """Identities that are stripes of growing width: neighbours look alike."""
 
-    name, root = "shades", Path("shades")
+    title, root = "shades", Path("shades")
 
     def __init__(self) -> None:
         self.label_N = np.repeat(np.arange(8), 5)
         self.classes = [str(i) for i in range(8)]
 
-    def pixels(self, i: int) -> np.ndarray:
+    def encoded(self, i: int) -> bytes:
         image = np.zeros((32, 32, 3), np.uint8)
         image[:, : 2 + 4 * int(self.label_N[i])] = 200
-        return image
+        return ppm(image)
 
     def where(self, i: int) -> str:
         return str(i)

@@ -101,7 +101,7 @@ def test_processes_that_come_at_once_make_it_once(packed: Path, tmp_path: Path) 
 
 def test_training_makes_the_pack_on_first_use(tmp_path: Path) -> None:
     faces = open_faces(DataSettings(kind="orl", root=str(tmp_path / "new" / "orl")))
-    assert (len(faces), faces.num_classes, faces.name) == (300, 30, "orl")
+    assert (len(faces), faces.num_classes, faces.title) == (300, 30, "orl")
     assert (tmp_path / "new" / "orl" / "orl.bin").is_file()
 
 

@@ -22,11 +22,11 @@ from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.augment import AugmentSettings
 from facerec.images.decode import decode
 from facerec.images.face_maker import FaceMaker
-from facerec.loading.faces import EncodedFaces, PixelFaces
 from facerec.loading.loader import Loader
 from facerec.loading.named import open_images
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, open_faces
+from facerec.loading.sources.synthetic import SyntheticImages
 from facerec.making.shelves import FolderShelf
 from facerec.registry import build
 
@@ -64,7 +64,6 @@ def folder(root: Path, **options: object) -> DataSettings:
 def test_identities_are_folders_in_the_order_of_their_names(people: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         faces = open_faces(folder(people))
-    assert isinstance(faces, EncodedFaces)
     assert faces.classes == ["Ada Ärger", "Bo", "ada"]
     assert faces.label_N.tolist() == [0, 1, 1, 2, 2]
     assert [Path(faces.where(i)).name for i in range(5)] == ["a.jpeg", "10.JPG", "2.png", "x.webp", "y.bmp"]
@@ -176,16 +175,13 @@ def test_face_sets_can_be_pickled_for_other_processes(kind: str, people: Path, t
     faces = open_faces(DataSettings(kind=kind, root=root))
     other = pickle.loads(pickle.dumps(faces))
     assert len(other) == len(faces)
-    if isinstance(faces, EncodedFaces):
-        assert bytes(other.encoded(3)) == bytes(faces.encoded(3))
-    else:
-        assert np.array_equal(other.pixels(3), faces.pixels(3))
+    assert bytes(other.encoded(3)) == bytes(faces.encoded(3))
 
 
 def test_synthetic_images_are_the_same_each_time_and_differ_from_each_other() -> None:
     settings = DataSettings(kind="synthetic", identities=7, images=30, size=[32, 24])
     faces, again = open_faces(settings), open_faces(settings)
-    assert isinstance(faces, PixelFaces)
+    assert isinstance(faces, SyntheticImages)
     assert (len(faces), faces.num_classes) == (30, 7)
     assert np.bincount(faces.label_N).min() >= 4
     images = [faces.pixels(i) for i in range(30)]
@@ -229,7 +225,7 @@ def test_a_pack_of_another_size_than_usual_is_noticed(lfw_root: Path, caplog) ->
         assert caplog.text == ""
         open_faces(DataSettings(name="lfw", root=str(lfw_root), identities=5749, images=13_233))
     assert "has 5,140 identities and 11,450 images; usual are 5,749 and 13,233" in caplog.text
-    assert faces.name == "lfw"
+    assert faces.title == "lfw"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from torch import nn
 from facerec import distributed as distributed
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import create_head
+from facerec.images.decode import ppm
+from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.faces import PixelFaces
 from facerec.loading.loader import Loader
 from facerec.training import parallel
 from facerec.training.loop import Trainer
@@ -24,11 +25,11 @@ from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import StartSettings, TrainerSettings
 
 
-class TinyFaces(PixelFaces):
+class TinyFaces(LabelledImages):
     """`people` × 6 images of 16×16 pixels: a colour for each person, with noise."""
 
     def __init__(self, people: int = 5, each: int = 6) -> None:
-        self.name, self.root = "tiny", Path("memory")
+        self.title, self.root = "tiny", Path("memory")
         self.label_N = np.repeat(np.arange(people), each)
         self.classes = np.arange(people)
         generator = np.random.default_rng(0)
@@ -36,8 +37,8 @@ class TinyFaces(PixelFaces):
         noise = generator.integers(-40, 40, (people * each, 16, 16, 3))
         self._pixels = (np.repeat(colour, each, axis=0) + noise).clip(0, 255).astype(np.uint8)
 
-    def pixels(self, i: int) -> np.ndarray:
-        return self._pixels[i]
+    def encoded(self, i: int) -> bytes:
+        return ppm(self._pixels[i])
 
     def where(self, i: int) -> str:
         return f"image {i}"

@@ -41,7 +41,7 @@ def add_workers(parser: ArgumentParser) -> None:
 
 def workers(options: Namespace) -> int:
     """The number of threads; raises ConfigError below 1."""
-    from facerec.loading.settings import cores
+    from facerec.threads import cores
 
     require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
     return options.workers or cores()

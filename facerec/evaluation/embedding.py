@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +25,8 @@ from tqdm import tqdm
 from facerec import distributed as distributed
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
 from facerec.images.decode import decode_into
-from facerec.loading.settings import cores
 from facerec.models.model import Cache, Model
+from facerec.threads import in_order
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -217,55 +215,55 @@ def _decoded(
     threads: int | None,
     where: Where,
 ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """Batches of decoded images (batch_size, height, width, 3) and how many of them are filled; the last
-    one is
-    padded with black, so that every batch has one shape: one kernel choice, one compiled graph.
+    """Batches of decoded images (batch_size, height, width, 3), and how many of them are filled.
+
+    The last one is padded with black, so that every batch has one shape: one kernel choice, one compiled
+    graph.
     """
-    starts = iter(range(mine.start, mine.stop, batch_size))
-    queue: deque[tuple[npt.NDArray[np.uint8], int, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(threads or min(8, cores()), "decode") as pool:
 
-        def submit() -> None:
-            start = next(starts, None)
-            if start is None:
-                return
+    def tasks() -> Iterator[_Slice]:
+        for start in range(mine.start, mine.stop, batch_size):
             stop = min(start + batch_size, mine.stop)
-            out = np.zeros((batch_size, *shape, 3), np.uint8)
-            tasks = [
-                pool.submit(_decode_some, images, range(at, min(at + _SLICE, stop)), out[at - start :], where)
-                for at in range(start, stop, _SLICE)
-            ]
-            queue.append((out, stop - start, tasks))
+            out_BHWC = np.zeros((batch_size, *shape, 3), np.uint8)
+            for at in range(start, stop, _SLICE):
+                end = min(at + _SLICE, stop)
+                yield _Slice(out_BHWC, stop - start, range(at, end), at - start, end == stop)
 
-        try:
-            for _ in range(_AHEAD):
-                submit()
-            while queue:
-                out, filled, tasks = queue.popleft()
-                submit()
-                for task in tasks:
-                    task.result()
-                yield out, filled
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def decode(task: _Slice) -> _Slice:
+        for row, index in enumerate(task.images, task.row):
+            _decode(images[index], task.out_BHWC[row], where, index)
+        return task
+
+    ahead = _AHEAD * math.ceil(batch_size / _SLICE)
+    with contextlib.closing(in_order(decode, tasks(), threads, ahead=ahead)) as done:
+        for task in done:
+            if task.completes:
+                yield task.out_BHWC, task.filled
 
 
-def _decode_some(images: Sequence[Any], some: range, out_BHWC: npt.NDArray[np.uint8], where: Where) -> None:
-    for row, index in enumerate(some):
-        image = images[index]
-        target_HWC = out_BHWC[row]
-        if isinstance(image, np.ndarray) and image.ndim == 3:
-            if image.shape != target_HWC.shape or image.dtype != np.uint8:
-                raise UserError(
-                    f"{where(index)} is {image.dtype} of shape {image.shape}; "
-                    f"the model takes uint8 of shape {target_HWC.shape}"
-                )
-            target_HWC[...] = image
-            continue
-        try:
-            decode_into(image, target_HWC)
-        except DamagedDataError as error:
-            raise DamagedDataError(f"{where(index)}: {error}") from error
+class _Slice(NamedTuple):
+    """Images that a thread decodes, into the rows from `row` on of a batch that they may complete."""
+
+    out_BHWC: npt.NDArray[np.uint8]
+    filled: int
+    images: range
+    row: int
+    completes: bool
+
+
+def _decode(image: Any, target_HWC: npt.NDArray[np.uint8], where: Where, index: int) -> None:
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        if image.shape != target_HWC.shape or image.dtype != np.uint8:
+            raise UserError(
+                f"{where(index)} is {image.dtype} of shape {image.shape}; "
+                f"the model takes uint8 of shape {target_HWC.shape}"
+            )
+        target_HWC[...] = image
+        return
+    try:
+        decode_into(image, target_HWC)
+    except DamagedDataError as error:
+        raise DamagedDataError(f"{where(index)}: {error}") from error
 
 
 def _gather(

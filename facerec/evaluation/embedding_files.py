@@ -2,7 +2,7 @@
 
 Images are read, embedded and written portion by portion, so that any number of them fits.
 
-Shape suffixes: P images, N rows, D embedding size, H height, W width, C channels.
+Shape suffixes: N rows, P distinct images of them, D embedding size, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple
 
@@ -31,9 +31,9 @@ from facerec.evaluation.embedding import embed_images
 from facerec.files import csv_lines, replacing, replacing_both
 from facerec.images.decode import decode_whole, fit_into
 from facerec.images.face_maker import FaceMaker
-from facerec.loading.named import NamedImages
-from facerec.loading.settings import cores
+from facerec.images.images import Images
 from facerec.models.model import Model
+from facerec.threads import in_order
 from facerec.vectors import unit_rows
 
 logger = logging.getLogger("facerec.evaluation")
@@ -58,11 +58,11 @@ class Written(NamedTuple):
 
 
 class _Embedded(NamedTuple):
-    """What is in the growing file: rows, numbers a row, each image's row (−1: none), what was left out."""
+    """What is in the growing file: rows, numbers per row, each image's row (−1: none), what was left out."""
 
     rows: int
     size: int
-    place_P: npt.NDArray[np.int64]
+    place_N: npt.NDArray[np.int64]
     skipped: dict[int, str]
     resized: int
 
@@ -77,7 +77,7 @@ class _Prepared(NamedTuple):
 
 def embed_to_file(
     model: Model,
-    images: NamedImages,
+    images: Images,
     out: str | Path,
     *,
     flip: bool = True,
@@ -124,14 +124,15 @@ def embed_to_file(
     with _growing(out) as file:
         done = _embed_all(model, images, file, maker, on_error == "skip", how)
         embedding_PD = np.memmap(file, np.float32, "r", shape=(done.rows, done.size))
-        kept_N = _complete(done.place_P[images.row_N] >= 0, images.together)
+        place_N = done.place_N if images.first_N is None else done.place_N[images.first_N]
+        kept_N = _complete(place_N >= 0, images.group)
         said = {
             "facerec.ckpt": str(model.path),
             "facerec.input": json.dumps(model.input.to_dict()),
             "facerec.flip": json.dumps(flip),
             "facerec.normalised": json.dumps(normalise),
         }
-        blocks = _blocks(embedding_PD, done.place_P, images, kept_N, normalise)
+        blocks = _blocks(embedding_PD, place_N, images, kept_N, normalise)
         written = write(out, names, (len(kept_N), done.size), blocks, said)
     _report(report, images, done.skipped, written)
     return Written(len(kept_N), done.size, len(done.skipped), done.resized, written)
@@ -156,21 +157,22 @@ def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
 
 def _embed_all(
     model: Model,
-    images: NamedImages,
+    images: Images,
     file: IO[bytes],
     maker: FaceMaker | None,
     skip: bool,
     how: Mapping[str, Any],
 ) -> _Embedded:
     """Append the embeddings of all images to `file`, portion by portion."""
-    place_P = np.full(len(images), -1, np.int64)
+    place_N = np.full(len(images), -1, np.int64)
+    distinct_P = np.arange(len(images)) if images.first_N is None else np.unique(images.first_N)
     skipped: dict[int, str] = {}
     count = size = resized = 0
-    for first, prepared in _portions(model, images, maker):
+    for first, prepared in _portions(model, images, distinct_P, maker):
         kept: list[int] = []
-        for image, one in enumerate(prepared, first):
+        for image, one in zip(distinct_P[first : first + PORTION].tolist(), prepared, strict=True):
             if one.image_HWC is not None:
-                place_P[image] = count + len(kept)
+                place_N[image] = count + len(kept)
                 kept.append(image)
                 resized += one.resized
             elif skip:
@@ -182,7 +184,7 @@ def _embed_all(
         embedding_PD = embed_images(
             model,
             [one.image_HWC for one in prepared if one.image_HWC is not None],
-            name=f"embedding {first:,} of {len(images):,}",
+            name=f"embedding {first:,} of {len(distinct_P):,}",
             where=lambda i, kept=kept: images.where(kept[i]),  # type: ignore[misc]
             **how,
         ).summed_PD
@@ -190,9 +192,9 @@ def _embed_all(
         count, size = count + len(kept), embedding_PD.shape[1]
     if not count:
         reason = next(iter(skipped.values()))
-        raise DamagedDataError(f"not one of {len(images):,} images could be embedded: {reason}")
+        raise DamagedDataError(f"not one of {len(distinct_P):,} images could be embedded: {reason}")
     file.flush()
-    return _Embedded(count, size, place_P, skipped, resized)
+    return _Embedded(count, size, place_N, skipped, resized)
 
 
 def _maker(model: Model) -> FaceMaker:
@@ -207,33 +209,22 @@ def _maker(model: Model) -> FaceMaker:
 
 
 def _portions(
-    model: Model, images: NamedImages, maker: FaceMaker | None
+    model: Model, images: Images, distinct_P: npt.NDArray[np.int64], maker: FaceMaker | None
 ) -> Iterator[tuple[int, list[_Prepared]]]:
     """The first image's number of each portion, and its images; the next one is decoded meanwhile."""
     shape = model.input.shape[0], model.input.shape[1]
 
-    def prepare(some: range) -> list[_Prepared]:
-        return [_prepared(images, image, shape, maker) for image in some]
+    def prepare(at: int) -> list[_Prepared]:
+        return [_prepared(images, image, shape, maker) for image in distinct_P[at : at + _SLICE].tolist()]
 
-    with ThreadPoolExecutor(min(8, cores()), "decode") as pool:
-
-        def submit(first: int) -> list[Future[list[_Prepared]]]:
-            stop = min(first + PORTION, len(images))
-            return [
-                pool.submit(prepare, range(at, min(at + _SLICE, stop))) for at in range(first, stop, _SLICE)
-            ]
-
-        try:
-            waiting = submit(0)
-            for first in range(0, len(images), PORTION):
-                ready = [one for task in waiting for one in task.result()]
-                waiting = submit(first + PORTION)
-                yield first, ready
-        finally:
-            pool.shutdown(cancel_futures=True)
+    slices = range(0, len(distinct_P), _SLICE)
+    with contextlib.closing(in_order(prepare, slices, ahead=PORTION // _SLICE)) as done:
+        prepared = chain.from_iterable(done)
+        for first in range(0, len(distinct_P), PORTION):
+            yield first, list(islice(prepared, PORTION))
 
 
-def _prepared(images: NamedImages, image: int, shape: tuple[int, int], maker: FaceMaker | None) -> _Prepared:
+def _prepared(images: Images, image: int, shape: tuple[int, int], maker: FaceMaker | None) -> _Prepared:
     try:
         encoded = images.encoded(image)
         if maker is not None:
@@ -256,9 +247,9 @@ def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> 
     return kind(f"{said}; --on-error skip leaves such images out")
 
 
-def _complete(kept_N: npt.NDArray[np.bool_], together: int) -> npt.NDArray[np.int64]:
+def _complete(kept_N: npt.NDArray[np.bool_], group: int) -> npt.NDArray[np.int64]:
     """The rows that are kept with all that belong together."""
-    return np.flatnonzero(np.repeat(kept_N.reshape(-1, together).all(1), together))
+    return np.flatnonzero(np.repeat(kept_N.reshape(-1, group).all(1), group))
 
 
 # Files --------------------------------------------------------------------------------------------------
@@ -291,15 +282,15 @@ def _growing(out: Path) -> Iterator[IO[bytes]]:
 
 def _blocks(
     embedding_PD: Rows,
-    place_P: npt.NDArray[np.int64],
-    images: NamedImages,
+    place_N: npt.NDArray[np.int64],
+    images: Images,
     kept_N: npt.NDArray[np.int64],
     normalise: bool,
 ) -> _Blocks:
     """Embeddings, names and labels of the rows that are kept, some thousand at a time."""
     for first in range(0, len(kept_N), _BLOCK):
         rows = kept_N[first : first + _BLOCK]
-        embedding_ND: Rows = np.asarray(embedding_PD[place_P[images.row_N[rows]]])
+        embedding_ND: Rows = np.asarray(embedding_PD[place_N[rows]])
         if normalise:
             embedding_ND = unit_rows(embedding_ND)
         listed = rows.tolist()
@@ -338,7 +329,7 @@ def _write_parquet(
     return [out]
 
 
-def _report(report: Path, images: NamedImages, skipped: dict[int, str], written: list[Path]) -> None:
+def _report(report: Path, images: Images, skipped: dict[int, str], written: list[Path]) -> None:
     """The list of images left out; one of an earlier run goes away."""
     if not skipped:
         report.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from facerec.errors import DamagedDataError
-from facerec.loading.faces import EncodedFaces, FaceSet
+from facerec.images.images import LabelledImages
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
 
@@ -39,7 +39,7 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
     return [note]
 
 
-def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
+def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> None:
     """Warn of each test that shares names of identities, or images to the byte, with a training set.
 
     Names are compared where both have some (a folder's, a `.lst`'s; `packs.verification.people_path`).
@@ -48,7 +48,7 @@ def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
     if not tests:
         return
     known = {_plain(name) for name in _identity_names(faces)} - {""}
-    seen, looked = _images(faces) if isinstance(faces, EncodedFaces) else (set(), 0)
+    seen, looked = _images(faces) if faces.root.exists() else (set(), 0)  # else made on the spot
     of = "" if looked == len(faces) else f" ({looked:,} of {len(faces):,} training images were looked at)"
     for test in tests:
         people = () if test.identity_2N is None else np.unique(test.identity_2N)
@@ -68,7 +68,7 @@ def warn_of_overlap(faces: FaceSet, tests: Sequence[VerificationSet]) -> None:
             )
 
 
-def _identity_names(faces: FaceSet) -> Iterable[str]:
+def _identity_names(faces: LabelledImages) -> Iterable[str]:
     """Names of the folders of the training images, where they are known."""
     names = faces.root.with_suffix(".lst")
     if faces.root.suffix != ".rec" or not names.is_file() or names.stat().st_size > _LONGEST_LIST:
@@ -77,7 +77,7 @@ def _identity_names(faces: FaceSet) -> Iterable[str]:
         return {line.rpartition("\t")[2].rpartition("/")[0].rpartition("/")[2] for line in lines}
 
 
-def _images(faces: EncodedFaces) -> tuple[set[int], int]:
+def _images(faces: LabelledImages) -> tuple[set[int], int]:
     """Hashes of training images, and how many were looked at; damaged ones are somebody else's concern."""
     count = len(faces)
     begins = (

@@ -156,6 +156,12 @@ def read_header(encoded: Encoded) -> Header:
     return Header(kind, mode, height, width, orientation)
 
 
+def ppm(pixels_HWC: Pixels) -> bytes:
+    """RGB pixels as a PPM file: an encoded image for little more than a copy."""
+    height, width, _ = pixels_HWC.shape
+    return b"P6 %d %d 255\n" % (width, height) + pixels_HWC.tobytes()
+
+
 def read_file(path: Path) -> bytes:
     """Read the file of an image.
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -30,11 +29,12 @@ import torch
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.images import buffers
 from facerec.images.augment import Augmentation, AugmentSettings
-from facerec.images.decode import Pixels, decode_into, fit_into
+from facerec.images.decode import Pixels
 from facerec.images.device_decode import Undecoded, for_device
-from facerec.loading.faces import EncodedFaces, FaceSet, PixelFaces
+from facerec.images.images import LabelledImages
 from facerec.loading.identity_order import IdentityOrder
 from facerec.loading.order import Order, Positions, Shuffle, count_batches, mirrored, share
+from facerec.threads import in_order
 
 log = logging.getLogger(__name__)
 
@@ -71,21 +71,27 @@ class Batch(NamedTuple):
     undecoded: Undecoded | None = None
 
 
-class _Filled(NamedTuple):
-    """What a thread did for a stretch of a batch."""
-
-    replaced: list[tuple[int, int, dict[int, str]]]  # slot, image put there, why not the others
-    images: list[torch.Tensor]  # for `Undecoded`; none where the images are in their slots
-
-
-class _Pending(NamedTuple):
+@dataclass
+class _Pending:
     """A batch whose images are being decoded, or collected for the device."""
 
     image_BHWC: torch.Tensor
     index_B: Positions
     position: int
     sizes: tuple[int, ...]
-    chunks: list[Future[_Filled]]
+    images: list[torch.Tensor] = field(default_factory=list)  # for `Undecoded`
+
+
+@dataclass
+class _Chunk:
+    """Neighbouring images begin … end−1 of a batch: the work of a thread, and what came of it."""
+
+    batch: _Pending
+    begin: int
+    end: int
+    replaced: list[tuple[int, int, dict[int, str]]] = field(default_factory=list)
+    """Slot, image put there, why not the others."""
+    images: list[torch.Tensor] = field(default_factory=list)  # for `Undecoded`
 
 
 class Loader:
@@ -119,7 +125,7 @@ class Loader:
 
     def __init__(
         self,
-        faces: FaceSet,
+        faces: LabelledImages,
         batch_size: int,
         *,
         seed: int = 0,
@@ -167,7 +173,7 @@ class Loader:
         self._undecodable: set[int] = set()
         if not self.batches_per_epoch():
             raise MissingDataError(
-                f"{faces.name} at {faces.root} has {len(faces)} images, too few for one batch: "
+                f"{faces.title} at {faces.root} has {len(faces)} images, too few for one batch: "
                 f"trainer.batch_size={batch_size} on {world_size} process(es); lower it, or take more data"
             )
 
@@ -204,19 +210,14 @@ class Loader:
             DamagedDataError: at the first image in the order that does not decode (``on_error="raise"``).
         """
         skipped_before = self.skipped
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="facerec-loader")
-        pending: deque[_Pending] = deque()
-        try:
-            for begin, index_G in self._global_batches(epoch, start):
-                pending.append(self._submit(pool, epoch, begin, index_G, first=begin == start))
-                if len(pending) > self.prefetch:
-                    yield self._finish(pending.popleft(), epoch)
-            while pending:
-                yield self._finish(pending.popleft(), epoch)
-        finally:
-            # Also on an error, on a generator that is closed half way, and on Ctrl-C: what has not begun is
-            # dropped, what has takes milliseconds.
-            pool.shutdown(wait=True, cancel_futures=True)
+        work = self._collect if self.decoder == "device" else self._fill
+        ahead = self.prefetch * -(-self.batch_size // _CHUNK)
+        chunks = in_order(work, self._chunks(epoch, start), self.workers, ahead=ahead)
+        with contextlib.closing(chunks):
+            for chunk in chunks:
+                self._take(chunk)
+                if chunk.end == len(chunk.batch.index_B):
+                    yield self._finish(chunk.batch, epoch)
         if self.skipped > skipped_before:
             log.warning(
                 "epoch %d: images that did not decode and were replaced: %d for the first time, %d in all",
@@ -236,123 +237,95 @@ class Loader:
                 index_N = self.order.take(epoch, begin, min(max(end, begin + _TAKEN), len(self.faces)))
             yield begin, index_N[begin - taken : end - taken]
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, epoch: int, begin: int, index_G: Positions, first: bool
-    ) -> _Pending:
-        end = begin + len(index_G)
-        shares = [share(begin, end, rank, self.world_size) for rank in range(self.world_size)]
-        mine, behind = shares[self.rank]
-        index_B = index_G[mine - begin : behind - begin].copy()
-        # The disk begins now, several batches before a thread would wait for it with the interpreter's lock.
-        if self.order.shuffle == "block":
-            self.faces.prefetch(self.order.to_read(epoch, begin, end, first=first).tolist())
-        else:
-            self.faces.prefetch(index_B.tolist())
-        count = 0 if self.decoder == "device" else len(index_B)
-        image_BHWC = buffers.empty((count, self.height, self.width, 3), torch.uint8, pin=self.pin)
-        edges = [*range(0, len(index_B), _CHUNK), len(index_B)]
-        if self.decoder == "device":
-            chunks = [pool.submit(self._collect, index_B, a, b) for a, b in pairwise(edges)]
-        else:
-            slots_BHWC = image_BHWC.numpy()
-            chunks = [pool.submit(self._fill, slots_BHWC, index_B, a, b) for a, b in pairwise(edges)]
-        sizes = tuple(stop - start for start, stop in shares)
-        return _Pending(image_BHWC, index_B, end, sizes, chunks)
+    def _chunks(self, epoch: int, start: int) -> Iterator[_Chunk]:
+        """The work of an epoch; a batch gets its memory, and the disk its hint, with its first chunk."""
+        for begin, index_G in self._global_batches(epoch, start):
+            end = begin + len(index_G)
+            parts = [share(begin, end, rank, self.world_size) for rank in range(self.world_size)]
+            mine, behind = parts[self.rank]
+            index_B = index_G[mine - begin : behind - begin].copy()
+            # The disk begins now, several batches before a thread would wait for it with the interpreter's
+            # lock.
+            if self.order.shuffle == "block":
+                self.faces.prefetch(self.order.to_read(epoch, begin, end, first=begin == start).tolist())
+            else:
+                self.faces.prefetch(index_B.tolist())
+            count = 0 if self.decoder == "device" else len(index_B)
+            image_BHWC = buffers.empty((count, self.height, self.width, 3), torch.uint8, pin=self.pin)
+            batch = _Pending(image_BHWC, index_B, end, tuple(stop - start for start, stop in parts))
+            for a, b in pairwise([*range(0, len(index_B), _CHUNK), len(index_B)]):
+                yield _Chunk(batch, a, b)
 
-    def _fill(self, slots_BHWC: Pixels, index_B: Positions, begin: int, end: int) -> _Filled:
-        """In a thread: decode images begin … end−1."""
-        replaced = []
-        for slot, index in enumerate(index_B[begin:end].tolist(), begin):
-            taken, reasons = self._load_or_replace(index, slots_BHWC[slot])
-            if reasons:
-                replaced.append((slot, taken, reasons))
-        return _Filled(replaced, [])
+    def _fill(self, chunk: _Chunk) -> _Chunk:
+        """In a thread: decode images into their slots."""
+        slots_BHWC = chunk.batch.image_BHWC.numpy()
+        for slot in range(chunk.begin, chunk.end):
+            self._load_slot(chunk, slot, slots_BHWC[slot])
+        return chunk
 
-    def _collect(self, index_B: Positions, begin: int, end: int) -> _Filled:
-        """In a thread: the files of images begin … end−1, pixels of those that are not for the device."""
-        filled = _Filled([], [])
-        for slot, index in enumerate(index_B[begin:end].tolist(), begin):
+    def _collect(self, chunk: _Chunk) -> _Chunk:
+        """In a thread: the files of images, pixels of those that are not for the device."""
+        for slot in range(chunk.begin, chunk.end):
             encoded = None
-            if isinstance(self.faces, EncodedFaces):
-                with contextlib.suppress(DamagedDataError):  # met again, and dealt with, below
-                    encoded = for_device(self.faces.encoded(index))
+            with contextlib.suppress(DamagedDataError):  # met again, and dealt with, below
+                encoded = for_device(self.faces.encoded(chunk.batch.index_B.item(slot)))
             if encoded is None:
                 pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
-                taken, reasons = self._load_or_replace(index, pixels_HWC)
-                if reasons:
-                    filled.replaced.append((slot, taken, reasons))
+                self._load_slot(chunk, slot, pixels_HWC)
                 encoded = torch.from_numpy(pixels_HWC)
-            filled.images.append(encoded)
-        return filled
+            chunk.images.append(encoded)
+        return chunk
+
+    def _load_slot(self, chunk: _Chunk, slot: int, out_HWC: Pixels) -> None:
+        taken, reasons = self._load(chunk.batch.index_B.item(slot), out_HWC)
+        if reasons:
+            chunk.replaced.append((slot, taken, reasons))
+
+    def _load(self, index: int, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
+        """Decode an image, or the next that decodes; returns its position, and why those before it do not."""
+        reasons: dict[int, str] = {}
+        for step in range(min(_GIVE_UP, len(self.faces))):
+            taken = (index + step) % len(self.faces)
+            try:
+                self.faces.decode_into(taken, out_HWC)
+            except DamagedDataError as error:
+                if self.on_error == "raise":
+                    hint = "data.on_error=skip trains without such images, and counts them"
+                    raise DamagedDataError(f"{error}; {hint}") from error
+                reasons[taken] = str(error)
+            else:
+                return taken, reasons
+        raise DamagedDataError(f"{len(reasons)} images in a row do not decode; the first: {reasons[index]}")
+
+    def _take(self, chunk: _Chunk) -> None:
+        """Note what a thread did, in the order of the images."""
+        chunk.batch.images += chunk.images
+        for slot, taken, reasons in chunk.replaced:
+            chunk.batch.index_B[slot] = taken
+            self._note(reasons)
+
+    def _finish(self, pending: _Pending, epoch: int) -> Batch:
+        """The batch whose last chunk is done."""
+        count = len(pending.index_B)
+        label_B = torch.empty(count, dtype=torch.int64, pin_memory=self.pin)
+        mirror_B = torch.zeros(count, dtype=torch.bool, pin_memory=self.pin)
+        batch = Batch(pending.image_BHWC, label_B, mirror_B, pending.index_B, pending.position, pending.sizes)
+        self._describe(batch, epoch)
+        if self.augment is not None:
+            augment = Augmentation(self.augment, self.order.seed, epoch, pending.index_B)
+            batch = batch._replace(augment=augment)
+        if self.decoder == "device":
+            retry = partial(self._retry, batch, epoch)
+            batch = batch._replace(undecoded=Undecoded(pending.images, (self.height, self.width), retry))
+        return batch
 
     def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
         """The pixels of an image that the device does not decode, or of one that takes its place."""
         pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
-        taken, reasons = self._load_or_replace(batch.index_B.item(slot), pixels_HWC)
+        batch.index_B[slot], reasons = self._load(batch.index_B.item(slot), pixels_HWC)
         self._note(reasons)
-        batch.index_B[slot] = taken
         self._describe(batch, epoch)
         return pixels_HWC
-
-    def _load_or_replace(self, index: int, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
-        """Decode an image, or what takes its place; returns which it was, and why not those before it."""
-        try:
-            self._load(index, out_HWC)
-        except DamagedDataError as error:
-            if self.on_error == "raise":
-                hint = "data.on_error=skip trains without such images, and counts them"
-                raise DamagedDataError(f"{error}; {hint}") from error
-            return self._replace(index, str(error), out_HWC)
-        return index, {}
-
-    def _load(self, index: int, out_HWC: Pixels) -> None:
-        """One image into its slot; an error says where it comes from."""
-        faces = self.faces
-        if isinstance(faces, EncodedFaces):
-            encoded = faces.encoded(index)
-            try:
-                decode_into(encoded, out_HWC)
-            except DamagedDataError as error:
-                raise DamagedDataError(f"{faces.where(index)}: {error}") from error
-        elif isinstance(faces, PixelFaces):
-            fit_into(faces.pixels(index), out_HWC)
-        else:
-            raise TypeError(f"{type(faces).__name__} is neither EncodedFaces nor PixelFaces")
-
-    def _replace(self, index: int, reason: str, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
-        """Load the next image that decodes; returns its position, and why those before it do not."""
-        reasons = {index: reason}
-        for step in range(1, min(_GIVE_UP, len(self.faces))):
-            other = (index + step) % len(self.faces)
-            try:
-                self._load(other, out_HWC)
-            except DamagedDataError as error:
-                reasons[other] = str(error)
-            else:
-                return other, reasons
-        raise DamagedDataError(f"{len(reasons)} images in a row do not decode; the first: {reason}")
-
-    def _finish(self, pending: _Pending, epoch: int) -> Batch:
-        """Wait for a batch; errors and replacements come in the order of the images."""
-        index_B = pending.index_B
-        images: list[torch.Tensor] = []
-        for chunk in pending.chunks:
-            filled = chunk.result()
-            images += filled.images
-            for slot, index, reasons in filled.replaced:
-                index_B[slot] = index
-                self._note(reasons)
-        count = len(index_B)
-        label_B = torch.empty(count, dtype=torch.int64, pin_memory=self.pin)
-        mirror_B = torch.zeros(count, dtype=torch.bool, pin_memory=self.pin)
-        batch = Batch(pending.image_BHWC, label_B, mirror_B, index_B, pending.position, pending.sizes)
-        self._describe(batch, epoch)
-        if self.augment is not None:
-            batch = batch._replace(augment=Augmentation(self.augment, self.order.seed, epoch, index_B))
-        if self.decoder == "device":
-            retry = partial(self._retry, batch, epoch)
-            batch = batch._replace(undecoded=Undecoded(images, (self.height, self.width), retry))
-        return batch
 
     def _describe(self, batch: Batch, epoch: int) -> None:
         """Labels and mirrors that follow from which images are in a batch."""

@@ -1,6 +1,6 @@
-"""Images with their names and labels from wherever they lie: a folder, a pack, a verification set, a list.
+"""Open images from wherever they lie: a folder, a pack, a verification set, a list.
 
-Shape suffixes: P images, N rows that are wanted of them.
+Shape suffixes: N images or rows of pairs, P distinct images.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import contextlib
 import errno
 import logging
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
-from facerec.images.decode import ENDINGS, read_file, read_header
+from facerec.images.decode import ENDINGS, Encoded, read_file, read_header
+from facerec.images.images import Images
 from facerec.packs.index_text import text_lines
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import VerificationSet, load_verification
@@ -27,55 +26,12 @@ _log = logging.getLogger(__name__)
 _SQUARE = 1.25  # longer side by shorter one; ORL's 112×92 are cropped faces
 
 
-class NamedImages(ABC):
-    """P encoded images, and N rows with a name and a label each; row n shows image ``row_N[n]``.
-
-    Images may be read by several threads at once.
-
-    Attributes:
-        row_N: int64; an image may stand in several rows.
-        together: how many neighbouring rows are of no use without each other: 2 where rows are pairs.
-    """
-
-    row_N: npt.NDArray[np.int64]
-    together: int = 1
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """P, the number of distinct images."""
-
-    @abstractmethod
-    def encoded(self, image: int) -> bytes | memoryview:
-        """The bytes of an image's file.
-
-        Raises:
-            DamagedDataError: its record is damaged.
-            MissingDataError: its file cannot be read.
-        """
-
-    @abstractmethod
-    def where(self, image: int) -> str:
-        """How errors name an image."""
-
-    @abstractmethod
-    def name(self, row: int) -> str:
-        """The name of a row, unique among those of most sources."""
-
-    @abstractmethod
-    def label(self, row: int) -> str:
-        """Who it is, as far as the source says; empty where it does not."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """One line for the log."""
-
-
 def open_images(
     source: str | Path,
     *,
     list_root: str | Path | None = None,
     damaged: Literal["raise", "skip"] = "raise",
-) -> NamedImages:
+) -> Images:
     """Whatever images `source` is.
 
     Args:
@@ -93,36 +49,41 @@ def open_images(
     source = Path(source)
     if source.is_dir():
         if any(source.glob("*.rec")):
-            return _PackImages(open_pack(source, damaged=damaged))
+            return _pack(source, damaged)
         paths = images_below(source)
-        return _Files(source, paths, [path.rpartition("/")[0] for path in paths])
+        return FileImages(source, paths, [path.rpartition("/")[0] for path in paths])
     if not source.is_file():
         raise MissingDataError(
             f"{source}: no such file or folder; expected images, a pack, a .bin or a list of paths"
         )
     if source.suffix == ".rec":
-        return _PackImages(open_pack(source, damaged=damaged))
+        return _pack(source, damaged)
     if source.suffix == ".bin":
-        return _PairImages(load_verification(source))
+        return PairImages(load_verification(source))
     if source.suffix.lower() in ENDINGS:
-        return _Files(source.parent, [source.name], [""])
-    return _Files(Path(list_root) if list_root is not None else source.parent, *_listed(source), source)
+        return FileImages(source.parent, [source.name], [""])
+    return FileImages(Path(list_root) if list_root is not None else source.parent, *_listed(source), source)
 
 
-class _Files(NamedImages):
+def _pack(source: Path, damaged: Literal["raise", "skip"]) -> Pack:
+    pack = open_pack(source, damaged=damaged)
+    _ = pack.listing  # a malformed one is refused now, not after hours of work
+    return pack
+
+
+class FileImages(Images):
     """Files below a folder, named by their paths relative to it; or those of a list, named as it does."""
 
     def __init__(
         self, root: Path, paths: Sequence[str], labels: Sequence[str], source: Path | None = None
     ) -> None:
         self._root, self._paths, self._labels, self._source = root, paths, labels, source or root
-        self.row_N = np.arange(len(paths), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def encoded(self, image: int) -> bytes:
-        path = self._root / self._paths[image]
+    def encoded(self, i: int) -> bytes:
+        path = self._root / self._paths[i]
         try:
             return read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path of a list
@@ -130,72 +91,45 @@ class _Files(NamedImages):
             listed = f"; {self._source} names it" if self._source != self._root else ""
             raise MissingDataError(f"{path} cannot be read: {reason}{listed}") from error
 
-    def where(self, image: int) -> str:
-        return str(self._root / self._paths[image])
+    def where(self, i: int) -> str:
+        return str(self._root / self._paths[i])
 
-    def name(self, row: int) -> str:
-        return self._paths[row]
+    def name(self, i: int) -> str:
+        return self._paths[i]
 
-    def label(self, row: int) -> str:
-        return self._labels[row]
+    def label(self, i: int) -> str:
+        return self._labels[i]
 
     def describe(self) -> str:
         named = len({label for label in self._labels if label})
-        people = f" of {named:,} identities" if named else ""
-        return f"{len(self):,} images{people} from {self._source}"
+        identities = f" of {named:,} identities" if named else ""
+        return f"{len(self):,} images{identities} from {self._source}"
 
 
-class _PackImages(NamedImages):
-    """The images of a pack, under the names of its `.lst` where there is one."""
-
-    def __init__(self, pack: Pack) -> None:
-        from facerec.packs.listing import Names
-
-        self._pack, self._names = pack, Names(pack)
-        self.row_N = np.arange(len(pack), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def encoded(self, image: int) -> memoryview:
-        return self._pack.encoded(image)
-
-    def where(self, image: int) -> str:
-        return self._pack.where(image)
-
-    def name(self, row: int) -> str:
-        return self._names.image(row)
-
-    def label(self, row: int) -> str:
-        return self._names.identity(row)
-
-    def describe(self) -> str:
-        return self._pack.describe()
-
-
-class _PairImages(NamedImages):
+class PairImages(Images):
     """The rows of a verification set: rows 2i and 2i + 1 are pair i, labelled 1 (genuine) or 0 (impostor)."""
 
-    together = 2
+    group = 2
 
     def __init__(self, verification_set: VerificationSet) -> None:
         self._set = verification_set
-        self.row_N = verification_set.index_2N
+        _, first_P, image_N = np.unique(verification_set.index_2N, return_index=True, return_inverse=True)
+        self.first_N = first_P[image_N]
 
     def __len__(self) -> int:
-        return len(self._set.images)
+        return len(self._set.index_2N)
 
-    def encoded(self, image: int) -> bytes:
-        return self._set.images[image]
+    def encoded(self, i: int) -> bytes:
+        return self._set.images[self._set.index_2N[i]]
 
-    def where(self, image: int) -> str:
-        return self._set.where(image)
+    def where(self, i: int) -> str:
+        return self._set.where(int(self._set.index_2N[i]))
 
-    def name(self, row: int) -> str:
-        return f"{self._set.name}/{row // 2}/{row % 2}"
+    def name(self, i: int) -> str:
+        return f"{self._set.name}/{i // 2}/{i % 2}"
 
-    def label(self, row: int) -> str:
-        return str(int(self._set.issame_N[row // 2]))
+    def label(self, i: int) -> str:
+        return str(int(self._set.issame_N[i // 2]))
 
     def describe(self) -> str:
         return self._set.describe()
@@ -270,7 +204,7 @@ def images_below(root: Path) -> list[str]:
     return paths
 
 
-def warn_of_unaligned(place: Path, encoded: Iterable[bytes | memoryview]) -> None:
+def warn_of_unaligned(place: Path, encoded: Iterable[Encoded]) -> None:
     """Warn where the headers of some images say that they are photographs rather than aligned faces.
 
     Those are nearly square, and of one size.

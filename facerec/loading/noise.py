@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import ConfigError, DamagedDataError
-from facerec.images.decode import decode
-from facerec.loading.faces import EncodedFaces, FaceSet, PixelFaces
+from facerec.images.decode import MAX_PIXELS, Encoded, Pixels
+from facerec.images.images import LabelledImages
 from facerec.loading.order import random_words
 from facerec.vectors import unit_rows
 
@@ -26,7 +26,7 @@ _SEEN: Final = 4  # images of an identity that its looks are judged by
 _SIDE: Final = 16
 
 
-class NoisyFaces(FaceSet):
+class NoisyLabels(LabelledImages):
     """A face set of which some labels are wrong.
 
     Attributes:
@@ -34,11 +34,17 @@ class NoisyFaces(FaceSet):
         clean_label_N: the labels as they were.
     """
 
-    def __init__(self, faces: FaceSet, label_N: Labels, kind: str) -> None:
+    def __init__(self, faces: LabelledImages, label_N: Labels, kind: str) -> None:
         self.faces, self.kind = faces, kind
-        self.name, self.root, self.classes = faces.name, faces.root, faces.classes
+        self.title, self.root, self.classes = faces.title, faces.root, faces.classes
         self.clean_label_N, self.label_N = faces.label_N, label_N
         label_N.flags.writeable = False
+
+    def encoded(self, i: int) -> Encoded:
+        return self.faces.encoded(i)
+
+    def decode_into(self, i: int, out_HWC: Pixels, max_pixels: int = MAX_PIXELS) -> None:
+        self.faces.decode_into(i, out_HWC, max_pixels)
 
     def where(self, i: int) -> str:
         return self.faces.where(i)
@@ -55,21 +61,9 @@ class NoisyFaces(FaceSet):
         self.faces.prefetch(positions)  # type: ignore[arg-type]
 
 
-class _NoisyEncoded(NoisyFaces, EncodedFaces):
-    faces: EncodedFaces
-
-    def encoded(self, i: int) -> bytes | memoryview:
-        return self.faces.encoded(i)
-
-
-class _NoisyPixels(NoisyFaces, PixelFaces):
-    faces: PixelFaces
-
-    def pixels(self, i: int) -> np.ndarray:
-        return self.faces.pixels(i)
-
-
-def with_label_noise(faces: FaceSet, share: float, kind: NoiseKind = "uniform", seed: int = 0) -> FaceSet:
+def with_label_noise(
+    faces: LabelledImages, share: float, kind: NoiseKind = "uniform", seed: int = 0
+) -> LabelledImages:
     """`faces` with wrong labels on a share of its images; which and what follows from the seed alone.
 
     Args:
@@ -98,10 +92,10 @@ def with_label_noise(faces: FaceSet, share: float, kind: NoiseKind = "uniform", 
         alike_CK = lookalikes(faces)
         choice_M = (word_M % np.uint64(alike_CK.shape[1])).astype(np.int64)
         label_N[changed_M] = alike_CK[label_N[changed_M], choice_M]
-    return (_NoisyEncoded if isinstance(faces, EncodedFaces) else _NoisyPixels)(faces, label_N, kind)
+    return NoisyLabels(faces, label_N, kind)
 
 
-def lookalikes(faces: FaceSet, count: int = _LOOKALIKES) -> Labels:
+def lookalikes(faces: LabelledImages, count: int = _LOOKALIKES) -> Labels:
     """For each identity the `count` others (fewer if there are fewer) with the nearest mean images."""
     order_N = np.argsort(faces.label_N, kind="stable")
     sorted_N = np.asarray(faces.label_N)[order_N]
@@ -127,13 +121,8 @@ def _spans(sorted_N: Labels, classes: int) -> tuple[Labels, Labels]:
     return np.searchsorted(sorted_N, identity_C), np.searchsorted(sorted_N, identity_C, side="right")
 
 
-def _thumbnail(faces: FaceSet, i: int) -> np.ndarray:
+def _thumbnail(faces: LabelledImages, i: int) -> np.ndarray:
     """Image i as 16×16 gray levels, one after the other."""
-    if isinstance(faces, EncodedFaces):
-        image = decode(faces.encoded(i), _SIDE)
-    else:
-        assert isinstance(faces, PixelFaces)
-        image = faces.pixels(i)
-        rows, columns = (np.linspace(0, side - 1, _SIDE).round().astype(int) for side in image.shape[:2])
-        image = image[rows][:, columns]
-    return image.astype(np.float32).mean(2).ravel()
+    image_HWC = np.empty((_SIDE, _SIDE, 3), np.uint8)
+    faces.decode_into(i, image_HWC)
+    return image_HWC.astype(np.float32).mean(2).ravel()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from facerec.errors import require
 from facerec.images.augment import AugmentSettings
 from facerec.registry import build
+from facerec.threads import cores
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,3 @@ class DataSettings:
             "prefetch": self.prefetch,
             "decoder": self.decoder,
         }
-
-
-def cores() -> int:
-    """CPU cores this process may use: its share of those of the machine, where torchrun started several."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

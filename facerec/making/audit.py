@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.images.decode import decode
-from facerec.loading.settings import cores
 from facerec.packs import framing
 from facerec.packs.index import RecordIndex, default_path, read_index, strays
 from facerec.packs.record import Record, unpack
 from facerec.packs.recordio import RecordReader
 from facerec.packs.verification import load_verification
-from facerec.threads import in_order
+from facerec.threads import cores, in_order
 
 _CHUNK = 64  # records a thread reads at a time
 

@@ -21,7 +21,7 @@ from facerec.errors import DamagedDataError, UserError
 from facerec.images.decode import read_header
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
-from facerec.packs.listing import Listing, Names, ending
+from facerec.packs.listing import Listing, ending
 from facerec.packs.pack import Pack, read_property
 from facerec.packs.recordio import RecordReader
 
@@ -102,8 +102,7 @@ def filter_pack(
             in `out` and no `force`.
         MissingDataError: nothing is left.
     """
-    names = Names(pack)
-    if overlap and not names.known:
+    if overlap and pack.listing is None:
         raise UserError(
             f"{pack.root.with_suffix('.lst')}: there is none, so the names of the identities are not known"
         )
@@ -115,7 +114,7 @@ def filter_pack(
     with PackBuilder(out, _size(pack.root), force=force) as builder:
         for c, first in enumerate(first_C.tolist()):
             label = str(int(pack.classes[c]))
-            name = names.identity(first)
+            name = pack.label(first)
             reason = f"{many_C[c]} images, fewer than {min_images}" if not keep_C[c] else ""
             if wanted and not wanted.keys().isdisjoint((label, name)):
                 known |= {label, name}
@@ -129,7 +128,7 @@ def filter_pack(
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(f"{unknown[0]!r}{more}: no label or name of {pack.root}")
-        _copy(pack, np.flatnonzero(keep_C[pack.label_N]), builder, names.image)
+        _copy(pack, np.flatnonzero(keep_C[pack.label_N]), builder, pack.name)
         return builder.finish()
 
 
@@ -147,24 +146,23 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
     copied = np.empty(0, np.int64)
     with PackBuilder(out, _size(packs[0].root), force=force) as builder:
         for number, pack in enumerate(packs):
-            names = Names(pack)
             _, first_C = np.unique(pack.label_N, return_index=True)
             own = {}
             for first in first_C.tolist():
-                name = names.identity(first)
-                new = name if names.known else f"{pack.name}_{name}"
+                name = pack.label(first)
+                new = name if pack.listing is not None else f"{pack.title}_{name}"
                 if new in taken:
-                    new = f"{pack.name}_{name}"
+                    new = f"{pack.title}_{name}"
                 if new in taken:
-                    new = f"{number}_{pack.name}_{name}"
+                    new = f"{number}_{pack.title}_{name}"
                 own[name] = new
             taken |= set(own.values())
 
-            def image(i: int, names: Names = names, own: dict[str, str] = own) -> str:
-                return f"{own[names.identity(i)]}/{names.image(i).rpartition('/')[2]}"
+            def image(i: int, pack: Pack = pack, own: dict[str, str] = own) -> str:
+                return f"{own[pack.label(i)]}/{pack.name(i).rpartition('/')[2]}"
 
             hashes = _copy(pack, np.arange(len(pack)), builder, image)
-            named = {plain_name(name.rpartition("/")[2]) for name in own if names.known}
+            named = {plain_name(name.rpartition("/")[2]) for name in own if pack.listing is not None}
             named = {name for name in named if not name.isdigit()}  # mere numbers are no names
             twice, images = sorted(named & known), int(np.isin(hashes, copied).sum())
             found = [f"{len(twice)} identities (such as {twice[0]})"] if twice else []
@@ -200,13 +198,12 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         raise UserError(f"{pack.root}: {pack.num_classes} identities are too few; give larger fractions")
     many_C = np.bincount(pack.label_N, minlength=pack.num_classes)
     shuffled_C = np.random.default_rng(seed).permutation(pack.num_classes)
-    names = Names(pack)
     with ExitStack() as stack:
         builders = [stack.enter_context(PackBuilder(out, _size(pack.root), force=force)) for out in parts]
         for k, builder in enumerate(builders):
             mine_C = np.zeros(pack.num_classes, bool)
             mine_C[shuffled_C[border[k] : border[k + 1]]] = True
-            _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, names.image)
+            _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, pack.name)
             if mine_C.sum() < 2 or not (many_C[mine_C] > 1).any():
                 _log.warning(
                     "%s: no pairs can be drawn from its %d identities, which takes two, one of them with two "
@@ -226,7 +223,7 @@ def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callab
     """Copy the images at some positions, identity by identity, and hash them; damaged records are noted."""
     hashes = array("q")
     order_K = position_K[_by_label(pack.label_N[position_K])]
-    for i, following in _with_next(order_K, f"copying {pack.name}"):
+    for i, following in _with_next(order_K, f"copying {pack.title}"):
         try:
             payload = pack.encoded(i)
             builder.add(name(i), payload)

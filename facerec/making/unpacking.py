@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, UserError
 from facerec.files import publish, staging, storing
-from facerec.packs.listing import Names
 from facerec.packs.pack import Pack
 
 
@@ -31,16 +30,15 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
     in_use = out.is_dir() and any(out.iterdir())
     if in_use and not force:
         raise UserError(f"{out}: is not empty; --force writes into it, replacing files of the same names")
-    names = Names(pack)
     damaged: list[str] = []
     with storing(out), staging(out.absolute()) as stage:
-        for i in tqdm(range(len(pack)), desc=f"unpacking {pack.name}", unit=" images", disable=None):
+        for i in tqdm(range(len(pack)), desc=f"unpacking {pack.title}", unit=" images", disable=None):
             try:
                 content = pack.encoded(i)
             except DamagedDataError as problem:
                 damaged.append(str(problem))
                 continue
-            target = stage / names.image(i)
+            target = stage / pack.name(i)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with target.open("xb") as file:

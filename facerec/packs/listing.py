@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import mmap
 from array import array
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from facerec.errors import DamagedDataError
 from facerec.packs.index_text import is_number, stays_inside
-from facerec.packs.pack import Pack
 
-_MEND = "hint that line, or move the file away to do without"
+_HINT = "correct that line, or move the file away to do without"
 
 
 class Listing:
@@ -55,34 +54,6 @@ class Listing:
         return _fields(self.path, row + 1, self._text[begin : end if end >= 0 else len(self._text)])[1]
 
 
-class Names:
-    """Names of the images and identities of a pack: from the `.lst` beside it, else made up of numbers.
-
-    Attributes:
-        known: whether there is a `.lst`.
-    """
-
-    def __init__(self, pack: Pack) -> None:
-        path = pack.root.with_suffix(".lst")
-        self.known = path.is_file()
-        self._pack = pack
-        self._listing = Listing(path) if self.known else None
-
-    def image(self, i: int) -> str:
-        """The relative path of image i: of the `.lst`, else ``label/key.jpg``."""
-        key = self._pack.key(i)
-        name = None if self._listing is None else self._listing.name(key)
-        if name is not None:
-            return name
-        label = int(self._pack.classes[self._pack.label_N[i]])
-        return f"{label}/{key}{ending(self._pack.encoded(i))}"
-
-    def identity(self, i: int) -> str:
-        """The name of image i's identity: the folder it lies in, else its label."""
-        parent = PurePosixPath(self.image(i)).parent
-        return str(parent) if parent.name else str(int(self._pack.classes[self._pack.label_N[i]]))
-
-
 def ending(encoded: bytes | memoryview) -> str:
     """The ending of an image file, by its first bytes."""
     start = bytes(encoded[:12])
@@ -104,7 +75,7 @@ def _fields(path: Path, number: int, line: bytes) -> tuple[int, str]:
     name = fields[-1]
     if not right or not name:
         shown = line[:60].decode("utf-8", "backslashreplace").rstrip("\r\n")
-        raise DamagedDataError(f"{path}, line {number}: {shown!r} is not key<TAB>label<TAB>path; {_MEND}")
+        raise DamagedDataError(f"{path}, line {number}: {shown!r} is not key<TAB>label<TAB>path; {_HINT}")
     if not stays_inside(name):
-        raise DamagedDataError(f"{path}, line {number}: {name!r:.80} leads out of its folder; {_MEND}")
+        raise DamagedDataError(f"{path}, line {number}: {name!r:.80} leads out of its folder; {_HINT}")
     return int(fields[0]), name

@@ -7,18 +7,20 @@ file `property` beside the pack is only compared with them.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError
-from facerec.loading.faces import EncodedFaces
+from facerec.images.images import LabelledImages
 from facerec.packs import cache, labels
 from facerec.packs.index_text import is_number
+from facerec.packs.listing import Listing, ending
 from facerec.packs.recordio import RecordReader
 
 _log = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ class Property(NamedTuple):
     width: int
 
 
-class Pack(EncodedFaces):
-    """The images of a `.rec`; made by `open_pack`. See `FaceSet` for what it offers.
+class Pack(LabelledImages):
+    """The images of a `.rec`; made by `open_pack`. See `LabelledImages` for what it offers.
 
     Attributes:
         reader: the open `.rec`, for whoever needs records other than the images.
@@ -51,7 +53,7 @@ class Pack(EncodedFaces):
         self, reader: RecordReader, name: str, damaged: Literal["raise", "skip"] = "raise", warn: bool = True
     ) -> None:
         self.reader = reader
-        self.name = name
+        self.title = name
         self.root = reader.path
         self.property = read_property(reader.path.with_name("property"))
         self._damaged = damaged
@@ -87,9 +89,26 @@ class Pack(EncodedFaces):
     def where(self, i: int) -> str:
         return self.reader.where(self.offset_N.item(i), self.key(i))
 
+    @functools.cached_property
+    def listing(self) -> Listing | None:
+        """The `.lst` beside the pack, if there is one; raises DamagedDataError where it is malformed."""
+        path = self.root.with_suffix(".lst")
+        return Listing(path) if path.is_file() else None
+
+    def name(self, i: int) -> str:
+        """The relative path of image i: of the `.lst`, else ``label/key.jpg``."""
+        key = self.key(i)
+        name = None if self.listing is None else self.listing.name(key)
+        return name or f"{super().label(i)}/{key}{ending(self.encoded(i))}"
+
+    def label(self, i: int) -> str:
+        """The name of image i's identity: the folder that the `.lst` has it in, else its original label."""
+        parent = PurePosixPath(self.name(i)).parent if self.listing is not None else PurePosixPath()
+        return str(parent) if parent.name else super().label(i)
+
     def describe(self) -> str:
         return (
-            f"{self.name}: {self.num_classes:,} identities, {len(self):,} images, "
+            f"{self.title}: {self.num_classes:,} identities, {len(self):,} images, "
             f"from {self.root} ({self.layout} layout)"
         )
 
@@ -112,8 +131,8 @@ class Pack(EncodedFaces):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._shared:  # the other process maps the same pages
-            return Pack, (self.reader, self.name, self._damaged, False)
-        return _rebuilt, (self.__dict__,)
+            return Pack, (self.reader, self.title, self._damaged, False)
+        return _rebuilt, ({name: value for name, value in self.__dict__.items() if name != "listing"},)
 
 
 def open_pack(

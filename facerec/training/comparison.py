@@ -13,7 +13,7 @@ import numpy as np
 from facerec import distributed as distributed
 from facerec.errors import CheckpointError
 from facerec.evaluation.settings import EvalSettings
-from facerec.loading.faces import FaceSet
+from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
 from facerec.registry import Registry, defaults
 from facerec.training.optimizers import OPTIMIZERS
@@ -54,7 +54,7 @@ _SETTINGS: dict[str, Any] = {  # whose defaults stand for what an older checkpoi
 
 
 def changes(
-    path: Path, state: Mapping[str, Any], *, config: Mapping[str, Any], faces: FaceSet
+    path: Path, state: Mapping[str, Any], *, config: Mapping[str, Any], faces: LabelledImages
 ) -> dict[str, str]:
     """What is otherwise than in a checkpoint, and may be: by the setting's name, ``0.01 (was 0.1)``.
 
@@ -147,7 +147,7 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: FaceSet) -> None:
+def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: LabelledImages) -> None:
     """Raise `CheckpointError` where rows of the head would stand for other identities, or images differ."""
     hint = "give it the same data, or another output_dir (backbone.pretrained starts from its weights)"
     before, now = np.asarray(state["classes"]), np.asarray(faces.classes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from facerec import __version__
 from facerec import distributed as distributed
 from facerec.errors import CheckpointError
-from facerec.loading.faces import FaceSet
+from facerec.images.images import LabelledImages
 from facerec.models import checkpoint, sharded_checkpoint
 from facerec.models.sharded_checkpoint import Rows
 from facerec.training import comparison
@@ -47,7 +47,7 @@ def capture(
     *,
     config: Mapping[str, Any],
     input: Mapping[str, Any],
-    faces: FaceSet,
+    faces: LabelledImages,
 ) -> dict[str, Any]:
     """The state of a run in plain containers and tensors.
 
@@ -126,7 +126,7 @@ def split(
 
 
 def restore(
-    path: Path, parts: Mapping[str, Any], config: Mapping[str, Any], faces: FaceSet
+    path: Path, parts: Mapping[str, Any], config: Mapping[str, Any], faces: LabelledImages
 ) -> tuple[Position, dict[str, str]]:
     """Put the state of a run back.
 

@@ -17,11 +17,11 @@ from facerec.images.decode import decode_into
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.prepare import prepare
-from facerec.loading.settings import cores
 from facerec.making.orl import pack_orl
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
+from facerec.threads import cores
 
 BATCH = 128
 ROUNDS = 4
@@ -57,7 +57,7 @@ def image_rows(root: Path | None, folder: Path) -> Iterator[Row]:
             counted: list[int] = []
             took = best(lambda w=way, c=counted: c.append(w()), 1)
             rates[name] = max(rates.get(name, 0.0), counted[0] / took)
-    title = f"{len(pack):,} images of {pack.name}, random order, {workers} workers"
+    title = f"{len(pack):,} images of {pack.title}, random order, {workers} workers"
     yield Row(f"{title}: mirrored, ready", rates["ready"], "img/s", rates["floor"], rates["common"])
     yield Row(f"{title}: batches only", rates["batches"], "img/s", rates["floor"], rates["common"])
 

@@ -1,6 +1,6 @@
 """Where training images come from, by kind; a new kind is a module here, and needs no other change.
 
-A module registers a function from (settings, its own options) to a `FaceSet`.
+A module registers a function from (settings, its own options) to `LabelledImages`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, nearest
-from facerec.loading.faces import EncodedFaces, FaceSet
+from facerec.images.decode import Encoded
+from facerec.images.images import LabelledImages
 from facerec.loading.named import warn_of_unaligned
 from facerec.loading.noise import with_label_noise
 from facerec.loading.settings import DataSettings
@@ -26,8 +27,8 @@ SOURCES = Registry("data.kind", "facerec.loading.sources")
 log = logging.getLogger(__name__)
 
 
-def open_faces(settings: DataSettings) -> FaceSet:
-    """The face set that `settings` describe.
+def open_faces(settings: DataSettings) -> LabelledImages:
+    """The images that `settings` describe.
 
     Raises:
         ConfigError: an unknown kind or option.
@@ -39,27 +40,26 @@ def open_faces(settings: DataSettings) -> FaceSet:
         raise ConfigError(
             "data.kind", settings.kind, f"no such kind; {nearest(settings.kind, SOURCES.names())}"
         )
-    faces: FaceSet = build(
+    faces: LabelledImages = build(
         SOURCES.builder(settings.kind), "data.options", settings.options, settings=settings
     )
     if faces.num_classes < 2:
         raise MissingDataError(
-            f"{faces.name} at {faces.root} has {faces.num_classes} identity; training needs two or more"
+            f"{faces.title} at {faces.root} has {faces.num_classes} identity; training needs two or more"
         )
     usual = (settings.identities or faces.num_classes, settings.images or len(faces))
     if usual != (faces.num_classes, len(faces)):
         log.warning(
             "%s at %s has %s identities and %s images; usual are %s and %s",
-            faces.name,
+            faces.title,
             faces.root,
             *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
         )
-    if isinstance(faces, EncodedFaces):
-        warn_of_unaligned(faces.root, _sample(faces))
+    warn_of_unaligned(faces.root, _sample(faces))
     return with_label_noise(faces, settings.label_noise, settings.noise_kind, settings.noise_seed)
 
 
-def _sample(faces: EncodedFaces) -> Iterator[bytes | memoryview]:
+def _sample(faces: LabelledImages) -> Iterator[Encoded]:
     """Some encoded images, evenly spread; damaged ones are met when they are trained on."""
     for i in np.unique(np.linspace(0, len(faces) - 1, 16).astype(int)).tolist():
         with contextlib.suppress(DamagedDataError):

@@ -10,7 +10,7 @@ import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.images.decode import ENDINGS, read_file
-from facerec.loading.faces import EncodedFaces, FaceSet
+from facerec.images.images import LabelledImages
 from facerec.loading.named import folder_entries, warn_left_out
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, existing_root
@@ -18,7 +18,7 @@ from facerec.loading.sources import SOURCES, existing_root
 log = logging.getLogger(__name__)
 
 
-class FolderFaces(EncodedFaces):
+class FolderImages(LabelledImages):
     """The images ``root/identity/image``, identities and images in the order of their names.
 
     Args:
@@ -36,7 +36,7 @@ class FolderFaces(EncodedFaces):
 
     def __init__(self, root: Path, name: str | None = None, min_images: int = 1) -> None:
         self.root = root
-        self.name = name or root.absolute().name
+        self.title = name or root.absolute().name
         self.classes = []
         self._files: list[str] = []
         counts: list[int] = []
@@ -83,14 +83,14 @@ class FolderFaces(EncodedFaces):
 
     def describe(self) -> str:
         counts = f"{self.num_classes:,} identities, {len(self):,} images"
-        return f"{self.name}: {counts}, from the folders in {self.root}"
+        return f"{self.title}: {counts}, from the folders in {self.root}"
 
 
 @SOURCES.register("folder")
-def open_folder(settings: DataSettings, min_images: int = 1) -> FaceSet:
+def open_folder(settings: DataSettings, min_images: int = 1) -> LabelledImages:
     """The folder `settings.root`; option ``min_images`` leaves out identities with fewer images."""
     require(min_images >= 1, "data.options.min_images", min_images, "must be 1 or more")
-    return FolderFaces(existing_root(settings), settings.name, min_images)
+    return FolderImages(existing_root(settings), settings.name, min_images)
 
 
 def _nothing_in(root: Path, folders: int, min_images: int) -> str:

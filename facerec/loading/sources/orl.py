@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from facerec.errors import ConfigError
-from facerec.loading.faces import FaceSet
+from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES
 from facerec.making.orl import pack_orl
@@ -13,7 +13,7 @@ from facerec.packs.pack import open_pack
 
 
 @SOURCES.register("orl")
-def open_orl(settings: DataSettings) -> FaceSet:
+def open_orl(settings: DataSettings) -> LabelledImages:
     """The pack in `settings.root`, made there first where it is missing."""
     if not settings.root:
         raise ConfigError("data.root", settings.root, "must be the folder of the pack, or where to make it")

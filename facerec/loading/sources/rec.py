@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from facerec.loading.faces import FaceSet
+from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, existing_root
 from facerec.packs.pack import open_pack
 
 
 @SOURCES.register("rec")
-def open_rec(settings: DataSettings) -> FaceSet:
+def open_rec(settings: DataSettings) -> LabelledImages:
     """The pack in the folder `settings.root`, or the `.rec` of that name."""
     return open_pack(existing_root(settings), name=settings.name, damaged=settings.on_error)

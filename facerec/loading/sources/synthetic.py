@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import require
-from facerec.loading.faces import FaceSet, PixelFaces
+from facerec.images.decode import MAX_PIXELS, Pixels, fit_into, ppm
+from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES
 
 _PATTERN = 8  # cells a side of the coarse pattern that makes an identity
 
 
-class SyntheticFaces(PixelFaces):
+class SyntheticImages(LabelledImages):
     """Coarse random patterns, one an identity, under noise that differs from image to image.
 
     Args:
@@ -24,7 +25,7 @@ class SyntheticFaces(PixelFaces):
     """
 
     def __init__(self, identities: int, images: int, height: int = 112, width: int = 112) -> None:
-        self.name = "synthetic"
+        self.title = "synthetic"
         self.root = Path("memory")
         self.label_N = np.arange(images, dtype=np.int64) % identities
         self.classes = np.arange(identities)
@@ -32,7 +33,14 @@ class SyntheticFaces(PixelFaces):
         self._row_H = np.arange(height) * _PATTERN // height
         self._column_W = np.arange(width) * _PATTERN // width
 
-    def pixels(self, i: int) -> np.ndarray:
+    def encoded(self, i: int) -> bytes:
+        return ppm(self.pixels(i))
+
+    def decode_into(self, i: int, out_HWC: Pixels, max_pixels: int = MAX_PIXELS) -> None:
+        fit_into(self.pixels(i), out_HWC)
+
+    def pixels(self, i: int) -> Pixels:
+        """Image i, uint8 (height, width, 3)."""
         pattern = _generator(0, int(self.label_N[i])).integers(0, 192, (_PATTERN, _PATTERN, 3), np.uint8)
         noise = np.frombuffer(_generator(1, i).bytes(self._height * self._width * 3), np.uint8)
         coarse_HWC = pattern[self._row_H[:, None], self._column_W]
@@ -42,16 +50,16 @@ class SyntheticFaces(PixelFaces):
         return f"synthetic image {i}"
 
     def describe(self) -> str:
-        return f"{self.name}: {self.num_classes:,} identities, {len(self):,} images, made on the spot"
+        return f"{self.title}: {self.num_classes:,} identities, {len(self):,} images, made on the spot"
 
 
 @SOURCES.register("synthetic")
-def open_synthetic(settings: DataSettings) -> FaceSet:
+def open_synthetic(settings: DataSettings) -> LabelledImages:
     """`data.identities` and `data.images` (default: ten an identity) say how many, `data.size` how large."""
     identities = settings.identities or 1000
     images = settings.images or 10 * identities
     require(images >= identities, "data.images", images, f"must be data.identities={identities} or more")
-    return SyntheticFaces(identities, images, *settings.shape)
+    return SyntheticImages(identities, images, *settings.shape)
 
 
 def _generator(kind: int, number: int) -> np.random.Generator:

@@ -1,1 +1,0 @@
-"""Reading, writing, checking and batching face images."""
