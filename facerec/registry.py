@@ -1,8 +1,8 @@
 """Builders by name, with their parameters checked: how heads, backbones, data sources and settings are made.
 
-A registry belongs to one package and is filled by that package's own modules, so adding a head is adding
-a file. The parameters of a builder are the annotated parameters of its signature; `build` checks names and
-types against it, the builder itself checks ranges (`facerec.errors.require`).
+A registry belongs to one package and is filled by that package's own modules and by plugins, so that adding a
+head is a file. The parameters of a builder are the annotated parameters of its signature. `build` checks
+names and types against it, the builder itself checks ranges (`facerec.errors.require`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
+from facerec import plugins
 from facerec.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -73,12 +74,12 @@ class Registry:
         return self.create(section["name"], given, **context)
 
     def _load(self) -> None:
-        if self._loaded:
-            return
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
-        self._loaded = True
+        if not self._loaded:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            self._loaded = True
+        plugins.load()
 
 
 def build(builder: Callable[..., T], section: str, given: Mapping[str, Any], /, **context: Any) -> T:

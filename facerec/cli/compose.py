@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from facerec import plugins
 from facerec.cli.config_loader import ConfigLoader
 from facerec.cli.errors import machine_errors
-from facerec.cli.overrides import hydra_arguments
+from facerec.cli.overrides import hydra_arguments, plugins_of
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
 from facerec.launch import launched, place
 from facerec.reporting.run_folder import RunFolder
@@ -59,11 +60,14 @@ def compose_and_run(config_name: str, task: Task) -> None:
     begun: list[str] = []
     sys.argv[1:] = hydra_arguments([*sys.argv[1:], *_alone_in_speaking(sys.argv[1:])])
 
+    plugins.use(plugins_of(sys.argv[1:]))
+
     def job(config: DictConfig) -> Any:
         begun.append(HydraConfig.get().job.name)
         try:
             with RunFolder(config, f"facerec-{config_name}") as run, _with_origin(), machine_errors():
                 _one_process_a_run()
+                plugins.use(plugins_of([f"plugins={config.plugins}"]))  # where a launcher has started it
                 config.output_dir = str(run.path)
                 try:
                     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -212,7 +216,9 @@ def _as_user_error(error: Exception) -> UserError:
         missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
         if missing:
             group, option = missing.groups()
-            known = [path.stem for path in (config_folder() / group).glob("*.yaml") if path.stem != "base"]
+            folders = [folder / group for folder in (config_folder(), *plugins.config_folders())]
+            files = [path for folder in folders for path in folder.glob("*.yaml")]
+            known = [path.stem for path in files if path.stem != "base"]
             return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if ambiguous:

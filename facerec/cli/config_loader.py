@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import GroupDefault
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from facerec import plugins
 from facerec.errors import UserError, nearest
 
 # What a configuration may have Hydra build: its launchers and sweepers, which it registers itself, and these.
@@ -48,6 +50,11 @@ class ConfigLoader(ConfigLoaderImpl):
     A class of its own, and not a check in the command, so that it goes along to the processes of a launcher.
     """
 
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        for folder in plugins.config_folders():
+            config_search_path.append("facerec-plugin", f"file://{folder}")
+        super().__init__(config_search_path)
+
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *rest: Any, **named: Any
     ) -> DictConfig:
@@ -73,6 +80,7 @@ class ConfigLoader(ConfigLoaderImpl):
             config.hydra.overrides.task = [one for one in overrides if not _of_hydra(one)]
         _expand_home(config)
         _refuse_foreign_code(config)
+        _refuse_foreign_plugins(config)
         self._refuse_unknown_sections(config, config_name)
         return config
 
@@ -164,6 +172,15 @@ def _refuse_foreign_code(config: DictConfig) -> None:
         for path, key, value in _entries(resolved, start):
             if not _permitted(path.removeprefix(start).lstrip("."), key, value, section):
                 raise _refused(path, key, value)
+
+
+def _refuse_foreign_plugins(config: DictConfig) -> None:
+    """Raise `UserError` for a plugin that a file names: only the command line may name code to be run."""
+    given = OmegaConf.to_container(config, resolve=False).get("plugins") or []  # type: ignore[union-attr]
+    for name in [given] if isinstance(given, str) else given:
+        if name not in plugins.named():
+            hint = "comes from a file, which may name no code to be run; give it on the command line"
+            raise UserError(f"plugins={name}: {hint}")
 
 
 def _permitted(inside: str, key: str, value: Any, section: str) -> bool:

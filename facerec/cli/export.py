@@ -18,7 +18,10 @@ def _run() -> int:
     from facerec.cli.compose import compose_and_run
     from facerec.registry import build
 
-    compose_and_run("export", lambda config, _: build(_export, "", config))
+    def run(config: dict[str, Any], _: object) -> None:
+        build(_export, "", {key: value for key, value in config.items() if key != "plugins"})
+
+    compose_and_run("export", run)
     return 0
 
 

@@ -59,6 +59,18 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest
 
 
+def plugins_of(arguments: Sequence[str]) -> list[str]:
+    """Return the modules that a command line names: ``plugins=[a,b]`` or ``plugins=a``."""
+    names: list[str] = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if equals and key.lstrip("+") == "plugins":
+            parsed = _parsed(argument)
+            value: Any = parsed.value() if parsed is not None else argument
+            names += value if isinstance(value, list) else [value]
+    return names
+
+
 def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; see --help and --hydra-help")
 
