@@ -70,7 +70,7 @@ def every_head(folder: Path, parts: list[int]) -> None:
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def shared_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def sharded_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What each of two or three processes found, by process and head."""
     folder = tmp_path_factory.mktemp("processes")
     parts = PARTS[request.param]
@@ -79,8 +79,8 @@ def shared_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("name", [*FAMILY, "recomputed"])
-def test_gradients_state_and_report_are_those_of_one_process(shared_out: Any, name: str) -> None:
-    parts, found_by = shared_out
+def test_gradients_state_and_report_are_those_of_one_process(sharded_run: Any, name: str) -> None:
+    parts, found_by = sharded_run
     found = [process[name] for process in found_by]
     alone = step(make("arcface" if name == "recomputed" else name), parts, slice(0, sum(parts)), None)
     own = torch.tensor(parts, dtype=torch.float64) / sum(parts)
@@ -105,8 +105,8 @@ def test_gradients_state_and_report_are_those_of_one_process(shared_out: Any, na
             torch.testing.assert_close(mean(key).to(value.dtype), value, rtol=1e-6, atol=1e-7)
 
 
-def test_sampled_rows_hold_the_samples_own_classes_and_alone_get_a_gradient(shared_out: Any) -> None:
-    parts, found_by = shared_out
+def test_sampled_rows_hold_the_samples_own_classes_and_alone_get_a_gradient(sharded_run: Any) -> None:
+    parts, found_by = sharded_run
     _, label = batch(parts)
     for rank, process in enumerate(found_by):
         shard = Shard.of(CLASSES, rank, len(parts))

@@ -70,7 +70,7 @@ def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, st
     weights = dict(trainer.backbone.state_dict())
     for key, value in trainer.head.state_dict().items():
         parts = distributed.all_gather_object(value.clone())
-        weights[f"head.{key}"] = torch.cat(parts) if key in trainer.head.shared_out else parts[0]
+        weights[f"head.{key}"] = torch.cat(parts) if key in trainer.head.sharded_parameters else parts[0]
     if distributed.rank() == 0:
         torch.save(weights, folder / f"{name}.pt")
         (folder / f"{name}.json").write_text(json.dumps(rows.rows))

@@ -63,11 +63,11 @@ class Head(nn.Module):
 
     Attributes:
         shard: which classes this process holds, for a head whose rows are shared out; None: all.
-        shared_out: names of the parameters whose first axis is that of `shard`.
+        sharded_parameters: names of the parameters whose first axis is that of `shard`.
     """
 
     shard: Shard | None = None
-    shared_out: tuple[str, ...] = ()
+    sharded_parameters: tuple[str, ...] = ()
 
     def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
         """Raise `ConfigError` where no batch could hold what the loss compares; by default any batch does.
@@ -185,7 +185,7 @@ class ClassHead(Head):
         self.shard = Shard(0, self.num_classes, self.num_classes)
         if self.sharded:
             self.shard = Shard.of(self.num_classes, distributed.rank(), distributed.world_size())
-            self.shared_out = ("weight", "bias") if self.has_bias else ("weight",)
+            self.sharded_parameters = ("weight", "bias") if self.has_bias else ("weight",)
         self.weight = nn.Parameter(self.new_weight(self.embedding_size))
         self.bias = nn.Parameter(torch.zeros(self.shard.rows)) if self.has_bias else None
         initialise(self.weight, self.init, self.shard)
@@ -249,7 +249,7 @@ class ClassHead(Head):
             normalise_weight=self.normalise_weight,
             memory=self.memory,
             block_size=self.block_size,
-            shared_out=self.sharded,
+            sharded=self.sharded,
             sizes=samples.sizes,
         )
 

@@ -244,7 +244,7 @@ def of_run(trainer: Trainer, gflops: float, activation: float = 0.0) -> Cost:
         rows=0 if weight is None else len(weight) * centres,
         embedding_size=1 if weight is None else weight.shape[-1],
         sample_rate=getattr(head, "sample_rate", 1.0),
-        sharded=bool(head.shared_out),
+        sharded=bool(head.sharded_parameters),
         bytes=4 if weight is None else weight.element_size(),
     )
     moments = {"AdamW": 2, "SGD": 1 if trainer.optimizer.defaults.get("momentum") else 0}

@@ -292,7 +292,7 @@ class Trainer:
         if mean > self.position.best:
             self.position.best = mean
             if distributed.rank() == 0:
-                whole = {"backbone": self.backbone} if self.head.shared_out else self.modules
+                whole = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
                 checkpoint.save(self.checkpoints / "best.pt", self.captured(whole))
         release_memory()
         self.meter.go_on()

@@ -115,7 +115,9 @@ def check_replicas(step: int, backbone: nn.Module, head: Head, optimizer: torch.
     The backbone's running statistics are each rank's own until they are used (see `share_buffers`).
     """
     parameters = {f"backbone.{name}": p for name, p in backbone.named_parameters()}
-    parameters |= {f"head.{name}": p for name, p in head.named_parameters() if name not in head.shared_out}
+    parameters |= {
+        f"head.{name}": p for name, p in head.named_parameters() if name not in head.sharded_parameters
+    }
     held: dict[str, Tensor] = {**parameters, **{f"head.{name}": b for name, b in head.named_buffers()}}
     for name, parameter in parameters.items():
         for kind, value in optimizer.state.get(parameter, {}).items():
@@ -141,8 +143,8 @@ class Gradients:
     """
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
-        rows = [p for name, p in head.named_parameters() if name in head.shared_out]
-        other = [p for name, p in head.named_parameters() if name not in head.shared_out]
+        rows = [p for name, p in head.named_parameters() if name in head.sharded_parameters]
+        other = [p for name, p in head.named_parameters() if name not in head.sharded_parameters]
         self._rows = [p for p in rows if p.requires_grad]
         self._head = [p for p in other if p.requires_grad]
         self._name = type(backbone).__name__

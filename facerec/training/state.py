@@ -99,8 +99,8 @@ def held_rows(parts: Mapping[str, Any]) -> dict[str, Rows]:
     """Which rows this process has of what is shared out: keys ``head/NAME`` and ``optimizer/INDEX``."""
     head, optimizer = parts["head"], parts["optimizer"]
     place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    held = {f"head/{name}": tuple(head.shard) for name in head.shared_out}
-    for name in head.shared_out:
+    held = {f"head/{name}": tuple(head.shard) for name in head.sharded_parameters}
+    for name in head.sharded_parameters:
         held[f"optimizer/{place.get(id(getattr(head, name)))}"] = tuple(head.shard)
     return held
 

@@ -62,7 +62,7 @@ def class_sums(
     normalise_weight: bool = True,
     memory: Memory = "auto",
     block_size: int | None = None,
-    shared_out: bool = False,
+    sharded: bool = False,
     sizes: distributed.Sizes = None,
 ) -> ClassSums:
     """Products of each sample with all classes, reduced to the target's and a sum over the others.
@@ -77,7 +77,7 @@ def class_sums(
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
         memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
         block_size: classes a block; by default as many as fit a cache-sized block.
-        shared_out: the processes hold different classes and the samples of all; each returns the numbers of
+        sharded: the processes hold different classes and the samples of all; each returns the numbers of
             its own samples. The gradient to weight and bias is then that of the mean of all processes'
             losses, the one to the query what this process's classes have to say.
         sizes: how many of the samples each process brought, where they are shared out.
@@ -101,7 +101,7 @@ def class_sums(
         normalise_weight,
         memory == "keep",
         block_size,
-        shared_out,
+        sharded,
         sizes,
     )
     return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra))
@@ -119,13 +119,13 @@ class _ClassSums(torch.autograd.Function):
         normalise: bool,
         keep: bool,
         block_size: int,
-        shared_out: bool,
+        sharded: bool,
         sizes: distributed.Sizes,
     ) -> tuple[Tensor, ...]:
         products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
-        if shared_out:  # a sample's own class is held by one of the processes
+        if sharded:  # a sample's own class is held by one of the processes
             own = list(distributed.all_reduce_sum(torch.stack(own)))
         target_B, cosine_B, norm_B = own
         term = make_term(target_B)
@@ -148,7 +148,7 @@ class _ClassSums(torch.autograd.Function):
             if cosine_KB is product_KB:  # the products themselves were covered, not a copy of them
                 _fill_own(product_KB, row_B, block, target_B)
         classes_B = torch.full_like(mean_B, len(weight))
-        if shared_out:
+        if sharded:
             hardest_B, mean_B, classes_B, *extra = total.join(hardest_B, mean_B, classes_B, *extra)
         others_B = total.result()
 
@@ -159,10 +159,10 @@ class _ClassSums(torch.autograd.Function):
             query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
         )
         ctx.term, ctx.normalise, ctx.block_size = term, normalise, block_size
-        ctx.shared_out, ctx.sizes = shared_out, sizes
+        ctx.sharded, ctx.sizes = sharded, sizes
         ctx.set_materialize_grads(False)
         returned = (target_B, others_B, norm_B, *statistics, *extra)
-        if shared_out:
+        if sharded:
             returned = tuple(distributed.local_samples(x_B, sizes).clone() for x_B in returned)
         ctx.mark_non_differentiable(*returned[3:])
         return returned
@@ -178,17 +178,17 @@ class _ClassSums(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         query_BD, weight, bias_C, inverse_norm_R, row_B, winner_B, others_B, *kept = ctx.saved_tensors
         term: Term = ctx.term
-        own_B = distributed.local_samples(others_B, ctx.sizes) if ctx.shared_out else others_B
+        own_B = distributed.local_samples(others_B, ctx.sizes) if ctx.sharded else others_B
         grad_target_B = torch.zeros_like(own_B) if grad_target_B is None else grad_target_B
         grad_others_B = torch.zeros_like(own_B) if grad_others_B is None else grad_others_B
-        if ctx.shared_out:
+        if ctx.sharded:
             grad_norm_B = torch.zeros_like(own_B) if grad_norm_B is None else grad_norm_B
             grads_B3 = torch.stack((grad_target_B, grad_others_B, grad_norm_B), 1)
             grad_target_B, grad_others_B, grad_norm_B = distributed.all_gather(grads_B3, ctx.sizes).unbind(1)
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
         with torch.autocast(query_BD.device.type, enabled=False):
             products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
-            gradients = _Gradients(products, distributed.world_size() if ctx.shared_out else 1)
+            gradients = _Gradients(products, distributed.world_size() if ctx.sharded else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
                 product_KB, centre_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
                 slope_KB = term.slope(product_KB)

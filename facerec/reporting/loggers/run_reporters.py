@@ -169,7 +169,7 @@ class ResultFiles(Reporter):
         self.written: list[Path] = []
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
-        kept = place(run.checkpoints, run.position.step, shared_out=bool(run.head.shared_out))
+        kept = place(run.checkpoints, run.position.step, shared_out=bool(run.head.sharded_parameters))
         document = results_document(results, run.model(), ckpt=str(kept))
         results_file = self.path / "results.json"
         self.written = [write_results(results_file, document | {"highest": run.position.highest})]
