@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.default_element import GroupDefault
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
@@ -52,7 +52,8 @@ class ConfigLoader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         for folder in plugins.config_folders():
-            config_search_path.append("facerec-plugin", f"file://{folder}")
+            before = SearchPathQuery(provider="schema")  # which must be the last
+            config_search_path.prepend("facerec-plugin", f"file://{folder}", before)
         super().__init__(config_search_path)
 
     def load_configuration(

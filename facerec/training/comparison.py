@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Whatever is in none of these lists, a setting of tomorrow included, must be as it was.
 _FREE = (  # changes nothing of what is learnt
-    *("output_dir", "head.memory", "head.block_size", "head.sharded"),
+    *("plugins", "output_dir", "head.memory", "head.block_size", "head.sharded"),
     *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
     *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every", "trainer.keep_last"),
     "trainer.check_replicas",

@@ -1,0 +1,123 @@
+"""Heads, backbones, schedules and the rest from outside: the plugin of docs/extend.md, as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from facerec.models import checkpoint
+
+PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+SETTINGS = [
+    *("head=widening", "head.m=0.3", "backbone=plain", "backbone.embedding_size=16"),
+    *("schedule=halving", "optimizer=rmsprop", "trainer.batch_size=16", "trainer.max_steps=2"),
+    *("data=synthetic", "data.identities=6", "data.images=48", "data.size=32", "eval.targets=[]"),
+    *("trainer.log_every=1", "trainer.threads=1", "trainer.device=cpu", "eval.root=.", "output_dir=run"),
+]
+
+
+def write_plugin(folder: Path) -> None:
+    """Write the files of the page where their first lines say."""
+    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert blocks
+    for name, text in blocks:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages into which pip has installed the plugin."""
+    work = tmp_path_factory.mktemp("plugin")
+    write_plugin(work)
+    wheel, info = work / "my_faces-1.0-py3-none-any.whl", "my_faces-1.0.dist-info"
+    entry = re.search(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert entry and entry[1].startswith('[project.entry-points."facerec.plugins"]')
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in sorted((work / "my_faces").rglob("*.*")):
+            archive.write(path, path.relative_to(work))
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: my-faces\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/entry_points.txt", "[facerec.plugins]\nmy_faces = my_faces\n")
+        archive.writestr(f"{info}/RECORD", "")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*install, "--target", str(work / "site"), str(wheel)], check=True)
+    return work / "site"
+
+
+def run(
+    program: str, folder: Path, *arguments: str, packages: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    code = f"from facerec.cli.{program} import main; main()"
+    path = os.pathsep.join(filter(None, [str(packages or ""), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, site: Path) -> None:
+    done = run("train", tmp_path, *SETTINGS, packages=site)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert re.search(r"head +widening", log) and re.search(r"backbone +plain", log) and "RMSprop" in log
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows] == [1e-3, 1e-3 * 0.5**2]
+    assert rows[-1]["loss"] > 0 and "accuracy" in rows[-1]
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    assert isinstance(checkpoint.load(last)["backbone"]["layers.0.weight"], torch.Tensor)
+    without = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors")
+    assert without.returncode == 2 and "plain" in without.stderr
+    done = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors", packages=site)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_projects_folder_is_a_plugin_by_its_name(tmp_path: Path) -> None:
+    write_plugin(tmp_path)
+    done = run("train", tmp_path, *SETTINGS, "plugins=[my_faces]")
+    assert done.returncode == 0, done.stderr
+    again = run("train", tmp_path, *SETTINGS, "plugins=my_faces", "trainer.max_steps=3")
+    assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr
+    unknown = run("train", tmp_path, *SETTINGS)
+    assert unknown.returncode == 2 and "head=widening: no such head" in unknown.stderr
+
+
+def test_settings_of_a_plugin_are_checked_like_all_others(tmp_path: Path, site: Path) -> None:
+    wrong = run("train", tmp_path, *SETTINGS, "head.m=wide", packages=site)
+    assert wrong.returncode == 2 and "head.m=wide: must be a number" in wrong.stderr
+    wrong = run("train", tmp_path, *SETTINGS, "schedule.gamma=1", packages=site)
+    assert wrong.returncode == 2 and "schedule.gamma: no such setting" in wrong.stderr
+
+
+def test_a_plugin_that_is_not_there_or_fails_is_named(tmp_path: Path) -> None:
+    missing = run("train", tmp_path, "plugins=[nowhere.at_all]")
+    assert missing.returncode == 2
+    assert "plugins=nowhere.at_all: (of plugins) no such module" in missing.stderr
+    (tmp_path / "broken.py").write_text("import no_such_package\n")
+    broken = run("train", tmp_path, "plugins=[broken]", "head=arcface", "data=synthetic")
+    assert broken.returncode == 2
+    assert "plugins=broken: (of plugins) cannot be imported: ModuleNotFoundError" in broken.stderr
+
+
+def test_a_file_names_no_plugin(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "configs" / "experiment" / "web.yaml").write_text("# @package _global_\nplugins: [evil]\n")
+    search = f"hydra.searchpath=[file://{tmp_path}/configs]"
+    done = run("train", tmp_path, search, "experiment=web", "data=synthetic")
+    assert done.returncode == 2
+    assert "plugins=evil: comes from a file, which may name no code to be run" in done.stderr
+    assert not (tmp_path / "runs").exists()
