@@ -16,12 +16,7 @@ from facerec.images.detection import Detector, Face, choose
 
 
 class FaceFile(NamedTuple):
-    """What came of a photograph.
-
-    Attributes:
-        payload: the encoded face; None where the photograph is dropped.
-        note: why it was dropped, or what else there is to say about it; empty where there is nothing.
-    """
+    """An encoded face, None where the photograph is dropped, and why, or else a remark on it or nothing."""
 
     payload: bytes | None
     note: str = ""
@@ -29,7 +24,7 @@ class FaceFile(NamedTuple):
 
 @dataclass(frozen=True)
 class FaceMaker:
-    """How photographs become faces.
+    """The settings by which photographs become faces.
 
     Args:
         size: side of the faces in pixels.
@@ -86,7 +81,7 @@ class FaceMaker:
         return self._aligned(image_HWC, face), others
 
     def _fits(self, encoded: Encoded) -> bool:
-        """True where an image's header says that it can be stored as it is; raises DamagedDataError."""
+        """Return True if an image's header says that it can be stored as it is; raises DamagedDataError."""
         header = read_header(encoded)
         fits = header.height == header.width == self.size and header.orientation == 1
         return fits and header.format in ("JPEG", "PNG")

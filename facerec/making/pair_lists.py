@@ -17,7 +17,7 @@ _NO = {"0", "false", "different", "no", "0.0", "-1"}
 
 
 class Pair(NamedTuple):
-    """Two images by their paths, and whether they show one person."""
+    """The paths of two images, and True if they show one person."""
 
     first: str
     second: str
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 class Folds(NamedTuple):
-    """Pairs in the order of the file, and how many folds they make, where the list says so."""
+    """Pairs in the order of the file, and their number of folds, where the list gives it."""
 
     pairs: list[Pair]
     folds: int | None
@@ -37,7 +37,7 @@ def lfw_image(name: str, number: int) -> str:
 
 
 def read_pairs_txt(path: Path) -> Folds:
-    """LFW's `pairs.txt`: per fold as many genuine pairs ``name i j`` as impostor pairs ``name i name j``.
+    """Read LFW's `pairs.txt`: per fold genuine pairs ``name i j``, then as many impostor pairs ``name i name j``.
 
     Raises:
         MissingDataError: there is no such file.
@@ -49,11 +49,11 @@ def read_pairs_txt(path: Path) -> Folds:
         fields = ["1", *fields]
     if len(fields) != 2 or not all(is_number(field) and int(field) for field in fields):
         raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
-    folds, each = map(int, fields)
+    folds, per_class = map(int, fields)
     pairs: list[Pair] = []
     contradicted: list[tuple[int, Pair]] = []
     for number, fields in lines:
-        same = len(pairs) // each % 2 == 0
+        same = len(pairs) // per_class % 2 == 0
         if len(fields) != (3 if same else 4):
             wanted = "name<TAB>i<TAB>j" if same else "name<TAB>i<TAB>name<TAB>j"
             raise _wrong(path, number, f"must be {wanted}")
@@ -65,32 +65,36 @@ def read_pairs_txt(path: Path) -> Folds:
         pairs.append(Pair(lfw_image(first, int(i)), lfw_image([first, *second][-1], int(j)), same))
         if second == [first]:
             contradicted.append((number, pairs[-1]))
-    if len(pairs) != 2 * folds * each:
+    announced = 2 * folds * per_class
+    if len(pairs) != announced:
         raise DamagedDataError(
-            f"{path}: holds {len(pairs):,} pairs, its first line announces {2 * folds * each:,}; get it again"
+            f"{path}: holds {len(pairs):,} pairs, its first line announces {announced:,}; get it again"
         )
     _warn(path, contradicted, "of one identity")
     return Folds(pairs, folds)
 
 
 def read_people_txt(path: Path) -> list[dict[str, int]]:
-    """LFW's `people.txt`: of each set, names and how many images there are.
+    """Read LFW's `people.txt`: of each set, the names and their numbers of images.
 
     Raises:
         MissingDataError: there is no such file.
         DamagedDataError: naming the line that is not in order.
     """
     lines = _lines(path)
-    number, fields = next(lines, (1, []))
-    if len(fields) != 1 or not is_number(fields[0]):
-        raise _wrong(path, number, "must be the number of sets")
-    sets: list[dict[str, int]] = []
-    for _ in range(int(fields[0])):
+    number = 0
+
+    def count(of: str) -> int:
+        nonlocal number
         number, fields = next(lines, (number + 1, []))
         if len(fields) != 1 or not is_number(fields[0]):
-            raise _wrong(path, number, "must be the number of people of a set")
+            raise _wrong(path, number, f"must be the number of {of}")
+        return int(fields[0])
+
+    sets: list[dict[str, int]] = []
+    for _ in range(count("sets")):
         people: dict[str, int] = {}
-        for _ in range(int(fields[0])):
+        for _ in range(count("people of a set")):
             number, fields = next(lines, (number + 1, []))
             if len(fields) != 2 or not is_number(fields[1]):
                 raise _wrong(path, number, "must be name<TAB>number of images")
@@ -103,7 +107,7 @@ def read_people_txt(path: Path) -> list[dict[str, int]]:
 
 
 def read_csv(path: Path) -> list[Pair]:
-    """A CSV of two paths and a label: 1, true, same or yes for one person; 0, false, different or no for two.
+    """Read a CSV of two paths and a label: 1, true, same or yes for one person; 0, false, different or no.
 
     A first line without a dot or a slash in its paths is taken for a header.
 
@@ -136,7 +140,7 @@ def read_csv(path: Path) -> list[Pair]:
 
 
 def read_names(path: Path) -> set[str]:
-    """The names of people in any such list: `pairs.txt`, `people.txt`, or one name a line.
+    """Read the names of people in any such list: `pairs.txt`, `people.txt`, or one name per line.
 
     Raises:
         MissingDataError: there is no such file.
@@ -145,12 +149,12 @@ def read_names(path: Path) -> set[str]:
     fields = {field.strip() for line in text_lines(path) for field in line.split("\t")}
     names = {field for field in fields if field and not field.isdecimal()}
     if not names:
-        raise DamagedDataError(f"{path}: holds no names; give pairs.txt, people.txt or one name a line")
+        raise DamagedDataError(f"{path}: holds no names; give pairs.txt, people.txt or one name per line")
     return names
 
 
 def read_entries(path: Path) -> list[str]:
-    """The lines of a list, without blank ones and spaces around them.
+    """Read the lines of a list, without blank ones and spaces around them.
 
     Raises:
         MissingDataError: there is no such file.
@@ -158,12 +162,12 @@ def read_entries(path: Path) -> list[str]:
     """
     entries = [line.strip() for line in text_lines(path) if line.strip()]
     if not entries:
-        raise DamagedDataError(f"{path}: is empty; give one entry a line")
+        raise DamagedDataError(f"{path}: is empty; give one entry per line")
     return entries
 
 
 def _warn(path: Path, contradicted: Sequence[tuple[int, Pair]], kind: str) -> None:
-    """Say that impostor pairs seem to be none; the numbers that come of them are too low."""
+    """Warn of impostor pairs that seem to be genuine; accuracies measured on them are too low."""
     for number, pair in contradicted[:1]:
         _log.warning(
             "%s: %d impostor pairs are %s, such as line %d (%s, %s); are they genuine?",
@@ -172,7 +176,7 @@ def _warn(path: Path, contradicted: Sequence[tuple[int, Pair]], kind: str) -> No
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of every line that is not blank; tabs separate where there are any, else spaces."""
+    """Yield number and fields of every line that is not blank; tabs separate if there are any, else spaces."""
     for number, line in enumerate(text_lines(path), 1):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
         if any(fields):

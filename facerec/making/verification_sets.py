@@ -44,8 +44,8 @@ def write_drawn(
         return i, shelf.make(i)
 
     while True:
-        drawn = draw_pairs(shelf.label_N[usable_M], count=count, folds=folds, seed=seed)
-        image_K2 = usable_M[drawn.image_K2]
+        row_K2, issame_K = draw_pairs(shelf.label_N[usable_M], count=count, folds=folds, seed=seed)
+        image_K2 = usable_M[row_K2]
         missing = [i for i in np.unique(image_K2).tolist() if i not in made]
         bad = []
         for i, result in _shown(in_order(make, missing, workers), len(missing), out):
@@ -59,8 +59,8 @@ def write_drawn(
         usable_M = np.setdiff1d(usable_M, bad)
     image_2K = image_K2.ravel().tolist()
     people = [shelf.person(i) for i in image_2K]
-    write_verification(out, [made[i] for i in image_2K], drawn.issame_K, people, folds)
-    return len(drawn.issame_K)
+    write_verification(out, [made[i] for i in image_2K], issame_K, people, folds)
+    return len(issame_K)
 
 
 def write_listed(
