@@ -17,7 +17,7 @@ from facerec.evaluation.statistics.bootstrap import (
 from facerec.evaluation.statistics.folds import cross_validate, fold_of
 from facerec.evaluation.statistics.metrics import Separation
 from facerec.making.pair_lists import Pair
-from facerec.making.verification_sets import _people
+from facerec.making.verification_sets import _identities
 from facerec.packs.verification import load_verification, people_path, write_verification
 
 
@@ -186,5 +186,5 @@ def test_drawn_pairs_keep_their_people(tmp_path):
 
 def test_listed_pairs_have_people_where_folders_agree_with_the_answers():
     agreed = [Pair("a/1.jpg", "a/2.jpg", True), Pair("a/1.jpg", "b/1.jpg", False)]
-    assert _people(agreed) == ["a", "a", "a", "b"]
-    assert _people([*agreed, Pair("x/1.jpg", "x/2.jpg", False)]) is None
+    assert _identities(agreed) == ["a", "a", "a", "b"]
+    assert _identities([*agreed, Pair("x/1.jpg", "x/2.jpg", False)]) is None

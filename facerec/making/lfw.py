@@ -68,7 +68,7 @@ def make_lfw(
     def beside(builder: PackBuilder) -> None:
         for file, listed in files.items():
             path = builder.beside(file)
-            write_listed(root, listed, path, maker, workers, folds if listed is pairs else None)
+            write_listed(root, listed, path, maker, workers=workers, folds=folds if listed is pairs else None)
             if people_path(path).exists():  # not where the list contradicts the names
                 builder.beside(people_path(path).name)
 

@@ -37,7 +37,7 @@ def lfw_image(name: str, number: int) -> str:
 
 
 def read_pairs_txt(path: Path) -> Folds:
-    """Read LFW's `pairs.txt`: per fold genuine pairs ``name i j``, then as many impostor pairs ``name i name j``.
+    """Read LFW's `pairs.txt`: per fold as many pairs ``name i j`` as impostor pairs ``name i name j``.
 
     Raises:
         MissingDataError: there is no such file.
@@ -176,7 +176,7 @@ def _warn(path: Path, contradicted: Sequence[tuple[int, Pair]], kind: str) -> No
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and fields of every line that is not blank; tabs separate if there are any, else spaces."""
+    """Yield number and fields of every line that is not blank; tabs, or else spaces, separate them."""
     for number, line in enumerate(text_lines(path), 1):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
         if any(fields):

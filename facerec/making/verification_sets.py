@@ -4,63 +4,68 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TypeVar
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
-from facerec.images.decode import ENDINGS
+from facerec.images.decode import ENDINGS, decode
 from facerec.images.face_maker import FaceFile, FaceMaker
+from facerec.images.images import Images, LabelledImages
+from facerec.loading.named import FileImages
 from facerec.making.drawn_pairs import draw_pairs
-from facerec.making.from_folder import make_file
 from facerec.making.pair_lists import Pair
-from facerec.making.shelves import Shelf
 from facerec.packs.verification import write_verification
 from facerec.threads import in_order
 
-Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
 def write_drawn(
-    shelf: Shelf, out: Path, *, count: int | None = None, folds: int = 10, seed: int = 0, workers: int = 1
-) -> int:
-    """Draw pairs (see `draw_pairs`) and write them. An image without a face, or damaged, is left out with a
-    warning, and the drawing is done again without it.
+    images: LabelledImages,
+    out: Path,
+    maker: FaceMaker | None,
+    *,
+    count: int | None = None,
+    folds: int = 10,
+    seed: int = 0,
+    workers: int = 1,
+) -> None:
+    """Draw pairs (see `draw_pairs`) and write them.
 
-    Returns:
-        The number of pairs.
+    An image without a face, or damaged, is left out with a warning, and the pairs are drawn again without it.
+
+    Args:
+        images: without `maker` they are written as they are.
+        out: the `.bin`.
+        maker: makes the faces.
+        count, folds, seed: see `draw_pairs`.
+        workers: threads.
 
     Raises:
-        UserError: there are too few people or images.
+        UserError: there are too few identities or images.
         StorageError: `out` cannot be written.
     """
-    usable_M = np.arange(len(shelf.label_N))
+    usable_M = np.arange(len(images))
     made: dict[int, bytes] = {}
-
-    def make(i: int) -> tuple[int, FaceFile]:
-        return i, shelf.make(i)
-
     while True:
-        row_K2, issame_K = draw_pairs(shelf.label_N[usable_M], count=count, folds=folds, seed=seed)
+        row_K2, issame_K = draw_pairs(images.label_N[usable_M], count=count, folds=folds, seed=seed)
         image_K2 = usable_M[row_K2]
+        unusable = []
         missing = [i for i in np.unique(image_K2).tolist() if i not in made]
-        bad = []
-        for i, result in _shown(in_order(make, missing, workers), len(missing), out):
-            if result.payload is None:
-                bad.append(i)
-                _log.warning("%s: %s; left out", shelf.name(i), result.note)
+        for i, face in _faces(images, missing, maker, workers, out):
+            if face.payload is None:
+                unusable.append(i)
+                _log.warning("%s; left out", _reason(images, i, face))
             else:
-                made[i] = result.payload
-        if not bad:
+                made[i] = face.payload
+        if not unusable:
             break
-        usable_M = np.setdiff1d(usable_M, bad)
-    image_2K = image_K2.ravel().tolist()
-    people = [shelf.person(i) for i in image_2K]
-    write_verification(out, [made[i] for i in image_2K], issame_K, people, folds)
-    return len(issame_K)
+        usable_M = np.setdiff1d(usable_M, unusable)
+    row_2K = image_K2.ravel().tolist()
+    identities = [str(images.classes[images.label_N[i]]) for i in row_2K]
+    write_verification(out, [made[i] for i in row_2K], issame_K, identities, folds)
 
 
 def write_listed(
@@ -68,6 +73,7 @@ def write_listed(
     pairs: Sequence[Pair],
     out: Path,
     maker: FaceMaker,
+    *,
     workers: int = 1,
     folds: int | None = None,
 ) -> None:
@@ -75,11 +81,11 @@ def write_listed(
 
     Args:
         root: the folder that the paths of the list start from.
-        pairs: what to write.
+        pairs: the list.
         out: the `.bin`.
         maker: makes the faces.
         workers: threads.
-        folds: how many the list makes, where it says so.
+        folds: their number, where the list gives it.
 
     Raises:
         MissingDataError: an image is not there; the message says which, and how many more.
@@ -87,53 +93,73 @@ def write_listed(
         StorageError: `out` cannot be written.
     """
     paths = list(dict.fromkeys(path for pair in pairs for path in pair[:2]))
-    file_of = {path: _file(root / path) for path in paths}
-    absent = [path for path in paths if file_of[path] is None]
+    images = FileImages(root, _files(root, paths), paths)
+    made: dict[str, bytes] = {}
+    for i, face in _faces(images, range(len(images)), maker, workers, out):
+        if face.payload is None:
+            hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
+            raise DamagedDataError(_reason(images, i, face) + hint)
+        made[paths[i]] = face.payload
+    rows = [made[path] for pair in pairs for path in pair[:2]]
+    write_verification(out, rows, [pair.same for pair in pairs], _identities(pairs), folds)
+
+
+def _faces(
+    images: Images, wanted: Sequence[int], maker: FaceMaker | None, workers: int, out: Path
+) -> Iterator[tuple[int, FaceFile]]:
+    """Make faces in threads, behind a progress bar."""
+
+    def make(i: int) -> tuple[int, FaceFile]:
+        try:
+            encoded = images.encoded(i)
+            if maker is not None:
+                return i, maker.make(encoded)
+            decode(encoded)
+            return i, FaceFile(bytes(encoded))
+        except (DamagedDataError, MissingDataError) as error:
+            return i, FaceFile(None, str(error))
+
+    faces = in_order(make, wanted, workers)
+    yield from tqdm(faces, total=len(wanted), desc=f"images of {out.name}", disable=None, delay=0.5)
+
+
+def _reason(images: Images, i: int, face: FaceFile) -> str:
+    where = images.where(i)
+    return face.note if where in face.note else f"{where}: {face.note}"
+
+
+def _files(root: Path, paths: Sequence[str]) -> list[str]:
+    """Find the listed files, or those that differ from them in their endings alone."""
+    found = {path: _endings(root, path) for path in paths}
+    absent = [path for path in paths if not found[path]]
     if absent:
         more = f" and {len(absent) - 1:,} more of {len(paths):,}" if len(absent) > 1 else ""
         raise MissingDataError(
             f"{root / absent[0]}: is in the list, but not there{more}; paths start from {root}"
         )
-    others = [path for path in paths if file_of[path] != root / path]
-    if others:
-        took = f"such as {file_of[others[0]]} for {others[0]}"
-        _log.info("%d of %d listed images have another ending, %s", len(others), len(paths), took)
-
-    def make(path: str) -> tuple[str, FaceFile]:
-        return path, make_file(maker, file_of[path] or root / path)
-
-    made: dict[str, bytes] = {}
-    for path, result in _shown(in_order(make, paths, workers), len(paths), out):
-        if result.payload is None:
-            hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
-            raise DamagedDataError(f"{root / path}: {result.note}{hint}")
-        made[path] = result.payload
-    images = [made[path] for pair in pairs for path in pair[:2]]
-    write_verification(out, images, [pair.same for pair in pairs], _people(pairs), folds)
+    for path, (first, *others) in found.items():
+        if others:
+            names = " and ".join(PurePosixPath(file).name for file in (first, others[0]))
+            raise UserError(f"{root / path}: is not there, but {names} are; remove one of them")
+    files = [found[path][0] for path in paths]
+    renamed = [(path, file) for path, file in zip(paths, files, strict=True) if path != file]
+    for path, file in renamed[:1]:
+        took = f"such as {root / file} for {path}"
+        _log.info("%d of %d listed images have another ending, %s", len(renamed), len(paths), took)
+    return files
 
 
-def _file(path: Path) -> Path | None:
-    """The listed file, or the one that differs from it in its ending alone; None where there is none."""
-    if path.is_file():
-        return path
-    endings = [case(ending) for ending in ENDINGS for case in (str.lower, str.upper)]
-    found = [path.with_suffix(ending) for ending in endings if path.with_suffix(ending).is_file()]
-    if len(found) > 1:
-        raise UserError(
-            f"{path}: is not there, but {found[0].name} and {found[1].name} are; remove one of them"
-        )
-    return found[0] if found else None
+def _endings(root: Path, path: str) -> list[str]:
+    """The path, where there is such a file, else those of the files with another ending."""
+    if (root / path).is_file():
+        return [path]
+    others = [case(ending) for ending in ENDINGS for case in (str.lower, str.upper)]
+    names = [str(PurePosixPath(path).with_suffix(ending)) for ending in others]
+    return [name for name in names if (root / name).is_file()]
 
 
-def _people(pairs: Sequence[Pair]) -> list[str] | None:
-    """Whose the listed images are, by their folders; None where those contradict an answer."""
-    people = [str(Path(path).parent) for pair in pairs for path in pair[:2]]
-    agree = all(
-        (one == other) == pair.same for one, other, pair in zip(people[::2], people[1::2], pairs, strict=True)
-    )
-    return people if agree else None
-
-
-def _shown(results: Iterator[Result], total: int, out: Path) -> Iterator[Result]:
-    """The same behind a progress bar."""
-    yield from tqdm(results, total=total, desc=f"images of {out.name}", disable=None, delay=0.5)
+def _identities(pairs: Sequence[Pair]) -> list[str] | None:
+    """The identities of listed images, by their folders; None where those contradict an answer."""
+    folders = [str(PurePosixPath(path).parent) for pair in pairs for path in pair[:2]]
+    same = [one == other for one, other in zip(folders[::2], folders[1::2], strict=True)]
+    return folders if same == [pair.same for pair in pairs] else None

@@ -45,8 +45,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     from facerec.errors import UserError
     from facerec.files import refuse_overwriting
-    from facerec.making.pair_lists import Folds, read_csv, read_pairs_txt
-    from facerec.making.shelves import FolderShelf, PackShelf, Shelf
+    from facerec.loading.sources.folder import FolderImages
+    from facerec.making.pair_lists import read_csv, read_pairs_txt
     from facerec.making.verification_sets import write_drawn, write_listed
     from facerec.packs.pack import open_pack
     from facerec.packs.verification import load_verification
@@ -58,16 +58,18 @@ def run(options: Namespace) -> None:
     refuse_overwriting(options.out, options.force)
     threads = workers(options)
     if options.list or options.csv:
-        listed = Folds(read_csv(options.csv), None) if options.csv else read_pairs_txt(options.list)
-        write_listed(options.source, listed.pairs, options.out, face_maker(options), threads, listed.folds)
+        pairs, folds = read_pairs_txt(options.list) if options.list else (read_csv(options.csv), None)
+        maker = face_maker(options)
+        write_listed(options.source, pairs, options.out, maker, workers=threads, folds=folds)
     else:
         is_pack = options.source.is_file() or any(options.source.glob("*.rec"))
-        shelf: Shelf = (
-            PackShelf(open_pack(options.source, damaged="skip"))
-            if is_pack
-            else FolderShelf(options.source, face_maker(options))
-        )
         write_drawn(
-            shelf, options.out, count=options.count, folds=options.folds, seed=options.seed, workers=threads
+            open_pack(options.source, damaged="skip") if is_pack else FolderImages(options.source),
+            options.out,
+            None if is_pack else face_maker(options),
+            count=options.count,
+            folds=options.folds,
+            seed=options.seed,
+            workers=threads,
         )
     print(load_verification(options.out).describe())
