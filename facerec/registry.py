@@ -29,11 +29,13 @@ class Registry:
     Args:
         kind: what is registered; also the config group, so that errors read ``head=arcfase: …``.
         package: dotted name of the package whose modules register themselves when imported.
+        others: dotted names of further modules that do.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, *others: str) -> None:
         self.kind = kind
         self.package = package
+        self._others = others
         self._builders: dict[str, Callable[..., Any]] = {}
         self._loaded = False
 
@@ -78,6 +80,8 @@ class Registry:
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self.package}.{module.name}")
+            for name in self._others:
+                importlib.import_module(name)
             self._loaded = True
         plugins.load()
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from facerec.loading.order import Order, count_batches, mirrored, permute, random_words, share, uniform
+from facerec.loading.order import Order, count_batches, mirrored, rank_part
+from facerec.randomness import permute, random_words, uniform
 
 COUNTS = st.integers(1, 3000)
 
@@ -155,7 +156,7 @@ def test_processes_take_an_epoch_without_overlap_or_loss(
     for k in range(batches):
         begin = start + k * batch_size * world_size
         end = min(begin + batch_size * world_size, count)
-        parts = [share(begin, end, rank, world_size) for rank in range(world_size)]
+        parts = [rank_part(begin, end, rank, world_size) for rank in range(world_size)]
         sizes = [b - a for a, b in parts]
         assert min(sizes) >= 1
         assert max(sizes) - min(sizes) <= 1

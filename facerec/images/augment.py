@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 
 from facerec.errors import require
-from facerec.loading.order import Positions, uniform
+from facerec.randomness import Positions, uniform
 
 if TYPE_CHECKING:
     import torch

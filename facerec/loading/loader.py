@@ -32,8 +32,8 @@ from facerec.images.augment import Augmentation, AugmentSettings
 from facerec.images.decode import Pixels
 from facerec.images.device_decode import Undecoded, for_device
 from facerec.images.images import LabelledImages
-from facerec.loading.identity_order import IdentityOrder
-from facerec.loading.order import Order, Positions, Shuffle, count_batches, mirrored, share
+from facerec.loading.order import IdentityOrder, Order, Shuffle, count_batches, mirrored, rank_part
+from facerec.randomness import Positions
 from facerec.threads import in_order
 
 log = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ class Loader:
         """The work of an epoch; a batch gets its memory, and the disk its hint, with its first chunk."""
         for begin, index_G in self._global_batches(epoch, start):
             end = begin + len(index_G)
-            parts = [share(begin, end, rank, self.world_size) for rank in range(self.world_size)]
+            parts = [rank_part(begin, end, rank, self.world_size) for rank in range(self.world_size)]
             mine, behind = parts[self.rank]
             index_B = index_G[mine - begin : behind - begin].copy()
             # The disk begins now, several batches before a thread would wait for it with the interpreter's

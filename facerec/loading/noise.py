@@ -15,7 +15,7 @@ import numpy.typing as npt
 from facerec.errors import ConfigError, DamagedDataError
 from facerec.images.decode import MAX_PIXELS, Encoded, Pixels
 from facerec.images.images import LabelledImages
-from facerec.loading.order import random_words
+from facerec.randomness import random_words
 from facerec.vectors import unit_rows
 
 NoiseKind = Literal["uniform", "confusable"]

@@ -1,27 +1,25 @@
-"""The order of an epoch, its division among processes, and every sample's random numbers: pure functions.
+"""The order of an epoch and its division among ranks: pure functions of (seed, epoch, position).
 
-Nothing here keeps state or draws from a generator. Which image stands at position p of an epoch follows
-from (seed, epoch, p) by arithmetic alone, so an epoch can be entered anywhere, by any number of processes, at
-no cost in memory (a stored permutation of WebFace42M takes 170 MB in every process), and it does not change
-with the version of NumPy. The random numbers of a sample follow from (seed, epoch, sample), whoever loads it.
+Which image stands at position p of an epoch follows by arithmetic alone, so an epoch can be entered anywhere,
+by any number of ranks, at no cost in memory (a stored permutation of WebFace42M takes 170 MB per process).
 
-Shape suffixes: N positions or samples asked for, K numbers a sample.
+Shape suffixes: N images or positions, C identities with two images or more, M groups of images of one.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Positions = npt.NDArray[np.int64]
+from facerec.errors import require
+from facerec.randomness import Positions, permute, random_words
+
 Shuffle = Literal["full", "block", "identity", "none"]
 
-_ROUNDS: Final = 8
-_WORD: Final = 2**64 - 1
+_ROUND: Final = -2  # keeps the permutations of identities apart from those of the other orders
 
 
 class Order:
@@ -30,11 +28,10 @@ class Order:
     Args:
         count: images in the data set.
         seed: any integer.
-        shuffle: ``full``: any image anywhere. ``block``: the data set is cut into blocks of neighbours, the
-            blocks are shuffled, and the images of `window` blocks at a time are mixed with each other, so a
-            disk reads whole blocks. ``none``: as stored. (``identity`` is `identity_sampler.IdentityOrder`.)
-        block_size: images in a block.
-        window: blocks that are mixed with each other.
+        shuffle: ``full``: any image anywhere. ``block``: the data set is cut into blocks of `block_size`
+            neighbours, the blocks are shuffled, and the images of `window` blocks at a time are mixed with
+            each other, so that a disk reads whole blocks. ``none``: as stored. ``identity`` is
+            `IdentityOrder`.
     """
 
     def __init__(
@@ -55,21 +52,23 @@ class Order:
 
     def take(self, epoch: int, start: int, stop: int) -> Positions:
         """The images (int64) at positions start … stop−1 of an epoch, 0 ≤ start ≤ stop ≤ count."""
-        if not 0 <= start <= stop <= self.count:
-            raise IndexError(f"positions {start} to {stop} of an epoch of {self.count}")
-        position_N = np.arange(start, stop, dtype=np.int64)
+        position_N = self._positions(start, stop)
         if self.shuffle == "none" or not len(position_N):
             return position_N
         if self.shuffle == "full":
             return permute(position_N, self.count, (self.seed, epoch))
         return self._blocks(epoch).take(position_N)
 
-    def to_read(self, epoch: int, start: int, stop: int, *, first: bool = False) -> Positions:
-        """For ``block``: what a disk should begin to read when positions start … stop−1 are about to be
-        decoded.
+    def _positions(self, start: int, stop: int) -> Positions:
+        if not 0 <= start <= stop <= self.count:
+            raise IndexError(f"positions {start} to {stop} of an epoch of {self.count}")
+        return np.arange(start, stop, dtype=np.int64)
 
-        It is the like part of the next window, as it is stored, so that the disk goes through one block after
-        the other; with `first` also the whole window that `start` lies in.
+    def to_read(self, epoch: int, start: int, stop: int, *, first: bool = False) -> Positions:
+        """For ``block``: the images a disk should begin to read before positions start … stop−1 are decoded.
+
+        They are the like part of the next window, as it is stored, so that the disk goes through one block
+        after the other; with `first` also all of the window that `start` lies in.
         """
         return self._blocks(epoch).to_read(start, stop, first)
 
@@ -80,7 +79,7 @@ class Order:
 
 
 class _Blocks:
-    """One epoch's order of blocks; memory for one number a block."""
+    """One epoch's order of blocks, in memory for a few numbers per block."""
 
     def __init__(self, count: int, block_size: int, window: int, key: tuple[int, ...]) -> None:
         blocks = -(-count // block_size)
@@ -126,90 +125,97 @@ class _Blocks:
         return np.arange(length_B.sum()) + np.repeat(first_B - begin_B, length_B)
 
 
-def permute(position_N: Positions, count: int, key: tuple[int, ...]) -> Positions:
-    """Images of positions under a pseudo-random permutation of 0 … count−1 that `key` chooses.
+class IdentityOrder(Order):
+    """Epochs in groups of K images of one identity, as pair losses need: P identities × K images per batch.
 
-    A Feistel network on pairs (x // b, x % b) with a·b just over `count`, whose halves are added modulo a and
-    b instead of exclusive-or-ed (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002); the few
-    images that fall outside are permuted again until they are inside.
+    Every identity with two images or more has its turn once per round, in another order each round. An epoch
+    is as long as the data set, but balanced over identities: the images of small ones come more often. An
+    identity shows all its images (but a rest of fewer than K) before any comes again; one with fewer than K
+    repeats them within its group. In a batch of P·K images the P identities differ, but for those batches
+    that a round ends in.
+
+    Args:
+        label_N: int64 identity of every image, 0 … number of identities − 1.
+        seed: any integer.
+        images_per_identity: K ≥ 2.
+
+    Raises:
+        ConfigError: no identity has two images, or K is less than 2.
     """
-    if count <= 1:
-        return np.zeros_like(position_N)
-    b = math.isqrt(count - 1) + 1
-    a = -(-count // b)
-    keys = [_mix(_fold((*key, round_))) for round_ in range(_ROUNDS)]
-    image_N = position_N.copy()
-    outside = np.arange(len(position_N))
-    while len(outside):
-        high, low = np.divmod(image_N[outside].astype(np.uint64), np.uint64(b))
-        for round_ in range(0, _ROUNDS, 2):
-            high = (high + _mix_array(low + np.uint64(keys[round_])) % np.uint64(a)) % np.uint64(a)
-            low = (low + _mix_array(high + np.uint64(keys[round_ + 1])) % np.uint64(b)) % np.uint64(b)
-        image_N[outside] = (high * np.uint64(b) + low).astype(np.int64)
-        outside = outside[image_N[outside] >= count]
-    return image_N
+
+    def __init__(
+        self, label_N: npt.NDArray[np.int64], *, seed: int = 0, images_per_identity: int = 4
+    ) -> None:
+        super().__init__(len(label_N), seed=seed, shuffle="identity")
+        k = images_per_identity
+        require(k >= 2, "data.images_per_identity", k, "must be 2 or more")
+        self.images_per_identity = k
+        count = np.bincount(label_N)
+        first = np.concatenate(([0], np.cumsum(count)[:-1]))
+        several = count >= 2
+        hint = "no identity of this data set has two images"
+        require(bool(several.any()), "data.shuffle", "identity", hint)
+        self.count_C, self.first_C = count[several], first[several]
+        self.by_identity_N = None  # images in the order of their identities, where they are not stored so
+        if (label_N[1:] < label_N[:-1]).any():
+            index_N = np.argsort(label_N, kind="stable")
+            small = len(index_N) <= np.iinfo(np.int32).max
+            self.by_identity_N = index_N.astype(np.int32) if small else index_N
+
+    def take(self, epoch: int, start: int, stop: int) -> Positions:
+        position_N = self._positions(start, stop)
+        if not len(position_N):
+            return position_N
+        k = self.images_per_identity
+        group_M, of_group_N = np.unique(position_N // k, return_inverse=True)
+        round_M, place_M = np.divmod(group_M, len(self.count_C))
+        identity_M = np.empty_like(place_M)
+        for one in np.unique(round_M).tolist():
+            mine = round_M == one
+            identity_M[mine] = permute(place_M[mine], len(self.count_C), (self.seed, epoch, _ROUND, one))
+        images_M = self.count_C[identity_M]
+        # Each cycle through an identity's images has an order of its own: x → stride·x + shift modulo their
+        # number, a permutation because the stride has no divisor in common with it.
+        cycle_M, turn_M = np.divmod(round_M, np.maximum(images_M // k, 1))
+        sample_M = cycle_M * len(self.count_C) + identity_M
+        shift_M = _below(random_words(self.seed, epoch, sample_M, "shift"), images_M)
+        stride_M = 1 + _below(random_words(self.seed, epoch, sample_M, "stride"), images_M)
+        while (clash_M := np.gcd(stride_M, images_M) != 1).any():
+            stride_M = np.where(clash_M, stride_M % images_M + 1, stride_M)
+        nth_N = turn_M[of_group_N] * k + position_N % k
+        within_N = (stride_M[of_group_N] * nth_N + shift_M[of_group_N]) % images_M[of_group_N]
+        image_N = self.first_C[identity_M[of_group_N]] + within_N
+        return image_N if self.by_identity_N is None else self.by_identity_N[image_N].astype(np.int64)
 
 
-def random_words(seed: int, epoch: int, sample_N: Positions, purpose: str) -> npt.NDArray[np.uint64]:
-    """64 random bits for each sample, uint64 (N,): a pure function of (seed, epoch, sample, purpose)."""
-    key = _fold((seed, epoch, zlib.crc32(purpose.encode())))
-    return _mix_array(_mix_array(sample_N.astype(np.uint64)) + np.uint64(key))
-
-
-def uniform(seed: int, epoch: int, sample_N: Positions, purpose: str, draws: int) -> npt.NDArray[np.float64]:
-    """`draws` numbers in [0, 1) for each sample, float64 (N, K): a pure function as `random_words`."""
-    word_N = random_words(seed, epoch, sample_N, purpose)
-    step_K = np.arange(draws, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (_mix_array(word_N[:, None] + step_K) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def _below(word_M: npt.NDArray[np.uint64], limit_M: npt.NDArray[np.int64]) -> Positions:
+    return (word_M % limit_M.astype(np.uint64)).astype(np.int64)
 
 
 def mirrored(seed: int, epoch: int, sample_N: Positions) -> npt.NDArray[np.bool_]:
-    """Whether each sample is mirrored in this epoch, bool (N,), one half of them."""
+    """Mark the half of the samples that is mirrored in this epoch, bool (N,)."""
     return (random_words(seed, epoch, sample_N, "mirror") & np.uint64(1)).astype(np.bool_)
 
 
 def count_batches(
     count: int, batch_size: int, *, world_size: int = 1, start: int = 0, drop_last: bool | None = None
 ) -> int:
-    """Batches that remain of an epoch when `start` samples of it are done; the same number in every process.
+    """Batches that remain of an epoch when `start` samples of it are done; the same number on every rank.
 
     A full batch has batch_size·world_size samples, the rest of an epoch is one smaller batch. ``drop_last``:
-    True leaves the rest out; False keeps it if it has a sample for every process; None, the default, keeps it
-    if it has two for every process, since batch norm has no variance of one.
+    True leaves the rest out; False keeps it if it has a sample for every rank; None, the default, keeps it if
+    it has two for every rank, since batch norm has no variance of one.
     """
     full, rest = divmod(count - start, batch_size * world_size)
     needed = {True: math.inf, False: world_size, None: min(2, batch_size) * world_size}[drop_last]
     return full + (0 < rest >= needed)
 
 
-def share(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part of positions start … stop−1 that process `rank` takes, as (begin, end).
+def rank_part(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Begin and end of the part of positions start … stop−1 that `rank` takes.
 
     The parts follow each other in the order of the ranks and differ by at most one in size.
     """
     size, larger = divmod(stop - start, world_size)
     begin = start + rank * size + min(rank, larger)
     return begin, begin + size + (rank < larger)
-
-
-def _fold(numbers: tuple[int, ...]) -> int:
-    """One 64-bit word from several integers."""
-    word = 0
-    for number in numbers:
-        word = _mix((word ^ (number & _WORD)) + 0x9E3779B97F4A7C15)
-    return word
-
-
-def _mix(word: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)."""
-    word &= _WORD
-    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
-    return word ^ (word >> 31)
-
-
-def _mix_array(word_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """`_mix` of every element; unsigned arrays wrap around silently."""
-    word_N = (word_N ^ (word_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word_N = (word_N ^ (word_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word_N ^ (word_N >> np.uint64(31))

@@ -24,12 +24,16 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError, StorageError, UserError
 from facerec.images.decode import decode_whole
 from facerec.images.face_maker import FaceMaker
-from facerec.loading.order import permute
+from facerec.images.images import LabelledImages
+from facerec.loading.settings import DataSettings
+from facerec.loading.sources import SOURCES
 from facerec.making.builder import PackBuilder
+from facerec.packs.pack import open_pack
 from facerec.packs.verification import people_path, write_verification
+from facerec.randomness import permute
 
 PEOPLE: Final = 40
 TRAINED: Final = 30  # s1 … s30; s31 … s40 are the people of orl.bin
@@ -77,6 +81,15 @@ def pack_orl(out: str | Path, *, force: bool = False) -> bool:
     except StorageError as error:
         raise StorageError(f"{error}; set data.root (or FACEREC_DATA) to another folder") from error
     return True
+
+
+@SOURCES.register("orl")
+def open_orl(settings: DataSettings) -> LabelledImages:
+    """The pack in `settings.root`, made there first where it is missing."""
+    if not settings.root:
+        raise ConfigError("data.root", settings.root, "must be the folder of the pack, or where to make it")
+    pack_orl(settings.root)
+    return open_pack(settings.root, title=settings.name or "orl")
 
 
 def find_photographs() -> Path:

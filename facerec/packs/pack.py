@@ -50,10 +50,10 @@ class Pack(LabelledImages):
     classes: np.ndarray
 
     def __init__(
-        self, reader: RecordReader, name: str, damaged: Literal["raise", "skip"] = "raise", warn: bool = True
+        self, reader: RecordReader, title: str, damaged: Literal["raise", "skip"] = "raise", warn: bool = True
     ) -> None:
         self.reader = reader
-        self.title = name
+        self.title = title
         self.root = reader.path
         self.property = read_property(reader.path.with_name("property"))
         self._damaged = damaged
@@ -138,7 +138,7 @@ class Pack(LabelledImages):
 def open_pack(
     root: str | Path,
     *,
-    name: str | None = None,
+    title: str | None = None,
     index_path: str | Path | None = None,
     damaged: Literal["raise", "skip"] = "raise",
 ) -> Pack:
@@ -148,7 +148,7 @@ def open_pack(
 
     Args:
         root: the folder that holds ``train.rec`` (or one `.rec` of another name), or the `.rec` itself.
-        name: for logs; default: the folder's name, or the file's where that is not ``train.rec``.
+        title: for logs; default: the folder's name, or the file's where that is not ``train.rec``.
         index_path: its `.idx`; default: beside it.
         damaged: what to do about image records whose headers are damaged: ``raise``, or ``skip`` them with
         a
@@ -160,9 +160,9 @@ def open_pack(
             skipped) a header is damaged; naming the line where the index is malformed.
     """
     path = find_rec(Path(root))
-    if name is None:
-        name = (path.absolute().parent.name if path.stem == "train" else path.stem) or path.stem
-    return Pack(RecordReader(path, index_path), name, damaged)
+    if title is None:
+        title = (path.absolute().parent.name if path.stem == "train" else path.stem) or path.stem
+    return Pack(RecordReader(path, index_path), title, damaged)
 
 
 def find_rec(root: Path) -> Path:

@@ -8,8 +8,8 @@ import numpy as np
 from table import Row
 
 from facerec.loading.loader import Loader
-from facerec.loading.order import Positions
 from facerec.packs.pack import Pack, open_pack
+from facerec.randomness import Positions
 
 BATCH = 128
 BLOCK_SIZE, WINDOW = 256, 16  # of a pack as small as LFW's; the settings' own suit millions of images

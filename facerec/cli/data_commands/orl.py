@@ -30,6 +30,6 @@ def run(options: Namespace) -> None:
 
     out = options.out or Path(os.environ.get("FACEREC_DATA") or "data") / "orl"
     made = pack_orl(out, force=options.force)
-    print(open_pack(out, name="orl").describe())
+    print(open_pack(out, title="orl").describe())
     print(load_verification(out / "orl.bin").describe())
     print("made" if made else "was there already")

@@ -23,7 +23,7 @@ from facerec.registry import Registry, build
 
 __all__ = ["SOURCES", "existing_root", "open_faces"]
 
-SOURCES = Registry("data.kind", "facerec.loading.sources")
+SOURCES = Registry("data.kind", "facerec.loading.sources", "facerec.making.orl")
 log = logging.getLogger(__name__)
 
 

@@ -11,4 +11,4 @@ from facerec.packs.pack import open_pack
 @SOURCES.register("rec")
 def open_rec(settings: DataSettings) -> LabelledImages:
     """The pack in the folder `settings.root`, or the `.rec` of that name."""
-    return open_pack(existing_root(settings), name=settings.name, damaged=settings.on_error)
+    return open_pack(existing_root(settings), title=settings.name, damaged=settings.on_error)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from facerec.errors import ConfigError
-from facerec.loading.identity_order import IdentityOrder
 from facerec.loading.loader import Loader
+from facerec.loading.order import IdentityOrder
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 
