@@ -14,6 +14,8 @@ if sys.platform == "linux":  # processes of a test talk on this machine, whateve
 
 import pytest
 
+from .browser import browser  # noqa: F401 - a fixture
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 

@@ -1,34 +1,239 @@
-"""What report.html draws: curves and histograms as plain numbers, for its script."""
+"""The charts of report.html: curves and histograms as Bokeh figures that the page embeds as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from bokeh.core.types import ID
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.plotting import figure
 
-from facerec.reporting.evaluated import Evaluated
-from facerec.reporting.tables import rows_of
+from facerec.reporting.evaluated import Evaluated, rows_of
+
+# For light paper; report.css turns keys and charts about where the screen is dark.
+COLOURS: Final = ("#0067a3", "#c24f00", "#00805b", "#a8437f", "#9c6b00", "#2f86c1", "#33363a")
+_INK, _DIM, _LINE, _FAINT = "#1c1e21", "#5b6066", "#dcdedb", "#eceeea"
+DASHES: Final = ("", "7 4", "2 3", "10 3 2 3", "1 4", "12 4", "5 2 1 2 1 2")
+_FONT: Final = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
+
+_TEXTS: Final = {
+    "roc": ("ROC", "Accepted genuine over accepted impostor pairs; the square is the EER."),
+    "det": ("DET", "Errors of both kinds against each other, equal on the dotted line."),
+    "cmc": ("CMC", "Mated probes whose identity is among the first ranks of the gallery."),
+    "tpir": ("Open set", "Mated probes found at rank 1, over alarms of non-mated ones."),
+    "distractors": ("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
+}
+_AXES: Final = {
+    "roc": ("false accept rate", "true accept rate"),
+    "det": ("false accept rate", "false reject rate"),
+    "cmc": ("rank", "share identified"),
+    "tpir": ("FPIR", "TPIR"),
+    "distractors": ("distractors", "rank-1 rate"),
+}
 
 
-def charts_of(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    """Models, targets and series by chart: ``roc`` (the DET is drawn from it), ``cmc``, ``tpir``,
-    ``distractors`` and ``histograms``.
-    """
-    models = [one.name for one in evaluated]
-    targets = list(dict.fromkeys(target for _, target, _ in rows_of(evaluated)))
-    made: dict[str, Any] = {"models": models, "targets": targets}
-    for kind in ("roc", "cmc", "tpir", "distractors", "histograms"):
-        made[kind] = []
+@dataclass(frozen=True)
+class Line:
+    """An entry of a chart's legend; `tags` name the model and the target, by which the page hides it."""
+
+    name: str
+    note: str
+    colour: int
+    dash: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title, a text below it, its legend, and its figure as JSON for Bokeh."""
+
+    kind: str
+    title: str
+    text: str
+    lines: list[Line]
+    figure: Any
+    tags: tuple[str, ...] = ()
+
+
+Drawn = list[tuple[Line, dict[str, Any]]]
+
+
+def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
+    """The charts of all models and targets: curves first, then a histogram per result."""
+    models, targets = _names(evaluated)
+    by_kind: dict[str, Drawn] = {kind: [] for kind in (*_TEXTS, "histograms")}
     for one, target, result in rows_of(evaluated):
-        where = {"model": models.index(one.name), "target": targets.index(target)}
-        for chart, data in result.curves():
-            made[chart].append(where | {key: _plain(value) for key, value in data.items()})
+        model, at = models.index(one.name), targets.index(target)
+        label = target if len(models) == 1 else one.name if len(targets) == 1 else f"{one.name}, {target}"
+        for kind, data in result.curves():
+            if not len(data.get("y", data.get("far", "known"))):  # nothing to draw
+                continue
+            eer = data.get("eer")
+            note = "" if eer is None else f"EER {eer:.5f}"
+            look = (model, at) if len(models) > 1 else (at, 0)
+            by_kind.setdefault(kind, []).append(
+                (_line(label, *look, (f"model-{model}", f"target-{at}"), note), data)
+            )
+    if any(data["eer"] for _, data in by_kind["roc"]):  # else there are no errors to trade off
+        by_kind["det"] = by_kind["roc"]
+    charts = []
+    for kind, (title, text) in _TEXTS.items():
+        if by_kind[kind]:
+            draw = _ranks if kind in ("cmc", "distractors") else _rates
+            lines = [line for line, _ in by_kind[kind]]
+            charts.append(Chart(kind, title, text, lines, _item(kind, draw(kind, by_kind[kind]))))
+    for number, (line, data) in enumerate(by_kind["histograms"]):
+        counts = {kind: int(np.sum(data[kind])) for kind in ("genuine", "impostor")}
+        keys = [_line(kind, at, note=f"{n:,} pairs") for at, (kind, n) in enumerate(counts.items()) if n]
+        item = _item(f"histogram-{number}", _histogram(data, counts))
+        charts.append(Chart("histogram", line.name, "", keys, item, line.tags))
+    return charts
+
+
+def filters_of(evaluated: Sequence[Evaluated]) -> list[tuple[str, list[Line]]]:
+    """Boxes that hide models or targets in all charts, where there are several."""
+    models, targets = _names(evaluated)
+    of_models = [_line(name, at, tags=(f"model-{at}",)) for at, name in enumerate(models)]
+    looks = [(-1, at) if len(models) > 1 else (at, 0) for at in range(len(targets))]
+    of_targets = [_line(name, *looks[at], (f"target-{at}",)) for at, name in enumerate(targets)]
+    return [(name, lines) for name, lines in (("Models", of_models), ("Sets", of_targets)) if len(lines) > 1]
+
+
+def _names(evaluated: Sequence[Evaluated]) -> tuple[list[str], list[str]]:
+    return [one.name for one in evaluated], list(dict.fromkeys(target for _, target, _ in rows_of(evaluated)))
+
+
+def _line(name: str, colour: int, dash: int = 0, tags: tuple[str, ...] = (), note: str = "") -> Line:
+    """A line told apart by its colour, and by its dashes where there are both models and targets."""
+    return Line(name, note, colour % len(COLOURS), DASHES[dash % len(DASHES)], tags)
+
+
+def _item(name: str, drawn: Any) -> Any:
+    """The figure as JSON, to be put into the element of that id."""
+    return json_item(drawn, ID(f"chart-{name}"))
+
+
+class _Axis(NamedTuple):
+    label: str
+    low: float
+    high: float
+    log: bool = False
+
+    @property
+    def scale(self) -> Literal["log", "linear"]:
+        return "log" if self.log else "linear"
+
+
+def _figure(x: _Axis, y: _Axis) -> Any:
+    """An empty figure in the page's type and colours, as wide as the page lets it be."""
+    tools = "box_zoom,zoom_in,zoom_out,reset"
+    scales: dict[str, Any] = {"x_axis_type": x.scale, "y_axis_type": y.scale}
+    made: Any = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools=tools, **scales)
+    made.x_range, made.y_range = (Range1d(start=one.low, end=one.high, bounds="auto") for one in (x, y))
+    made.toolbar_location, made.toolbar.logo = "above", None
+    made.toolbar.stylesheets = ["@media print { :host { visibility: hidden; } }"]
+    made.border_fill_color = made.background_fill_color = None
+    made.outline_line_color = _DIM
+    made.min_border_left, made.min_border_right = 58, 14
+    # The label of y lies flat above its axis.
+    made.title.text, made.xaxis.axis_label = (
+        f"{one.label} (log)" if one.log else one.label for one in (y, x)
+    )
+    made.title.text_font_style = made.axis.axis_label_text_font_style = "normal"
+    made.title.text_font = made.axis.axis_label_text_font = made.axis.major_label_text_font = _FONT
+    made.title.text_font_size = made.axis.axis_label_text_font_size = "12.5px"
+    made.axis.major_label_text_font_size = "12px"
+    made.title.text_color = made.axis.axis_label_text_color = _INK
+    made.axis.major_label_text_color = _DIM
+    made.axis.axis_line_color = made.axis.major_tick_line_color = made.axis.minor_tick_line_color = None
+    made.grid.grid_line_color = _LINE
+    made.xaxis.ticker.desired_num_ticks = 5
     return made
 
 
-def _plain(value: Any) -> Any:
-    """Six significant digits of fractions in arrays and lists: a line is drawn the same."""
-    if not isinstance(value, np.ndarray | list):
-        return value
-    return [float(f"{one:.6g}") if isinstance(one, float) else one for one in np.asarray(value).tolist()]
+def _add(made: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> Any:
+    """Draw one line, and return what to point at."""
+    source = ColumnDataSource({name: np.asarray(column, np.float32) for name, column in columns.items()})
+    look: dict[str, Any] = {"color": COLOURS[line.colour], "name": line.name}
+    drawn = made.line("x", "y", source=source, line_width=2, line_dash=line.dash, **look)
+    drawn.tags = list(line.tags)
+    if dots:
+        made.scatter("x", "y", source=source, size=6, **look).tags = drawn.tags
+    return drawn
+
+
+def _rates(kind: str, drawn: Drawn) -> Any:
+    """ROC, DET, or TPIR over FPIR: steps down to what the impostor trials can show."""
+    x, y = _AXES[kind]
+    det = kind == "det"
+    least = min(1 / data["impostor"] for _, data in drawn)
+    if det:
+        low = min(1 / data["genuine"] for _, data in drawn) / 1.5
+    else:
+        lowest = min(float(np.interp(1 / data["impostor"], data["far"], data["tar"])) for _, data in drawn)
+        low = max(0.0, np.floor(20 * lowest - 0.5) / 20)
+    made = _figure(_Axis(x, least, 1, log=True), _Axis(y, low, 1, log=det))
+    if det:
+        made.line([least, 1], [least, 1], color=_DIM, line_width=1.2, line_dash=[2, 4])
+    scale = drawn[0][1]["scale"]
+    pointed = []
+    for line, data in drawn:
+        far, tar = np.array([least / 10, *data["far"]]), np.array([0.0, *data["tar"]])
+        threshold = np.array([*data["threshold"][:1], *data["threshold"]])
+        rate = np.maximum(1 - tar, low / 10) if det else tar
+        columns = {"x": np.repeat(far, 2)[1:], "y": np.repeat(rate, 2)[:-1]}
+        columns["threshold"] = np.repeat(threshold, 2)[:-1]
+        pointed.append(_add(made, line, columns))
+        if data["eer"]:
+            mark = [data["eer"]], [data["eer"] if det else 1 - data["eer"]]
+            look: dict[str, Any] = {"marker": "square", "size": 8, "fill_color": "white", "line_width": 1.8}
+            made.scatter(*mark, line_color=COLOURS[line.colour], **look).tags = list(line.tags)
+    _read(made, pointed, f"$name: @y{{0.00000}} at @x{{%.3g}}, {scale} @threshold{{0.000}}")
+    return made
+
+
+def _ranks(kind: str, drawn: Drawn) -> Any:
+    """Rates at a few places each: CMC, or rank 1 among distractors."""
+    x, y = _AXES[kind]
+    log = kind == "distractors"
+    places = np.concatenate([data["x"] for _, data in drawn])
+    low = max(0.0, np.floor(20 * min(min(data["y"]) for _, data in drawn) - 0.5) / 20)
+    ends = (places.min() / 1.4, places.max() * 1.4) if log else (places.min() - 0.5, places.max() + 0.5)
+    made = _figure(_Axis(x, float(ends[0]), float(ends[1]), log), _Axis(y, low, 1.01))
+    pointed = [_add(made, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
+    _read(made, pointed, f"$name: @y{{0.00000}} at {x} @x{{%d}}", policy="nearest")
+    return made
+
+
+def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
+    """Shares of each kind's pairs, and the mean threshold of the folds where there is one."""
+    edges = np.asarray(data["edges"], np.float32)
+    shares = {kind: np.asarray(data[kind]) / n for kind, n in counts.items() if n}
+    ends, top = (float(edges[0]), float(edges[-1])), 1.06 * max(float(s.max()) for s in shares.values())
+    scale = "squared distance" if data["scale"] == "distance" else "cosine"
+    made = _figure(_Axis(scale, *ends), _Axis("share of pairs", 0, top))
+    made.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
+    pointed = []
+    for kind, colour in (("genuine", COLOURS[0]), ("impostor", COLOURS[1])):
+        if kind in shares:
+            columns = {"left": edges[:-1], "right": edges[1:], "top": shares[kind].astype(np.float32)}
+            source = ColumnDataSource(columns | {"count": np.asarray(data[kind], np.int32)})
+            look: dict[str, Any] = {"fill_color": colour, "fill_alpha": 0.22, "line_color": None}
+            pointed.append(made.quad(source=source, bottom=0, name=kind, **look))
+            outline = np.append(edges, edges[-1]), np.array([0, *shares[kind], 0])
+            made.step(*outline, color=colour, line_width=1.5)
+    if data["threshold"] is not None:
+        made.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="dashed")
+    _read(made, pointed, "$name: @top{0.00 %}, @count{0,0} pairs at @left{0.000} to @right{0.000}")
+    return made
+
+
+def _read(made: figure, pointed: list[Any], text: str, policy: Literal["prev", "nearest"] = "prev") -> None:
+    """Read values where a reader points, a line of text per curve."""
+    tool = HoverTool(renderers=pointed, mode="vline", line_policy=policy, tooltips=f"<div>{text}</div>")
+    tool.visible, tool.formatters = False, {"@x": "printf"}
+    made.add_tools(tool)

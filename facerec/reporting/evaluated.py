@@ -49,6 +49,17 @@ class Evaluated:
         return cls(name, results, results_document(results, model), facts)
 
 
+Row = tuple[Evaluated, str, Result]
+
+
+def rows_of(evaluated: Sequence[Evaluated]) -> list[Row]:
+    """Model, target and result, those of one target together."""
+    targets = list(dict.fromkeys(target for one in evaluated for target in one.results))
+    return [
+        (one, target, one.results[target]) for target in targets for one in evaluated if target in one.results
+    ]
+
+
 def compared(evaluated: Sequence[Evaluated], bootstrap: int, seed: int) -> dict[str, list[Comparison]]:
     """Every two models on each target (`statistics.comparison.compare`); empty for one model."""
     if len(evaluated) < 2:

@@ -22,7 +22,7 @@ from facerec.models.opening import load_model
 from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, compared, distinct_names
 from facerec.reporting.report import write_report
-from facerec.reporting.tables import comparison_lines, screen_table, write_tables
+from facerec.reporting.tables import comparison_lines, screen_table
 from facerec.reporting.verification_figures import save_comparison_figures, save_figures
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def write_all(
     *,
     figures: bool,
 ) -> list[Path]:
-    """Write results.json, results.md, results.csv, report.html and, if wanted, the figures.
+    """Write results.json, report.html and, if wanted, the figures.
 
     Raises:
         StorageError: a file could not be written.
@@ -96,7 +96,6 @@ def write_all(
             },
         }
     written = [write_results(folder / "results.json", document)]
-    written += write_tables(folder, evaluated, comparisons)
     written.append(write_report(folder / "report.html", evaluated, comparisons, figures=figures))
     if figures and len(evaluated) == 1:
         for name, result in evaluated[0].results.items():

@@ -6,42 +6,35 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import facerec
 from facerec.evaluation.protocols.verification import VerificationResult
-from facerec.evaluation.results import Result
+from facerec.evaluation.results import Number
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import replacing
-from facerec.reporting.charts import charts_of
-from facerec.reporting.evaluated import Evaluated
+from facerec.reporting.charts import COLOURS, charts_of, filters_of
+from facerec.reporting.evaluated import Evaluated, Row, rows_of
 from facerec.reporting.pair_images import HardPair, data_uris, hardest_pairs
-from facerec.reporting.tables import Row, p_text, rows_of, tables_of
+from facerec.reporting.tables import Comparisons, p_text, tables_of
 
-_CHARTS = {
-    "roc": ("ROC", "Accepted genuine over accepted impostor pairs; the square is the EER."),
-    "det": ("DET", "Errors of both kinds against each other, equal on the dotted line."),
-    "cmc": ("CMC", "Mated probes whose person is among the first ranks of the gallery."),
-    "tpir": ("Open set", "Mated probes found at rank 1, over alarms of non-mated ones."),
-    "distractors": ("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
-}
-
-
-_SCRIPTS = ("basics.js", "chart.js", "report.js")
 _WARNINGS = ("training set", "uneven rest", "all zeros")  # notes that question the numbers themselves
+_PAIR_TITLES = ("Genuine pairs farthest apart", "Impostor pairs nearest to each other")
 _PAIRS = 8  # of each kind, half as many where models are compared
 
 
 def write_report(
     path: Path,
     evaluated: Sequence[Evaluated],
-    comparisons: Mapping[str, Sequence[Comparison]] | None = None,
+    comparisons: Comparisons,
     *,
     figures: bool = True,
 ) -> Path:
@@ -50,71 +43,71 @@ def write_report(
     Raises:
         StorageError: it could not be written.
     """
-    text = report_html(evaluated, comparisons or {}, figures=figures)
+    text = report_html(evaluated, comparisons, figures=figures)
     with replacing(path) as file:
         file.write(text.encode())
     return path
 
 
-def report_html(
-    evaluated: Sequence[Evaluated],
-    comparisons: Mapping[str, Sequence[Comparison]],
-    *,
-    figures: bool = True,
-) -> str:
+def report_html(evaluated: Sequence[Evaluated], comparisons: Comparisons, *, figures: bool = True) -> str:
     """The page as text.
 
     Args:
         evaluated: one or more models.
         comparisons: what their paired comparison found on each target; empty for one model.
-        figures: whether figures lie beside the page, and images of pairs shall be in it.
+        figures: figures lie beside the page, and images of pairs shall be in it.
     """
-    folder = files("facerec.reporting") / "report_files"
-    style, template = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.html.j2")
-    )
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"signed": _signed, "p": p_text, "verdict": _verdict}
     charts = charts_of(evaluated)
-    several = len(evaluated) > 1
+    script = _bokeh() + _file("report.js")
     rows = rows_of(evaluated)
-    places = [kind for kind in _CHARTS if charts["roc" if kind == "det" else kind]]
-    if all(not one["eer"] for one in charts["roc"]):  # no errors, nothing to trade off
-        places = [kind for kind in places if kind != "det"]
+    found = [one for of_target in comparisons.values() for one in of_target]
+    several = len(evaluated) > 1
     values = {
         "title": f"{len(evaluated)} models compared" if several else evaluated[0].name,
         "lead": _lead(rows, several),
         "about": _about(evaluated, rows),
         "several": several,
-        "tables": [_table(labels, group, evaluated) for labels, group in tables_of(evaluated)],
+        "models": [one.name for one in evaluated],
+        "tables": [
+            (labels, [(*row, _cells(labels, row, rows)) for row in group])
+            for labels, group in tables_of(evaluated)
+        ],
         "notes": _notes(rows),
-        "comparisons": _compared(comparisons),
-        "corrected": any(len(found) > 1 for found in comparisons.values()),
-        "decided": ", ".join(dict.fromkeys(one.decided for found in comparisons.values() for one in found)),
+        "comparisons": comparisons,
+        "corrected": any(len(of_target) > 1 for of_target in comparisons.values()),
+        "decided": ", ".join(dict.fromkeys(one.decided for one in found)),
         "over": _over(rows),
         "deviation": any(number.deviation is not None for row in rows for number in row[2].numbers()),
         "charts": charts,
-        "chart_places": [
-            dict(zip(("kind", "title", "text"), (kind, *_CHARTS[kind]), strict=True)) for kind in places
-        ],
-        "histogram_places": [
-            {"title": _place(charts["targets"][one["target"]], charts["models"][one["model"]], several)}
-            for one in charts["histograms"]
-        ],
-        "has_threshold": any(one["threshold"] is not None for one in charts["histograms"]),
-        "pair_groups": [_pairs(row, several) for row in rows if _has_images(row)] if figures else [],
+        "filters": filters_of(evaluated),
+        "pair_groups": [_pairs(row, several) for row in rows if row[2].source is not None] if figures else [],
         "cards": _cards(evaluated, rows, several),
         "figures": figures,
         "version": facerec.__version__,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "style": Markup(style),
+        "colours": COLOURS,
+        "style": Markup(_file("report.css")),
         "script": Markup(script),
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "data": Markup(_json(charts)),
+        "data": Markup(_json([chart.figure for chart in charts])),
     }
-    return environment.from_string(template).render(values)
+    return environment.from_string(_file("report.html.j2")).render(values)
+
+
+def _file(name: str) -> str:
+    return (files("facerec.reporting") / "report_files" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _bokeh() -> str:
+    """The script of the plotting library, without its widgets and its optional parts."""
+    library, *_ = Resources(mode="inline", components=["bokeh"]).js_raw
+    assert "</script" not in library
+    return library + "\n"
 
 
 def _json(value: Any) -> str:
@@ -125,12 +118,8 @@ def _json(value: Any) -> str:
     return text
 
 
-def _place(target: str, model: str, several: bool) -> str:
-    return f"{target}, {model}" if several else target
-
-
 def _lead(rows: Sequence[Row], several: bool) -> list[str]:
-    """What a reader should know after five seconds: the score of each set, or who is best on it."""
+    """The score of each target, or which model is best on it."""
     lines = []
     for target in dict.fromkeys(target for _, target, _ in rows):
         headlines = [(one.name, result.headline) for one, name, result in rows if name == target]
@@ -144,15 +133,13 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
             said = f"best is {best[0]}" if len(best) == 1 else f"best are {' and '.join(best)} alike"
             lines.append(f"{target}: {said}, {label} {number.value:.5f}.")
         else:
-            spread = f", 95 % interval {number.interval_text}" if number.interval_text else ""
-            lines.append(f"{target}: {label} {number.text}{spread}.")
+            interval = f", 95 % interval {number.interval_text}" if number.interval_text else ""
+            lines.append(f"{target}: {label} {number.text}{interval}.")
     return lines[:3]
 
 
 def _about(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
-    """What must be said with the numbers, in a line: the model's backbone and preprocessing, the pairs, the
-    protocol.
-    """
+    """The model's backbone and preprocessing, the pairs and the protocol, a line each."""
     lines = []
     if len(evaluated) == 1:
         facts = dict(evaluated[0].facts)
@@ -167,80 +154,25 @@ def _about(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
     return lines[:5]
 
 
-def _table(labels: Sequence[str], rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    made = []
-    before = None
-    for one, target, result in rows:
-        numbers = {number.label: number for number in result.numbers()}
-        cells = []
-        for label in labels:
-            number = numbers[label]
-            rivals = [r for _, name, r in rows if name == target]
-            cells.append(
-                {
-                    "label": label,
-                    "text": number.text,
-                    "interval_text": number.interval_text,
-                    "best": len(rivals) > 1
-                    and number.value is not None
-                    and number.value == _best(label, rivals),
-                }
-            )
-        made.append(
-            {
-                "target": target,
-                "first": target != before,
-                "model": one.name,
-                "model_number": list(evaluated).index(one),
-                "numbers": cells,
-            }
-        )
-        before = target
-    return {"caption": "Numbers of each set with their 95 % intervals", "labels": labels, "rows": made}
+def _cells(labels: Sequence[str], row: Row, rows: Sequence[Row]) -> list[tuple[Number, bool]]:
+    """The numbers of a row of a table, and for each True where it is the best of several on its target."""
+    rivals = [result.numbers() for _, target, result in rows if target == row[1]]
+    cells = []
+    for number in row[2].numbers():
+        values = [one.value for numbers in rivals for one in numbers if one.label == number.label]
+        known = [value for value in values if value is not None]
+        best = (min if number.lower_is_better else max)(known, default=None)
+        cells.append((number, len(rivals) > 1 and number.value is not None and number.value == best))
+    return [cell for label in labels for cell in cells if cell[0].label == label]
 
 
-def _best(label: str, results: Sequence[Result]) -> float | None:
-    numbers = [number for result in results for number in result.numbers() if number.label == label]
-    known = [number.value for number in numbers if number.value is not None]
-    if not known:
-        return None
-    return min(known) if numbers[0].lower_is_better else max(known)
-
-
-def _notes(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each note once for its target."""
+def _notes(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """Each note once for its target, and True where it is a warning."""
     pairs = dict.fromkeys((target, note) for _, target, result in rows for note in result.notes)
     return [
-        {
-            "target": target,
-            "text": note[:1].upper() + note[1:] + ".",
-            "warning": any(word in note for word in _WARNINGS),
-        }
+        (target, note[:1].upper() + note[1:], any(word in note for word in _WARNINGS))
         for target, note in pairs
     ]
-
-
-def _compared(comparisons: Mapping[str, Sequence[Comparison]]) -> list[dict[str, Any]]:
-    made = []
-    for target, found in comparisons.items():
-        for number, one in enumerate(found):
-            interval = one.difference_interval
-            made.append(
-                {
-                    "target": target,
-                    "new": number == 0,
-                    "first": one.first,
-                    "second": one.second,
-                    "difference": _signed(one.difference),
-                    "interval": "" if interval is None else " to ".join(map(_signed, interval)),
-                    "first_only": f"{one.first_only:,}",
-                    "second_only": f"{one.second_only:,}",
-                    "p": p_text(one.p),
-                    "p_holm": p_text(one.p_holm),
-                    "verdict": _verdict(one),
-                }
-            )
-    return made
 
 
 def _signed(value: float) -> str:
@@ -259,44 +191,29 @@ def _verdict(one: Comparison) -> str:
 
 
 def _over(rows: Sequence[Row]) -> str:
-    """What the intervals of the differences resample, said where it is one thing."""
+    """The units that the intervals of the differences resample, where they are the same on all targets."""
     over = {result.interval_over for _, _, result in rows if isinstance(result, VerificationResult)} - {None}
     return f", over {over.pop()}" if len(over) == 1 else ""
 
 
-def _has_images(row: Row) -> bool:
-    return isinstance(row[2], VerificationResult) and row[2].source is not None
-
-
-def _pairs(row: Row, several: bool) -> dict[str, Any]:
+def _pairs(row: Row, several: bool) -> tuple[str, list[tuple[str, str, list[tuple[HardPair, list[str]]]]]]:
+    """The hardest pairs of a result with their images: a title, then kind, title and pairs of each kind."""
     one, target, result = row
     assert isinstance(result, VerificationResult) and result.source is not None
-    source = result.source
     count = _PAIRS // 2 if several else _PAIRS
-    titles = ("Genuine pairs farthest apart", "Impostor pairs nearest to each other")
     columns = []
-    for kind, title, pairs in zip(("genuine", "impostor"), titles, hardest_pairs(result, count), strict=True):
+    for title, pairs in zip(_PAIR_TITLES, hardest_pairs(result, count), strict=True):
         if pairs:
-            shown = [_pair(pair, data_uris(source, pair.pair)) for pair in pairs]
-            columns.append({"kind": kind, "title": title, "pairs": shown})
-    return {"title": _place(target, one.name, several), "columns": columns}
+            shown = [(pair, data_uris(result.source, pair.pair)) for pair in pairs]
+            columns.append((pairs[0].kind, title, shown))
+    return f"{target}, {one.name}" if several else target, columns
 
 
-def _pair(pair: HardPair, images: list[str]) -> dict[str, Any]:
-    judged = "same" if pair.genuine is not pair.wrong else "different"
-    people = pair.people or ("", "")
-    return {
-        "number": pair.pair,
-        "distance": f"{pair.distance:.3f}",
-        "wrong": pair.wrong,
-        "judged": f"judged {judged}" + (", wrongly" if pair.wrong else ""),
-        "images": images,
-        "who": [f", {name}" if name else "" for name in people],
-    }
-
-
-def _cards(evaluated: Sequence[Evaluated], rows: Sequence[Row], several: bool) -> list[dict[str, Any]]:
-    cards = [{"title": f"Model {one.name}", "facts": one.facts} for one in evaluated]
+def _cards(
+    evaluated: Sequence[Evaluated], rows: Sequence[Row], several: bool
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titles and facts: a card per model, then one per result."""
+    cards = [(f"Model {one.name}", one.facts) for one in evaluated]
     for one, target, result in rows:
-        cards.append({"title": f"Set {_place(target, one.name, several)}", "facts": result.facts()})
+        cards.append((f"Set {target}, {one.name}" if several else f"Set {target}", result.facts()))
     return cards
