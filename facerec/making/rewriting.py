@@ -11,6 +11,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class Repaired(NamedTuple):
-    """The new pack, how many records were damaged, and how many the index does not list."""
+    """The new pack, the number of damaged records, and of those that the index does not list."""
 
     built: Built
     damaged: int
@@ -49,31 +50,28 @@ def repair(
         UserError: `out` holds a pack and no `force`.
         StorageError: `out` cannot be written.
     """
-    key_of, offset_of, label_of = array("q"), array("q"), array("q")
+    sound = array("q")
+    damaged = unlisted = 0
+    lst = path.with_suffix(".lst")
     with PackBuilder(out, _size(path), force=force) as builder:
-        work = audit(path, index, workers=workers)
-        damaged = unlisted = 0
-        for piece in work.shown(f"checking {path.name}"):
+        for piece in audit(path, index, workers=workers).shown(f"checking {path.name}"):
             for finding in piece.findings:
                 builder.note(finding.where, "dropped", finding.reason)
-            for key, offset, label in piece.sound:
-                key_of.append(key)
-                offset_of.append(offset)
-                label_of.append(label)
+            sound.extend(chain.from_iterable(piece.sound))
             damaged += piece.damaged
             unlisted += piece.unlisted
         if unlisted:
             builder.note(path.name, "dropped", f"{unlisted} records are not in the index")
-        listing = Listing(path.with_suffix(".lst")) if path.with_suffix(".lst").is_file() else None
+        key_N, offset_N, label_N = np.frombuffer(sound, np.int64).reshape(-1, 3).T
+        listing = Listing(lst) if lst.is_file() else None
         with RecordReader(path) as reader:
-            label_N = np.frombuffer(label_of, np.int64)
-            order_N = _by_label(label_N)
-            for row, following in _with_next(order_N, f"writing {out.name}"):
-                payload = reader.record_at(offset_of[row]).payload
-                name = None if listing is None else listing.name(key_of[row])
-                builder.add(name or f"{label_of[row]}/{key_of[row]}{ending(payload)}", payload)
-                if following is None or label_of[following] != label_of[row]:
-                    builder.end_identity()
+            for rows in _identities(label_N, f"writing {out.name}"):
+                for row in rows.tolist():
+                    key = key_N.item(row)
+                    payload = reader.record_at(offset_N.item(row)).payload
+                    name = None if listing is None else listing.name(key)
+                    builder.add(name or f"{label_N[row]}/{key}{ending(payload)}", payload)
+                builder.end_identity()
         return Repaired(builder.finish(), damaged, unlisted)
 
 
@@ -92,7 +90,7 @@ def filter_pack(
         pack: the old pack.
         out: the folder of the new one.
         min_images: identities with fewer images are left out.
-        drop: identities to leave out, each by its label or its name.
+        drop: labels or names of identities to leave out.
         overlap: names of the people of a test set; identities of the same names are left out, whatever the
             case, the accents and the signs between words.
         force: replace a pack that is there.
@@ -108,32 +106,32 @@ def filter_pack(
         )
     _, first_C, many_C = np.unique(pack.label_N, return_index=True, return_counts=True)
     tested = {plain_name(name) for name in overlap}
-    wanted = dict.fromkeys(drop)
-    known: set[str] = set()
+    listed = set(drop)
+    unknown = set(drop)
     keep_C = many_C >= min_images
     with PackBuilder(out, _size(pack.root), force=force) as builder:
         for c, first in enumerate(first_C.tolist()):
             label = str(int(pack.classes[c]))
             name = pack.label(first)
             reason = f"{many_C[c]} images, fewer than {min_images}" if not keep_C[c] else ""
-            if wanted and not wanted.keys().isdisjoint((label, name)):
-                known |= {label, name}
+            if not listed.isdisjoint((label, name)):
+                unknown -= {label, name}
                 reason = "in the list of identities to drop"
             elif tested and plain_name(name.rpartition("/")[2]) in tested:
                 reason = "its name is in the test set"
             if reason:
                 keep_C[c] = False
                 builder.note(name, "identity dropped", reason)
-        unknown = [entry for entry in wanted if entry not in known]
         if unknown:
+            first_unknown = next(entry for entry in drop if entry in unknown)
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise UserError(f"{unknown[0]!r}{more}: no label or name of {pack.root}")
-        _copy(pack, np.flatnonzero(keep_C[pack.label_N]), builder, pack.name)
+            raise UserError(f"{first_unknown!r}{more}: no label or name of {pack.root}")
+        _copy(pack, builder, pack.name, keep_C)
         return builder.finish()
 
 
 def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
-    """One pack of several, each identity of each pack an identity of its own.
+    """Make one pack of several, each identity of each pack an identity of its own.
 
     Names are kept; where two packs have one name for an identity, the later one is prefixed by its pack's. A
     warning says how many names, and images to the byte, a pack shares with those before it.
@@ -161,34 +159,37 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
             def image(i: int, pack: Pack = pack, own: dict[str, str] = own) -> str:
                 return f"{own[pack.label(i)]}/{pack.name(i).rpartition('/')[2]}"
 
-            hashes = _copy(pack, np.arange(len(pack)), builder, image)
+            hashes = _copy(pack, builder, image)
             named = {plain_name(name.rpartition("/")[2]) for name in own if pack.listing is not None}
             named = {name for name in named if not name.isdigit()}  # mere numbers are no names
-            twice, images = sorted(named & known), int(np.isin(hashes, copied).sum())
-            found = [f"{len(twice)} identities (such as {twice[0]})"] if twice else []
-            found += [f"{images} images"] if images else []
-            if found:
-                _log.warning(
-                    "%s: %s are in an earlier pack, too, so one identity has two labels now; "
-                    "`facerec-data filter` one of the packs before",
-                    *(pack.root, " and ".join(found)),
-                )
+            _warn_of_copies(pack, sorted(named & known), int(np.isin(hashes, copied).sum()))
             known |= named
             copied = np.concatenate([copied, hashes])
         return builder.finish()
 
 
+def _warn_of_copies(pack: Pack, names: list[str], images: int) -> None:
+    found = [f"{len(names)} identities (such as {names[0]})"] if names else []
+    found += [f"{images} images"] if images else []
+    if found:
+        _log.warning(
+            "%s: %s are in an earlier pack, too, so one identity has two labels now; "
+            "`facerec-data filter` one of the packs before",
+            *(pack.root, " and ".join(found)),
+        )
+
+
 def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = False) -> list[Built]:
-    """Packs of disjoint identities.
+    """Make packs of disjoint identities.
 
     Args:
         pack: the old pack.
-        parts: the fraction of the identities for each folder; what they do not add up to 1 is left out.
-        seed: draws who comes where.
+        parts: the fraction of the identities for each folder; the rest up to 1 is left out.
+        seed: draws the identities of each part.
         force: replace packs that are there.
 
     Raises:
-        UserError: the fractions are not above 0 and at most 1 together, or one is of less than one identity.
+        UserError: the fractions are not above 0 and at most 1 in sum, or one is of less than one identity.
     """
     if not parts or min(parts.values()) <= 0 or sum(parts.values()) > 1 + 1e-9:
         given = ", ".join(f"{one:g}" for one in parts.values())
@@ -201,14 +202,14 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
     with ExitStack() as stack:
         builders = [stack.enter_context(PackBuilder(out, _size(pack.root), force=force)) for out in parts]
         for k, builder in enumerate(builders):
-            mine_C = np.zeros(pack.num_classes, bool)
-            mine_C[shuffled_C[border[k] : border[k + 1]]] = True
-            _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, pack.name)
-            if mine_C.sum() < 2 or not (many_C[mine_C] > 1).any():
+            part_C = np.zeros(pack.num_classes, bool)
+            part_C[shuffled_C[border[k] : border[k + 1]]] = True
+            _copy(pack, builder, pack.name, part_C)
+            if part_C.sum() < 2 or not (many_C[part_C] > 1).any():
                 _log.warning(
                     "%s: no pairs can be drawn from its %d identities, which takes two, one of them with two "
                     "images or more; give a larger fraction, or another --seed",
-                    *(builder.out, mine_C.sum()),
+                    *(builder.out, part_C.sum()),
                 )
         return [builder.finish() for builder in builders]
 
@@ -219,33 +220,32 @@ def plain_name(name: str) -> str:
     return "".join(sign for sign in letters if sign.isalnum()).casefold()
 
 
-def _copy(pack: Pack, position_K: np.ndarray, builder: PackBuilder, name: Callable[[int], str]) -> np.ndarray:
-    """Copy the images at some positions, identity by identity, and hash them; damaged records are noted."""
+def _copy(
+    pack: Pack, builder: PackBuilder, name: Callable[[int], str], keep_C: np.ndarray | None = None
+) -> np.ndarray:
+    """Copy the images of the identities to keep, and hash them; damaged records are noted."""
     hashes = array("q")
-    order_K = position_K[_by_label(pack.label_N[position_K])]
-    for i, following in _with_next(order_K, f"copying {pack.title}"):
-        try:
-            payload = pack.encoded(i)
-            builder.add(name(i), payload)
-            hashes.append(hash(bytes(payload)))
-        except DamagedDataError as problem:
-            builder.note(pack.where(i), "dropped", str(problem))
-        if following is None or pack.label_N[following] != pack.label_N[i]:
-            builder.end_identity()
+    position_K = np.arange(len(pack)) if keep_C is None else np.flatnonzero(keep_C[pack.label_N])
+    for rows in _identities(pack.label_N[position_K], f"copying {pack.title}"):
+        for i in position_K[rows].tolist():
+            try:
+                payload = pack.encoded(i)
+                builder.add(name(i), payload)
+                hashes.append(hash(bytes(payload)))
+            except DamagedDataError as problem:
+                builder.note(pack.where(i), "dropped", str(problem))
+        builder.end_identity()
     return np.frombuffer(hashes, np.int64)
 
 
-def _with_next(number_N: np.ndarray, title: str) -> Iterator[tuple[int, int | None]]:
-    """Each number with the one after it, None after the last, behind a progress bar; no list is made."""
-    for row in tqdm(range(len(number_N)), desc=title, unit=" images", disable=None, delay=0.5):
-        yield number_N.item(row), number_N.item(row + 1) if row + 1 < len(number_N) else None
-
-
-def _by_label(label_N: np.ndarray) -> np.ndarray:
-    """Rows in the order of labels, otherwise as they are."""
-    if (label_N[1:] >= label_N[:-1]).all():
-        return np.arange(len(label_N))
-    return np.argsort(label_N, kind="stable")
+def _identities(label_N: np.ndarray, title: str) -> Iterator[np.ndarray]:
+    """Yield the rows of each identity, in the order of labels, behind a progress bar."""
+    order_N = np.argsort(label_N, kind="stable")
+    borders = np.flatnonzero(np.diff(label_N[order_N], prepend=-1, append=-1))
+    with tqdm(total=len(label_N), desc=title, unit=" images", disable=None, delay=0.5) as bar:
+        for begin, end in pairwise(borders.tolist()):
+            yield order_N[begin:end]
+            bar.update(end - begin)
 
 
 def _size(rec: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.images.decode import ENDINGS, read_file
 from facerec.images.images import LabelledImages
-from facerec.loading.named import folder_entries, warn_left_out
+from facerec.loading.named import Entries, folder_entries, warn_left_out
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, existing_root
 
@@ -41,8 +41,8 @@ class FolderImages(LabelledImages):
         self._files: list[str] = []
         counts: list[int] = []
         passed_over = 0
+        folders, _, left_out = identity_folders(root)
         try:
-            folders, _, left_out = folder_entries(root, root)
             for identity in folders:
                 there = folder_entries(root / identity, root)
                 left_out |= {f"{identity}/{name}": reason for name, reason in there.left_out.items()}
@@ -57,7 +57,10 @@ class FolderImages(LabelledImages):
             raise MissingDataError(f"{error.filename or root} cannot be read: {error.strerror}") from error
         warn_left_out(root, left_out)
         if not self.classes:
-            raise MissingDataError(_nothing_in(root, len(folders), min_images))
+            least = f" {min_images} or more" if min_images > 1 else ""
+            raise MissingDataError(
+                f"{_wanted(root)}; it holds {len(folders)} folders, none with{least} images"
+            )
         if passed_over:
             log.warning("%s: %d folders with too few images were left out", root, passed_over)
         self.label_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
@@ -93,14 +96,27 @@ def open_folder(settings: DataSettings, min_images: int = 1) -> LabelledImages:
     return FolderImages(existing_root(settings), settings.name, min_images)
 
 
-def _nothing_in(root: Path, folders: int, min_images: int) -> str:
-    """Why there is nothing to train on in `root`, and what to do."""
-    wanted = f"{root} must hold a folder for each identity with its images ({', '.join(ENDINGS)})"
-    if folders:
-        least = f" {min_images} or more" if min_images > 1 else ""
-        return f"{wanted}; it holds {folders} folders, none with{least} images"
-    if any(name.lower().endswith(ENDINGS) for name in folder_entries(root, root).files):
-        return f"{wanted}; it holds loose images, move each person's into a folder"
+def identity_folders(root: Path) -> Entries:
+    """The entries of a folder of identities' folders.
+
+    Raises:
+        MissingDataError: it holds no folders; the message says what is there instead.
+    """
+    try:
+        there = folder_entries(root, root)
+    except OSError as error:
+        raise MissingDataError(f"{_wanted(root)}; it cannot be read: {error.strerror}") from error
+    if there.folders:
+        return there
+    reason = "it holds no folders"
+    for name, left_out in list(there.left_out.items())[:1]:
+        reason += f", and {name} is {left_out}"
     if list(root.glob("*.rec")):
-        return f"{wanted}; it holds a pack, use data=rec data.root={root}"
-    return f"{wanted}; it holds no folders"
+        reason = f"it holds a pack, use data=rec data.root={root}"
+    if any(name.lower().endswith(ENDINGS) for name in there.files):
+        reason = "it holds loose images, move each person's into a folder"
+    raise MissingDataError(f"{_wanted(root)}; {reason}")
+
+
+def _wanted(root: Path) -> str:
+    return f"{root} must hold a folder for each identity with its images ({', '.join(ENDINGS)})"
