@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
+from facerec import launch
 from facerec.errors import require
-from facerec.launch import launched
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +32,7 @@ def resolve_device(name: str = "auto", *, key: str = "trainer.device", own: bool
         ConfigError: for a name torch does not know, a device this machine does not have, or one that several
             processes would share.
     """
-    ranks = launched()
+    ranks = launch.world_size()
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if own else 1
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     available["mps"] &= ranks == 1  # nothing carries tensors from one process to another there

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from facerec import launch
 from facerec.errors import FacerecError, LostContactError, UserError
-from facerec.launch import launched
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         UserError: they do not find each other.
         LostContactError: another process has ended before the work was done.
     """
-    if launched() == 1 or dist.is_initialized():
+    if launch.world_size() == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
@@ -64,7 +64,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         hint = "start them by torchrun or scripts/train.sbatch, which say where to meet"
         reason = str(error).partition("\n")[0]
-        raise UserError(f"WORLD_SIZE={launched()}: the processes do not meet ({reason}); {hint}") from error
+        raise UserError(
+            f"WORLD_SIZE={launch.world_size()}: the processes do not meet ({reason}); {hint}"
+        ) from error
     try:
         yield
         # What started the processes ends all of them when the first one of an interrupted run goes, and the
@@ -82,8 +84,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def reaches(device: torch.device) -> bool:
-    """Whether the processes exchange tensors that are on `device` as they are: over NCCL, or on the CPU gloo.
+def carries(device: torch.device) -> bool:
+    """Return True if the processes exchange tensors on `device` directly: over NCCL, or on the CPU gloo.
 
     Not what `dist.get_backend` says: the backend of a group like that of `together` depends on the device.
     """
@@ -149,7 +151,7 @@ def broadcast_object(thing: Any) -> Any:
     return things[0]
 
 
-def by_first(work: Callable[[], T]) -> T:
+def rank_zero_result(work: Callable[[], T]) -> T:
     """What `work` returns on rank 0, on every rank: one look at the disk, one answer.
 
     Raises:

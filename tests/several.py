@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from facerec import distributed as distributed
+from facerec import distributed
 
 
 def together(world: int, folder: Path, work: Callable[..., None], *details: object) -> None:

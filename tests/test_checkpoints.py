@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
 from facerec.models import checkpoint, sharded_checkpoint
 from facerec.training import last

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.device import resolve_device
 from facerec.errors import ConfigError
 from facerec.threads import cores
@@ -61,4 +61,4 @@ def test_what_is_on_a_gpu_crosses_over_nccl_where_the_group_has_it(
     monkeypatch: pytest.MonkeyPatch, backends: str, device: str, direct: bool
 ) -> None:
     monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
-    assert distributed.reaches(torch.device(device)) == direct
+    assert distributed.carries(torch.device(device)) == direct

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead

@@ -59,9 +59,7 @@ def without_values(folder: Path, head: str, **given: Any) -> Trainer:
         group.update(fused=False, foreach=True)
     names = ("settings", "eval_settings", "optimizer", "loader", "verification_sets", "input", "config")
     given_before = {name: getattr(trainer, name) for name in names}
-    return Trainer(
-        schedule_settings=trainer.schedule, start=trainer.start, folder=folder, **given_before, **settings
-    )
+    return Trainer(schedule=trainer.schedule, start=trainer.start, folder=folder, **given_before, **settings)
 
 
 def run(trainer: Trainer, steps: int = 2) -> None:

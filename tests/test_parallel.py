@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.backbones import create_backbone
 from facerec.errors import CheckpointError, ConfigError, FacerecError, NonFiniteError, UserError
 from facerec.images.preprocessing import Preprocessing
@@ -172,8 +172,8 @@ def faults(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^head\.m: is 0 on rank 0 and 1 on rank 1"):
         parallel.require_alike({"seed": 0, "head.m": distributed.rank()})
     with pytest.raises(UserError, match="of rank 0"):
-        distributed.by_first(partial(fail, f"of rank {distributed.rank()}"))
-    assert distributed.by_first(distributed.rank) == 0
+        distributed.rank_zero_result(partial(fail, f"of rank {distributed.rank()}"))
+    assert distributed.rank_zero_result(distributed.rank) == 0
 
 
 def with_a_parameter_that_does_nothing(dropout: float) -> nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import create_head
 from facerec.images.decode import ppm

@@ -24,12 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from facerec import plugins
+from facerec import launch, plugins
 from facerec.cli.config_loader import ConfigLoader
 from facerec.cli.errors import machine_errors
 from facerec.cli.overrides import hydra_arguments, plugins_of
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
-from facerec.launch import launched, place
 from facerec.reporting.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def _one_process_a_run() -> None:
             )
             raise UserError(f"hydra.launcher.{key}={number}: {hint}")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and launched() == 1:
+    if tasks > 1 and launch.world_size() == 1:
         raise UserError(
             f"srun: has started {tasks} processes that do not know of each other; "
             "start them with scripts/train.sbatch, or one torchrun a machine"
@@ -151,11 +150,11 @@ def _one_process_a_run() -> None:
 
 def _alone_in_speaking(given: list[str]) -> list[str]:
     """What keeps all processes of torchrun but the first from writing logs and folders of their own."""
-    if launched() == 1:
+    if launch.world_size() == 1:
         return []
     if {"-m", "--multirun"} & set(given):
         raise UserError("-m: not under torchrun, which runs one training; sweep with a launcher of Hydra's")
-    if place() == 0:
+    if launch.rank() == 0:
         return []
     return ["hydra/job_logging=quiet", "hydra.run.dir=."]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from facerec import launch
 from facerec.errors import FacerecError, LostContactError, StorageError, UserError
-from facerec.launch import launched, place
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
@@ -36,7 +36,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
             raise
         # Mostly the first process makes the same mistake and says so, and what started them ends the others.
         # One that has merely lost the others waits longer, for the one that knows the reason.
-        time.sleep(6 if isinstance(error, LostContactError) else 2 if place() else 0)
+        time.sleep(6 if isinstance(error, LostContactError) else 2 if launch.rank() else 0)
         _say(program, str(error))
         return error.exit_status
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
@@ -53,7 +53,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
 
 
 def _say(program: str, text: str) -> None:
-    who = f"{program}[{place()}]" if place() else program
+    who = f"{program}[{launch.rank()}]" if launch.rank() else program
     with contextlib.suppress(OSError):  # a closed pipe here, too
         plain = " ".join(text.split())
         # Names out of files: a terminal prints what it would obey.
@@ -110,7 +110,7 @@ def stopped_by_sigterm(work: Callable[[], int]) -> int:
 
     One of several processes may wait for the others, where nothing but the signal itself ends it.
     """
-    if launched() > 1:
+    if launch.world_size() > 1:
         return work()
     terminated = False
 

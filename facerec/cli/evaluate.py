@@ -20,7 +20,7 @@ def _run() -> int:
     from facerec.cli.compose import compose_and_run
 
     def evaluate(config: dict[str, Any], run: RunFolder) -> float:
-        from facerec import distributed as distributed
+        from facerec import distributed
         from facerec.device import resolve_device
         from facerec.reporting.evaluation import evaluate_checkpoint
 

@@ -28,7 +28,7 @@ def _run() -> int:
     ended_by: list[int] = []
 
     def train(config: dict[str, Any], run: RunFolder) -> float | None:
-        from facerec import distributed as distributed
+        from facerec import distributed
         from facerec.reporting.loggers.run_reporters import run_reporters
         from facerec.training.run import assemble, device_of
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
 from facerec.images.decode import decode_into
 from facerec.models.model import Cache, Model
@@ -286,7 +286,7 @@ def _gather(
     if first is not None:
         raise error or first
     width = max(width for _, width in reports)
-    place = device if distributed.reaches(device) else torch.device("cpu")
+    place = device if distributed.carries(device) else torch.device("cpu")
     mine = torch.zeros(view_count, share, width, device=place)
     if views is not None:
         mine[:, : views.shape[1]] = torch.from_numpy(views).to(place)

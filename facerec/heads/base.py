@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import ConfigError, DamagedDataError, UserError, require
 from facerec.heads.mechanism.class_sums import ClassSums, Memory, class_sums
 from facerec.heads.mechanism.sharding import Shard, sample_rows, shardable, take_rows

@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import require
 from facerec.heads.base import HEADS, HeadOptions, Samples
 from facerec.heads.mechanism.class_sums import ClassSums

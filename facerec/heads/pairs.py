@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import ConfigError, require
 from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
 from facerec.vectors import unit_rows

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, DamagedDataError, StorageError
 from facerec.models import checkpoint
 from facerec.pickles.interpreter import Reader

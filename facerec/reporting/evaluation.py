@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.protocols.settings import protocol_settings

@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from facerec import launch
 from facerec.errors import FacerecError, StorageError, UserError
 from facerec.files import replacing, storing
-from facerec.launch import place
 
 log = logging.getLogger(__name__)
 file_only = logging.getLogger("facerec.file_only")  # what a terminal shows otherwise, for the log file
@@ -95,7 +95,7 @@ class RunFolder:
     def __init__(self, config: DictConfig, program: str) -> None:
         self.path = Path(HydraConfig.get().runtime.output_dir)
         self.config = config
-        self.program = f"{program}[{place()}]" if place() else program
+        self.program = f"{program}[{launch.rank()}]" if launch.rank() else program
         self._job, self._sweep = HydraConfig.get().job.name, HydraConfig.get().mode != RunMode.RUN
         self._lock: int | None = None
         self._handler: logging.Handler = logging.handlers.MemoryHandler(
@@ -120,7 +120,7 @@ class RunFolder:
         for logger in _LOGGERS:
             logger.addHandler(self._handler)
         path = self.path / LOCK
-        while self._lock is None and not place():
+        while self._lock is None and not launch.rank():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -156,7 +156,7 @@ class RunFolder:
             StorageError: they cannot be written.
         """
         path = path or self.path
-        if not place():
+        if not launch.rank():
             self._write_configuration()
         with storing(path):
             file = LogFile(path / f"{self._job}.log", encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import CheckpointError
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.images import LabelledImages

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import NonFiniteError
 from facerec.training.last import find
 

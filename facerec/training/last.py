@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import storing
 from facerec.models import checkpoint, sharded_checkpoint

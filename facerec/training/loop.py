@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.device import autocast, release_memory
 from facerec.errors import FacerecError, StorageError
 from facerec.evaluation.protocols.verification import VerificationResult

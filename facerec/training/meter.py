@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.device import peak_memory
 
 

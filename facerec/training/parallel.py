@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.errors import ConfigError, FacerecError, UserError
 from facerec.heads import Head
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.backbones import BACKBONES
 from facerec.backbones.flops import activation_bytes, gflops, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
@@ -75,7 +75,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
     try_out(architecture, config["head"])
     writable(folder)
-    resume = distributed.by_first(lambda: resume_from(settings.resume, folder))
+    resume = distributed.rank_zero_result(lambda: resume_from(settings.resume, folder))
 
     # … then the data, then what depends on it.
     with (

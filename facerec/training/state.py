@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec import __version__
-from facerec import distributed as distributed
+from facerec import __version__, distributed
 from facerec.errors import CheckpointError
 from facerec.images.images import LabelledImages
 from facerec.models import checkpoint, sharded_checkpoint

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from facerec import distributed as distributed
+from facerec import distributed
 from facerec.heads.mechanism.terms import Reduction, Term
 
 Memory = Literal["auto", "keep", "recompute"]

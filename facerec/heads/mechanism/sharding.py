@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from facerec import distributed as distributed
+from facerec import distributed
 
 
 class Shard(NamedTuple):
