@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from facerec.backbones import create_backbone
-    from facerec.evaluation.protocols.verification import verify
+    from facerec.evaluation.verify import verify
     from facerec.heads import create_head
     from facerec.models.opening import load_model
     from facerec.packs.recordio import Record, RecordReader, RecordWriter
@@ -26,7 +26,7 @@ _HOMES = {
     "create_backbone": "facerec.backbones",
     "create_head": "facerec.heads",
     "load_model": "facerec.models.opening",
-    "verify": "facerec.evaluation.protocols.verification",
+    "verify": "facerec.evaluation.verify",
 }
 
 

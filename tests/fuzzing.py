@@ -26,8 +26,8 @@ from typing import Any, Final
 import numpy as np
 
 from facerec.errors import FacerecError
-from facerec.evaluation.protocols import template_lists
-from facerec.evaluation.protocols.folders import read_leave_out
+from facerec.evaluation.protocols import ijb, ytf
+from facerec.evaluation.protocols.identification import read_leave_out
 from facerec.loading.named import open_images
 from facerec.making import pair_lists
 from facerec.packs import verification
@@ -298,7 +298,7 @@ def read_idx(path: Path) -> Any:
 
 
 def read_template_pairs(path: Path) -> Any:
-    first_N, second_N, same_N = template_lists.read_template_pairs(path)
+    first_N, second_N, same_N = ijb.read_template_pairs(path)
     return np.column_stack([first_N, second_N, same_N.astype(np.int64)]).tolist()
 
 
@@ -327,18 +327,18 @@ def read_paths(path: Path) -> Any:
 
 
 def read_ytf(path: Path) -> Any:
-    pairs = template_lists.read_ytf_splits(path)
+    pairs = ytf.read_splits(path)
     rows = np.column_stack([pairs.split_N, pairs.first_N, pairs.second_N, pairs.issame_N.astype(np.int64)])
     return rows.tolist(), pairs.video_V
 
 
 def read_faces(path: Path) -> Any:
-    names, template_R, medium_R = template_lists._read_faces(path)
+    names, template_R, medium_R = ijb._read_faces(path)
     return list(zip(names, template_R.tolist(), medium_R.tolist(), strict=True))
 
 
 def read_scores(path: Path) -> Any:
-    number_of, landmarks_P52, score_P = template_lists._read_scores(path)
+    number_of, landmarks_P52, score_P = ijb._read_scores(path)
     return {
         name: [*landmarks_P52[row].reshape(-1).tolist(), float(score_P[row])]
         for name, row in number_of.items()
@@ -346,7 +346,7 @@ def read_scores(path: Path) -> Any:
 
 
 def read_subjects(path: Path) -> Any:
-    row_T, subject_T = template_lists.read_ijb_subjects(path, np.array(TEMPLATES))
+    row_T, subject_T = ijb.read_subjects(path, np.array(TEMPLATES))
     return dict(zip(np.array(TEMPLATES)[row_T].tolist(), subject_T.tolist(), strict=True))
 
 

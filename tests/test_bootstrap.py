@@ -6,16 +6,20 @@ import simplejpeg
 
 from facerec.cli.data import run as data_command
 from facerec.errors import DamagedDataError, UserError
-from facerec.evaluation.protocols.verification import verify
+from facerec.evaluation.metrics.auc import auc
+from facerec.evaluation.metrics.base import create_metrics
+from facerec.evaluation.metrics.eer import eer
+from facerec.evaluation.settings import USUAL_METRICS
 from facerec.evaluation.statistics.bootstrap import (
     bootstrap,
     identity_draw,
     interval,
-    numbered_people,
+    numbered_identities,
     rate_intervals,
 )
 from facerec.evaluation.statistics.folds import cross_validate, fold_of
-from facerec.evaluation.statistics.metrics import Separation
+from facerec.evaluation.statistics.separation import Separation
+from facerec.evaluation.verify import verify
 from facerec.making.pair_lists import Pair
 from facerec.making.verification_sets import _identities
 from facerec.packs.verification import load_verification, people_path, write_verification
@@ -34,12 +38,11 @@ def pairs_of_people(people=12, pairs=200, seed=0):
 
 @pytest.mark.parametrize("thresholds", ["grid", "exact"])
 def test_resampling_people_equals_copying_their_pairs(thresholds):
-    distance, same, identity_N2 = pairs_of_people()
+    distance, same, identity_N2 = pairs_of_people(pairs=240)
     fold_N = fold_of(len(same), 5)
-    targets = ["1e-1", "1e-2"]
-    ours = bootstrap(
-        distance, same, 5, thresholds, resamples=40, seed=3, identity_N2=identity_N2, far_targets=targets
-    )
+    metrics = create_metrics(USUAL_METRICS)
+    how = {"resamples": 40, "seed": 3, "identity_N2": identity_N2, "metrics": metrics}
+    ours = bootstrap(distance, same, 5, thresholds, **how)
     rng = np.random.default_rng(3)
     people = identity_N2.max() + 1
     for resample in range(40):
@@ -55,12 +58,13 @@ def test_resampling_people_equals_copying_their_pairs(thresholds):
         expected = cross_validate(distance[copies], same[copies], fold_N[copies], thresholds)
         separation = Separation.of(distance[copies], same[copies])
         assert ours["accuracy"][resample] == pytest.approx(expected.accuracy, abs=1e-12)
-        assert ours["auc"][resample] == pytest.approx(separation.auc(), abs=1e-12)
-        assert ours["eer"][resample] == pytest.approx(separation.eer(), abs=1e-12)
-        for target in targets:
+        assert ours["auc"][resample] == pytest.approx(auc(separation), abs=1e-12)
+        assert ours["eer"][resample] == pytest.approx(eer(separation), abs=1e-12)
+        assert {"1e-1", "1e-2"} <= ours["tar_at_far"].keys()
+        for target in ("1e-1", "1e-2"):
             allowed = separation.threshold_at_far(float(target))
             tar = np.mean(separation.genuine_G < allowed)
-            assert ours[target][resample] == pytest.approx(tar, abs=1e-12)
+            assert ours["tar_at_far"][target][resample] == pytest.approx(tar, abs=1e-12)
 
 
 def test_the_weight_of_a_pair_is_the_product_of_its_two_people_or_its_one_persons_number():
@@ -80,7 +84,9 @@ def test_an_interval_over_people_is_wider_where_people_differ():
     distance, same, identity_N2 = pairs_of_people(people=15, pairs=3000)
     widths = []
     for people in (None, identity_N2):
-        low, high = interval(bootstrap(distance, same, resamples=300, seed=0, identity_N2=people)["accuracy"])
+        how = {"resamples": 300, "seed": 0, "identity_N2": people}
+        drawn = bootstrap(distance, same, metrics=create_metrics(["accuracy"]), **how)
+        low, high = interval(drawn["accuracy"])
         widths.append(high - low)
     assert widths[1] > 2 * widths[0]
 
@@ -88,9 +94,8 @@ def test_an_interval_over_people_is_wider_where_people_differ():
 def test_a_fold_that_no_person_was_drawn_of_does_not_count():
     identity_N2 = np.repeat(np.arange(4), 5)[:, None].repeat(2, 1)
     distance = np.full(20, 0.105)
-    drawn = bootstrap(
-        distance, np.ones(20, bool), 4, resamples=200, seed=0, identity_N2=identity_N2, far_targets=[]
-    )
+    how = {"resamples": 200, "seed": 0, "identity_N2": identity_N2}
+    drawn = bootstrap(distance, np.ones(20, bool), 4, metrics=create_metrics(["accuracy", "auc"]), **how)
     accuracy = drawn["accuracy"]
     alone = np.isnan(accuracy)  # one person was drawn four times: no other fold to choose a threshold by
     assert 0 < alone.sum() < 20 and (accuracy[~alone] == 1).all()
@@ -132,9 +137,9 @@ def test_identities_that_contradict_the_answers_are_an_error():
     with pytest.raises(
         UserError, match="pair 1 is of one person by its answer, but its identities are b and c"
     ):
-        numbered_people(["a", "a", "b", "c"], np.array([True, True]))
+        numbered_identities(["a", "a", "b", "c"], np.array([True, True]))
     with pytest.raises(UserError, match="3 identities do not fit 2 pairs"):
-        numbered_people(["a", "a", "b"], np.array([True, True]))
+        numbered_identities(["a", "a", "b"], np.array([True, True]))
 
 
 def test_people_are_kept_beside_a_pack(tmp_path):

@@ -20,8 +20,8 @@ from scipy.stats import chi2
 from facerec.backbones import create_backbone
 from facerec.errors import CheckpointError, ConfigError, UserError
 from facerec.evaluation.protocols.identification import identify
-from facerec.evaluation.protocols.verification import verify
 from facerec.evaluation.statistics.comparison import compare, holm, mcnemar
+from facerec.evaluation.verify import verify
 from facerec.models import checkpoint
 from facerec.packs.verification import write_verification
 from facerec.reporting.evaluated import distinct_names

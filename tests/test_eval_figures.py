@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from facerec.errors import StorageError
-from facerec.evaluation.protocols.verification import verify
+from facerec.evaluation.verify import verify
 from facerec.packs.verification import VerificationSet
 from facerec.reporting.verification_figures import (
     det_figure,

@@ -9,9 +9,8 @@ from PIL import Image
 
 from facerec.errors import MissingDataError, NonFiniteError, UserError
 from facerec.evaluation.overlap import overlap_notes
-from facerec.evaluation.protocols.folders import evaluate_folders, evaluate_megaface, read_leave_out
-from facerec.evaluation.protocols.identification import identify, megaface
-from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.protocols.identification import Identification, identify
+from facerec.evaluation.protocols.megaface import Megaface, megaface
 from facerec.evaluation.statistics.search import CosineBlock, Highest, PrefixMaxima, TopK, cosine_blocks, unit
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
@@ -196,7 +195,7 @@ def test_what_cannot_be_identified_is_refused():
 
 @pytest.mark.parametrize("as_portions", [False, True])
 def test_megaface_equals_the_definition(monkeypatch, as_portions):
-    monkeypatch.setattr("facerec.evaluation.protocols.identification.MEGAFACE_FAR", "1e-3")
+    monkeypatch.setattr("facerec.evaluation.protocols.megaface.MEGAFACE_FAR", "1e-3")
     monkeypatch.setattr("facerec.evaluation.statistics.search.BLOCK", 128)
     probe, person = people(6, 7, noise=1.5)
     order = np.random.default_rng(5).permutation(len(probe))
@@ -279,16 +278,20 @@ def embedded(model, root):
     return model.embed(images).numpy(), [path.relative_to(root).parts[0] for path in paths]
 
 
+def identified(model, gallery, probes, **settings):
+    protocol = Identification(gallery=str(gallery), probes=str(probes), **settings)
+    return protocol.run(model)["identification"]
+
+
 def test_folders_are_gallery_probes_and_distractors(model, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("facerec.evaluation.protocols.folders.PORTION", 5)
+    monkeypatch.setattr("facerec.evaluation.embedding.PORTION", 5)
     caplog.set_level(logging.INFO)
     gallery = write_folders(tmp_path / "gallery", "abcdefgh", 1, seed=1, noise=60)
     probes = write_folders(tmp_path / "probes", "abcdefghxyz", 3, seed=2, noise=60)
     others = write_folders(tmp_path / "others" / "deep", "klmnop", 2, seed=3)
     (gallery / "a" / "notes.txt").write_text("no image")
     Image.new("RGB", (8, 8)).save(gallery / "loose.png")
-    settings = EvalSettings(batch_size=4)
-    result = evaluate_folders(model, gallery, probes, settings, distractors=tmp_path / "others", name="mine")
+    result = identified(model, gallery, probes, batch_size=4, distractors=str(tmp_path / "others"))
     (gallery / "loose.png").unlink()
     (probe_PD, probe_names), (gallery_GD, gallery_names) = embedded(model, probes), embedded(model, gallery)
     expected = identify(
@@ -297,30 +300,30 @@ def test_folders_are_gallery_probes_and_distractors(model, tmp_path, monkeypatch
     assert result.cmc == expected.cmc and result.tpir_at_fpir == expected.tpir_at_fpir
     assert (result.distractors, result.probes, result.mated_probes) == (12, 33, 24)
     assert "flip-TTA" in result.protocol
-    assert f"[mine][0]Rank-1: {result.rank['1']:.5f}" in caplog.text
+    assert f"[identification][0]Rank-1: {result.rank['1']:.5f}" in caplog.text
 
 
 def test_noisy_images_are_left_out(model, tmp_path, caplog):
     gallery = write_folders(tmp_path / "gallery", "ab", 1, seed=1)
     probes = write_folders(tmp_path / "probes", "ab", 3, seed=2)
     listed = tmp_path / "noisy.txt"
-    listed.write_text("# wrong person\na/0.png\n\nb/7.png\n")
-    result = evaluate_folders(model, gallery, probes, leave_out=["a/1.png", "b/7.png"])
+    listed.write_text("# wrong person\na/1.png\n\nb/7.png\n")
+    result = identified(model, gallery, probes, leave_out=str(listed))
     assert (result.probes, result.gallery) == (5, 2)
     assert "1 listed images were left out" in result.notes
     assert "1 of 2 images to leave out are not there, e.g. b/7.png" in caplog.text
-    assert read_leave_out(listed) == ["a/0.png", "b/7.png"]
     with pytest.raises(MissingDataError, match=r"nowhere\.txt: No such file"):
-        read_leave_out(tmp_path / "nowhere.txt")
+        identified(model, gallery, probes, leave_out=str(tmp_path / "nowhere.txt"))
 
 
 def test_megaface_from_folders(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("facerec.evaluation.protocols.folders.PORTION", 7)
+    monkeypatch.setattr("facerec.evaluation.embedding.PORTION", 7)
     probes = write_folders(tmp_path / "probes", "abcd", 4, seed=1, noise=60)
-    others = write_folders(tmp_path / "others", "klmnopqrst", 3, seed=2)
-    result = evaluate_megaface(
-        model, probes, others, EvalSettings(seed=4), leave_out=["k/0.png"], cuts=(10, 29)
-    )
+    others = write_folders(tmp_path / "distractors", "klmnopqrst", 3, seed=2)
+    (tmp_path / "noisy.txt").write_text("k/0.png\n")
+    folders = {key: str(tmp_path / key) for key in ("probes", "distractors")}
+    settings = Megaface(**folders, seed=4, leave_out=str(tmp_path / "noisy.txt"), cuts=[10, 29])
+    result = settings.run(model)["megaface"]
     probe_PD, names = embedded(model, probes)
     distractor, _ = embedded(model, others)
     distractor = distractor[1:][np.random.default_rng(4).permutation(29)]
@@ -330,13 +333,13 @@ def test_megaface_from_folders(model, tmp_path, monkeypatch):
 
 def test_missing_folders_are_said(model, tmp_path):
     with pytest.raises(MissingDataError, match="gallery cannot be read: No such file"):
-        evaluate_folders(model, tmp_path / "gallery", tmp_path)
+        identified(model, tmp_path / "gallery", tmp_path)
     (tmp_path / "gallery").mkdir()
     with pytest.raises(MissingDataError, match="gallery: holds no images"):
-        evaluate_folders(model, tmp_path / "gallery", tmp_path)
+        identified(model, tmp_path / "gallery", tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "gallery" / "loose.png")
     with pytest.raises(MissingDataError, match="gallery: no images in folders of identities"):
-        evaluate_folders(model, tmp_path / "gallery", tmp_path)
+        identified(model, tmp_path / "gallery", tmp_path)
 
 
 def test_people_of_the_training_set_in_the_test_are_a_warning(model, tmp_path, caplog):
@@ -348,5 +351,5 @@ def test_people_of_the_training_set_in_the_test_are_a_warning(model, tmp_path, c
     gallery = write_folders(tmp_path / "gallery", ["Zoe", "b"], 1, seed=1)
     probes = write_folders(tmp_path / "probes", ["Zoe", "b"], 2, seed=2)
     assert "1 people of identification are in the training set" in str(
-        evaluate_folders(trained, gallery, probes).notes
+        identified(trained, gallery, probes).notes
     )

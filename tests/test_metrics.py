@@ -8,9 +8,15 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from facerec.errors import ConfigError
+from facerec.evaluation.metrics import METRICS, JudgedPairs, Metric
+from facerec.evaluation.metrics.auc import auc
+from facerec.evaluation.metrics.base import create_metrics
+from facerec.evaluation.metrics.eer import eer
+from facerec.evaluation.metrics.tar_at_far import tar_at_far
 from facerec.evaluation.statistics.bootstrap import bootstrap, interval
 from facerec.evaluation.statistics.folds import GRID_J, cross_validate, fold_of
-from facerec.evaluation.statistics.metrics import Separation
+from facerec.evaluation.statistics.separation import Separation
+from facerec.evaluation.verify import verify
 
 
 def naive_cross_validate(distance, issame, candidates_of, folds):
@@ -32,6 +38,10 @@ def grid(distance):
 def midpoints(distance):
     ordered = np.sort(distance.astype(np.float64))
     return np.array([ordered[0], *((ordered[1:] + ordered[:-1]) / 2), np.nextafter(ordered[-1], np.inf)])
+
+
+def resampled_accuracy(*given, **settings):
+    return bootstrap(*given, metrics=create_metrics(["accuracy"]), **settings)["accuracy"]
 
 
 def random_pairs(count, seed=0, dtype=np.float64):
@@ -101,7 +111,7 @@ def test_a_perfectly_separable_set_is_perfect_under_the_exact_search():
     validated = cross_validate(distance, issame, 10, "exact")
     assert validated.accuracy == 1.0
     np.testing.assert_allclose(validated.threshold_F, 1.3, atol=0.01)
-    drawn = bootstrap(distance, issame, 10, "exact", resamples=300, seed=0)["accuracy"]
+    drawn = resampled_accuracy(distance, issame, 10, "exact", resamples=300, seed=0)
     assert drawn.min() == 1.0
 
 
@@ -138,11 +148,11 @@ def test_auc_equals_scikit_learn(pairs):
     distance, issame = pairs
     separation = Separation.of(distance, issame)
     if issame.all() or not issame.any():
-        assert separation.auc() is None
-        assert separation.eer() is None
-        assert separation.tar_at_far(0.1) is None
+        assert auc(separation) is None
+        assert eer(separation) is None
+        assert tar_at_far(separation, ["0.1"]) == {"0.1": None}
     else:
-        assert separation.auc() == pytest.approx(roc_auc_score(issame, -distance), abs=1e-12)
+        assert auc(separation) == pytest.approx(roc_auc_score(issame, -distance), abs=1e-12)
 
 
 @settings(deadline=None, max_examples=60)
@@ -150,7 +160,7 @@ def test_auc_equals_scikit_learn(pairs):
 def test_tar_at_far_is_the_tar_at_the_largest_allowed_threshold(pairs, far):
     distance, issame = pairs
     genuine, impostor = distance[issame], distance[~issame]
-    tar = Separation(genuine, impostor).tar_at_far(far)
+    tar = tar_at_far(Separation(genuine, impostor), [str(far)])[str(far)]
     if not len(genuine) or not len(impostor) or len(impostor) * far < 1 - 1e-12:
         assert tar is None
         return
@@ -160,17 +170,17 @@ def test_tar_at_far_is_the_tar_at_the_largest_allowed_threshold(pairs, far):
 
 
 def test_far_targets_need_enough_impostor_pairs():
-    tars = Separation(np.linspace(0, 1, 100), np.linspace(0.5, 2, 1000)).tars()
+    tars = tar_at_far(Separation(np.linspace(0, 1, 100), np.linspace(0.5, 2, 1000)))
     assert [target for target, tar in tars.items() if tar is None] == ["1e-4", "1e-5", "1e-6"]
     assert list(tars) == ["1e-1", "1e-2", "1e-3", "1e-4", "1e-5", "1e-6"]
 
 
 def test_eer_of_a_known_case():
     # At threshold between 2 and 3: one of four impostors accepted, one of four genuine rejected.
-    assert Separation(np.array([0.0, 1, 2, 5]), np.array([2.5, 3, 4, 6])).eer() == pytest.approx(0.25)
-    assert Separation(np.array([0.0, 1]), np.array([2.0, 3])).eer() == 0
-    assert Separation(np.array([2.0, 3]), np.array([0.0, 1])).eer() == 1
-    assert Separation(np.array([1.0, 1]), np.array([1.0, 1])).eer() == 0.5
+    assert eer(Separation(np.array([0.0, 1, 2, 5]), np.array([2.5, 3, 4, 6]))) == pytest.approx(0.25)
+    assert eer(Separation(np.array([0.0, 1]), np.array([2.0, 3]))) == 0
+    assert eer(Separation(np.array([2.0, 3]), np.array([0.0, 1]))) == 1
+    assert eer(Separation(np.array([1.0, 1]), np.array([1.0, 1]))) == 0.5
 
 
 @settings(deadline=None, max_examples=60)
@@ -184,16 +194,16 @@ def test_eer_lies_on_the_interpolated_roc(pairs):
     dense = np.linspace(0, len(far) - 1, 200 * len(far))
     steps = np.arange(len(far))
     gap = np.abs(np.interp(dense, steps, far) - (1 - np.interp(dense, steps, tar)))
-    assert separation.eer() == pytest.approx(np.interp(dense, steps, far)[gap.argmin()], abs=0.01)
+    assert eer(separation) == pytest.approx(np.interp(dense, steps, far)[gap.argmin()], abs=0.01)
 
 
 def test_bootstrap_is_seeded_and_as_wide_as_binomial_theory_says():
     distance, issame = random_pairs(2000)
     accuracy = cross_validate(distance, issame, 10).accuracy
-    drawn = bootstrap(distance, issame, resamples=800, seed=1)["accuracy"]
+    drawn = resampled_accuracy(distance, issame, resamples=800, seed=1)
     assert drawn.shape == (800,)
-    np.testing.assert_array_equal(drawn, bootstrap(distance, issame, resamples=800, seed=1)["accuracy"])
-    assert not np.array_equal(drawn, bootstrap(distance, issame, resamples=800, seed=2)["accuracy"])
+    np.testing.assert_array_equal(drawn, resampled_accuracy(distance, issame, resamples=800, seed=1))
+    assert not np.array_equal(drawn, resampled_accuracy(distance, issame, resamples=800, seed=2))
     binomial = np.sqrt(accuracy * (1 - accuracy) / 2000)  # the threshold search adds some
     assert 0.9 * binomial < drawn.std() < 1.5 * binomial
     low, high = interval(drawn)
@@ -209,7 +219,7 @@ def test_bootstrap_equals_resampling_the_pairs_one_by_one_in_distribution(thresh
     for _ in range(300):
         drawn = np.concatenate([rng.choice(np.flatnonzero(fold_N == fold), 30) for fold in range(10)])
         naive.append(cross_validate(distance[drawn], issame[drawn], 10, thresholds).accuracy)
-    ours = bootstrap(distance, issame, 10, thresholds, resamples=2000, seed=0)["accuracy"]
+    ours = resampled_accuracy(distance, issame, 10, thresholds, resamples=2000, seed=0)
     assert ours.mean() == pytest.approx(np.mean(naive), abs=4 * np.std(naive) / np.sqrt(300))
     assert ours.std() == pytest.approx(np.std(naive), rel=0.2)
 
@@ -235,10 +245,10 @@ def test_the_curve_of_many_pairs_is_thin_and_close_on_both_logarithmic_axes():
     separation = Separation.of(distance, issame)
     curve = separation.curve()
     assert len(curve.far_V) < 450
-    for target in (1e-1, 1e-2, 1e-3, 1e-4):
-        at = np.searchsorted(curve.far_V, target, side="right") - 1
-        assert curve.far_V[at] > 0.9 * target
-        assert curve.tar_V[at] == pytest.approx(separation.tar_at_far(target), rel=0.02)
+    for target, tar in tar_at_far(separation, ["1e-1", "1e-2", "1e-3", "1e-4"]).items():
+        at = np.searchsorted(curve.far_V, float(target), side="right") - 1
+        assert curve.far_V[at] > 0.9 * float(target)
+        assert curve.tar_V[at] == pytest.approx(tar, rel=0.02)
 
 
 def test_the_histogram_counts_every_finite_pair():
@@ -249,3 +259,39 @@ def test_the_histogram_counts_every_finite_pair():
     np.testing.assert_array_equal(genuine, np.histogram(distance[issame], edges)[0])
     only = Separation(np.array([0.5, np.inf]), np.array([])).histogram(4)
     assert only.genuine.sum() == 1 and only.impostor.sum() == 0
+
+
+class Gap(Metric):
+    """A metric of a user's own."""
+
+    label = "Gap of the means"
+
+    def value(self, pairs):
+        return float(pairs.distance_N[~pairs.issame_N].mean() - pairs.distance_N[pairs.issame_N].mean())
+
+
+def test_a_metric_from_outside_stands_in_the_results_and_among_the_numbers(monkeypatch):
+    METRICS.names()
+    monkeypatch.setitem(METRICS._builders, "gap", Gap)
+    rng = np.random.default_rng(0)
+    result = verify(rng.normal(size=(80, 4)), np.arange(40) % 2 == 0, metrics=["gap", "eer"], bootstrap=5)
+    assert [number.label for number in result.numbers()] == ["Accuracy", "Gap of the means", "EER"]
+    entry = result.to_dict()
+    assert entry["gap"] == result.gap and entry["gap_interval"] is None
+    assert len(entry["eer_interval"]) == 2 and "auc" not in entry
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_a_metric_has_a_label_and_a_value_where_pairs_are_few_or_of_one_kind(name):
+    metric = METRICS.create(name)
+    assert metric.label
+    for issame in (np.ones(4, bool), np.zeros(4, bool), np.arange(4) % 2 == 0):
+        pairs = JudgedPairs(np.linspace(0.1, 2, 4), issame, cross_validate(np.linspace(0.1, 2, 4), issame, 2))
+        value = metric.value(pairs)
+        for one in value.values() if isinstance(value, dict) else [value]:
+            assert one is None or np.isfinite(one)
+
+
+def test_a_metric_that_is_not_registered_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"eval\.metrics=acuracy: .*did you mean accuracy"):
+        verify(np.eye(4), [True, False], folds=2, metrics=["acuracy"])

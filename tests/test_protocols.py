@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from facerec import create_backbone
 from facerec.errors import ConfigError, MissingDataError
-from facerec.evaluation.protocols.settings import PROTOCOLS
+from facerec.evaluation.protocols.base import PROTOCOLS
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
@@ -123,7 +123,10 @@ def test_ijb_is_reached(ckpt, faces, tmp_path):
         ),
         (["eval=identification", "eval.gallery=x"], r"eval\.probes=None: must be a folder"),
         (["eval=megaface", "eval.probes=x"], r"eval\.distractors=None: must be the folder"),
-        (["eval=megaface", "eval.protocol=megafase"], r"eval\.protocol=megafase: did you mean megaface"),
+        (
+            ["eval=megaface", "eval.protocol=megafase"],
+            r"megafase: no such .* did you mean megaface",
+        ),
         (["eval=ytf", "eval.root=x", "eval.batch_size=0"], r"eval\.batch_size=0"),
     ],
 )
@@ -132,11 +135,11 @@ def test_settings_that_are_missing_or_wrong_are_named(ckpt, tmp_path, overrides,
         evaluate(ckpt, tmp_path, *overrides)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_the_file_of_a_protocol_has_only_settings_of_it(name):
     written = OmegaConf.load(CONFIGS / "eval" / f"{name}.yaml")
     assert written.protocol == name
-    assert set(written) <= set(PROTOCOLS[name].__dataclass_fields__)
+    assert set(written) <= set(PROTOCOLS.builder(name).__dataclass_fields__)
 
 
 def test_training_takes_the_verification_protocol_only():

@@ -9,9 +9,10 @@ import pytest
 import simplejpeg
 from torch import nn
 
-from facerec.evaluation.protocols.identification import identify, megaface
-from facerec.evaluation.protocols.templates import judge_pairs
-from facerec.evaluation.protocols.verification import verify
+from facerec.evaluation.protocols.identification import identify
+from facerec.evaluation.protocols.ijb import judge_pairs
+from facerec.evaluation.protocols.megaface import megaface
+from facerec.evaluation.verify import verify
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
 from facerec.reporting.evaluated import Evaluated, compared

@@ -11,24 +11,18 @@ from PIL import Image
 
 from facerec.errors import DamagedDataError, MissingDataError, NonFiniteError
 from facerec.evaluation.embedding import embed_images
-from facerec.evaluation.protocols import templates as templates_module
 from facerec.evaluation.protocols.identification import identify
-from facerec.evaluation.protocols.template_lists import read_ijb, read_template_pairs, read_ytf_splits
-from facerec.evaluation.protocols.template_sets import evaluate_ijb, evaluate_ytf, spaced
-from facerec.evaluation.protocols.templates import (
-    FaceList,
-    TemplatePool,
-    judge_pairs,
-    pair_cosines,
-)
-from facerec.evaluation.protocols.verification import verify
-from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.protocols.ijb import Ijb, judge_pairs, read_lists, read_template_pairs
+from facerec.evaluation.protocols.ytf import Ytf, read_splits, spaced
+from facerec.evaluation.statistics import templates as templates_module
+from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
+from facerec.evaluation.verify import verify
 from facerec.images.align import TEMPLATE_52, align
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from facerec.vectors import unit_rows
 
-SETTINGS = EvalSettings(bootstrap=0, batch_size=16)
+SETTINGS = {"bootstrap": 0, "batch_size": 16}
 
 
 class Pixels(torch.nn.Module):
@@ -72,21 +66,21 @@ def test_pooling_equals_the_definition_however_the_images_come(faces, weighted):
     for portion in (90, 7, 1):
         pool = TemplatePool(faces, weight_P)
         for first in range(0, 90, portion):
-            pool.add(first, embedding_PD[first : first + portion])
+            pool.add(embedding_PD[first : first + portion])
         np.testing.assert_allclose(pool.unit_TD(), expected, atol=1e-6)
 
 
 def test_the_frames_of_a_video_weigh_as_one_photograph():
     faces = FaceList(np.arange(4), np.zeros(4, int), np.array([7, 7, 7, 1]))
-    assert faces.share_R().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+    assert faces.weight_R().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
     pool = TemplatePool(faces)
-    pool.add(0, np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32))
+    pool.add(np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32))
     np.testing.assert_allclose(pool.unit_TD(), [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
 
 
 def test_the_same_medium_number_in_two_templates_is_two_media():
     faces = FaceList(np.arange(3), np.array([0, 1, 1]), np.array([5, 5, 6]))
-    assert faces.share_R().tolist() == [1, 1, 1]
+    assert faces.weight_R().tolist() == [1, 1, 1]
 
 
 def test_a_template_that_is_not_finite_is_named():
@@ -155,7 +149,7 @@ def ytf(tmp_path_factory):
 def test_ytf_pools_frames_and_judges_by_the_lists_splits(ytf, count):
     root, frames, pairs = ytf
     model = Model(Pixels(), Preprocessing(size=8))
-    result = evaluate_ytf(model, root, SETTINGS, frames=count)
+    result = Ytf(root=str(root), frames=count, **SETTINGS).run(model)["ytf"]
     template = {}
     for video, images in frames.items():
         chosen = images if count is None or len(images) <= count else images[[0, len(images) - 1]]
@@ -181,16 +175,16 @@ def test_frames_are_spaced_evenly_from_first_to_last():
 def test_ytf_says_what_is_missing_or_wrong(tmp_path):
     model = Model(Pixels(), Preprocessing(size=8))
     with pytest.raises(MissingDataError, match=r"there is no list .*splits\.txt"):
-        evaluate_ytf(model, tmp_path, SETTINGS)
+        Ytf(root=str(tmp_path), **SETTINGS).run(model)
     (tmp_path / "splits.txt").write_text("header\n1, A/0, B/0, 1\n")
     with pytest.raises(MissingDataError, match="A/0: no images of this video"):
-        evaluate_ytf(model, tmp_path, SETTINGS)
+        Ytf(root=str(tmp_path), **SETTINGS).run(model)
     (tmp_path / "splits.txt").write_text("header\n1, A/0, B/0, 1\n2, A/0, B/0, yes\n")
     with pytest.raises(DamagedDataError, match="line 3: '2, A/0, B/0, yes' is not split, first video"):
-        read_ytf_splits(tmp_path / "splits.txt")
+        read_splits(tmp_path / "splits.txt")
     (tmp_path / "splits.txt").write_text("header\n")
     with pytest.raises(DamagedDataError, match="holds no pairs"):
-        read_ytf_splits(tmp_path / "splits.txt")
+        read_splits(tmp_path / "splits.txt")
 
 
 # -- IJB --------------------------------------------------------------------------------------------------
@@ -228,7 +222,7 @@ def ijb(tmp_path_factory):
 def test_ijb_aligns_pools_and_compares_all_listed_pairs(ijb):
     root, rows, crops, pairs = ijb
     model = Model(Pixels(), Preprocessing(size=112))
-    results = evaluate_ijb(model, root, "ijbc", SETTINGS)
+    results = Ijb(root=str(root), **SETTINGS).run(model)
     assert list(results) == ["ijbc", "ijbc_detector_score"]
     aligned = [align(pixels, landmarks) for pixels, landmarks, _ in crops]
     embedding_PD = embed_images(model, aligned).summed_PD
@@ -256,34 +250,34 @@ def test_ijb_lists_that_do_not_fit_together_are_refused(ijb, tmp_path):
     root, _, _, _ = ijb
     for path in (root / "meta").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    read_ijb(tmp_path, "ijbc")
+    read_lists(tmp_path, "ijbc")
     faces = tmp_path / "ijbc_face_tid_mid.txt"
     whole = faces.read_text()
     faces.write_text(whole + "31.jpg 5 5\n")
     with pytest.raises(DamagedDataError, match=r"5pts_score\.txt: lacks the image '31\.jpg'"):
-        read_ijb(tmp_path, "ijbc")
+        read_lists(tmp_path, "ijbc")
     faces.write_text(
         "\n".join(line for line in whole.splitlines() if not line.startswith(("0.", "10.", "20.")))
     )
     with pytest.raises(DamagedDataError, match=r"pair_label\.txt: names template \d+, of which"):
-        read_ijb(tmp_path, "ijbc")
+        read_lists(tmp_path, "ijbc")
     faces.write_text(whole + "only_a_name.jpg\n")
     with pytest.raises(
         DamagedDataError, match=r"face_tid_mid\.txt, line 31: 'only_a_name.jpg' is not image name"
     ):
-        read_ijb(tmp_path, "ijbc")
+        read_lists(tmp_path, "ijbc")
     scores = tmp_path / "ijbc_name_5pts_score.txt"
     scores.write_text(scores.read_text() + "0.jpg 1 2 3\n")
     faces.write_text(whole)
     with pytest.raises(DamagedDataError, match=r"line 31: .* is not name, five landmarks x y, score"):
-        read_ijb(tmp_path, "ijbc")
+        read_lists(tmp_path, "ijbc")
 
 
 def test_a_missing_crop_is_named(ijb, tmp_path):
     root, _, _, _ = ijb
     (tmp_path / "meta").symlink_to(root / "meta")
     with pytest.raises(MissingDataError, match=r"loose_crop/\d+\.jpg: No such file"):
-        evaluate_ijb(Model(Pixels(), Preprocessing(size=112)), tmp_path, "ijbc", SETTINGS)
+        Ijb(root=str(tmp_path), **SETTINGS).run(Model(Pixels(), Preprocessing(size=112)))
 
 
 def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
@@ -314,7 +308,7 @@ def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, monkeypatch, line):
 def test_ten_million_pairs_stay_within_a_gigabyte(tmp_path):
     program = """
 import numpy as np, resource
-from facerec.evaluation.protocols.templates import judge_pairs
+from facerec.evaluation.protocols.ijb import judge_pairs
 from facerec.vectors import unit_rows
 rng = np.random.default_rng(0)
 unit = unit_rows(rng.standard_normal((23124, 512), dtype="f4"))
@@ -344,7 +338,7 @@ def test_ijb_1n_searches_the_probes_in_each_gallery(ijb, tmp_path):
             "\n".join(["TEMPLATE_ID,SUBJECT_ID,FILENAME", *lines])
         )
     model = Model(Pixels(), Preprocessing(size=112))
-    results = evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)
+    results = Ijb(root=str(tmp_path), **SETTINGS).run(model)
     assert sorted(results) == sorted(
         f"ijbc{search}{score}" for search in ("", "_1n_G1", "_1n_G2") for score in ("", "_detector_score")
     )
@@ -359,7 +353,7 @@ def test_ijb_1n_searches_the_probes_in_each_gallery(ijb, tmp_path):
     assert "IJB-C 1:N" in results["ijbc_1n_G2"].protocol
     (tmp_path / "meta" / "ijbc_1N_gallery_G2.csv").write_text("TEMPLATE_ID,SUBJECT_ID\n4711,3\n")
     with pytest.raises(DamagedDataError, match=r"gallery_G2\.csv: names template 4711"):
-        evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)
+        Ijb(root=str(tmp_path), **SETTINGS).run(model)
     (tmp_path / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
     with pytest.raises(MissingDataError, match=r"there is no list .*gallery_G2\.csv"):
-        evaluate_ijb(model, tmp_path, "ijbc", SETTINGS)
+        Ijb(root=str(tmp_path), **SETTINGS).run(model)

@@ -13,15 +13,15 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from facerec.errors import ConfigError, MissingDataError, NonFiniteError, StorageError, UserError
-from facerec.evaluation.protocols.verification import evaluate_set, verify
-from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.targets import (
+from facerec.evaluation.protocols.verification import (
+    evaluate_set,
     evaluate_targets,
     load_targets,
-    results_document,
     target_path,
-    write_results,
 )
+from facerec.evaluation.results import results_document, write_results
+from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.verify import verify
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, write_verification

@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from facerec import distributed
 from facerec.errors import DamagedDataError, FacerecError, NonFiniteError, UserError
+from facerec.evaluation.files import FileImages
+from facerec.evaluation.settings import EvalSettings
 from facerec.images.decode import decode_into
 from facerec.models.model import Cache, Model
 from facerec.threads import in_order
@@ -33,6 +35,8 @@ logger = logging.getLogger("facerec.evaluation")
 _AHEAD = 2  # batches being decoded while one is in the model
 _CPU_BATCH = 32  # of more, MobileFaceNet's activations leave the cache, and an image takes twice as long
 _SLICE = 16  # images a decoding task, enough to hide the cost of handing it over
+
+PORTION = 8192  # images embedded before they are used: 32 MB of embeddings of length 512, both views
 
 Where = Callable[[int], str]
 
@@ -86,6 +90,23 @@ def embed_set(
         precision=precision,
         where=verification_set.where,
     )
+
+
+def embed_portions(
+    model: Model, images: FileImages, settings: EvalSettings, name: str
+) -> Iterator[npt.NDArray[np.float32]]:
+    """e + e' (e without flip) of the images, portion by portion: a million are never in memory at once."""
+    for first in range(0, len(images), PORTION):
+        portion = images[first : first + PORTION]
+        yield embed_images(
+            model,
+            portion,
+            name=f"{name} {first:,} of {len(images):,}",
+            batch_size=settings.batch_size,
+            flip=settings.flip,
+            precision=settings.precision,
+            where=portion.where,
+        ).summed_PD
 
 
 def embed_images(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facerec.evaluation.statistics.metrics import Curve, Histogram
+from facerec.evaluation.metrics import Metric
+from facerec.evaluation.statistics.bootstrap import Interval
+from facerec.evaluation.statistics.separation import Curve, Histogram
+from facerec.files import replacing
 
 if TYPE_CHECKING:
     from facerec.evaluation.embedding import PairSet
-
-Interval = tuple[float, float] | None
-"""Both ends of a 95 % interval, or that there is none."""
+    from facerec.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,58 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json: plain values at full precision, None for what is undefined."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.repr}  # type: ignore[arg-type]
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.repr}  # type: ignore[arg-type]
 
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """The lines of the field's habit: ``[lfw][60000]Accuracy-Flip: 0.98867+-0.00386``."""
         return [f"[{name}][{step or 0}]{line}" for line in self.lines()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult(Result):
+    """Metrics of judged pairs, which are attributes under their names in results.json: ``auc``,
+    ``auc_interval``.
+
+    Attributes:
+        values: what `facerec.evaluation.metrics.measure` gave, and the intervals.
+        metrics: those that were chosen.
+        pairs, genuine_pairs: numbers of them.
+    """
+
+    values: dict[str, Any] = field(repr=False)
+    metrics: Mapping[str, Metric] = field(repr=False)
+    pairs: int
+    genuine_pairs: int
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("values", {})
+        if name not in values:
+            raise AttributeError(f"{type(self).__name__} has no {name}; its metrics are {', '.join(values)}")
+        return values[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of results.json."""
+        return _plain(self.values) | super().to_dict()
+
+    def numbers(self) -> list[Number]:
+        """The metrics, in the order in which they were chosen."""
+        numbers = []
+        for name, metric in self.metrics.items():
+            value, interval = self.values[name], self.values.get(f"{name}_interval")
+            if isinstance(value, dict):
+                numbers += numbers_at(name, metric.label, value, interval or {})
+                continue
+            deviation = self.values.get(f"{name}_std")
+            numbers.append(Number(name, metric.label, value, interval, deviation, metric.lower_is_better))
+        return numbers
+
+    def _pair_facts(self) -> list[tuple[str, str]]:
+        counts = f"{self.genuine_pairs:,} genuine, {self.pairs - self.genuine_pairs:,} impostor"
+        return [("Protocol", self.protocol), ("Pairs", f"{self.pairs:,} ({counts})")]
+
+    def _roc(self, curve: Curve | None, scale: str) -> list[Series]:
+        impostors = self.pairs - self.genuine_pairs
+        return rate_series(curve, scale, self.genuine_pairs, impostors, self.values.get("eer"))
 
 
 def numbers_at(
@@ -142,7 +192,7 @@ def numbers_at(
     return [Number(f"{key}_{at}", f"{label} {at}", value, intervals.get(at)) for at, value in values.items()]
 
 
-def rate_curve(
+def rate_series(
     curve: Curve | None, scale: str, genuine: int, impostor: int, eer: float | None = None, chart: str = "roc"
 ) -> list[Series]:
     """True over false accept rates; the numbers of trials say how far down the curve reaches."""
@@ -154,7 +204,7 @@ def rate_curve(
     return [Series(chart, data | {"scale": scale, "genuine": genuine, "impostor": impostor, "eer": eer})]
 
 
-def histogram(counted: Histogram | None, scale: str, threshold: float | None = None) -> list[Series]:
+def histogram_series(counted: Histogram | None, scale: str, threshold: float | None = None) -> list[Series]:
     """Counts of both kinds; cosines ascend from left to right, as distances do."""
     if counted is None:
         return []
@@ -165,14 +215,38 @@ def histogram(counted: Histogram | None, scale: str, threshold: float | None = N
     return [Series("histograms", data | {"scale": scale, "threshold": threshold})]
 
 
-def pair_counts(pairs: int, genuine: int) -> tuple[str, str]:
-    """The fact of how many pairs there are."""
-    return "Pairs", f"{pairs:,} ({genuine:,} genuine, {pairs - genuine:,} impostor)"
-
-
 def flip_fact(flip: bool) -> tuple[str, str]:
     """The fact of whether mirrored images were embedded, too."""
     return "Flipped", "yes: f = e(image) + e(mirrored image)" if flip else "no"
+
+
+def results_document(
+    results: Mapping[str, Result],
+    model: Model,
+    *,
+    step: int | None = None,
+    ckpt: str | None = None,
+) -> dict[str, Any]:
+    """What results.json holds: an entry per target, which model it was, and its preprocessing."""
+    return {
+        "targets": {name: result.to_dict() for name, result in results.items()},
+        "ckpt": ckpt if ckpt is not None else (None if model.path is None else str(model.path)),
+        "step": model.step if step is None else step,
+        "preprocessing": model.input.to_dict(),
+    }
+
+
+def write_results(path: str | Path, document: Mapping[str, Any]) -> Path:
+    """Write results.json at full precision.
+
+    Raises:
+        StorageError: it could not be written; a file that was there before still is.
+    """
+    path = Path(path)
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as file:
+        file.write(text.encode() + b"\n")
+    return path
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from facerec.errors import NonFiniteError
 from facerec.evaluation.embedding import PairSet, embed_images
+from facerec.evaluation.metrics.auc import auc
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.metrics import Separation
+from facerec.evaluation.statistics.separation import Separation
 from facerec.images.preprocessing import Numbers, Preprocessing
 from facerec.models.model import Model
 from facerec.vectors import unit_rows
@@ -173,9 +174,9 @@ def _reading(
     random = np.random.default_rng(0)  # the same resamples for every preprocessing: differences are of pairs
     genuine_RG = genuine_G[random.integers(0, len(genuine_G), (_RESAMPLES, len(genuine_G)))]
     impostor_RI = impostor_I[random.integers(0, len(impostor_I), (_RESAMPLES, len(impostor_I)))]
-    auc = Separation(-genuine_G, -impostor_I).auc()
+    area = auc(Separation(-genuine_G, -impostor_I))
     dprime = float(_dprime(genuine_G[None], impostor_I[None])[0])
-    return Reading(prepared, dprime, auc or 0.0, _dprime(genuine_RG, impostor_RI))
+    return Reading(prepared, dprime, area or 0.0, _dprime(genuine_RG, impostor_RI))
 
 
 def _dprime(

@@ -7,6 +7,8 @@ from typing import Literal
 
 from facerec.errors import require
 
+USUAL_METRICS = ("accuracy", "auc", "eer", "tar_at_far")
+
 
 @dataclass(frozen=True)
 class EvalSettings:
@@ -16,17 +18,18 @@ class EvalSettings:
         protocol: ``verification``; the others are for `facerec-eval` (`evaluation.protocols`).
         targets: names of verification sets; target ``lfw`` is the file ``<root>/lfw.bin``. A path to a `.bin`
             is taken, too.
-        root: folder of the ``.bin`` files.
+        root: folder of the ``.bin`` files; null: the working directory.
         every_steps: evaluate during training every so many steps; 0: at the end of each epoch only.
-        batch_size: images that go through the model at once, per process.
+        batch_size: images that go through the model at once, per rank.
         flip: add the embedding of the mirrored image (the protocol of the published numbers).
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 (published), ``exact`` the midpoints of the sorted
             distances.
         folds: folds of the cross-validation; null: as many as the set was made in, where it says so, else the
             10 of every published number.
-        bootstrap: resamples for the 95 % intervals, of people where the set knows them, else of pairs; 0: no
-            intervals.
+        bootstrap: resamples for the 95 % intervals, of identities where the set knows them, else of pairs;
+            0: no intervals.
         seed: of the bootstrap.
+        metrics: of pairs, registered names (`evaluation.metrics`); accuracy is always among them.
         precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast).
         cache: folder to keep embeddings in, so that the same model file and images need no second pass; for
             `facerec-eval` only; null: none.
@@ -40,7 +43,7 @@ class EvalSettings:
 
     protocol: str = "verification"
     targets: list[str] = field(default_factory=list)
-    root: str = "."
+    root: str | None = None
     every_steps: int = 0
     batch_size: int = 128
     flip: bool = True
@@ -48,6 +51,7 @@ class EvalSettings:
     folds: int | None = None
     bootstrap: int = 1000
     seed: int = 0
+    metrics: list[str] = field(default_factory=lambda: list(USUAL_METRICS))
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cache: str | None = None
     sanity: bool | None = None
@@ -56,16 +60,12 @@ class EvalSettings:
     def __post_init__(self) -> None:
         own = type(self).__dataclass_fields__["protocol"].default
         require(self.protocol == own, "eval.protocol", self.protocol, f"must be {own} here")
-        require(
-            len(set(self.targets)) == len(self.targets),
-            "eval.targets",
-            self.targets,
-            "names one target twice",
-        )
+        for key in ("targets", "metrics"):
+            names = getattr(self, key)
+            require(len(set(names)) == len(names), f"eval.{key}", names, f"names one {key[:-1]} twice")
         require(self.every_steps >= 0, "eval.every_steps", self.every_steps, "must be 0 (off) or more")
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be 1 or more")
         require(self.folds is None or self.folds >= 2, "eval.folds", self.folds, "must be 2 or more, or null")
-        require(
-            self.bootstrap >= 0, "eval.bootstrap", self.bootstrap, "must be 0 (none) or a number of resamples"
-        )
+        resamples = "must be 0 (none) or a number of resamples"
+        require(self.bootstrap >= 0, "eval.bootstrap", self.bootstrap, resamples)
         require(self.seed >= 0, "eval.seed", self.seed, "must be 0 or more")

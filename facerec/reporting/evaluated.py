@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from facerec.errors import ConfigError
-from facerec.evaluation.results import Result
+from facerec.evaluation.results import Result, results_document
 from facerec.evaluation.statistics.comparison import Comparison, compare
-from facerec.evaluation.targets import results_document
 from facerec.models.model import Model
 
 

@@ -10,13 +10,10 @@ from typing import Any
 from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.protocols.settings import protocol_settings
-from facerec.evaluation.protocols.verification import VerificationResult
-from facerec.evaluation.results import Result
-from facerec.evaluation.sanity import check_preprocessing
-from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.protocols.base import PROTOCOLS, Protocol, create_protocol
+from facerec.evaluation.results import Result, write_results
 from facerec.evaluation.statistics.comparison import Comparison
-from facerec.evaluation.targets import evaluate_targets, load_targets, write_results
+from facerec.evaluation.verify import VerificationResult
 from facerec.models.model import Model
 from facerec.models.opening import load_model
 from facerec.registry import build
@@ -35,7 +32,7 @@ def evaluate_checkpoint(
 ) -> float:
     """Evaluate `config["ckpt"]`, one checkpoint or a list of them, on the same targets.
 
-    Under torch.distributed the processes share out the images to embed, and the first one writes.
+    Under torch.distributed every rank embeds a shard of the images, and rank 0 writes.
 
     Targets and their folder are those given, else those of `config["data"]`, else those that the (first)
     checkpoint was trained with.
@@ -54,23 +51,24 @@ def evaluate_checkpoint(
     config = build(_command, "", config)
     paths = _checkpoints(config["ckpt"])
     names = distinct_names(paths)
-    settings, judge = _judge(config)
+    protocol = _protocol(config)
+    judge: Judge | None = None
     evaluated: list[Evaluated] = []
     for name, path in zip(names, paths, strict=True):
         model = _loaded(config, Path(path))
+        judge = judge or protocol.begin(model)
         results = judge(model)
         if not evaluated:
             accept()
         _say(results)
         evaluated.append(Evaluated.of(name, model, results))
-    comparisons = compared(evaluated, settings().bootstrap, settings().seed)
+    comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
     if len(evaluated) > 1:
         for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
             log.info(line)
-    for file in (
-        [] if distributed.rank() else write_all(folder, evaluated, comparisons, figures=settings().figures)
-    ):
-        log.info("wrote %s", file)
+    if distributed.rank() == 0:
+        for file in write_all(folder, evaluated, comparisons, figures=protocol.figures):
+            log.info("wrote %s", file)
     scores = [result.score for one in evaluated for result in one.results.values()]
     return sum(scores) / len(scores)
 
@@ -135,38 +133,16 @@ def _checkpoints(given: Any) -> list[str]:
     return paths
 
 
-def _judge(config: Mapping[str, Any]) -> tuple[Callable[[], EvalSettings], Judge]:
-    """What judges a model, and the settings it uses, which the first model may complete."""
-    given = config["eval"]
+def _protocol(config: Mapping[str, Any]) -> Protocol:
+    """The protocol of the configuration, with what the data set's configuration gives where it is null."""
+    given = {"protocol": "verification"} | config["eval"]
     if given.get("every_steps"):
         log.info("ignored: eval.every_steps=%s (for facerec-train)", given["every_steps"])
-    if given.get("protocol", "verification") != "verification":
-        protocol = protocol_settings(given)
-        return (lambda: protocol), protocol.run
-    build(EvalSettings, "eval", {key: value for key, value in given.items() if value is not None})
-    chosen: list[tuple[EvalSettings, Any]] = []
-
-    def judge(model: Model) -> Mapping[str, Result]:
-        if not chosen:
-            settings = _verification_settings(config, model)
-            chosen.append((settings, load_targets(settings)))
-        settings, verification_sets = chosen[0]
-        if settings.sanity or (settings.sanity is None and not model.knows_input):
-            check_preprocessing(model, verification_sets[0], settings)
-        return evaluate_targets(model, verification_sets, settings)
-
-    return (lambda: chosen[0][0]), judge
-
-
-def _verification_settings(config: Mapping[str, Any], model: Model) -> EvalSettings:
-    given = dict(config["eval"])
-    trained_with = model.config.get("eval", {})
-    for key in ("targets", "root"):
-        value = given[key] if given.get(key) is not None else (config.get("data") or {}).get(key)
-        given[key] = value if value is not None else trained_with.get(key)
-    if not given["targets"]:
-        raise ConfigError("eval.targets", given["targets"], "must name at least one set, e.g. [lfw]")
-    return build(EvalSettings, "eval", given)
+    builder: Any = PROTOCOLS.builder(given["protocol"])
+    for key in builder.from_data:
+        if given.get(key) is None:
+            given[key] = (config.get("data") or {}).get(key)
+    return create_protocol(given)
 
 
 def _loaded(config: Mapping[str, Any], path: Path) -> Model:

@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import Image
 
 from facerec.evaluation.embedding import PairSet
-from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.verify import VerificationResult
 from facerec.images.decode import decode
 
 SIDE = 112

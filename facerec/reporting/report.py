@@ -17,9 +17,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import facerec
-from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.results import Number
 from facerec.evaluation.statistics.comparison import Comparison
+from facerec.evaluation.verify import VerificationResult
 from facerec.files import replacing
 from facerec.reporting.charts import COLOURS, charts_of, filters_of
 from facerec.reporting.evaluated import Evaluated, Row, rows_of

@@ -16,8 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from facerec.evaluation.protocols.verification import VerificationResult
-from facerec.evaluation.statistics.metrics import FAR_TARGETS, Curve, Separation
+from facerec.evaluation.metrics.auc import auc
+from facerec.evaluation.metrics.eer import eer
+from facerec.evaluation.metrics.tar_at_far import tar_at_far
+from facerec.evaluation.statistics.separation import Curve, Separation
+from facerec.evaluation.verify import VerificationResult
 from facerec.reporting.pair_images import HardPair, hardest_pairs, pair_pixels
 from facerec.reporting.style import COLOURS, GRAY, figure, frame, paper, save
 
@@ -33,9 +36,10 @@ def figures_of(name: str, result: VerificationResult) -> dict[str, Figure]:
     """
     figures = {}
     with paper():
-        if result.auc is not None:
+        separation = _separation(result)
+        if separation.both_kinds:
             figures["roc"] = roc_figure(name, {"ROC": result})
-            if result.eer:
+            if eer(separation):
                 figures["det"] = det_figure(name, {"DET": result})
         figures["distances"] = distance_figure(name, result)
         if result.source is not None:
@@ -68,10 +72,10 @@ def save_comparison_figures(
     """
     figures = {}
     with paper():
-        curved = {model: result for model, result in results.items() if result.auc is not None}
+        curved = {model: result for model, result in results.items() if _separation(result).both_kinds}
         if curved:
             figures["roc"] = roc_figure(name, curved)
-            if any(result.eer for result in curved.values()):
+            if any(eer(_separation(result)) for result in curved.values()):
                 figures["det"] = det_figure(name, curved)
         for model, result in results.items():
             of_model = re.sub(r"[^\w.=-]+", "_", model)
@@ -100,18 +104,19 @@ def roc_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
     axes = made.subplots()
     least, lowest = 1.0, 1.0
     for number, (label, result) in enumerate(results.items()):
-        curve, few, _ = _curve(result)
+        separation = _separation(result)
+        curve, few, _ = _curve(separation)
         far_V = np.concatenate([[few / 2], np.maximum(curve.far_V, few / 2)])
         tar_V = np.concatenate([[0], curve.tar_V])
         axes.plot(
-            far_V, tar_V, drawstyle="steps-post", label=f"{label}, AUC {result.auc:.5f}", **_line(number)
+            far_V, tar_V, drawstyle="steps-post", label=f"{label}, AUC {auc(separation):.5f}", **_line(number)
         )
         least = min(least, few)
         lowest = min(lowest, float(tar_V[far_V <= few * (1 + 1e-9)].max()))
         if len(results) == 1:
-            _write_tars(axes, result, few)
-            assert result.eer is not None
-            _mark_eer(axes, result.eer, 1 - result.eer)
+            _write_tars(axes, separation, few)
+            rate = eer(separation) or 0.0
+            _mark_eer(axes, rate, 1 - rate)
     chance = np.geomspace(least, 1, 100)
     axes.plot(chance, chance, color=GRAY, lw=0.9, ls=(0, (1, 2)), label="chance")
     axes.set(xscale="log", xlim=(least, 1), ylim=(max(0.0, np.floor((lowest - 0.02) * 20) / 20), 1.005))
@@ -125,15 +130,16 @@ def det_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
     axes = made.subplots()
     least_far, least_frr = 1.0, 1.0
     for number, (label, result) in enumerate(results.items()):
-        curve, few, missed = _curve(result)
+        separation = _separation(result)
+        curve, few, missed = _curve(separation)
         far_V = np.concatenate([[few / 2], np.maximum(curve.far_V, few / 2)])
         frr_V = np.maximum(1 - np.concatenate([[0], curve.tar_V]), missed / 2)
-        eer = "" if len(results) == 1 else f", EER {result.eer:.5f}"
-        axes.plot(far_V, frr_V, drawstyle="steps-post", label=label + eer, **_line(number))
+        rate = eer(separation) or 0.0
+        said = "" if len(results) == 1 else f", EER {rate:.5f}"
+        axes.plot(far_V, frr_V, drawstyle="steps-post", label=label + said, **_line(number))
         least_far, least_frr = min(least_far, few), min(least_frr, missed)
         if len(results) == 1:
-            assert result.eer is not None
-            _mark_eer(axes, max(result.eer, few / 2), max(result.eer, missed / 2), result.eer)
+            _mark_eer(axes, max(rate, few / 2), max(rate, missed / 2), rate)
     equal = np.array([min(least_far, least_frr), 1.0])
     axes.plot(equal, equal, color=GRAY, lw=0.9, ls=(0, (4, 3)), label="equal rates")
     axes.set(xscale="log", yscale="log", xlim=(least_far, 1), ylim=(least_frr, 1))
@@ -146,16 +152,21 @@ def _line(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number // len(COLOURS) % len(_DASHES)]}
 
 
-def _curve(result: VerificationResult) -> tuple[Curve, float, float]:
+def _separation(result: VerificationResult) -> Separation:
+    return Separation.of(result.distance_N, result.issame_N)
+
+
+def _curve(separation: Separation) -> tuple[Curve, float, float]:
     """The ROC, and the lowest FAR and FRR above 0 that its pairs can show."""
-    separation = Separation.of(result.distance_N, result.issame_N)
-    return separation.curve(), 1 / len(separation.impostor_I), 1 / len(separation.genuine_G)
+    curve = separation.curve()
+    assert curve is not None
+    return curve, 1 / len(separation.impostor_I), 1 / len(separation.genuine_G)
 
 
-def _write_tars(axes: Axes, result: VerificationResult, least: float) -> None:
+def _write_tars(axes: Axes, separation: Separation, least: float) -> None:
     """The TAR at each FAR that is supported, at its place on the curve."""
-    for target in FAR_TARGETS:
-        far, tar = float(target), result.tar_at_far[target]
+    for target, tar in tar_at_far(separation).items():
+        far = float(target)
         if tar is None:
             continue
         axes.plot(far, tar, "o", color=GENUINE, ms=4, mec="white", mew=0.7, zorder=4)

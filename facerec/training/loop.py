@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from facerec import distributed
 from facerec.device import autocast, release_memory
 from facerec.errors import FacerecError, StorageError
-from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.protocols.verification import evaluate_targets
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.targets import evaluate_targets
+from facerec.evaluation.verify import VerificationResult
 from facerec.heads import Head
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Batch, Loader

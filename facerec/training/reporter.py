@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from facerec.errors import StorageError
-from facerec.evaluation.protocols.verification import VerificationResult
 from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.verify import VerificationResult
 from facerec.files import storing
 from facerec.heads import Head
 from facerec.loading.loader import Loader

@@ -20,8 +20,8 @@ from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, require
 from facerec.evaluation.overlap import warn_of_overlap
+from facerec.evaluation.protocols.verification import load_targets
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.targets import load_targets
 from facerec.files import Unfinished
 from facerec.heads import HEADS
 from facerec.images.preprocessing import Preprocessing

@@ -23,11 +23,13 @@ from sklearn.preprocessing import normalize
 from table import Row, best, in_processes
 
 from facerec.backbones import create_backbone
-from facerec.evaluation.protocols.identification import identify, megaface
-from facerec.evaluation.protocols.templates import judge_pairs
-from facerec.evaluation.protocols.verification import evaluate_set, verify
+from facerec.evaluation.protocols.identification import identify
+from facerec.evaluation.protocols.ijb import judge_pairs
+from facerec.evaluation.protocols.megaface import megaface
+from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.search import BLOCK, unit
+from facerec.evaluation.verify import verify
 from facerec.making.orl import pack_orl
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, load_verification

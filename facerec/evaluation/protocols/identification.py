@@ -1,31 +1,136 @@
-"""Identification, 1:N: ranks and open-set rates of probes in a gallery, and MegaFace's challenge 1.
+"""Identification, 1:N: closed-set ranks and open-set rates of probes in a gallery.
 
-Shape suffixes: P probes, G gallery entries, N mate pairs, C cuts, K entries kept a probe, D embedding size.
+Shape suffixes: P probes, G gallery entries, K entries kept per probe, D embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import UserError, require
-from facerec.evaluation.results import Interval, Number, Result, Series, numbers_at, rate_curve
-from facerec.evaluation.statistics.bootstrap import rate_intervals
-from facerec.evaluation.statistics.metrics import Bools, Curve, Separation, accepted_at
-from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, TopK, cosine_blocks, unit
+from facerec.errors import MissingDataError, UserError, require
+from facerec.evaluation.embedding import embed_portions
+from facerec.evaluation.files import FileImages
+from facerec.evaluation.metrics.tar_at_far import tar_at_far
+from facerec.evaluation.overlap import overlap_notes
+from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
+from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_series
+from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
+from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
+from facerec.evaluation.statistics.separation import Bools, Curve, Ints, Separation
+from facerec.loading.named import images_below
+from facerec.models.model import Model
+from facerec.packs.index_text import text_lines
 
-Ints = npt.NDArray[np.integer]
+logger = logging.getLogger("facerec.evaluation")
 
 FPIR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4")
-MEGAFACE_CUTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
-MEGAFACE_FAR = "1e-6"
 
 
+@PROTOCOLS.register("identification")
 @dataclass(frozen=True)
+class Identification(Protocol):
+    """Gallery and probes in folders of identities, closed and open set.
+
+    Args:
+        gallery, probes: folders with a folder of aligned faces per identity; an identity has the same folder
+            name in both.
+        distractors: folder of more gallery images, at any depth, of identities that are no probes;
+            null: none.
+        leave_out: file that lists images to leave out, a relative path per line; null: none.
+    """
+
+    protocol: Literal["identification"] = "identification"
+    gallery: str | None = None
+    probes: str | None = None
+    distractors: str | None = None
+    leave_out: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("gallery", "probes"):
+            given = getattr(self, key) is not None
+            require(given, f"eval.{key}", None, "must be a folder of people's folders")
+
+    def results(self, model: Model) -> Mapping[str, Result]:
+        """Search the probes in the gallery.
+
+        Raises:
+            MissingDataError: a folder is missing or has no images.
+            UserError: no probe's identity is in the gallery.
+        """
+        folders = Folders(self.leave_out)
+        gallery_paths, gallery_names = folders.labelled(self.gallery or "")
+        probe_paths, probe_names = folders.labelled(self.probes or "")
+        others = folders.images(self.distractors) if self.distractors is not None else []
+        left_out = folders.notes()
+        gallery_GD, probe_PD = (
+            np.concatenate(list(embed_portions(model, FileImages(paths), self, name)))
+            for paths, name in ((gallery_paths, "gallery"), (probe_paths, "probes"))
+        )
+        result = identify(
+            probe_PD,
+            probe_names,
+            gallery_GD,
+            gallery_names,
+            distractors=embed_portions(model, FileImages(others), self, "distractors"),
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+            protocol=f"identification over folders, cosine, {self.views}",
+        )
+        overlap = overlap_notes(model, {*gallery_names, *probe_names}, "identification")
+        return {"identification": replace(result, notes=result.notes + left_out + overlap)}
+
+
+def read_leave_out(path: Path) -> list[str]:
+    """A list of images to leave out, a relative path per line; lines that begin with # are comments.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DamagedDataError: it is not in UTF-8.
+    """
+    return [line.strip() for line in text_lines(path) if line.strip() and not line.startswith("#")]
+
+
+class Folders:
+    """Images below folders, without those of a list (`read_leave_out`), if there is one."""
+
+    def __init__(self, leave_out: str | Path | None) -> None:
+        listed = [] if leave_out is None else read_leave_out(Path(leave_out))
+        self._listed = {Path(path).as_posix() for path in listed}
+        self._met: set[str] = set()
+
+    def images(self, root: str | Path) -> list[str]:
+        """Paths of all images below `root`, sorted; plain words, of which a million take 100 MB."""
+        paths = images_below(Path(root))
+        self._met |= self._listed.intersection(paths)
+        return [str(Path(root) / path) for path in paths if path not in self._listed]
+
+    def labelled(self, root: str | Path) -> tuple[list[str], list[str]]:
+        """Images in folders of identities and the names of those folders; loose images do not count."""
+        parts = [(path, Path(path).relative_to(root).parts) for path in self.images(root)]
+        inside = [(path, names[0]) for path, names in parts if len(names) > 1]
+        if not inside:
+            raise MissingDataError(f"{root}: no images in folders of identities")
+        return [path for path, _ in inside], [name for _, name in inside]
+
+    def notes(self) -> list[str]:
+        """What is to be said with the numbers; a warning where the list names images that are nowhere."""
+        missing = sorted(self._listed - self._met)
+        if missing:
+            said = "%d of %d images to leave out are not there, e.g. %s"
+            logger.warning(said, len(missing), len(self._listed), missing[0])
+        return [f"{len(self._met)} listed images were left out"] if self._met else []
+
+
+@dataclass(frozen=True, kw_only=True)
 class IdentificationResult(Result):
     """Ranks (closed set) and detection-and-identification rates (open set); `to_dict` for results.json.
 
@@ -92,7 +197,7 @@ class IdentificationResult(Result):
         """CMC, and TPIR over FPIR where there are non-mated probes."""
         cmc = Series("cmc", {"x": list(range(1, len(self.cmc) + 1)), "y": self.cmc})
         non_mated = self.probes - self.mated_probes
-        return [cmc, *rate_curve(self.curve, "cosine", self.mated_probes, non_mated, chart="tpir")]
+        return [cmc, *rate_series(self.curve, "cosine", self.mated_probes, non_mated, chart="tpir")]
 
 
 def identify(
@@ -153,7 +258,7 @@ def identify(
     first_P = rank_P[mated_P] == 1
     found_P = np.where(first_P, -score_PK[mated_P, 0], np.inf)
     separation = Separation(found_P, -score_PK[~mated_P, 0])
-    tpir = separation.tars(FPIR_TARGETS)
+    tpir = tar_at_far(separation, FPIR_TARGETS)
     named = [rank for rank in (1, 5) if rank <= ranks]
     supported = [target for target, rate in tpir.items() if rate is not None]
     hits = [rank_P[mated_P] <= rank for rank in named]
@@ -172,8 +277,8 @@ def identify(
         identities=len(np.unique(gallery_G)),
         distractors=entries - len(gallery_G),
         protocol=protocol,
-        notes=_unsupported(tpir, "TPIR at FPIR", int((~mated_P).sum()), "non-mated probes"),
-        curve=separation.curve() if separation.both_kinds else None,
+        notes=unsupported(tpir, "TPIR at FPIR", int((~mated_P).sum()), "non-mated probes"),
+        curve=separation.curve(),
         right_X=first_P,
     )
 
@@ -204,165 +309,7 @@ def _ranks(score_PK: npt.NDArray[np.floating], identity_PK: Ints, probe_P: Ints)
     return np.where(mate_PK.any(axis=1), 1.0 + different, np.inf)
 
 
-@dataclass(frozen=True)
-class MegafaceResult(Result):
-    """MegaFace challenge 1; `to_dict` gives the entry of results.json.
-
-    Attributes:
-        rank1: share of the mate pairs in which the mate is nearer to the probe than each of the first 10,
-            100 … distractors; None where there are not so many.
-        tar_at_far: share of the mate pairs above the lowest threshold at which the share of (probe,
-            distractor) pairs above it is within the target, over all distractors.
-        rank1_interval, tar_at_far_interval: 95 % intervals, people of the probes resampled, distractors and
-            threshold held fixed.
-        probes, identities, mate_pairs, distractors: numbers of them.
-        protocol, notes: what is to be said with the numbers.
-        right_X: whether each mate is nearer than all of the most distractors.
-    """
-
-    rank1: dict[str, float | None]
-    rank1_interval: dict[str, Interval]
-    tar_at_far: dict[str, float | None]
-    tar_at_far_interval: dict[str, Interval]
-    probes: int
-    identities: int
-    mate_pairs: int
-    distractors: int
-    protocol: str
-    notes: list[str]
-    right_X: Bools | None = field(default=None, repr=False)
-
-    kind = "megaface"
-    decided = "mates nearer than all distractors"
-
-    @property
-    def score_key(self) -> str:
-        """Rank-1 among the most distractors."""
-        return next((f"rank1_{cut}" for cut, rate in reversed(self.rank1.items()) if rate is not None), "")
-
-    def lines(self) -> list[str]:
-        """Rank-1 at each supported number of distractors and TAR@FAR, five digits."""
-        lines = [f"Rank-1@{int(cut):,}: {v:.5f}" for cut, v in self.rank1.items() if v is not None]
-        return lines + [f"TAR@FAR={far}: {v:.5f}" for far, v in self.tar_at_far.items() if v is not None]
-
-    def numbers(self) -> list[Number]:
-        """Rank-1 among the first 10, 100 … distractors, and TAR@FAR."""
-        ranks = [
-            Number(f"rank1_{cut}", f"Rank 1 among {int(cut):,}", value, self.rank1_interval.get(cut))
-            for cut, value in self.rank1.items()
-        ]
-        return ranks + numbers_at("tar_at_far", "TAR @ FAR", self.tar_at_far, self.tar_at_far_interval)
-
-    def facts(self) -> list[tuple[str, str]]:
-        """Protocol, probes and distractors."""
-        probes = f"{self.probes:,} ({self.identities:,} people, {self.mate_pairs:,} mate pairs)"
-        facts = [
-            ("Protocol", self.protocol),
-            ("Probes", probes),
-            ("Distractors", f"{self.distractors:,}"),
-        ]
-        if any(self.rank1_interval.values()):
-            facts.append(("Intervals", "95 %, people of the probes resampled, distractors held fixed"))
-        return facts
-
-    def curves(self) -> list[Series]:
-        """Rank-1 over the number of distractors."""
-        reached = {int(cut): value for cut, value in self.rank1.items() if value is not None}
-        return [Series("distractors", {"x": list(reached), "y": list(reached.values())})]
-
-
-def megaface(
-    probe_PD: Rows,
-    identity_P: npt.ArrayLike,
-    distractors: Rows | Iterable[Rows],
-    count: int | None = None,
-    *,
-    cuts: Sequence[int] = MEGAFACE_CUTS,
-    bootstrap: int = 0,
-    seed: int = 0,
-    protocol: str = "MegaFace challenge 1",
-) -> MegafaceResult:
-    """Each probe with one mate among many distractors, for each ordered pair of images of a person.
-
-    Every image of an identity is the one mate in the gallery in turn, every other image of it a probe. A
-    tie with a distractor is a miss.
-
-    Args:
-        probe_PD: embeddings of the probe set (FaceScrub: 3,530 images of 80 people), any norm.
-        identity_P: who they are, numbers or names.
-        distractors: (count, D) embeddings of other people, in the order in which they are added; an array
-            (memory-mapped ones are read block by block) or an iterable of arrays.
-        count: how many distractors there are, where `distractors` is an iterable.
-        cuts: numbers of distractors at which rank-1 is wanted, ascending.
-        bootstrap: number of resamples of the probes' people for 95 % intervals; 0 for none.
-        seed: of the bootstrap.
-        protocol: the protocol's name.
-
-    Raises:
-        UserError: no person has two images, or there are other than `count` distractors.
-        NonFiniteError: naming an embedding that is not finite.
-    """
-    probe = unit(probe_PD, "probe")
-    if isinstance(distractors, np.ndarray | torch.Tensor):
-        count = len(distractors)
-    if not count:
-        raise UserError("MegaFace needs distractors, and how many there are")
-    _, person_P = np.unique(np.asarray(identity_P), return_inverse=True)
-    probe_N, cosine_N = _mate_pairs(probe, person_P)
-    if not len(probe_N):
-        raise UserError("no person of the probe set has two images, so there are no mates")
-    supported = [cut for cut in cuts if cut <= count]
-    impostors = len(probe) * count
-    far = float(MEGAFACE_FAR)
-    allowed = accepted_at(far, impostors)
-    maxima = PrefixMaxima(len(probe), supported)
-    highest = Highest(allowed + 1)
-    seen = 0
-    for block in cosine_blocks(probe, distractors):
-        maxima.add(block)
-        highest.add(block)
-        seen = block.first + len(block)
-    if seen != count:
-        raise UserError(f"{seen} distractors came, {count} were announced")
-    maximum_PC = maxima.maximum_PC.numpy()
-    rank1: dict[str, float | None] = {str(cut): None for cut in cuts}
-    hits = [cosine_N > maximum_PC[probe_N, number] for number in range(len(supported))]
-    rank1 |= {str(cut): float(hit_N.mean()) for cut, hit_N in zip(supported, hits, strict=True)}
-    accepted_N = cosine_N > float(highest.values()[allowed])
-    tar = float(accepted_N.mean()) if 1 / impostors <= far else None
-    spread = rate_intervals(np.stack([*hits, accepted_N]), person_P[probe_N], resamples=bootstrap, seed=seed)
-    rank1_spread = {str(cut): one for cut, one in zip(supported, spread, strict=False)}
-    notes = _unsupported(rank1, "rank-1 at", count, "distractors")
-    notes += _unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
-    alone = len(probe) - len(np.unique(probe_N))
-    if alone:
-        notes.append(f"{alone} probes are the only image of their person and have no mate")
-    return MegafaceResult(
-        rank1=rank1,
-        rank1_interval={cut: rank1_spread.get(cut) for cut in rank1},
-        tar_at_far={MEGAFACE_FAR: tar},
-        tar_at_far_interval={MEGAFACE_FAR: None if tar is None else spread[-1]},
-        probes=len(probe),
-        identities=int(person_P.max()) + 1,
-        mate_pairs=len(probe_N),
-        distractors=count,
-        protocol=protocol,
-        notes=notes,
-        right_X=hits[-1] if hits else None,
-    )
-
-
-def _mate_pairs(probe_PD: torch.Tensor, person_P: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
-    """All ordered pairs of two images of one person: the probe of each, and their cosine."""
-    probes, cosines = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for members in np.split(np.argsort(person_P, kind="stable"), np.cumsum(np.bincount(person_P))[:-1]):
-        rows = probe_PD[torch.from_numpy(members)]
-        pairs = ~np.eye(len(members), dtype=bool)
-        cosines.append((rows @ rows.T).numpy()[pairs])
-        probes.append(np.repeat(members, len(members) - 1))
-    return np.concatenate(probes), np.concatenate(cosines)
-
-
-def _unsupported(values: dict[str, float | None], what: str, count: int, of: str) -> list[str]:
+def unsupported(values: dict[str, float | None], what: str, count: int, of: str) -> list[str]:
+    """A note on the values that are None for want of trials."""
     missing = [key for key, value in values.items() if value is None]
     return [f"{what} {', '.join(missing)} needs more than the {count} {of}"] if missing else []

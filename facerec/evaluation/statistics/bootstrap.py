@@ -1,32 +1,36 @@
 """Bootstrap intervals of verification numbers: people resampled where they are known, else pairs.
 
 A resample is a weight for each pair, so that nothing is copied. Over pairs, the weight is how often the pair
-was drawn, within its fold. Over people, people are drawn with replacement: a genuine pair weighs as often as
-its one person was drawn, an impostor pair the product of its two people's numbers, since each copy of the one
-meets each copy of the other (A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007;
-R. M. Bolle, N. K. Ratha, S. Pankanti, "Error analysis of pattern recognition systems: the subsets bootstrap",
-CVIU 93, 2004, for why pairs of the same people must not count as independent).
+was drawn, within its fold. Over identities, these are drawn with replacement: a genuine pair weighs as often
+as its one identity was drawn, an impostor pair the product of its two identities' numbers, since each copy of
+the one meets each copy of the other (A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1,
+2007; R. M. Bolle, N. K. Ratha, S. Pankanti, "Error analysis of pattern recognition systems: the subsets
+bootstrap", CVIU 93, 2004, for why pairs of the same people must not count as independent).
 
-Shape suffixes: N pairs, I people, R resamples (of a block), F folds, J cells, V vertices of a ROC curve; "2"
-is impostor, genuine, or the two images of a pair.
+Shape suffixes: N pairs, I identities, R resamples (of a block), F folds, J cells, V vertices of a ROC curve;
+"2" is impostor, genuine, or the two images of a pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import UserError
-from facerec.evaluation.statistics.folds import Ints, Thresholds, fold_numbers, threshold_search
-from facerec.evaluation.statistics.metrics import FAR_TARGETS, Bools, Floats
+from facerec.evaluation.statistics.folds import Thresholds, fold_numbers, threshold_search
+from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 
 _CELLS = 1_000_000  # of a block's largest array: 4 to 8 MB
 
 Draw = Callable[[int], Ints]
 """Weights of all pairs in so many resamples, (R, N)."""
+
+Interval = tuple[float, float] | None
+"""Both ends of a 95 % interval, or that there is none."""
 
 
 def pair_draw(fold_N: Ints, rng: np.random.Generator) -> Draw:
@@ -47,26 +51,25 @@ def pair_draw(fold_N: Ints, rng: np.random.Generator) -> Draw:
 
 
 def identity_draw(identity_N2: Ints, rng: np.random.Generator) -> Draw:
-    """People drawn with replacement from all people of the set.
-
-    Args:
-        identity_N2: number of each image's person, 0 … I − 1.
-        rng: where the draws come from.
-    """
-    people = int(identity_N2.max()) + 1
+    """Identities, numbered from 0, drawn with replacement from all of the set."""
+    identities = int(identity_N2.max()) + 1
     first_N, second_N = identity_N2[:, 0], identity_N2[:, 1]
     genuine_N = first_N == second_N
 
     def draw(resamples: int) -> Ints:
-        times_RI = rng.multinomial(people, np.full(people, 1 / people), size=resamples).astype(np.int32)
+        times_RI = _times_drawn(identities, resamples, rng).astype(np.int32)
         times_RN = times_RI[:, first_N]
         return times_RN * np.where(genuine_N, np.int32(1), times_RI[:, second_N])
 
     return draw
 
 
-def numbered_people(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
-    """People's names or numbers as numbers from 0, int64 (N, 2).
+def _times_drawn(identities: int, resamples: int, rng: np.random.Generator) -> Ints:
+    return rng.multinomial(identities, np.full(identities, 1 / identities), size=resamples)
+
+
+def numbered_identities(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
+    """Names or numbers of identities as numbers from 0, int64 (N, 2).
 
     Raises:
         UserError: there is not one for each image, or they contradict the answers.
@@ -84,31 +87,72 @@ def numbered_people(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
     return identity_N2
 
 
+class Resamples:
+    """A block of R resamples, and what metrics are computed from.
+
+    Attributes:
+        weight_RN: how often each pair counts.
+        issame_N: True for genuine pairs.
+        accuracy_R: mean over folds, the thresholds chosen anew in each resample; a fold without pairs, or
+            without pairs in the others to choose its threshold by, does not count.
+    """
+
+    def __init__(self, weight_RN: Ints, issame_N: Bools, accuracy_R: Floats, order: _Order) -> None:
+        self.weight_RN, self.issame_N, self.accuracy_R, self._order = weight_RN, issame_N, accuracy_R, order
+
+    @functools.cached_property
+    def roc(self) -> tuple[Floats, Floats]:
+        """FAR and TAR at each vertex of the ROC, from none accepted to all, (R, V) each.
+
+        NaN in resamples without genuine or without impostor pairs.
+        """
+        ordered_RN = self.weight_RN[:, self._order.order]
+        genuine_RV = self._running(ordered_RN * self._order.same_N)
+        impostor_RV = self._running(ordered_RN * (1 - self._order.same_N))
+        undefined_R1 = (genuine_RV[:, -1:] == 0) | (impostor_RV[:, -1:] == 0)
+        impostors_R1 = np.where(undefined_R1, np.nan, impostor_RV[:, -1:])
+        genuines_R1 = np.where(undefined_R1, np.nan, genuine_RV[:, -1:])
+        return impostor_RV / impostors_R1, genuine_RV / genuines_R1
+
+    def _running(self, weight_RN: Ints) -> Ints:
+        """Weight accepted at each vertex."""
+        running = np.cumsum(weight_RN, axis=1, dtype=np.int64)[:, self._order.last_V]
+        return np.concatenate([np.zeros((len(running), 1), np.int64), running], axis=1)
+
+
+class _Order:
+    """The pairs by distance, sorted once for all resamples; `last_V` is the last of equal ones."""
+
+    def __init__(self, distance_N: Floats, issame_N: Bools) -> None:
+        self.order = np.argsort(distance_N, kind="stable")
+        self.same_N = issame_N[self.order].astype(np.int32)
+        ordered = distance_N[self.order]
+        self.last_V = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+
+
+class Resampled(Protocol):
+    """A metric of resamples, see `facerec.evaluation.metrics.Metric`."""
+
+    def resampled(self, drawn: Resamples) -> Floats | dict[str, Floats] | None: ...
+
+
 def bootstrap(
     distance_N: Floats,
     issame_N: Bools,
     folds: int | Ints = 10,
     thresholds: Thresholds = "grid",
     *,
+    metrics: Mapping[str, Resampled],
     resamples: int,
     seed: int,
     identity_N2: Ints | None = None,
-    far_targets: Sequence[str] = FAR_TARGETS,
-) -> dict[str, Floats]:
-    """The numbers of `resamples` resamples, (resamples,) each, NaN where a resample does not define one.
-
-    In each resample the thresholds are chosen anew, so the spread includes that of the threshold search; a
-    fold without pairs, or without pairs in the others to choose its threshold by, does not count.
+) -> dict[str, Floats | dict[str, Floats]]:
+    """The metrics of `resamples` resamples, (resamples,) each, NaN where a resample does not define one.
 
     Args:
         distance_N, issame_N, folds, thresholds: as `statistics.folds.cross_validate` takes them.
-        resamples: how many.
-        seed: of the draws.
-        identity_N2: people of each pair's images, from `numbered_people`; None: pairs are resampled.
-        far_targets: of the TARs.
-
-    Returns:
-        ``accuracy``, ``auc``, ``eer`` and one for each of `far_targets`.
+        metrics: by name; those that give none stay out of the result.
+        identity_N2: identities of each pair's images, from `numbered_identities`; None: pairs are resampled.
     """
     fold_N, count = fold_numbers(len(distance_N), folds)
     rng = np.random.default_rng(seed)
@@ -116,14 +160,11 @@ def bootstrap(
     search = threshold_search(distance_N, thresholds)
     cell_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
     cells = count * 2 * search.cells
-    curves = _Curves(distance_N, issame_N)
-    values: dict[str, Floats] = {
-        name: np.empty(resamples) for name in ("accuracy", "auc", "eer", *far_targets)
-    }
-    block = max(1, _CELLS // max(cells, len(distance_N)))
-    for start in range(0, resamples, block):
-        at = slice(start, min(start + block, resamples))
-        weight_RN = draw(at.stop - start)
+    order = _Order(distance_N, issame_N)
+    blocks: dict[str, list[dict[str, Floats]]] = {name: [] for name in metrics}
+    step = max(1, _CELLS // max(cells, len(distance_N)))
+    for start in range(0, resamples, step):
+        weight_RN = draw(min(step, resamples - start))
         rows = len(weight_RN)
         flat = (np.arange(rows)[:, None] * cells + cell_N).reshape(-1)
         count_RF2J = np.bincount(flat, weight_RN.reshape(-1), minlength=rows * cells).astype(np.int32)
@@ -131,13 +172,20 @@ def bootstrap(
             accuracy_RF, _ = search.choose(count_RF2J.reshape(rows, count, 2, search.cells))
         size_RF = count_RF2J.reshape(rows, count, -1).sum(axis=-1)
         judged_RF = (size_RF > 0) & (size_RF < size_RF.sum(axis=-1, keepdims=True))
-        values["accuracy"][at] = _mean_of_defined(accuracy_RF, judged_RF)
-        for name, value_R in curves.of(weight_RN, far_targets).items():
-            values[name][at] = value_R
-    return values
+        drawn = Resamples(weight_RN, issame_N, _mean_of_defined(accuracy_RF, judged_RF), order)
+        for name, metric in metrics.items():
+            found = metric.resampled(drawn)
+            if found is not None:
+                blocks[name].append(found if isinstance(found, dict) else {"": found})
+    joined = {
+        name: {at: np.concatenate([block[at] for block in found]) for at in found[0]}
+        for name, found in blocks.items()
+        if found
+    }
+    return {name: found.get("", found) for name, found in joined.items()}
 
 
-def interval(value_R: Floats, coverage: float = 0.95) -> tuple[float, float] | None:
+def interval(value_R: Floats, coverage: float = 0.95) -> Interval:
     """The central percentile interval of bootstrap values; None where no resample defined one."""
     defined = value_R[np.isfinite(value_R)]
     if not len(defined):
@@ -146,77 +194,29 @@ def interval(value_R: Floats, coverage: float = 0.95) -> tuple[float, float] | N
     return float(low), float(high)
 
 
-def rate_intervals(
-    hit_XN: Bools, cluster_N: npt.ArrayLike, *, resamples: int, seed: int
-) -> list[tuple[float, float] | None]:
-    """95 % intervals of shares of hits among N trials, over the people (clusters) the trials belong to.
+def rate_intervals(hit_XN: Bools, cluster_N: npt.ArrayLike, *, resamples: int, seed: int) -> list[Interval]:
+    """95 % intervals of the fraction of hits among N trials, resampling the identities of the trials.
 
     Thresholds and galleries are held fixed: the spread is that of the probes alone.
 
     Args:
         hit_XN: X rates, a row of hits each.
-        cluster_N: whose each trial is, numbers or names.
+        cluster_N: identity of each trial, numbers or names.
         resamples: 0 gives None for each.
-        seed: of the draws.
     """
     if not resamples or hit_XN.shape[1] == 0:
         return [None] * len(hit_XN)
     number_N = np.unique(np.asarray(cluster_N), return_inverse=True)[1]
     size_I = np.bincount(number_N)
     hits_XI = np.stack([np.bincount(number_N, hit_N, minlength=len(size_I)) for hit_N in hit_XN])
-    people = len(size_I)
     rng = np.random.default_rng(seed)
     rate_XR = np.empty((len(hit_XN), resamples))
-    step = max(1, _CELLS // people)
+    step = max(1, _CELLS // len(size_I))
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        times_RI = rng.multinomial(people, np.full(people, 1 / people), size=stop - start)
+        times_RI = _times_drawn(len(size_I), stop - start, rng)
         rate_XR[:, start:stop] = (hits_XI @ times_RI.T) / (times_RI @ size_I)
     return [interval(rate_R) for rate_R in rate_XR]
-
-
-class _Curves:
-    """AUC, EER and TAR@FAR of weighted pairs, sorted once; as `metrics.Separation` has
-    them."""
-
-    def __init__(self, distance_N: Floats, issame_N: Bools) -> None:
-        self.order = np.argsort(distance_N, kind="stable")
-        self.same_N = issame_N[self.order].astype(np.int32)
-        ordered = distance_N[self.order]
-        self.last_V = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-
-    def of(self, weight_RN: Ints, far_targets: Sequence[str]) -> dict[str, Floats]:
-        ordered_RN = weight_RN[:, self.order]
-        genuine_RV = self._running(ordered_RN * self.same_N)
-        impostor_RV = self._running(ordered_RN * (1 - self.same_N))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            tar_RV = genuine_RV / genuine_RV[:, -1:]
-            far_RV = impostor_RV / impostor_RV[:, -1:]
-        defined_R = (genuine_RV[:, -1] > 0) & (impostor_RV[:, -1] > 0)
-        rows = np.arange(len(weight_RN))
-        made: dict[str, Any] = {
-            "auc": (np.diff(far_RV) * (tar_RV[:, 1:] + tar_RV[:, :-1])).sum(axis=1) / 2,
-            "eer": self._eer(far_RV, tar_RV, rows),
-        }
-        for target in far_targets:
-            # The last vertex whose FAR is within the target; vertex 0 accepts nothing.
-            made[target] = tar_RV[rows, (far_RV <= float(target)).sum(axis=1) - 1]
-        return {name: np.where(defined_R, value_R, np.nan) for name, value_R in made.items()}
-
-    def _running(self, weight_RN: Ints) -> Ints:
-        """Weight accepted at each vertex, from none to all; (R, V)."""
-        running = np.cumsum(weight_RN, axis=1, dtype=np.int64)[:, self.last_V]
-        return np.concatenate([np.zeros((len(running), 1), np.int64), running], axis=1)
-
-    @staticmethod
-    def _eer(far_RV: Floats, tar_RV: Floats, rows: Ints) -> Floats:
-        gap_RV = far_RV - (1 - tar_RV)
-        after = np.argmax(gap_RV >= 0, axis=1)
-        before = np.maximum(after - 1, 0)
-        low, high = gap_RV[rows, before], gap_RV[rows, after]
-        with np.errstate(invalid="ignore"):
-            share = -low / (high - low)
-        return far_RV[rows, before] + share * (far_RV[rows, after] - far_RV[rows, before])
 
 
 def _mean_of_defined(value_RF: Floats, defined_RF: Bools) -> Floats:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import NonFiniteError, UserError
-from facerec.evaluation.statistics.metrics import Bools, Floats
+from facerec.evaluation.statistics.separation import Bools, Floats
 from facerec.vectors import row_norms, unit_rows
 
 if TYPE_CHECKING:

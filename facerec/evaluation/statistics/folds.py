@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from facerec.errors import require
-from facerec.evaluation.statistics.metrics import Bools, Floats
+from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 
-Ints = npt.NDArray[np.integer]
 Thresholds = Literal["grid", "exact"]
 
 USUAL_FOLDS = 10  # of every published number

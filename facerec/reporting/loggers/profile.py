@@ -13,7 +13,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from facerec.device import wait_for
-from facerec.evaluation.protocols.verification import VerificationResult
+from facerec.evaluation.verify import VerificationResult
 from facerec.files import replacing
 from facerec.training.reporter import Reporter, Run
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from facerec.evaluation.targets import results_document, write_results
+from facerec.evaluation.results import results_document, write_results
 from facerec.files import replacing
 from facerec.reporting.loggers.profile import Profile
 from facerec.reporting.run_folder import file_only, require_written
@@ -26,7 +26,7 @@ from facerec.training.last import place
 from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
-    from facerec.evaluation.protocols.verification import VerificationResult
+    from facerec.evaluation.verify import VerificationResult
 
 log = logging.getLogger(__name__)
 

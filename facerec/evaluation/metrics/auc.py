@@ -1,0 +1,34 @@
+"""AUC: the area under the ROC, the probability that a genuine pair is nearer than an impostor pair."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from facerec.evaluation.metrics.base import METRICS, JudgedPairs, Metric
+from facerec.evaluation.statistics.bootstrap import Resamples
+from facerec.evaluation.statistics.separation import Floats, Separation
+
+
+def auc(separation: Separation) -> float | None:
+    """Area under the ROC, ties half; None unless there are both kinds of pairs."""
+    if not separation.both_kinds:
+        return None
+    below_G = np.searchsorted(separation.impostor_I, separation.genuine_G, side="left")
+    upto_G = np.searchsorted(separation.impostor_I, separation.genuine_G, side="right")
+    # Whole numbers up to the last division: exact, and independent of the order of pairs.
+    twice_lost = int(below_G.sum(dtype=np.int64)) + int(upto_G.sum(dtype=np.int64))
+    total = 2 * len(separation.genuine_G) * len(separation.impostor_I)
+    return (total - twice_lost) / total
+
+
+@METRICS.register("auc")
+class Auc(Metric):
+    label = "AUC"
+
+    def value(self, pairs: JudgedPairs) -> float | None:
+        return auc(pairs.separation)
+
+    def resampled(self, drawn: Resamples) -> Floats:
+        far_RV, tar_RV = drawn.roc
+        area_R: Floats = (np.diff(far_RV) * (tar_RV[:, 1:] + tar_RV[:, :-1])).sum(axis=1) / 2
+        return area_R

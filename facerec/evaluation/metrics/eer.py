@@ -1,0 +1,53 @@
+"""EER: the equal error rate, where FAR = 1 − TAR on the ROC polyline."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+import numpy as np
+
+from facerec.evaluation.metrics.base import METRICS, JudgedPairs, Metric
+from facerec.evaluation.statistics.bootstrap import Resamples
+from facerec.evaluation.statistics.separation import Floats, Separation
+
+
+def eer(separation: Separation) -> float | None:
+    """Equal error rate; None unless there are both kinds of pairs."""
+    if not separation.both_kinds:
+        return None
+
+    def gap(distance: float) -> Any:
+        far, tar = separation.rates(np.array([distance]))
+        return far[0] - (1 - tar[0])
+
+    # FAR − (1 − TAR) does not decrease from −1 to 1: bisection finds the first vertex where it is ≥ 0.
+    after = np.inf
+    for sorted_X in (separation.genuine_G, separation.impostor_I):
+        at = bisect_left(sorted_X, 0.0, key=gap)
+        after = min(after, sorted_X[at] if at < len(sorted_X) else np.inf)
+    before = separation.before(np.array([after]))
+    (far_before, far), (tar_before, tar) = separation.rates(np.array([before[0], after]))
+    low, high = far_before - (1 - tar_before), far - (1 - tar)
+    return float(far_before + -low / (high - low) * (far - far_before))
+
+
+@METRICS.register("eer")
+class Eer(Metric):
+    label = "EER"
+    lower_is_better = True
+
+    def value(self, pairs: JudgedPairs) -> float | None:
+        return eer(pairs.separation)
+
+    def resampled(self, drawn: Resamples) -> Floats:
+        far_RV, tar_RV = drawn.roc
+        gap_RV = far_RV - (1 - tar_RV)
+        rows = np.arange(len(gap_RV))
+        after = np.argmax(gap_RV >= 0, axis=1)
+        before = np.maximum(after - 1, 0)
+        low, high = gap_RV[rows, before], gap_RV[rows, after]
+        with np.errstate(invalid="ignore"):
+            part_R = -low / (high - low)
+        eer_R: Floats = far_RV[rows, before] + part_R * (far_RV[rows, after] - far_RV[rows, before])
+        return eer_R

@@ -1,0 +1,242 @@
+"""MegaFace challenge 1: rank-1 among 10 … 1,000,000 distractors, and TAR at FAR 1e-6.
+
+Shape suffixes: P probes, N mate pairs, C cuts, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from facerec.errors import UserError, require
+from facerec.evaluation.embedding import embed_portions
+from facerec.evaluation.files import FileImages
+from facerec.evaluation.overlap import overlap_notes
+from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
+from facerec.evaluation.protocols.identification import Folders, unsupported
+from facerec.evaluation.results import Number, Result, Series, numbers_at
+from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
+from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, cosine_blocks, unit
+from facerec.evaluation.statistics.separation import Bools, Ints, accepted_at
+from facerec.models.model import Model
+
+CUTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+MEGAFACE_FAR = "1e-6"
+
+
+@PROTOCOLS.register("megaface")
+@dataclass(frozen=True)
+class Megaface(Protocol):
+    """MegaFace challenge 1.
+
+    Args:
+        probes: the FaceScrub probe set, a folder of aligned faces per identity.
+        distractors: the MegaFace distractors, at any depth. They are added in an order that `seed` draws,
+            since their folders keep images of one owner next to each other.
+        leave_out: file that lists noisy images of either folder, a relative path per line; null: none.
+        cuts: numbers of distractors at which rank-1 is wanted, ascending.
+    """
+
+    protocol: Literal["megaface"] = "megaface"
+    probes: str | None = None
+    distractors: str | None = None
+    leave_out: str | None = None
+    cuts: list[int] = field(default_factory=lambda: list(CUTS))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.probes is not None, "eval.probes", None, "must be the folder of the FaceScrub probe set")
+        given = self.distractors is not None
+        require(given, "eval.distractors", None, "must be the folder of the distractors")
+        ascending = self.cuts == sorted({cut for cut in self.cuts if cut > 0}) != []
+        require(ascending, "eval.cuts", self.cuts, "must be numbers of 1 or more, ascending")
+
+    def results(self, model: Model) -> Mapping[str, Result]:
+        """Search each probe's mates among the distractors.
+
+        Raises:
+            MissingDataError: a folder is missing or has no images.
+            UserError: no identity has two images.
+        """
+        folders = Folders(self.leave_out)
+        probe_paths, names = folders.labelled(self.probes or "")
+        paths = folders.images(self.distractors or "")
+        left_out = folders.notes()
+        order = np.random.default_rng(self.seed).permutation(len(paths))
+        distractors = FileImages([paths[at] for at in order])
+        result = megaface(
+            np.concatenate(list(embed_portions(model, FileImages(probe_paths), self, "probes"))),
+            names,
+            embed_portions(model, distractors, self, "distractors"),
+            len(paths),
+            cuts=self.cuts,
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+            protocol=f"MegaFace challenge 1, cosine, {self.views}, distractor order of seed {self.seed}",
+        )
+        notes = result.notes + left_out + overlap_notes(model, set(names), "FaceScrub")
+        return {"megaface": replace(result, notes=notes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegafaceResult(Result):
+    """MegaFace challenge 1; `to_dict` gives the entry of results.json.
+
+    Attributes:
+        rank1: share of the mate pairs in which the mate is nearer to the probe than each of the first 10,
+            100 … distractors; None where there are not so many.
+        tar_at_far: share of the mate pairs above the lowest threshold at which the share of (probe,
+            distractor) pairs above it is within the target, over all distractors.
+        rank1_interval, tar_at_far_interval: 95 % intervals, people of the probes resampled, distractors and
+            threshold held fixed.
+        probes, identities, mate_pairs, distractors: numbers of them.
+        protocol, notes: what is to be said with the numbers.
+        right_X: whether each mate is nearer than all of the most distractors.
+    """
+
+    rank1: dict[str, float | None]
+    rank1_interval: dict[str, Interval]
+    tar_at_far: dict[str, float | None]
+    tar_at_far_interval: dict[str, Interval]
+    probes: int
+    identities: int
+    mate_pairs: int
+    distractors: int
+    protocol: str
+    notes: list[str]
+    right_X: Bools | None = field(default=None, repr=False)
+
+    kind = "megaface"
+    decided = "mates nearer than all distractors"
+
+    @property
+    def score_key(self) -> str:
+        """Rank-1 among the most distractors."""
+        return next((f"rank1_{cut}" for cut, rate in reversed(self.rank1.items()) if rate is not None), "")
+
+    def lines(self) -> list[str]:
+        """Rank-1 at each supported number of distractors and TAR@FAR, five digits."""
+        lines = [f"Rank-1@{int(cut):,}: {v:.5f}" for cut, v in self.rank1.items() if v is not None]
+        return lines + [f"TAR@FAR={far}: {v:.5f}" for far, v in self.tar_at_far.items() if v is not None]
+
+    def numbers(self) -> list[Number]:
+        """Rank-1 among the first 10, 100 … distractors, and TAR@FAR."""
+        ranks = [
+            Number(f"rank1_{cut}", f"Rank 1 among {int(cut):,}", value, self.rank1_interval.get(cut))
+            for cut, value in self.rank1.items()
+        ]
+        return ranks + numbers_at("tar_at_far", "TAR @ FAR", self.tar_at_far, self.tar_at_far_interval)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Protocol, probes and distractors."""
+        probes = f"{self.probes:,} ({self.identities:,} people, {self.mate_pairs:,} mate pairs)"
+        facts = [
+            ("Protocol", self.protocol),
+            ("Probes", probes),
+            ("Distractors", f"{self.distractors:,}"),
+        ]
+        if any(self.rank1_interval.values()):
+            facts.append(("Intervals", "95 %, people of the probes resampled, distractors held fixed"))
+        return facts
+
+    def curves(self) -> list[Series]:
+        """Rank-1 over the number of distractors."""
+        reached = {int(cut): value for cut, value in self.rank1.items() if value is not None}
+        return [Series("distractors", {"x": list(reached), "y": list(reached.values())})]
+
+
+def megaface(
+    probe_PD: Rows,
+    identity_P: npt.ArrayLike,
+    distractors: Rows | Iterable[Rows],
+    count: int | None = None,
+    *,
+    cuts: Sequence[int] = CUTS,
+    bootstrap: int = 0,
+    seed: int = 0,
+    protocol: str = "MegaFace challenge 1",
+) -> MegafaceResult:
+    """Each probe with one mate among many distractors, for each ordered pair of images of a person.
+
+    Every image of an identity is the one mate in the gallery in turn, every other image of it a probe. A
+    tie with a distractor is a miss.
+
+    Args:
+        probe_PD: embeddings of the probe set (FaceScrub: 3,530 images of 80 people), any norm.
+        identity_P: who they are, numbers or names.
+        distractors: (count, D) embeddings of other people, in the order in which they are added; an array
+            (memory-mapped ones are read block by block) or an iterable of arrays.
+        count: how many distractors there are, where `distractors` is an iterable.
+        cuts: numbers of distractors at which rank-1 is wanted, ascending.
+        bootstrap: number of resamples of the probes' people for 95 % intervals; 0 for none.
+        seed: of the bootstrap.
+        protocol: the protocol's name.
+
+    Raises:
+        UserError: no person has two images, or there are other than `count` distractors.
+        NonFiniteError: naming an embedding that is not finite.
+    """
+    probe = unit(probe_PD, "probe")
+    if isinstance(distractors, np.ndarray | torch.Tensor):
+        count = len(distractors)
+    if not count:
+        raise UserError("MegaFace needs distractors, and how many there are")
+    _, person_P = np.unique(np.asarray(identity_P), return_inverse=True)
+    probe_N, cosine_N = _mate_pairs(probe, person_P)
+    if not len(probe_N):
+        raise UserError("no person of the probe set has two images, so there are no mates")
+    reached = [cut for cut in cuts if cut <= count]
+    impostors = len(probe) * count
+    far = float(MEGAFACE_FAR)
+    allowed = accepted_at(far, impostors)
+    maxima = PrefixMaxima(len(probe), reached)
+    highest = Highest(allowed + 1)
+    seen = 0
+    for block in cosine_blocks(probe, distractors):
+        maxima.add(block)
+        highest.add(block)
+        seen = block.first + len(block)
+    if seen != count:
+        raise UserError(f"{seen} distractors came, {count} were announced")
+    maximum_PC = maxima.maximum_PC.numpy()
+    rank1: dict[str, float | None] = {str(cut): None for cut in cuts}
+    hits = [cosine_N > maximum_PC[probe_N, number] for number in range(len(reached))]
+    rank1 |= {str(cut): float(hit_N.mean()) for cut, hit_N in zip(reached, hits, strict=True)}
+    accepted_N = cosine_N > float(highest.values()[allowed])
+    tar = float(accepted_N.mean()) if 1 / impostors <= far else None
+    spread = rate_intervals(np.stack([*hits, accepted_N]), person_P[probe_N], resamples=bootstrap, seed=seed)
+    rank1_spread = {str(cut): one for cut, one in zip(reached, spread, strict=False)}
+    notes = unsupported(rank1, "rank-1 at", count, "distractors")
+    notes += unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
+    alone = len(probe) - len(np.unique(probe_N))
+    if alone:
+        notes.append(f"{alone} probes are the only image of their person and have no mate")
+    return MegafaceResult(
+        rank1=rank1,
+        rank1_interval={cut: rank1_spread.get(cut) for cut in rank1},
+        tar_at_far={MEGAFACE_FAR: tar},
+        tar_at_far_interval={MEGAFACE_FAR: None if tar is None else spread[-1]},
+        probes=len(probe),
+        identities=int(person_P.max()) + 1,
+        mate_pairs=len(probe_N),
+        distractors=count,
+        protocol=protocol,
+        notes=notes,
+        right_X=hits[-1] if hits else None,
+    )
+
+
+def _mate_pairs(probe_PD: torch.Tensor, person_P: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """All ordered pairs of two images of one person: the probe of each, and their cosine."""
+    probes, cosines = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for members in np.split(np.argsort(person_P, kind="stable"), np.cumsum(np.bincount(person_P))[:-1]):
+        rows = probe_PD[torch.from_numpy(members)]
+        pairs = ~np.eye(len(members), dtype=bool)
+        cosines.append((rows @ rows.T).numpy()[pairs])
+        probes.append(np.repeat(members, len(members) - 1))
+    return np.concatenate(probes), np.concatenate(cosines)

@@ -1,0 +1,297 @@
+"""Verification of pairs of embeddings: accuracy over folds, and the metrics that were chosen.
+
+The protocol of LFW, CFP, AgeDB-30, CALFW, CPLFW and VGG2-FP as the widespread scripts compute it; equal
+embeddings give equal numbers to the last digit.
+
+Shape suffixes: N pairs, 2N images (rows 2i and 2i + 1 are pair i), D embedding size, F folds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.errors import require
+from facerec.evaluation.metrics import JudgedPairs
+from facerec.evaluation.metrics.base import create_metrics, measure, measured_intervals
+from facerec.evaluation.results import PairResult, Series, flip_fact, histogram_series
+from facerec.evaluation.settings import USUAL_METRICS
+from facerec.evaluation.statistics.bootstrap import bootstrap as resample
+from facerec.evaluation.statistics.bootstrap import numbered_identities
+from facerec.evaluation.statistics.distances import answers, as_floats, check_shapes, compare, mean_norm
+from facerec.evaluation.statistics.folds import Folds, Thresholds, cross_validate
+from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separation
+
+if TYPE_CHECKING:
+    import torch
+
+    from facerec.evaluation.embedding import PairSet
+
+logger = logging.getLogger("facerec.evaluation")
+
+NEAREST = 10
+"""How many of the pairs on the wrong side of the threshold are listed in results.json, nearest and worst
+each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationResult(PairResult):
+    """What the protocol found on one set; `to_dict` gives the entry of results.json.
+
+    Rates are between 0 and 1, distances squared Euclidean between unit vectors, 0 … 4. A number that the set
+    cannot support (TAR at a FAR with too few impostor pairs) is None, and `notes` says why.
+    """
+
+    best_threshold: float
+    xnorm: float
+    folds: int
+    fold_accuracy: list[float]
+    fold_threshold: list[float]
+    accuracy_noflip: float | None
+    bootstrap: int
+    accuracy_exact: float
+    """The same with the exact threshold search, whatever `thresholds` says."""
+    best_threshold_exact: float
+    interval_over: str | None
+    """What the 95 % intervals come from: ``identities`` or ``pairs`` resampled; None: there are none."""
+    identities: int | None
+    """How many identities the set has, where they are known."""
+    thresholds: str
+    flip: bool
+    protocol: str
+    notes: list[str]
+    distance_N: Floats = field(repr=False)
+    issame_N: Bools = field(repr=False)
+    wrong_genuine: Ints = field(repr=False)
+    """Genuine pairs called different, by the distance to their fold's threshold: nearest first, worst
+    last."""
+    wrong_impostor: Ints = field(repr=False)
+    """Impostor pairs called same, likewise."""
+    identity_N2: Ints | None = field(default=None, repr=False)
+    source: PairSet | None = field(default=None, repr=False)
+
+    kind = "verification"
+    score_key = "accuracy"
+    decided = "pairs judged by their fold's threshold"
+
+    def roc(self) -> tuple[Floats, Floats]:
+        """False and true accept rates, ascending, from (0, 0) to (1, 1)."""
+        return Separation.of(self.distance_N, self.issame_N).roc()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of results.json, with some of the pairs that were judged wrong."""
+        wrong = {"wrong_genuine": self.wrong_genuine, "wrong_impostor": self.wrong_impostor}
+        return super().to_dict() | {
+            kind: {
+                "count": len(pairs),
+                "nearest": pairs[:NEAREST].tolist(),
+                "worst": pairs[::-1][:NEAREST].tolist(),
+            }
+            for kind, pairs in wrong.items()
+        }
+
+    @property
+    def right_X(self) -> Bools:
+        """Which pairs were judged right."""
+        right_N = np.ones(self.pairs, bool)
+        right_N[self.wrong_genuine] = False
+        right_N[self.wrong_impostor] = False
+        return right_N
+
+    def lines(self) -> list[str]:
+        """XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
+        accuracy = "Accuracy-Flip" if self.flip else "Accuracy"
+        return [
+            f"XNorm: {self.xnorm:.5f}",
+            f"{accuracy}: {self.accuracy:.5f}+-{self.accuracy_std:.5f}",
+            f"Best-Threshold: {self.best_threshold:.5f}",
+        ]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Protocol, pairs, thresholds, norms and what was judged wrong."""
+        exact = f"accuracy {self.accuracy_exact:.5f} at {self.best_threshold_exact:.5f}, mean of folds"
+        facts = [
+            *self._pair_facts(),
+            ("People", "not known" if self.identities is None else f"{self.identities:,}"),
+            flip_fact(self.flip),
+            ("Threshold", f"{self.best_threshold:.5f}, mean of {self.folds} folds"),
+            ("Exact threshold", exact),
+        ]
+        if self.flip and self.accuracy_noflip is not None:
+            facts.append(("Without flip", f"accuracy {self.accuracy_noflip:.5f}"))
+        facts.append(("XNorm", f"{self.xnorm:.5f}"))
+        if self.interval_over is not None:
+            facts.append(("Intervals", f"95 %, {self.bootstrap:,} resamples of the {self.interval_over}"))
+        wrong = len(self.wrong_genuine), len(self.wrong_impostor)
+        facts.append(("Judged wrong", f"{wrong[0]:,} genuine and {wrong[1]:,} impostor pairs"))
+        return facts
+
+    def curves(self) -> list[Series]:
+        """The ROC, where there are both kinds of pairs, and the histogram of distances."""
+        separation = Separation.of(self.distance_N, self.issame_N)
+        return [
+            *self._roc(separation.curve(), "distance"),
+            *histogram_series(separation.histogram(), "distance", self.best_threshold),
+        ]
+
+
+def verify(
+    embedding_2ND: npt.ArrayLike | torch.Tensor,
+    issame_N: npt.ArrayLike | torch.Tensor,
+    *,
+    flipped_2ND: npt.ArrayLike | torch.Tensor | None = None,
+    folds: int | Ints = 10,
+    thresholds: Thresholds = "grid",
+    metrics: Iterable[str] = USUAL_METRICS,
+    bootstrap: int = 0,
+    seed: int = 0,
+    identity_2N: npt.ArrayLike | None = None,
+) -> VerificationResult:
+    """Judge pairs of embeddings by the ten-fold verification protocol.
+
+    With `flipped_2ND`, f = normalise(e + e'), the flip-TTA of the protocol; without, f = normalise(e), so
+    that embeddings which are summed already (or unit vectors) are judged as they are. The distance of a pair
+    is ‖f1 − f2‖². A row whose norm is 0 stays 0, a distance of 1 from every other unit vector, and is
+    counted in `notes`.
+
+    Args:
+        embedding_2ND: embeddings, NumPy or torch, of any norm and floating dtype (half precisions are
+            widened); rows 2i and 2i + 1 are pair i. Computed in their own precision, as the published
+            scripts do.
+        issame_N: booleans, or the numbers 1 (genuine) and 0; (N,) or (N, 1).
+        flipped_2ND: embeddings of the mirrored images, same shape.
+        folds: 2 … N; contiguous in file order, sizes as scikit-learn's ``KFold`` where N is not a multiple;
+            or the fold of each pair.
+        thresholds: ``grid`` tries 0, 0.01, …, 3.99 as published; ``exact`` the midpoints of the other
+            folds' sorted distances.
+        metrics: registered ones (`facerec.evaluation.metrics`); accuracy is always among them.
+        bootstrap: number of resamples for 95 % intervals of the metrics; 0 for none.
+        seed: of the bootstrap.
+        identity_2N: identity of each image, names or numbers, which are resampled then; None: pairs are,
+            as if they were independent.
+
+    Returns:
+        The metrics (accuracy: mean ± population deviation over folds; AUC; EER: FAR = FRR on the ROC
+        polyline; TAR at the largest threshold whose FAR ≤ 1e-1 … 1e-6), XNorm (mean norm of all rows given,
+        both views), and more.
+
+    Raises:
+        ConfigError: for `folds` out of range (so also for fewer pairs than folds), unknown `thresholds` or
+            an unknown metric.
+        UserError: for arrays whose shapes do not fit, an answer that is neither true nor false, or identities
+            that contradict `issame_N`.
+        NonFiniteError: for an embedding that holds NaN or infinity; it names the row.
+    """
+    require(bootstrap >= 0, "eval.bootstrap", bootstrap, "must be 0 (none) or a number of resamples")
+    chosen = create_metrics(dict.fromkeys(("accuracy", *metrics)))
+    plain = as_floats(embedding_2ND)
+    mirrored = None if flipped_2ND is None else as_floats(flipped_2ND)
+    same = answers(issame_N)
+    check_shapes(plain, mirrored, same)
+
+    compared = compare(plain, mirrored)
+    distance_N = compared.distance_N
+    validated = cross_validate(distance_N, same, folds, thresholds)
+    exact = validated if thresholds == "exact" else cross_validate(distance_N, same, folds, "exact")
+    noflip = validated
+    if compared.plain_distance_N is not None:
+        noflip = cross_validate(compared.plain_distance_N, same, folds, thresholds)
+
+    pairs = JudgedPairs(distance_N, same, validated)
+    values = measure(chosen, pairs)
+    identity_N2 = None if identity_2N is None else numbered_identities(identity_2N, same)
+    drawn = {}
+    if bootstrap:
+        drawn = resample(
+            distance_N,
+            same,
+            folds,
+            thresholds,
+            metrics=chosen,
+            resamples=bootstrap,
+            seed=seed,
+            identity_N2=identity_N2,
+        )
+    over = "pairs" if identity_N2 is None else "identities"
+    wrong_genuine, wrong_impostor = _wrong_pairs(distance_N, same, validated)
+    count = len(validated.accuracy_F)
+    return VerificationResult(
+        values=values | measured_intervals(values, chosen, drawn),
+        metrics=chosen,
+        pairs=len(same),
+        genuine_pairs=int(same.sum()),
+        best_threshold=validated.threshold,
+        xnorm=mean_norm(compared.norm, plain.dtype),
+        folds=count,
+        fold_accuracy=validated.accuracy_F.tolist(),
+        fold_threshold=validated.threshold_F.tolist(),
+        accuracy_noflip=noflip.accuracy,
+        bootstrap=bootstrap,
+        accuracy_exact=exact.accuracy,
+        best_threshold_exact=exact.threshold,
+        interval_over=over if bootstrap else None,
+        identities=None if identity_N2 is None else int(identity_N2.max()) + 1,
+        thresholds=thresholds,
+        flip=mirrored is not None,
+        protocol=_protocol(count, mirrored is not None, thresholds),
+        notes=[
+            *pairs.separation.alike(),
+            *_notes(compared.zero, values.get("tar_at_far", {}), pairs.separation),
+            *one_sided(same, validated.fold_N),
+        ],
+        distance_N=distance_N,
+        issame_N=same,
+        wrong_genuine=wrong_genuine,
+        wrong_impostor=wrong_impostor,
+        identity_N2=identity_N2,
+    )
+
+
+def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Ints, Ints]:
+    """Genuine pairs called different and impostor pairs called same by their fold's threshold, nearest
+    first."""
+    beyond_N = distance_N - validated.threshold_F[validated.fold_N]
+    nearest = np.argsort(np.abs(beyond_N), kind="stable")
+    called_same = (beyond_N < 0)[nearest]
+    return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
+
+
+def one_sided(same_N: Bools, fold_N: Ints) -> list[str]:
+    """A warning where folds hold one kind of pairs only, though the set has both."""
+    genuine_F = np.bincount(fold_N, same_N)
+    mixed_F = (genuine_F > 0) & (genuine_F < np.bincount(fold_N))
+    if mixed_F.all() or same_N.all() or not same_N.any():
+        return []
+    return [
+        f"{int((~mixed_F).sum())} of {len(mixed_F)} folds hold one kind of pairs only, so their thresholds "
+        "come from an uneven rest: go by AUC and EER rather than by the accuracy"
+    ]
+
+
+def _protocol(folds: int, flip: bool, thresholds: str) -> str:
+    view = "flip-TTA (e + e')" if flip else "no flip"
+    search = "grid 0, 0.01, …, 3.99" if thresholds == "grid" else "exact threshold search"
+    return f"verification, {folds} folds in file order, {view}, {search}"
+
+
+def _notes(zero: int, tar_at_far: dict[str, float | None], separation: Separation) -> list[str]:
+    """What a reader of the numbers has to know about this set."""
+    notes = []
+    if zero:
+        notes.append(f"{zero} embeddings are all zeros; they were compared as they are")
+        logger.warning("%d embeddings are all zeros: the backbone says nothing about those images", zero)
+    if not separation.both_kinds:
+        notes.append("only one kind of pairs (genuine or impostor): no AUC, EER or TAR@FAR")
+    else:
+        missing = [target for target, tar in tar_at_far.items() if tar is None]
+        if missing:
+            count = len(separation.impostor_I)
+            notes.append(
+                f"TAR at FAR {', '.join(missing)} needs more than the {count} impostor pairs of this set"
+            )
+    return notes
