@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: a setting, file or folder that is not as it must be.
     """
-    config = build(_command, "", config)
+    config = build(_command, "", {key: value for key, value in config.items() if key != "plugins"})
     paths = _checkpoints(config["ckpt"])
     names = distinct_names(paths)
     protocol = _protocol(config)
