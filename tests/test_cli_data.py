@@ -19,6 +19,7 @@ from facerec.cli.errors import reported
 from facerec.errors import FacerecError, UserError
 from facerec.making.audit import Finding, audit
 from facerec.packs.recordio import RecordReader
+from tests.making import overwrite
 
 
 @pytest.fixture
@@ -30,15 +31,6 @@ def golden(recordio_files: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def pack(golden: Path) -> Path:
     return golden / "insightface_layout.rec"
-
-
-def overwrite(path: Path, offset: int, wrong: bytes) -> None:
-    """Damage a file without changing its time, as a bad disk does."""
-    status = path.stat()
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(wrong)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def offset_of(path: Path, key: int) -> int:
@@ -287,20 +279,16 @@ def facerec_data(*arguments: str | Path, **settings: str) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["verify"], ["index"], ["pack"], ["split"]], ids=str)
-def test_help_has_an_example_and_needs_no_torch(command: list[str]) -> None:
+def test_help_of_every_command_needs_no_numpy_and_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys\nfrom facerec.cli.data import run\n"
-        "try:\n    run(sys.argv[1:])\nfinally:\n    assert not {'torch', 'numpy'} & set(sys.modules)"
+        "try:\n    run(['--help'])\nfinally:\n    assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     start = time.perf_counter()
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, timeout=60
-    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
-    assert ("example:" in ended.stdout) == bool(command)
-    assert max(map(len, ended.stdout.splitlines())) <= 100
     assert time.perf_counter() - start < 5
+    assert max(map(len, ended.stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import resource
 import signal
@@ -14,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from facerec.cli.data import run
 from facerec.errors import ConfigError, MissingDataError, StorageError, UserError
@@ -23,20 +20,9 @@ from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.making import builder
 from facerec.making.from_folder import pack_folder
 from facerec.packs.pack import open_pack
+from tests.making import image, report
 
 PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
-
-
-def image(seed: int, size: tuple[int, int] = (112, 112), kind: str = "JPEG", orientation: int = 1) -> bytes:
-    """A smooth image of (width, height) pixels, as an encoded file."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    if orientation != 1:
-        exif[0x0112] = orientation
-    file = io.BytesIO()
-    image.save(file, kind, exif=exif)
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -51,11 +37,6 @@ def photographs(tmp_path: Path) -> Path:
     (folder / "Bob" / "cut.jpg").write_bytes(image(7)[:700])
     (folder / "Bob" / ".hidden.jpg").write_bytes(b"")
     return folder
-
-
-def report(out: Path) -> list[list[str]]:
-    with (out / "report.csv").open(newline="") as file:
-        return list(csv.reader(file))[1:]
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from facerec.making.pair_lists import lfw_image, read_csv, read_names, read_pair
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
-from tests.test_making_pack import image
+from tests.making import image
 
 
 def fill(folder: Path, people: dict[str, int]) -> Path:

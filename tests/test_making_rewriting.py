@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import shutil
@@ -25,7 +24,7 @@ from facerec.making.audit import audit
 from facerec.making.rewriting import plain_name, repair
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
-from tests.test_making_pack import image
+from tests.making import image, overwrite, report
 
 
 @pytest.fixture
@@ -51,11 +50,6 @@ def people(pack: Pack) -> dict[int, list[bytes]]:
     for i, label in enumerate(pack.label_N.tolist()):
         found.setdefault(label, []).append(bytes(pack.encoded(i)))
     return found
-
-
-def report(out: Path) -> list[list[str]]:
-    with (out / "report.csv").open(newline="") as file:
-        return list(csv.reader(file))[1:]
 
 
 def names(out: Path) -> list[str]:
@@ -210,12 +204,6 @@ def test_split_refuses_fractions_that_do_not_work(
 # repair ----------------------------------------------------------------------------------------------------
 
 
-def overwrite(path: Path, offset: int, wrong: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(wrong)
-
-
 def test_repair_keeps_all_that_is_sound_and_names_the_rest(pack: Path, tmp_path: Path) -> None:
     old = open_pack(pack)
     sound = [bytes(old.encoded(i)) for i in range(12)]
@@ -286,32 +274,6 @@ def test_a_repaired_pack_is_sound_whatever_happened(
 
 
 # Common ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", ["repair", "filter", "merge", "split", "unpack", "pairs", "lfw", "pack"])
-def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run([command, "--help"])
-    assert ended.value.code == 0
-    assert f"example:\n  facerec-data {command} " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", ["repair", "filter", "merge", "split"])
-def test_nothing_is_overwritten_without_force(pack: Path, tmp_path: Path, command: str) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "train.rec").write_bytes(b"mine")
-    arguments = {
-        "repair": [str(pack), str(out)],
-        "filter": [str(pack), str(out), "--min-images", "2"],
-        "merge": [str(pack), str(pack), str(out)],
-        "split": [str(pack), f"{out}=0.5"],
-    }[command]
-    with pytest.raises(UserError, match=r"train\.rec: is already there; --force replaces it"):
-        run([command, *arguments])
-    assert (out / "train.rec").read_bytes() == b"mine" and len(list(out.iterdir())) == 1
-    assert run([command, *arguments, "--force"]) == 0
-    assert open_pack(out).num_classes >= 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

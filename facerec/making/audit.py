@@ -99,11 +99,10 @@ def audit(
     """Check a `.rec` record by record, or the images of a verification pack (`.bin`).
 
     Args:
-        path: the file.
         index_path: the `.idx` of a `.rec`; default: beside it. It is neither rebuilt nor changed; where there
             is none, or none that can be read (a finding), the file is walked and records go by number.
         images: decode every image too.
-        workers: threads; default: one per processor.
+        workers: threads; default: one per core.
 
     Raises:
         MissingDataError: where there is no such file, or no index of the name given.
@@ -112,23 +111,12 @@ def audit(
     threads = workers or cores()
     if path.suffix == ".bin":
         return _audit_verification(path, threads)
-    reader = RecordReader(path)
-    first: list[Finding] = []
-    index = None
     if index_path is not None and not index_path.is_file():
         raise MissingDataError(
             f"{index_path}: there is no such index; leave it out to check {path.name} without"
         )
-    index_path = index_path or default_path(path)
-    if index_path.is_file():
-        try:
-            index = read_index(index_path)
-        except DamagedDataError as problem:
-            first = [Finding(index_path.name, str(problem))]
-    if index is not None and len(reader.view):
-        trouble = _useless(index, reader.view)
-        if trouble is not None:
-            first, index = [Finding(index_path.name, f"{trouble}; it was left aside")], None
+    reader = RecordReader(path)
+    index, first = _usable_index(index_path or default_path(path), reader.view)
     insightface = _is_insightface(reader, index)
 
     def check(piece: Progress | _Piece) -> Progress:
@@ -139,24 +127,27 @@ def audit(
     return Audit(len(index), in_order(check, _indexed(reader.view, index), threads))
 
 
-def _useless(index: RecordIndex, view: memoryview) -> str | None:
-    """The reason why an index says nothing about the file; one that only goes beyond its end is used."""
-    if not len(index):
-        return "it lists no records"
+def _usable_index(path: Path, view: memoryview) -> tuple[RecordIndex | None, list[Finding]]:
+    """The index, or what is wrong with it; one that only goes beyond the file's end is used."""
+    if not path.is_file():
+        return None, []
+    try:
+        index = read_index(path)
+    except DamagedDataError as problem:
+        return None, [Finding(path.name, str(problem))]
     inside_N = index.offset_N[index.offset_N < len(view)]
-    if not len(inside_N):
-        return None
-    return strays(RecordIndex({"offset": inside_N}, 0, "parsed"), view)
+    trouble = strays(RecordIndex({"offset": inside_N}, 0, "parsed"), view) if len(inside_N) else None
+    trouble = trouble if len(index) or not len(view) else "it lists no records"
+    return (None, [Finding(path.name, f"{trouble}; it was left aside")]) if trouble else (index, [])
 
 
 def _indexed(view: memoryview, index: RecordIndex) -> Iterator[Progress | _Piece]:
     """The records of an index, in file order."""
     offset_N = index.offset_N
-    order_N = np.argsort(offset_N, kind="stable") if (offset_N[1:] < offset_N[:-1]).any() else None
+    order_N = np.argsort(offset_N, kind="stable")
     inside = int(np.count_nonzero(offset_N + 8 <= len(view)))
     for start in range(0, inside, _CHUNK):
-        row_K = np.arange(start, min(start + _CHUNK + 1, len(index)))
-        row_K = row_K if order_N is None else order_N[row_K]
+        row_K = order_N[start : start + _CHUNK + 1]
         offsets = [min(offset, len(view)) for offset in offset_N[row_K].tolist()] + [len(view)]
         keys = index.keys_at(row_K).tolist()
         expected = [_Expected(key, *pair) for key, pair in zip(keys, pairwise(offsets), strict=True)]
@@ -164,7 +155,7 @@ def _indexed(view: memoryview, index: RecordIndex) -> Iterator[Progress | _Piece
         yield _Piece(expected, start + len(expected))
     beyond = len(index) - inside
     if beyond:
-        row_K = np.arange(inside, len(index)) if order_N is None else order_N[inside:]
+        row_K = order_N[inside:]
         keys = index.keys_at(row_K[[0, -1]]).tolist()
         named = f"key {keys[0]}" if beyond == 1 else f"keys {keys[0]} … {keys[1]} ({beyond} records)"
         where = f"{named} at offset {int(offset_N[row_K[0]])}{' and up' if beyond > 1 else ''}"

@@ -17,9 +17,9 @@ _GROUND = (48, 48, 48)
 
 
 def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
-    """Write a PNG of the first image of each of the first `count` identities, ten a row.
+    """Write a PNG of the first image of each of the first `count` identities, ten per row.
 
-    An image that is damaged leaves its place red.
+    A damaged image is a red square.
 
     Returns:
         The number of faces.
@@ -32,8 +32,8 @@ def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
     step = _SIDE + _GAP
     columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
     sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), _GROUND)
-    for place, i in enumerate(shown):
-        corner = (place % _COLUMNS * step + _GAP, place // _COLUMNS * step + _GAP)
+    for cell, i in enumerate(shown):
+        corner = (cell % _COLUMNS * step + _GAP, cell // _COLUMNS * step + _GAP)
         try:
             sheet.paste(Image.fromarray(decode(pack.encoded(i), _SIDE)), corner)
         except DamagedDataError:

@@ -46,11 +46,6 @@ def pack_folder(
     settings, where no folder changed meanwhile.
 
     Args:
-        folder: the photographs.
-        out: the folder of the pack; made where it is missing.
-        maker: makes the faces.
-        force: replace a pack that is there.
-        workers: threads.
         only: the identities to pack, sorted; default: all.
         beside: writes what shall appear with the pack (see `PackBuilder.beside`).
 

@@ -35,11 +35,7 @@ def make_lfw(
     Args:
         root: images ``name/name_0001.jpg``.
         lists: the folder of `pairs.txt` and `people.txt`.
-        out: the folder to write.
-        maker: makes the faces.
         sets: the sets to train on, from 1; None: all.
-        force: replace what is there.
-        workers: threads.
 
     Raises:
         MissingDataError: a list, a person or an image is not there.

@@ -87,13 +87,10 @@ def filter_pack(
     """Copy a pack without some identities; ``report.csv`` names them.
 
     Args:
-        pack: the old pack.
-        out: the folder of the new one.
         min_images: identities with fewer images are left out.
         drop: labels or names of identities to leave out.
         overlap: names of the people of a test set; identities of the same names are left out, whatever the
             case, the accents and the signs between words.
-        force: replace a pack that is there.
 
     Raises:
         UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; a pack is
@@ -183,10 +180,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
     """Make packs of disjoint identities.
 
     Args:
-        pack: the old pack.
         parts: the fraction of the identities for each folder; the rest up to 1 is left out.
-        seed: draws the identities of each part.
-        force: replace packs that are there.
 
     Raises:
         UserError: the fractions are not above 0 and at most 1 in sum, or one is of less than one identity.

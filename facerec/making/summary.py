@@ -1,4 +1,4 @@
-"""What `facerec-data info` tells about a pack: identities, images, sizes, formats, what agrees."""
+"""The lines of `facerec-data info` about a pack: identities, images, sizes, formats, disagreements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import DamagedDataError
-from facerec.images.decode import read_header
+from facerec.images.decode import Encoded, read_header
 from facerec.packs.index import RecordIndex
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import load_verification
@@ -19,11 +19,11 @@ _BAR = 40  # characters of the longest bar
 
 
 def summarise(path: Path) -> Iterator[str]:
-    """Lines about a pack (a folder or `.rec`) or a verification pack (`.bin`).
+    """Yield lines about a pack (a folder or `.rec`) or a verification pack (`.bin`).
 
     Raises:
-        MissingDataError: where there is no pack.
-        DamagedDataError: where what the lines need cannot be read; records damaged inside are only left out.
+        MissingDataError: there is no pack.
+        DamagedDataError: what the lines need cannot be read; records damaged inside are only left out.
     """
     if path.suffix == ".bin":
         yield from _verification_lines(path)
@@ -31,15 +31,20 @@ def summarise(path: Path) -> Iterator[str]:
     pack = open_pack(path, damaged="skip")
     count_C = np.bincount(pack.label_N, minlength=pack.num_classes)
     gaps = int(pack.classes[-1]) + 1 - pack.num_classes
+    unused = f"{gaps:,} of them unused" if gaps else "no gaps"
+    keys = f"keys {pack.key(0)} … {pack.key(len(pack) - 1)} are images"
+    layout = keys if pack.layout == "InsightFace" else "every record is an image"
+    encoded = list(_sample(pack))
+    sizes = np.array([len(one) for one in encoded])
     yield _line("file", f"{pack.root}, {_bytes(pack.root.stat().st_size)}, {len(pack.reader):,} records")
-    yield _line("layout", f"{pack.layout} ({_layout(pack)})")
+    yield _line("layout", f"{pack.layout} ({layout})")
     yield _line(
-        "identities", f"{pack.num_classes:,}, labels {pack.classes[0]} … {pack.classes[-1]}, {_gaps(gaps)}"
+        "identities", f"{pack.num_classes:,}, labels {pack.classes[0]} … {pack.classes[-1]}, {unused}"
     )
-    yield _line("images", f"{len(pack):,}; of one identity {_spread(count_C)}")
+    yield _line("images", f"{len(pack):,}; of one identity {_range(count_C)}")
     yield from _histogram(count_C)
-    yield _line("bytes", f"{_spread(_sizes(pack))} an image (sampled)")
-    yield from _formats(pack)
+    yield _line("bytes", f"{_range(sizes)} per image (sampled)")
+    yield from _formats(encoded)
     yield _line("property", _property(pack))
     yield _line("index", _index(pack.reader.index, pack.reader.index_path))
 
@@ -48,17 +53,7 @@ def _line(name: str, text: str) -> str:
     return f"{name:<12}{text}"
 
 
-def _layout(pack: Pack) -> str:
-    if pack.layout == "im2rec":
-        return "every record is an image"
-    return f"keys {pack.key(0)} … {pack.key(len(pack) - 1)} are images"
-
-
-def _gaps(gaps: int) -> str:
-    return f"{gaps:,} of them unused" if gaps else "no gaps"
-
-
-def _spread(number_K: np.ndarray) -> str:
+def _range(number_K: np.ndarray) -> str:
     return f"{number_K.min():,} (least), {np.median(number_K):,.0f} (median), {number_K.max():,} (most)"
 
 
@@ -74,51 +69,41 @@ def _histogram(count_C: np.ndarray) -> Iterator[str]:
             yield f"{'':<12}{low if low == high else f'{low}-{high}':>11} {many:>9,} {bar}"
 
 
-def _sample(pack: Pack) -> list[int]:
-    return np.unique(np.linspace(0, len(pack) - 1, _SAMPLE).astype(int)).tolist()
-
-
-def _sizes(pack: Pack) -> np.ndarray:
-    sizes = []
-    for i in _sample(pack):
+def _sample(pack: Pack) -> Iterator[Encoded]:
+    """Yield some images, evenly spread; nothing in place of a damaged one."""
+    for i in np.unique(np.linspace(0, len(pack) - 1, _SAMPLE).astype(int)).tolist():
         try:
-            sizes.append(len(pack.encoded(i)))
+            yield pack.encoded(i)
         except DamagedDataError:
-            sizes.append(0)
-    return np.array(sizes)
+            yield b""
 
 
-def _formats(pack: Pack) -> Iterator[str]:
-    """Format, size and mode of sampled images, from their headers."""
+def _formats(images: list[Encoded]) -> Iterator[str]:
+    """Format, size and mode of images, from their headers."""
     found: Counter[str] = Counter()
-    for i in _sample(pack):
+    for encoded in images:
         try:
-            header = read_header(pack.encoded(i))
+            header = read_header(encoded)
             found[f"{header.format} {header.width}×{header.height} {header.mode}"] += 1
         except DamagedDataError:
             found["not readable: see `facerec-data verify`"] += 1
-    total = sum(found.values())
     for row, (kind, many) in enumerate(found.most_common()):
-        yield _line("formats" if row == 0 else "", f"{many} of {total} sampled: {kind}")
+        yield _line("formats" if row == 0 else "", f"{many} of {len(images)} sampled: {kind}")
 
 
 def _property(pack: Pack) -> str:
     given = pack.property
     if given is None:
         return "none"
-    agrees = (
-        "agrees with the labels" if given.num_classes == pack.num_classes else "DISAGREES with the labels"
-    )
-    return f"{given.num_classes},{given.height},{given.width}: {agrees}"
+    verb = "agrees" if given.num_classes == pack.num_classes else "DISAGREES"
+    return f"{given.num_classes},{given.height},{given.width}: {verb} with the labels"
 
 
 def _index(index: RecordIndex, path: Path) -> str:
-    state = {"cached": "mapped from its cache", "parsed": "parsed now", "rebuilt": "rebuilt now"}[
-        index.origin
-    ]
-    kept = "" if index.shared else "; no folder takes a cache of it"
+    origins = {"cached": "mapped from its cache", "parsed": "parsed now", "rebuilt": "rebuilt now"}
     keys = "keys without gaps" if index.dense_from is not None else "keys with gaps or unordered"
-    return f"{path.name}, {len(index):,} lines, {keys}; {state}{kept}"
+    cache = "" if index.shared else "; no folder takes a cache of it"
+    return f"{path.name}, {len(index):,} lines, {keys}; {origins[index.origin]}{cache}"
 
 
 def _bytes(count: int) -> str:

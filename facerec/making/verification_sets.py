@@ -32,16 +32,9 @@ def write_drawn(
     seed: int = 0,
     workers: int = 1,
 ) -> None:
-    """Draw pairs (see `draw_pairs`) and write them.
+    """Draw pairs (see `draw_pairs`) and write them, as `maker` makes them, without one as they are.
 
     An image without a face, or damaged, is left out with a warning, and the pairs are drawn again without it.
-
-    Args:
-        images: without `maker` they are written as they are.
-        out: the `.bin`.
-        maker: makes the faces.
-        count, folds, seed: see `draw_pairs`.
-        workers: threads.
 
     Raises:
         UserError: there are too few identities or images.
@@ -81,10 +74,6 @@ def write_listed(
 
     Args:
         root: the folder that the paths of the list start from.
-        pairs: the list.
-        out: the `.bin`.
-        maker: makes the faces.
-        workers: threads.
         folds: their number, where the list gives it.
 
     Raises:
