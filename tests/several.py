@@ -29,7 +29,7 @@ def start(world: int, folder: Path, work: Callable[..., None], *details: object)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
     multiprocessing.set_forkserver_preload(
-        ["facerec.training.run", "facerec.models.sharded_checkpoint", "facerec.cli.compose"]
+        ["facerec.training.run", "facerec.models.checkpoint", "facerec.cli.compose"]
     )
     arguments = (world, str(folder), work, *details)
     return torch.multiprocessing.start_processes(

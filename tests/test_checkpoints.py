@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
-from facerec.models import checkpoint, sharded_checkpoint
-from facerec.training import last
+from facerec.models import checkpoint
+from facerec.models.checkpoint import kept, open_checkpoint
+from facerec.models.checkpoint.folder import FolderSave, is_folder
 from facerec.training.loop import Trainer
 from tests.several import together
 from tests.test_training import At, assert_identical, interrupt, weights
@@ -64,9 +66,8 @@ def test_no_single_bit_of_a_checkpoint_folder_changes_unnoticed(tmp_path: Path) 
     (folder,) = (tmp_path / "checkpoints").glob("last-*")
 
     def read() -> list[Any]:
-        return [sharded_checkpoint.rest(folder)] + [
-            sharded_checkpoint.read(folder, section) for section in ("backbone", "head", "optimizer")
-        ]
+        opened = open_checkpoint(folder)
+        return [opened.rest, *(opened.read(section) for section in ("backbone", "head", "optimizer"))]
 
     before, chosen = read(), random.Random(2)
     for path in folder.iterdir():
@@ -87,19 +88,18 @@ def save_a_step_again(folder: Path) -> None:
     trainer.fit()
     trainer.saved = None
     distributed.all_gather_object(None)  # the first one concludes a save
-    (before,) = last.kept(trainer.checkpoints)
-    begun = sharded_checkpoint.save
+    (before,) = kept(trainer.checkpoints)
+    finish = FolderSave.finish
 
-    def watched(written: Path, *given: Any, **options: Any) -> Any:
-        saving = begun(written, *given, **options)
-        assert written != before and sharded_checkpoint.is_one(before), "it counts until the other does"
-        return saving
+    def watched(saving: FolderSave) -> None:
+        finish(saving)
+        assert saving.folder != before and is_folder(before), "it counts until the other does"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharded_checkpoint, "save", watched)
+        patch.setattr(FolderSave, "finish", watched)
         trainer.save()
     distributed.all_gather_object(None)
-    assert last.kept(trainer.checkpoints) == [before]
+    assert kept(trainer.checkpoints) == [before]
 
 
 def test_a_step_that_is_saved_again_has_a_checkpoint_all_the_time(
@@ -111,7 +111,7 @@ def test_a_step_that_is_saved_again_has_a_checkpoint_all_the_time(
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_so_many_checkpoints_are_kept_as_asked_for(tmp_path: Path, keep: int) -> None:
     tiny_trainer(tmp_path, trainer_max_steps=5, trainer_save_every=1, trainer_keep_last=keep).fit()
-    states = last.kept(tmp_path / "checkpoints")
+    states = kept(tmp_path / "checkpoints")
     assert [path.name for path in states] == ["last.pt", "last.1.pt", "last.2.pt"][:keep]
     assert [checkpoint.load(path)["step"] for path in states] == [5, 4, 3][:keep]
     assert len(list((tmp_path / "checkpoints").iterdir())) == keep
@@ -128,12 +128,12 @@ def test_a_resume_falls_back_on_the_checkpoint_before_a_damaged_one_and_says_so(
     resumed = tiny_trainer(tmp_path)
     resumed.resume(newest)
     assert resumed.position.step == 6
-    (said,) = [record.message for record in caplog.records if record.name == "facerec.training.last"]
+    (said,) = [record.message for record in caplog.records if record.name == "facerec.models.checkpoint.run"]
     assert "last.pt: not a checkpoint, or a damaged one" in said
     assert "it is now called last.pt.damaged, and the run goes on from" in said and "last.1.pt" in said
     resumed.fit()
     assert_identical(weights(resumed), weights(whole))
-    assert [path.name for path in last.kept(newest.parent)] == ["last.pt", "last.1.pt"]
+    assert [path.name for path in kept(newest.parent)] == ["last.pt", "last.1.pt"]
 
 
 def test_the_only_checkpoint_and_those_of_other_folders_are_not_replaced(tmp_path: Path) -> None:
@@ -160,3 +160,34 @@ def test_weights_that_an_update_made_infinite_are_not_saved(tmp_path: Path, name
     with pytest.raises(NonFiniteError, match=said):
         trainer.fit()
     assert checkpoint.load(kept)["step"] == 2
+
+
+FORMER = Path(__file__).parent / "fixtures" / "checkpoints"  # of version 0.1.0
+
+
+def test_a_file_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    trainer.resume(FORMER / "last.pt")
+    written = torch.load(FORMER / "last.pt", weights_only=False)
+    assert trainer.position.step == written["step"] == 4
+    for name in ("backbone", "head", "random"):
+        assert equal(trainer.parts[name].state_dict(), written[name]), name
+    assert equal(trainer.optimizer.state_dict()["state"], written["optimizer"]["state"])
+    trainer.fit()
+
+
+def test_a_folder_of_an_earlier_version_resumes_on_one_rank_and_has_what_torch_reads(tmp_path: Path) -> None:
+    folder = FORMER / "last-00000004"
+    trainer = tiny_trainer(tmp_path, optimizer_name="adamw", trainer_batch_size=3)
+    trainer.resume(folder)
+    assert trainer.position.step == 4
+    sections = {name: trainer.parts[name].state_dict() for name in ("backbone", "head")}
+    present = {
+        f"{section}/{key}": value for section, state in sections.items() for key, value in state.items()
+    }
+    for index, values in trainer.optimizer.state_dict()["state"].items():
+        present |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
+    written = {name: torch.zeros_like(tensor) for name, tensor in present.items()}
+    dcp.load(written, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+    assert equal(present, written) and len(written) > 30
+    trainer.fit()

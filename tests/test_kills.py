@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facerec.models import checkpoint, sharded_checkpoint
+from facerec.models.checkpoint import kept, newest, open_checkpoint
+from facerec.models.checkpoint.folder import is_folder
 from facerec.packs.verification import write_verification
-from facerec.training import last
 from tests.foreign_files import png
 from tests.several import start, train
 from tests.test_checkpoints import equal
@@ -56,7 +56,7 @@ def writing(rows: int) -> Moment:
     def moment(out: Path) -> bool:
         here = out / "checkpoints"
         files, folders = here.glob(".last.pt.*.tmp"), here.glob("last-*")
-        under_way = any(files) or any(not sharded_checkpoint.is_one(path) for path in folders)
+        under_way = any(files) or any(not is_folder(path) for path in folders)
         return later(out) and under_way
 
     return moment
@@ -95,14 +95,11 @@ def run_until(moment: Moment | None, folder: Path, world: int, settings: list[st
 
 def final_state(out: Path) -> list[Any]:
     """All that the newest checkpoint holds, but for the names of folders."""
-    path = last.kept(out / "checkpoints")[0]
-    if path.is_file():
-        return [{key: value for key, value in checkpoint.load(path).items() if key != "config"}]
-    sections = [sharded_checkpoint.read(path, name) for name in ("backbone", "head", "optimizer")]
-    return [
-        *sections,
-        {key: value for key, value in sharded_checkpoint.rest(path).items() if key != "config"},
-    ]
+    path = newest(out / "checkpoints")
+    assert path is not None
+    opened = open_checkpoint(path)
+    rest = {key: value for key, value in opened.rest.items() if key != "config"}
+    return [rest, *(opened.read(section) for section in ("backbone", "head", "optimizer"))]
 
 
 def records(out: Path) -> dict[str, Any]:
@@ -135,7 +132,7 @@ def survive(folder: Path, world: int, moments: list[Moment], steps: int, *settin
     assert [step for step, _ in shown["train/loss"]] == list(range(2, steps + 1, 2))
     assert [step for step, _ in shown["tiny/accuracy"]] == list(range(8, steps + 1, 8))
     left = (killed / "checkpoints").glob("last*")
-    assert sorted(left) == sorted(last.kept(killed / "checkpoints"))
+    assert sorted(left) == sorted(kept(killed / "checkpoints"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from functools import partial
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from facerec import distributed
-from facerec.backbones import create_backbone
-from facerec.errors import CheckpointError, ConfigError, FacerecError, NonFiniteError, UserError
-from facerec.images.preprocessing import Preprocessing
-from facerec.models import checkpoint, sharded_checkpoint
-from facerec.models.opening import load_model
-from facerec.models.pretrained import load_pretrained
+from facerec.errors import ConfigError, FacerecError, NonFiniteError, UserError
+from facerec.models.checkpoint import newest
 from facerec.training import parallel
-from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
 from tests import tiny_run
@@ -63,7 +58,7 @@ def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, st
     rows = Rows()
     trainer = tiny_trainer(folder / "run", reporters=[rows, *([Stop(stop)] if stop else [])], **given)
     if resume:
-        last = find(trainer.checkpoints)
+        last = newest(trainer.checkpoints)
         assert last is not None
         trainer.resume(last)
     trainer.fit()
@@ -241,141 +236,6 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
     assert left == (["last.pt"] if after == 1 else ["last-00000015"])
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint folder of a run of two processes."""
-    folder = tmp_path_factory.mktemp("saved")
-    together(2, folder, first_half, False)
-    last = find(folder / "run" / "checkpoints")
-    assert last is not None and last.is_dir()
-    return last
-
-
-def test_the_backbone_alone_can_be_read_whole(saved: Path) -> None:
-    backbone = sharded_checkpoint.read(saved, "backbone")
-    expected = torch.load(saved.parents[2] / "half.pt")
-    for name, tensor in backbone.items():
-        assert torch.equal(tensor, expected[name])
-    head = sharded_checkpoint.read(saved, "head")
-    assert torch.equal(head["weight"], expected["head.weight"])
-
-
-class Thief:
-    def __reduce__(self) -> Any:
-        return os.mkdir, (os.environ["FACEREC_TEST_THIEF"],)
-
-
-def test_a_metadata_file_that_names_code_is_refused_and_runs_nothing(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pickle
-    import shutil
-
-    folder = tmp_path / "last-00000003"
-    shutil.copytree(saved, folder)
-    loot = tmp_path / "loot"
-    monkeypatch.setenv("FACEREC_TEST_THIEF", str(loot))
-    (folder / ".metadata").write_bytes(pickle.dumps(Thief()))
-    with pytest.raises(CheckpointError, match=r"posix\.mkdir"):
-        sharded_checkpoint.read(folder, "backbone")
-    assert not loot.exists()
-
-
-def test_a_save_that_was_never_finished_does_not_count(saved: Path, tmp_path: Path) -> None:
-    import shutil
-
-    unfinished = tmp_path / "last-00000009"
-    shutil.copytree(saved, unfinished)
-    (unfinished / "run.pt").unlink()
-    assert find(tmp_path) is None
-    complete = tmp_path / "last-00000003"
-    shutil.copytree(saved, complete)
-    assert find(tmp_path) == complete
-
-
-def test_the_newest_state_is_the_one_of_most_steps_whatever_the_times_of_its_files(
-    saved: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    folder = tmp_path / "last-00000009"
-    shutil.copytree(saved, folder)
-    for step, newest in ((3, folder), (12, tmp_path / "last.pt")):
-        checkpoint.save(tmp_path / "last.pt", {"step": step})
-        assert find(tmp_path) == newest
-        for path, when in ((folder / "run.pt", 2000), (tmp_path / "last.pt", 1000)):
-            os.utime(path, (when, when))
-        assert find(tmp_path) == newest
-
-
-def test_a_metadata_file_changes_no_class_of_the_process_that_reads_it(saved: Path, tmp_path: Path) -> None:
-    """pickle's BUILD sets attributes on whatever stands there, a class too: of Path, for every path after."""
-    import pickle
-    import shutil
-
-    folder = tmp_path / "last-00000003"
-    shutil.copytree(saved, folder)
-    whole = (folder / ".metadata").read_bytes()
-    before = vars(PosixPath).copy()
-    for module, name in (("pathlib", "PosixPath"), ("torch", "Size"), ("collections", "OrderedDict")):
-        for state in ({"replace": None, "_str": "/elsewhere"}, (None, {"_str": "/elsewhere"})):
-            attack = f"c{module}\n{name}\n".encode() + pickle.dumps(state, 2)[2:-1] + b"b0"
-            (folder / ".metadata").write_bytes(whole[:2] + attack + whole[2:])
-            with pytest.raises(
-                CheckpointError, match=r"damaged \(its \.metadata: it sets attributes of what has"
-            ):
-                sharded_checkpoint.read(folder, "backbone")
-    assert vars(PosixPath) == before and str(folder) != "/elsewhere"
-
-
-CLAIMS = {
-    "another folder's file": (b"\x0c__0_0.distcp", b"\x0c../secret.pt"),
-    "a part that is longer than its file": (b"\x8c\x06length\x94M", b"\x8c\x06length\x94J\xff\xff\xff\x7f0M"),
-    "a class in the place of another": (b"_StorageInfo", b"_StorageEvil"),
-    "another name": (b"ChunkStorageMetadata", b"ChunkStorageMetadatb"),
-}
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_what_a_metadata_file_claims_is_held_against_the_files(
-    saved: Path, tmp_path: Path, claim: str
-) -> None:
-    import shutil
-
-    folder = tmp_path / "last-00000003"
-    shutil.copytree(saved, folder)
-    content = (folder / ".metadata").read_bytes()
-    true, false = CLAIMS[claim]
-    assert true in content
-    (folder / ".metadata").write_bytes(content.replace(true, false, 1))
-    with pytest.raises(CheckpointError, match="damaged"):
-        sharded_checkpoint.read(folder, "backbone")
-
-
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x05."])
-def test_damaged_folders_are_said_to_be_damaged(saved: Path, tmp_path: Path, damage: bytes) -> None:
-    import shutil
-
-    folder = tmp_path / "copy"
-    shutil.copytree(saved, folder)
-    (folder / ".metadata").write_bytes(damage)
-    with pytest.raises(CheckpointError, match="damaged"):
-        sharded_checkpoint.read(folder, "backbone")
-    shutil.copy(saved / ".metadata", folder / ".metadata")
-    weights = max(sharded_checkpoint.read(saved, "backbone").values(), key=torch.numel).numpy().tobytes()
-    for file in folder.glob("*.distcp"):
-        content = bytearray(file.read_bytes())
-        if weights in content:
-            content[content.index(weights) + len(weights) // 2] ^= 1
-            file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged"):
-        sharded_checkpoint.read(folder, "backbone")
-    for file in folder.glob("*.distcp"):
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="damaged"):
-        sharded_checkpoint.read(folder, "backbone")
-
-
 def test_samples_of_uneven_processes_are_gathered_and_given_back(tmp_path: Path) -> None:
     together(3, tmp_path, gather_uneven)
 
@@ -393,31 +253,3 @@ def gather_uneven(_: Path) -> None:
     assert distributed.all_reduce_mean(torch.tensor([float(rank)] * 2)) == 1.0
     assert distributed.broadcast_object(rank) == 0
     assert distributed.all_gather_object(rank) == [0, 1, 2]
-
-
-def make_published_like(folder: Path) -> None:
-    """A checkpoint folder of two processes, of a network that its settings name."""
-    torch.manual_seed(distributed.rank())
-    backbone = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
-    head = {"weight": torch.full((3 - distributed.rank(), 8), float(distributed.rank()))}
-    rows = {"head/weight": (3 * distributed.rank(), 3 + 2 * distributed.rank(), 5)}
-    tensors = {f"backbone/{k}": v for k, v in backbone.state_dict().items()}
-    config = {"backbone": {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}}
-    rest = {"config": config, "input": Preprocessing(size=32).to_dict(), "step": 3, "epoch": 1}
-    tensors["head/weight"] = head["weight"]
-    sharded_checkpoint.save(folder / "last-00000003", tensors, rows, rest).finish()
-
-
-def test_a_checkpoint_folder_is_a_model_to_evaluate_and_weights_to_start_from(tmp_path: Path) -> None:
-    together(2, tmp_path, make_published_like)
-    folder = tmp_path / "last-00000003"
-    model = load_model(folder, device="cpu")
-    assert (model.step, model.input.size) == (3, 32)
-    torch.manual_seed(0)  # of the first process, whose backbone counts
-    first = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], tensor), name
-    other = create_backbone("mobilefacenet", embedding_size=8, input_size=32)
-    load_pretrained(other, folder)
-    assert torch.equal(other.state_dict()["conv1.conv.weight"], first.state_dict()["conv1.conv.weight"])
-    assert sharded_checkpoint.read(folder, "head")["weight"][:, 0].tolist() == [0, 0, 0, 1, 1]

@@ -24,7 +24,7 @@ from facerec.backbones.base import BACKBONES, Backbone
 from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
 from facerec.images.preprocessing import Preprocessing
-from facerec.models import checkpoint, sharded_checkpoint
+from facerec.models import checkpoint
 from facerec.models.model import Model
 from facerec.models.pretrained import (
     draft,
@@ -117,7 +117,7 @@ def _opened(
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
     for key in chosen.keys() - {"input_size"} if "name" not in chosen else ():
         raise ConfigError(f"backbone.{key}", chosen[key], "needs backbone=NAME, the network that it is of")
-    kind = "checkpoint" if sharded_checkpoint.is_one(path) else kind_of(path)
+    kind = "checkpoint" if checkpoint.folder.is_folder(path) else kind_of(path)
     place = resolve_device(device, key="device", own=False)
     wish = _Wish(path, place, input, chosen if "name" in chosen else {}, allow_code)
     if wish.backbone and kind in ("onnx", "torchscript"):
@@ -133,7 +133,7 @@ def _opened(
             raise CheckpointError(
                 f"{wish.where}: is a program of torch.export; export it to ONNX, or save its state_dict()"
             )
-    state = sharded_checkpoint.load_backbone(path) if path.is_dir() else checkpoint.load(path)
+    state = checkpoint.load(path)
     ours = "config" in state and ("backbone" in state or "input" in state)
     return _open_checkpoint(wish, state) if ours else _open_weights(wish, state)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facerec.backbones.base import BACKBONES, Backbone, create_backbone
 from facerec.errors import CheckpointError
-from facerec.models import checkpoint, sharded_checkpoint
+from facerec.models import checkpoint
 from facerec.pickles.stand_ins import Inert, shown
 
 log = logging.getLogger(__name__)
@@ -125,8 +125,7 @@ def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor
     if path.suffix == ".safetensors" and path.is_file():
         return tensors_in(read_safetensors(path, where)[0], where)
     try:
-        folder = sharded_checkpoint.is_one(path)
-        content = sharded_checkpoint.load_backbone(path) if folder else checkpoint.load(path)
+        content = checkpoint.load(path)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
     return tensors_in(content, where)

@@ -1,4 +1,4 @@
-"""What a resumed run may have otherwise than the run it goes on with: settings, identities, images."""
+"""Comparison of a resumed run with its checkpoint: some settings may change, identities and images not."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from facerec.training.settings import StartSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
-# Whatever is in none of these lists, a setting of tomorrow included, must be as it was.
+# A setting in none of these lists, of a later version too, may not change.
 _FREE = (  # changes nothing of what is learnt
     *("plugins", "output_dir", "head.memory", "head.block_size", "head.sharded"),
     *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
     *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every", "trainer.keep_last"),
-    "trainer.check_replicas",
     *("trainer.save_in_background", "trainer.profile", "trainer.checkpoint_activations", "trainer.compile"),
-    *("trainer.check_replicas", "trainer.keep_last"),
+    "trainer.check_replicas",
     *("trainer.threads", "eval.root", "eval.every_steps", "eval.batch_size", "eval.bootstrap", "eval.seed"),
     *("eval.cache", "eval.sanity", "eval.figures"),
 )
@@ -56,17 +55,12 @@ _SETTINGS: dict[str, Any] = {  # whose defaults stand for what an older checkpoi
 def changes(
     path: Path, state: Mapping[str, Any], *, config: Mapping[str, Any], faces: LabelledImages
 ) -> dict[str, str]:
-    """What is otherwise than in a checkpoint, and may be: by the setting's name, ``0.01 (was 0.1)``.
-
-    Args:
-        path: the checkpoint.
-        state: what it holds.
-        config, faces: the present run's.
+    """Compare a run with the state in a checkpoint; returns ``0.01 (was 0.1)`` by the name of each setting.
 
     Raises:
-        CheckpointError: another setting that must be as it was, or other data; it names the first.
+        CheckpointError: a setting that may not change has, or the data have; it names the first.
     """
-    found = _settings(path, state["config"], config)
+    found = _changed_settings(path, state["config"], config)
     _refuse_other_data(path, state, faces)
     before, now = len(state["random"].get("cpu", ())), distributed.world_size()
     if before != now:
@@ -74,16 +68,11 @@ def changes(
     return found
 
 
-def say(path: Path, found: Mapping[str, str], finished_at: int | None) -> None:
-    """Log what is otherwise, a line each.
-
-    Args:
-        path: the checkpoint.
-        found: from `changes`.
-        finished_at: the last step, where with these settings no step is left.
+def log_changes(path: Path, found: Mapping[str, str], finished_at: int | None) -> None:
+    """Log the changes, a line each; `finished_at` is the last step where none is left to train.
 
     Raises:
-        CheckpointError: no step is left that a change could have an effect on.
+        CheckpointError: there are changes, and no step is left that they could have an effect on.
     """
     more = "a greater trainer.epochs or trainer.max_steps goes on"
     idle = [k for k in found if k not in (*_LENGTH, "world size") and not k.startswith("eval.")]
@@ -98,8 +87,8 @@ def say(path: Path, found: Mapping[str, str], finished_at: int | None) -> None:
         log.info("finished   at step %d already, nothing is left to train; %s", finished_at, more)
 
 
-def _settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that are otherwise and may be."""
+def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Compare settings; raises `CheckpointError` for those that may not change."""
     old, new = _flat(_completed(before)), _flat(_completed(now))
     applied: dict[str, str] = {}
     fixed: dict[str, str] = {}
@@ -124,7 +113,7 @@ def _settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the defaults of the settings it does not have."""
+    """Complete a configuration with the defaults of the settings it does not have."""
     completed = dict(config)
     for section, kind in _SETTINGS.items():
         given = config.get(section)

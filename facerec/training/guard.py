@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from facerec import distributed
 from facerec.errors import NonFiniteError
-from facerec.training.last import find
+from facerec.models.checkpoint import newest
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Guard:
     def _seen_and_kept(self) -> str:
         """The rest of the message: where it was seen, what there is to go back to, what to change."""
         culprit = next(filter(None, distributed.all_gather_object(first_non_finite(self.modules))), None)
-        safe = find(self.checkpoints)
+        safe = newest(self.checkpoints)
         kept = f"{safe} is the last good checkpoint" if safe else "no checkpoint exists yet"
         return (
             (f", seen in {culprit}" if culprit else "")

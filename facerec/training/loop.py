@@ -27,11 +27,11 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Batch, Loader
 from facerec.loading.prepare import prepare
 from facerec.models import checkpoint
+from facerec.models.checkpoint import RunCheckpoints
 from facerec.models.model import Model
-from facerec.training import comparison, last, parallel, reporter, state
+from facerec.training import comparison, parallel, reporter, resume, state
 from facerec.training.guard import Guard, Plateau
 from facerec.training.interruption import Interruption
-from facerec.training.last import LastCheckpoint
 from facerec.training.meter import Meter, Yardstick
 from facerec.training.optimizers import set_learning_rate
 from facerec.training.reporter import Reporter
@@ -92,7 +92,7 @@ class Trainer:
         self.scaler = parallel.make_scaler(device, enabled=settings.precision == "fp16")
         self.embed = parallel.spread(backbone, device, compile=settings.compile)
         self.gradients = parallel.Gradients(backbone, head)
-        self.last = LastCheckpoint(
+        self.store = RunCheckpoints(
             self.checkpoints, keep=settings.keep_last, background=settings.save_in_background
         )
         self.position = Position()
@@ -148,7 +148,7 @@ class Trainer:
                     self.evaluate()
                 if self.position.step:
                     self.save()
-                self.last.finish()
+                self.store.finish()
             except StorageError as error:
                 self.failure = self.failure or error
             finally:
@@ -306,7 +306,7 @@ class Trainer:
         self.tell("saving")
         self.meter.pause()
         parallel.share_buffers(self.backbone)
-        self.last.save(self.captured(self.parts), state.held_rows(self.parts))
+        self.store.save(self.captured(self.parts), state.shards_of(self.parts))
         self.saved = copy.deepcopy(self.position)
         self.meter.go_on()
 
@@ -314,11 +314,11 @@ class Trainer:
         """Take up the run that wrote `path`, or the checkpoint before it where that is damaged; raises
         `CheckpointError` where it is not this run.
         """
-        read = partial(state.restore, parts=self.parts, config=self.config, faces=self.loader.faces)
-        path, (self.position, changes) = last.intact(path, self.checkpoints, read)
+        read = partial(resume.restore, parts=self.parts, config=self.config, faces=self.loader.faces)
+        path, (self.position, changes) = self.store.read(path, read)
         self.saved = copy.deepcopy(self.position)
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
-        comparison.say(path, changes, self.position.step if self.done() else None)
+        comparison.log_changes(path, changes, self.position.step if self.done() else None)
 
     # -- small things ----------------------------------------------------------------------------------------
 

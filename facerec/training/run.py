@@ -28,11 +28,10 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
-from facerec.models import sharded_checkpoint
+from facerec.models.checkpoint import is_checkpoint, newest
 from facerec.models.pretrained import load_pretrained
 from facerec.registry import build
 from facerec.training import cost, parallel
-from facerec.training.last import find
 from facerec.training.loop import Trainer
 from facerec.training.meter import Yardstick
 from facerec.training.optimizers import OPTIMIZERS, describe, make_optimizer
@@ -195,7 +194,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
     Raises:
         UserError: a run would be overwritten, or the checkpoint is missing.
     """
-    last = find(folder / "checkpoints")
+    last = newest(folder / "checkpoints")
     if last is not None:
         if setting is None:
             raise UserError(
@@ -207,7 +206,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
         return last
     if setting is None or setting == "auto":
         return None
-    if not Path(setting).is_file() and not sharded_checkpoint.is_one(Path(setting)):
+    if not is_checkpoint(Path(setting)):
         raise ConfigError("trainer.resume", setting, "no such file; must be auto, null or a last.pt")
     return Path(setting)
 

@@ -19,10 +19,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from facerec.evaluation.results import results_document, write_results
 from facerec.files import replacing
+from facerec.models.checkpoint import path_at
 from facerec.reporting.loggers.profile import Profile
 from facerec.reporting.run_folder import file_only, require_written
 from facerec.reporting.verification_figures import figures_of, save_figures
-from facerec.training.last import place
 from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class ResultFiles(Reporter):
         self.written: list[Path] = []
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
-        kept = place(run.checkpoints, run.position.step, shared_out=bool(run.head.sharded_parameters))
+        kept = path_at(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
         document = results_document(results, run.model(), ckpt=str(kept))
         results_file = self.path / "results.json"
         self.written = [write_results(results_file, document | {"highest": run.position.highest})]

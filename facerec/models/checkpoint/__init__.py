@@ -1,0 +1,55 @@
+"""Checkpoints: written atomically, kept, found again, and read without running anything that is in them.
+
+`RunCheckpoints` saves and keeps those of a run, `open_checkpoint` reads any of them by sections:
+``backbone``, ``head`` and ``optimizer`` hold tensors, the rest is plain values and small tensors. `save` and
+`load` serve model files such as best.pt.
+
+There are two forms, and only this package knows which one a checkpoint has. A run whose class weights are
+all on one rank writes a file of torch.save: one rename puts it in place of the one before, it is copied and
+sent as one thing, and any program that uses torch opens it; a folder has none of that. Ranks that hold shards
+write a folder of torch.distributed.checkpoint, as none of them may have the memory for all shards. Any number
+of ranks reads either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from facerec.models.checkpoint.file import FileCheckpoint, load_file
+from facerec.models.checkpoint.file import require_file as require_file
+from facerec.models.checkpoint.file import save as save
+from facerec.models.checkpoint.folder import FolderCheckpoint, is_folder
+from facerec.models.checkpoint.run import RunCheckpoints as RunCheckpoints
+from facerec.models.checkpoint.run import kept as kept
+from facerec.models.checkpoint.run import newest as newest
+from facerec.models.checkpoint.run import path_at as path_at
+from facerec.models.checkpoint.sections import Checkpoint
+from facerec.models.checkpoint.sections import Rows as Rows
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return True for a file or a finished checkpoint folder."""
+    return path.is_file() or is_folder(path)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """Read what a checkpoint holds onto the CPU; of a folder's sections the backbone alone.
+
+    Nothing in it is run: what is neither a tensor nor a plain value comes as an `Inert` object, and the log
+    names the classes of those.
+
+    Raises:
+        DamagedCheckpointError: not a checkpoint, or one whose bytes have changed.
+        CheckpointError: no such file, one that cannot be read, or one without weights or settings.
+    """
+    path = Path(path)
+    if not is_folder(path):
+        return load_file(path)
+    checkpoint = FolderCheckpoint(path)
+    return checkpoint.rest | {"backbone": checkpoint.read("backbone")}
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint of a run; raises as `load` does."""
+    return FolderCheckpoint(path) if is_folder(path) else FileCheckpoint(path)

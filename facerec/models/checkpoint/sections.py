@@ -1,0 +1,88 @@
+"""Sections of a checkpoint: tensors called ``head/weight``, ``optimizer/3/momentum_buffer``, and the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from facerec.errors import CheckpointError
+
+Rows = tuple[int, int, int]
+"""Rows start … stop−1 of a tensor that has so many in all: a shard."""
+
+
+def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate the tensors of the sections of a state from the rest; a section of another kind is rest."""
+    rest = dict(state)
+    tensors: dict[str, Tensor] = {}
+    for section in ("backbone", "head"):
+        entries = rest.get(section)
+        if isinstance(entries, dict) and all(isinstance(value, Tensor) for value in entries.values()):
+            tensors |= {f"{section}/{name}": value for name, value in rest.pop(section).items()}
+    optimizer = rest.get("optimizer")
+    slots = optimizer.get("state") if isinstance(optimizer, dict) else None
+    if isinstance(slots, dict) and all(isinstance(values, dict) for values in slots.values()):
+        for index, values in slots.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{name}"] = value
+        rest["optimizer"] = {**optimizer, "state": {}}  # type: ignore[dict-item]
+    return tensors, rest
+
+
+def rows_of(name: str, tensor: Tensor, shards: Mapping[str, Rows]) -> Rows | None:
+    """The rows that `tensor` holds, by its name or that of its parameter: momentum is sharded as that is."""
+    return shards.get(name) or (shards.get(name.rpartition("/")[0]) if tensor.ndim else None)
+
+
+class Checkpoint(ABC):
+    """A checkpoint of a run.
+
+    Attributes:
+        sizes: of its tensors, by name.
+        rest: everything but these tensors.
+    """
+
+    path: Path
+    sizes: Mapping[str, tuple[int, ...]]
+    rest: dict[str, Any]
+
+    def read(self, section: str) -> dict[str, Tensor]:
+        """Read all tensors of a section; raises `CheckpointError` where there are none."""
+        names = [name for name in self.sizes if name.startswith(f"{section}/")]
+        if not names:
+            raise CheckpointError(f"ckpt={self.path}: has no {section}")
+        return {name.removeprefix(f"{section}/"): self._read(name) for name in names}
+
+    def fill(self, tensors: Mapping[str, Tensor], shards: Mapping[str, Rows]) -> None:
+        """Copy the tensors of the same names into `tensors`, of shards their rows.
+
+        Raises:
+            DamagedCheckpointError: it is damaged; `tensors` may be filled in part.
+            CheckpointError: a tensor is missing or of another size.
+        """
+        rows = {name: rows_of(name, tensor, shards) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            shard = rows[name]
+            needed = (shard[2], *tensor.shape[1:]) if shard else tuple(tensor.shape)
+            there = self.sizes.get(name)
+            if there != needed:
+                wrong = (
+                    f"has no {name}" if there is None else f"its {name} is {there}, but {needed} is needed"
+                )
+                raise CheckpointError(f"ckpt={self.path}: {wrong}")
+        for name, tensor in tensors.items():
+            shard = rows[name]
+            self._copy(name, tensor, shard[0] if shard else 0)
+
+    @abstractmethod
+    def _read(self, name: str) -> Tensor:
+        """Read a tensor."""
+
+    @abstractmethod
+    def _copy(self, name: str, tensor: Tensor, first: int) -> None:
+        """Copy as many rows as `tensor` has, from row `first` on."""

@@ -1,0 +1,149 @@
+"""Resume a run exactly where a checkpoint of it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facerec.errors import CheckpointError
+from facerec.images.images import LabelledImages
+from facerec.models.checkpoint import Checkpoint, open_checkpoint
+from facerec.training import comparison
+from facerec.training.state import Position, shards_of
+
+Slots = dict[int, dict[str, Tensor]]
+"""An optimizer's tensors by the index of their parameter and their name."""
+
+
+def restore(
+    path: Path, parts: Mapping[str, Any], config: Mapping[str, Any], faces: LabelledImages
+) -> tuple[Position, dict[str, str]]:
+    """Load a checkpoint into the parts of a run, whatever world size it was saved with.
+
+    Args:
+        path: of the checkpoint.
+        parts: as `state.capture` was given.
+        config, faces: the present run's.
+
+    Returns:
+        Where the run stood, and what has changed since, by the setting's name: ``0.01 (was 0.1)``.
+
+    Raises:
+        CheckpointError: not a checkpoint to resume from, or one of a run with other settings or data.
+    """
+    checkpoint = open_checkpoint(path)
+    state = checkpoint.rest
+    there = state.keys() | {name.partition("/")[0] for name in checkpoint.sizes}
+    missing = [name for name in ("step", "config", *parts) if name not in there and name != "meter"]
+    if missing:
+        raise CheckpointError(
+            f"trainer.resume={path}: has no {', '.join(missing)}; resume from a last.pt "
+            "(backbone.pretrained takes the weights of any checkpoint)"
+        )
+    _require_types(path, state)
+    changes = comparison.changes(path, state, config=config, faces=faces)
+    indices = _indices(path, parts["optimizer"], state["optimizer"]["param_groups"])
+    state["optimizer"] = _optimizer_state(parts["optimizer"], _load_tensors(checkpoint, parts, indices))
+    for name, part in parts.items():
+        if name in ("backbone", "head") or name not in state or (name == "scaler" and not state[name]):
+            continue  # no meter in those of earlier versions; no scaler at work
+        try:
+            part.load_state_dict(state[name])
+        # A part fails over a wrong state in any way; nothing has been trained yet.
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
+    position = Position(**{name: state[name] for name in asdict(Position()) if name in state})
+    if {"eval.targets", *comparison.MEASURE} & changes.keys():
+        position.best, position.evaluated = -1.0, -1  # of a mean over other things
+    if set(comparison.MEASURE) & changes.keys():
+        position.highest = {}
+    return position, changes
+
+
+def _require_types(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless the parts of a state have the types that `state.capture` gives."""
+    classes, optimizer = state.get("classes"), state["optimizer"]
+    groups: Any = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    mappings = {name: state.get(name, {}) for name in ("config", "highest", "scaler", "random")}
+    right = {
+        **{name: isinstance(state.get(name), int) for name in ("step", "epoch", "sample")},
+        **{name: isinstance(state.get(name, 0), int) for name in ("images", "evaluated")},
+        **{name: isinstance(one, dict) and _all(list(one), str) for name, one in mappings.items()},
+        "best": isinstance(state.get("best"), int | float),
+        "classes": isinstance(classes, Tensor) or _all(classes, str),
+        "optimizer": _all(groups, dict)
+        and optimizer.get("state") == {}  # all of it were tensors, which have left it
+        and all(isinstance(one.get("params"), list) and _all(one.get("names", []), str) for one in groups),
+        "backbone": "backbone" not in state,
+        "head": "head" not in state,
+    }
+    right["random"] &= right["random"] and all(getattr(r, "ndim", 0) == 2 for r in state["random"].values())
+    for name in (name for name, good in right.items() if not good):
+        raise CheckpointError(
+            f"trainer.resume={path}: its {name} is not what a run saves there; give one of its last.pt"
+        )
+
+
+def _all(values: Any, kind: type) -> bool:
+    """Return True for a list of objects of one type."""
+    return isinstance(values, list) and all(isinstance(one, kind) for one in values)
+
+
+def _indices(
+    path: Path, optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]
+) -> dict[int, int]:
+    """The index of each parameter in a checkpoint's optimizer, and its index now.
+
+    They differ where the backbone was frozen and is not, or the reverse.
+    """
+    now = [name for group in optimizer.param_groups for name in group["names"]]
+    then = [name for group in before for name in group.get("names", ())]
+    if not then and sum(len(group["params"]) for group in before) == len(now):
+        then = now  # an earlier version's, which has no names
+    if not then:
+        raise CheckpointError(f"trainer.resume={path}: its optimizer is one of other parameters")
+    index = {name: i for i, name in enumerate(now)}
+    return {i: index[name] for i, name in enumerate(then) if name in index}
+
+
+def _load_tensors(checkpoint: Checkpoint, parts: Mapping[str, Any], indices: Mapping[int, int]) -> Slots:
+    """Load this rank's tensors of the modules; returns those of the optimizer, by the present indices."""
+    present = shards_of(parts)
+    shards = {name: rows for name, rows in present.items() if name.startswith("head/")}
+    for then, now in indices.items():
+        if f"optimizer/{now}" in present:
+            shards[f"optimizer/{then}"] = present[f"optimizer/{now}"]
+    tensors = {
+        f"{section}/{name}": tensor
+        for section in ("backbone", "head")
+        for name, tensor in parts[section].state_dict().items()
+    }
+    parameters = [p for group in parts["optimizer"].param_groups for p in group["params"]]
+    slots: Slots = {}
+    for name, size in checkpoint.sizes.items():
+        section, index, *slot = name.split("/", 2)
+        if section != "optimizer":
+            if name not in tensors:
+                raise CheckpointError(f"ckpt={checkpoint.path}: its {name} is none of this run's")
+        elif slot and index.isdecimal() and int(index) in indices:
+            parameter = parameters[indices[int(index)]]
+            per_element = size[1:] == parameter.shape[1:] and len(size) == parameter.ndim
+            value = torch.zeros_like(parameter) if per_element else torch.zeros(size)
+            slots.setdefault(indices[int(index)], {})[slot[0]] = tensors[name] = value
+    checkpoint.fill(tensors, shards)
+    return slots
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, slots: Slots) -> dict[str, Any]:
+    """A state_dict for `optimizer` as it is set now; the momentum of what was frozen begins at zero."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any("momentum_buffer" in values for values in slots.values()):
+        for index, parameter in enumerate(parameters):
+            slots.setdefault(index, {"momentum_buffer": torch.zeros_like(parameter)})
+    return {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
