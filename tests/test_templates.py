@@ -280,13 +280,12 @@ def test_a_missing_crop_is_named(ijb, tmp_path):
         Ijb(root=str(tmp_path), **SETTINGS).run(Model(Pixels(), Preprocessing(size=112)))
 
 
-def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
+def test_pair_lists_of_either_separator_are_read(tmp_path):
     rng = np.random.default_rng(0)
     expected = np.column_stack([rng.integers(1, 10 ** rng.integers(1, 9, 5000)), rng.integers(1, 99, 5000)])
     same = rng.random(5000) < 0.3
     text = "".join(f"{a} {b} {int(s)}\n" for (a, b), s in zip(expected, same, strict=True))
     path = tmp_path / "pairs.txt"
-    monkeypatch.setattr("facerec.packs.index_text._BLOCK", 999)
     for written in (text, text.rstrip(), text.replace("\n", "\r\n"), text.replace(" ", "\t"), text + "\n \n"):
         path.write_bytes(written.encode())
         first, second, issame = read_template_pairs(path)
@@ -296,8 +295,7 @@ def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line", ["1 2", "1 2 3", "1 x 0", "-1 2 1", "1 2 0 4", "1 99999999999 1"])
-def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, monkeypatch, line):
-    monkeypatch.setattr("facerec.packs.index_text._BLOCK", 40)
+def test_a_wrong_line_of_a_pair_list_is_named(tmp_path, line):
     path = tmp_path / "pairs.txt"
     path.write_text("12 34 1\n" * 30 + line + "\n" + "12 34 1\n" * 30)
     with pytest.raises(DamagedDataError, match=f"line 31: '{line}' is not template 1"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from facerec.errors import DamagedDataError, MissingDataError
-from facerec.packs.index_text import text_lines
+from facerec.packs.text import text_lines
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -18,8 +18,8 @@ import numpy as np
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS, Encoded, read_file, read_header
 from facerec.images.images import Images
-from facerec.packs.index_text import text_lines
 from facerec.packs.pack import Pack, open_pack
+from facerec.packs.text import text_lines
 from facerec.packs.verification import VerificationSet, load_verification
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from facerec.errors import DamagedDataError
-from facerec.packs.index_text import is_number, text_lines
+from facerec.packs.text import is_number, text_lines
 
 _log = logging.getLogger(__name__)
 _YES = {"1", "true", "same", "yes", "1.0"}

@@ -101,7 +101,7 @@ def _property(pack: Pack) -> str:
 
 def _index(index: RecordIndex, path: Path) -> str:
     origins = {"cached": "mapped from its cache", "parsed": "parsed now", "rebuilt": "rebuilt now"}
-    keys = "keys without gaps" if index.dense_from is not None else "keys with gaps or unordered"
+    keys = "keys without gaps" if index.first is not None else "keys with gaps or unordered"
     cache = "" if index.shared else "; no folder takes a cache of it"
     return f"{path.name}, {len(index):,} lines, {keys}; {origins[index.origin]}{cache}"
 

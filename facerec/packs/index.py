@@ -1,9 +1,7 @@
-"""The index of a `.rec` file: keys to byte offsets, opened in milliseconds, rebuilt where it is missing or
-stale.
+"""The index of a `.rec` file: keys to byte offsets, opened in milliseconds, rebuilt where missing or stale.
 
-A text `.idx` is parsed once (`packs.index_text`) and kept as a memory-mapped cache
-(`packs.cache`), whose pages all processes share: 8 bytes a record where keys are dense (first, first +
-1, …), 12 to 24 otherwise.
+A text `.idx` is parsed once and kept as a memory-mapped cache (`packs.cache`), whose pages all processes
+share: 8 bytes per record where keys are dense (first, first + 1, …), 16 or 24 otherwise.
 """
 
 from __future__ import annotations
@@ -14,53 +12,55 @@ import mmap
 import operator
 from array import array
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError, StorageError
 from facerec.files import replacing
-from facerec.packs import cache, framing, index_text
+from facerec.packs import cache, framing
+from facerec.packs.text import read_table
 
 _log = logging.getLogger(__name__)
 _SAMPLES = 32  # records looked at to tell whether an index belongs to its .rec
+_HIGHEST = 2**63 - 1
 
 
 class RecordIndex:
     """Keys and byte offsets of N records, in the order of the index.
 
-    Attributes:
-        offset_N: int64, read-only; where each record begins.
-        origin: how the index was come by, for people: ``parsed``, ``cached``, ``rebuilt``.
-        shared: whether the numbers lie in a cache file, so that another process maps them instead of being
-        sent them.
+    Args:
+        arrays: ``offset``; ``key`` where keys are not dense, in growing order; ``order``, the row of each
+            of these, where the index has them in another order.
+        first: the first key where row r holds key first + r throughout, else None.
+        origin: how the index was obtained: ``parsed``, ``cached``, ``rebuilt``.
+        shared: True where the numbers lie in a cache file, so that another process maps them instead of
+            being sent them.
     """
 
     def __init__(
         self, arrays: dict[str, np.ndarray], first: int | None, origin: str, shared: bool = False
     ) -> None:
+        self.arrays, self.first, self.origin, self.shared = arrays, first, origin, shared
         self.offset_N = arrays["offset"]
-        self.origin = origin
-        self.shared = shared
-        self._first = first  # the lowest key where keys are dense and in order, else None
-        self._sorted_N = arrays.get("key")  # keys in growing order, where they are not dense
-        self._order_N = arrays.get("order")  # their rows, where the rows are in another order
+        self._sorted_N = arrays.get("key", np.empty(0, np.int64))
+        self._order_N = arrays.get("order")
         self._key_N: np.ndarray | None = None
 
     @classmethod
     def of(cls, key_N: np.ndarray, offset_N: np.ndarray, origin: str = "parsed") -> RecordIndex:
         """The index of these keys and offsets; raises ValueError carrying the first key that occurs twice."""
-        arrays = {"offset": offset_N}
-        if _steps(key_N, 1, 1):
+        arrays = {"offset": np.ascontiguousarray(offset_N)}
+        step_N = np.diff(key_N)
+        if (step_N == 1).all():
             return cls(arrays, int(key_N[0]) if len(key_N) else 0, origin)
-        if not _steps(key_N, 1, 2**63 - 1):
+        if (step_N <= 0).any():
             order_N = np.argsort(key_N, kind="stable")
             key_N = key_N[order_N]
             twice = np.flatnonzero(key_N[1:] == key_N[:-1])
             if len(twice):
                 raise ValueError(int(key_N[twice[0]]))
-            arrays["order"] = _narrow(order_N)
-        arrays["key"] = _narrow(key_N)
+            arrays["order"] = order_N
+        arrays["key"] = np.ascontiguousarray(key_N)
         return cls(arrays, None, origin)
 
     def __len__(self) -> int:
@@ -70,66 +70,48 @@ class RecordIndex:
     def keys(self) -> np.ndarray:
         """int64 keys in the order of the index; made on demand where keys are dense."""
         if self._key_N is None:
-            if self._sorted_N is None:
-                assert self._first is not None
-                key_N = np.arange(self._first, self._first + len(self), dtype=np.int64)
-            elif self._order_N is None:
-                key_N = self._sorted_N.astype(np.int64)
-            else:
-                key_N = np.empty(len(self), np.int64)
+            key_N = self._sorted_N
+            if self.first is not None:
+                key_N = np.arange(self.first, self.first + len(self), dtype=np.int64)
+            elif self._order_N is not None:
+                key_N = np.empty_like(key_N)
                 key_N[self._order_N] = self._sorted_N
             key_N.flags.writeable = False
             self._key_N = key_N
         return self._key_N
 
-    @property
-    def dense_from(self) -> int | None:
-        """The first key where row r holds key first + r throughout, else None."""
-        return self._first
-
     def row(self, key: int) -> int:
         """The row of `key`; raises KeyError."""
         number = operator.index(key)
-        if self._first is not None:
-            row = number - self._first
-            if 0 <= row < len(self.offset_N):
-                return row
+        if self.first is not None:
+            if 0 <= number - self.first < len(self.offset_N):
+                return number - self.first
             raise KeyError(key)
-        assert self._sorted_N is not None
-        place = self._place(number)
-        if place == len(self) or self._sorted_N.item(place) != number:
+        rank = self._below(number)
+        if rank == len(self) or self._sorted_N.item(rank) != number:
             raise KeyError(key)
-        return place if self._order_N is None else self._order_N.item(place)
+        return rank if self._order_N is None else self._order_N.item(rank)
 
-    def _place(self, key: int) -> int:
-        """How many keys are below `key`, where keys are not dense."""
-        assert self._sorted_N is not None
-        number_type = self._sorted_N.dtype.type  # another type would have the whole array converted
-        if key > np.iinfo(number_type).max:
-            return len(self)
-        return int(np.searchsorted(self._sorted_N, number_type(max(key, 0))))
+    def _below(self, key: int) -> int:
+        """The number of keys below `key`, where keys are not dense."""
+        return len(self) if key > _HIGHEST else int(np.searchsorted(self._sorted_N, max(key, 0)))
 
     def rows_between(self, low: int, high: int) -> np.ndarray:
         """Rows of all keys from `low` up to but not including `high`, in the order of their keys."""
-        if self._first is not None:
-            begin, end = (min(max(key - self._first, 0), len(self)) for key in (low, high))
-            return np.arange(begin, end)
-        begin, end = self._place(low), self._place(high)
-        return np.arange(begin, end) if self._order_N is None else self._order_N[begin:end].astype(np.int64)
+        if self.first is not None:
+            begin, end = (min(max(key - self.first, 0), len(self)) for key in (low, high))
+        else:
+            begin, end = self._below(low), self._below(high)
+        return np.arange(begin, end) if self._order_N is None else self._order_N[begin:end]
 
     def keys_at(self, row_K: np.ndarray) -> np.ndarray:
         """The int64 keys of rows, without making those of all others."""
-        return self.keys[row_K] if self._first is None else np.asarray(row_K, np.int64) + self._first
+        return self.keys[row_K] if self.first is None else np.asarray(row_K, np.int64) + self.first
 
     def key_at(self, offset: int) -> int | None:
         """The key of the record that begins at `offset`, for messages: looks through all of them."""
         rows = np.flatnonzero(self.offset_N == offset)
         return self.keys_at(rows[:1]).item() if len(rows) else None
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What a cache file keeps beside `dense_from`."""
-        arrays = {"offset": self.offset_N, "key": self._sorted_N, "order": self._order_N}
-        return {name: numbers for name, numbers in arrays.items() if numbers is not None}
 
 
 def default_path(rec_path: Path) -> Path:
@@ -148,8 +130,9 @@ def read_index(idx_path: Path) -> RecordIndex:
     found = _cached(idx_path, "index", known)
     if found is not None:
         return found
+    expected = "key<TAB>offset; remove that line, or the file, and have it rebuilt with `facerec-data index`"
     try:
-        key_N, offset_N = index_text.parse(idx_path)
+        key_N, offset_N = read_table(idx_path, (_HIGHEST, _HIGHEST), expected).T
         index = RecordIndex.of(key_N, offset_N)
     except OSError as problem:
         raise MissingDataError(
@@ -161,8 +144,7 @@ def read_index(idx_path: Path) -> RecordIndex:
 
 
 def open_index(rec_path: Path, view: memoryview, idx_path: Path) -> RecordIndex:
-    """The index of the `.rec` mapped in `view`: read from `idx_path`, or rebuilt where that is missing or
-    stale.
+    """The index of the `.rec` mapped in `view`: read from `idx_path`, or rebuilt where missing or stale.
 
     A rebuilt index goes to `idx_path` (a stale one is kept as ``….idx.old``), or into the user's cache folder
     where the data folder is read-only; a warning says so. Its keys are 0, 1, 2, … in file order, as the
@@ -258,7 +240,7 @@ def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> N
 
 
 def strays(index: RecordIndex, view: memoryview) -> str | None:
-    """Says so where no record begins at half or more of a sample of the offsets, else None.
+    """A complaint where no record begins at half or more of a sample of the offsets, else None.
 
     Fewer are damaged records, which do not make an index stale.
     """
@@ -288,10 +270,7 @@ def _misfit(index: RecordIndex, view: memoryview, rec_path: Path, idx_path: Path
             return f"its last record ends at {end}, the newer {rec_path.name} at {len(view)}"
         _log.warning(
             "%s lists records up to byte %d of the %d of %s; the rest is left out",
-            idx_path,
-            end,
-            len(view),
-            rec_path,
+            *(idx_path, end, len(view), rec_path),
         )
     return None
 
@@ -301,34 +280,13 @@ def _cached(source: Path, kind: str, known: cache.Stamp) -> RecordIndex | None:
     found = cache.load(source, kind, [known])
     if found is None or "offset" not in found.arrays:
         return None
-    first = found.values.get("first")
-    if (first is None) != ("key" in found.arrays):
-        return None
-    return RecordIndex(found.arrays, first, "cached", shared=True)
+    return RecordIndex(found.arrays, found.values["first"], "cached", shared=True)
 
 
 def _shared(source: Path, kind: str, known: cache.Stamp, index: RecordIndex) -> RecordIndex:
     """`index` put into a cache and mapped from there; the same object where no cache can be written."""
-    values: dict[str, Any] = {"first": index.dense_from}
-    kept = cache.store(source, kind, [known], index.arrays(), **values)
-    if kept is None:
-        return index
-    return RecordIndex(kept.arrays, index.dense_from, index.origin, shared=True)
-
-
-def _steps(key_N: np.ndarray, least: int, most: int) -> bool:
-    """Whether every key is `least` … `most` above the one before it; in blocks, for little extra memory."""
-    for start in range(0, len(key_N), 1 << 16):
-        step_K = np.diff(key_N[start : start + (1 << 16) + 1])
-        if len(step_K) and (step_K.min() < least or step_K.max() > most):
-            return False
-    return True
-
-
-def _narrow(number_N: np.ndarray) -> np.ndarray:
-    """int32 where the numbers fit: half the pages."""
-    small = len(number_N) == 0 or int(number_N.max()) < 2**31
-    return number_N.astype(np.int32) if small else number_N
+    kept = cache.store(source, kind, [known], index.arrays, first=index.first)
+    return index if kept is None else RecordIndex(kept.arrays, index.first, index.origin, shared=True)
 
 
 def _twice(idx_path: Path, key: int) -> str:

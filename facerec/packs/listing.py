@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import DamagedDataError
-from facerec.packs.index_text import is_number, stays_inside
+from facerec.packs.text import is_number, stays_inside
 
 _HINT = "correct that line, or move the file away to do without"
 

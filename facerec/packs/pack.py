@@ -19,9 +19,9 @@ import numpy as np
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.images.images import LabelledImages
 from facerec.packs import cache, labels
-from facerec.packs.index_text import is_number
 from facerec.packs.listing import Listing, ending
 from facerec.packs.recordio import RecordReader
+from facerec.packs.text import is_number
 
 _log = logging.getLogger(__name__)
 Layout = Literal["InsightFace", "im2rec"]

@@ -27,7 +27,7 @@ from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
 from facerec.evaluation.statistics.separation import Bools, Curve, Ints, Separation
 from facerec.loading.named import images_below
 from facerec.models.model import Model
-from facerec.packs.index_text import text_lines
+from facerec.packs.text import text_lines
 
 logger = logging.getLogger("facerec.evaluation")
 

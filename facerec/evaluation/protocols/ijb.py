@@ -28,7 +28,7 @@ from facerec.evaluation.statistics.bootstrap import rate_intervals
 from facerec.evaluation.statistics.separation import Bools, Curve, Floats, Histogram, Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
 from facerec.models.model import Model
-from facerec.packs.index_text import is_number, number_blocks, stays_inside
+from facerec.packs.text import is_number, read_table, stays_inside
 
 _LARGEST = 1e9  # of landmarks in pixels and scores: float32 holds it, and nothing sensible is larger
 _Subjects = tuple[Ints, Ints]  # rows of templates, and their subjects
@@ -319,14 +319,10 @@ def read_template_pairs(path: Path) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
     """
     require_list(path)
     expected = "template 1, template 2, label (0 or 1)"
-    blocks = [
-        (number_K3[:, :2].astype(np.int32), number_K3[:, 2] == 1)
-        for number_K3 in number_blocks(path, (2**31 - 1, 2**31 - 1, 1), expected)
-    ]
-    if not any(len(labels) for _, labels in blocks):
+    pair_N3 = read_table(path, (2**31 - 1, 2**31 - 1, 1), expected, np.int32)
+    if not len(pair_N3):
         raise DamagedDataError(f"{path} holds no pairs")
-    both = np.concatenate([ids for ids, _ in blocks])
-    return both[:, 0].copy(), both[:, 1].copy(), np.concatenate([labels for _, labels in blocks])
+    return pair_N3[:, 0].copy(), pair_N3[:, 1].copy(), pair_N3[:, 2] == 1
 
 
 def _read_faces(path: Path) -> tuple[list[str], Ints, Ints]:

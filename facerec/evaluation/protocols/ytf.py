@@ -26,7 +26,7 @@ from facerec.evaluation.statistics.templates import FaceList, TemplatePool
 from facerec.evaluation.verify import verify
 from facerec.loading.named import images_below
 from facerec.models.model import Model
-from facerec.packs.index_text import is_number, stays_inside
+from facerec.packs.text import is_number, stays_inside
 from facerec.packs.verification import VerificationSet
 
 
