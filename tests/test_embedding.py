@@ -12,7 +12,8 @@ from torch import nn
 
 from facerec import create_backbone, load_model
 from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
-from facerec.evaluation.embedding import embed_images, embed_set
+from facerec.evaluation.embedding import embed_images
+from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.images.decode import decode
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
@@ -134,7 +135,7 @@ def test_a_damaged_image_is_named_with_its_pair(model, images):
     damaged = [*images[:20], images[20][:200], *images[21:]]
     made = VerificationSet("lfw", damaged, np.array([0, 1, 2, 20, 20, 3]), np.array([True, False, True]))
     with pytest.raises(DamagedDataError, match="the second image of pair 1 in lfw: "):
-        embed_set(model, made)
+        evaluate_set(model, made)
 
 
 def test_an_embedding_that_is_not_finite_is_named(images):

@@ -276,7 +276,7 @@ def test_ijb_lists_that_do_not_fit_together_are_refused(ijb, tmp_path):
 def test_a_missing_crop_is_named(ijb, tmp_path):
     root, _, _, _ = ijb
     (tmp_path / "meta").symlink_to(root / "meta")
-    with pytest.raises(MissingDataError, match=r"loose_crop/\d+\.jpg: No such file"):
+    with pytest.raises(MissingDataError, match=r"loose_crop/\d+\.jpg cannot be read: No such file"):
         Ijb(root=str(tmp_path), **SETTINGS).run(Model(Pixels(), Preprocessing(size=112)))
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import ConfigError, StorageError
+from facerec import distributed
+from facerec.errors import ConfigError, FacerecError, StorageError
 from facerec.files import replacing
+from facerec.images.images import Images
 from facerec.models.model import Model
 from facerec.models.networks import ForeignNetwork
 
@@ -24,7 +26,8 @@ logger = logging.getLogger("facerec.evaluation")
 # To be raised where the way from encoded images to embeddings changes: decoding, resizing, mirroring.
 _VERSION: Final = 2
 
-Views = npt.NDArray[np.float32]  # (1 or 2 views, P images, D)
+Views = npt.NDArray[np.float32]  # (V, P, D): 1 or 2 views of P images
+Positions = npt.NDArray[np.integer]
 
 
 class EmbeddingCache:
@@ -61,33 +64,38 @@ class EmbeddingCache:
         self._model = digest.hexdigest()
         self._made_from: dict[Path, str] = {}
 
-    def path(self, images: Sequence[Any], name: str, **how: Any) -> Path:
-        """Where the embeddings of `images` are kept; all of them are read, for their content decides.
+    def look_up(
+        self, images: Images, position_P: Positions, name: str, *, flip: bool, precision: str
+    ) -> tuple[Path | None, Views | None]:
+        """Where the embeddings of `images` at `position_P` are kept (on rank 0), and those that are there.
+
+        All the images are read, for their content decides.
 
         Args:
-            images: as `embed_images` takes them.
+            images, position_P, flip, precision: as `embed_images` takes them.
             name: of the set, for people who look into the folder.
-            how: what else the embeddings depend on.
         """
+        path, views_VPD = None, None
+        if distributed.rank() == 0:
+            # An image that cannot be read stops whichever rank embeds it, with its place in the message.
+            with contextlib.suppress(FacerecError):
+                path = self._path(images, position_P, name, {"flip": flip, "precision": precision})
+                views_VPD = self._load(path, (1 + flip, len(position_P)))
+        return path, distributed.broadcast_object(views_VPD)
+
+    def _path(self, images: Images, position_P: Positions, name: str, how: dict[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps([self._model, how], sort_keys=True).encode())
-        for i in range(len(images)):
-            image: Any = images[i]
-            content = memoryview(np.ascontiguousarray(image).data if isinstance(image, np.ndarray) else image)
+        for i in position_P.tolist():
+            content = memoryview(images.encoded(i)).cast("B")
             digest.update(f"{content.shape}".encode())
-            digest.update(content.cast("B"))
+            digest.update(content)
         word = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)[:40]
         path = self.folder / f"{word}-{digest.hexdigest()[:32]}.npz"
         self._made_from[path] = digest.hexdigest()
         return path
 
-    def load(self, path: Path, count: int, views: int) -> Views | None:
-        """The embeddings kept at `path`, or None where there are none or the file is damaged (a warning).
-
-        Args:
-            path: one that `path` gave.
-            count: how many images there are.
-            views: 1, or 2 with flip.
-        """
+    def _load(self, path: Path, size: tuple[int, int]) -> Views | None:
+        """The embeddings kept at `path`, of `size` (V, P); None if there are none, or (a warning) damaged."""
         try:
             with zipfile.ZipFile(path) as archive:
                 made_from, embedding_VPD = (_array(archive, name) for name in ("made_from", "embeddings"))
@@ -102,12 +110,11 @@ class EmbeddingCache:
             logger.warning("embedding cache: %s was made from something else; embedding again", path)
             return None
         shape = embedding_VPD.shape
-        if embedding_VPD.dtype != np.float32 or len(shape) != 3 or shape[:2] != (views, count):
-            logger.warning(
-                "embedding cache: %s holds %s of shape %s; embedding again", path, embedding_VPD.dtype, shape
-            )
+        if embedding_VPD.dtype != np.float32 or len(shape) != 3 or shape[:2] != size:
+            held = f"{embedding_VPD.dtype} of shape {shape}"
+            logger.warning("embedding cache: %s holds %s; embedding again", path, held)
             return None
-        logger.info("embedding cache: hit, %d images from %s", count, path)
+        logger.info("embedding cache: hit, %d images from %s", size[1], path)
         return embedding_VPD
 
     def store(self, path: Path, embedding_VPD: Views) -> None:

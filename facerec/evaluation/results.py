@@ -18,8 +18,8 @@ from facerec.evaluation.statistics.separation import Curve, Histogram
 from facerec.files import replacing
 
 if TYPE_CHECKING:
-    from facerec.evaluation.embedding import PairSet
     from facerec.models.model import Model
+    from facerec.packs.verification import VerificationSet
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Result(ABC):
     """The protocol's name, as it is to be said with the numbers."""
     notes: list[str]
     """What a reader of the numbers has to know."""
-    source: PairSet | None = None
+    source: VerificationSet | None = None
     """The images behind the decisions, where they are pairs."""
     identity_N2: npt.NDArray[np.integer] | None = None
     """Identities of the decisions' two images, numbers from 0, where decisions are pairs and it is known."""

@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import NonFiniteError
-from facerec.evaluation.embedding import PairSet, embed_images
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.metrics.auc import auc
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.separation import Separation
 from facerec.images.preprocessing import Numbers, Preprocessing
 from facerec.models.model import Model
+from facerec.packs.verification import VerificationSet
 from facerec.vectors import unit_rows
 
 logger = logging.getLogger("facerec.evaluation")
@@ -70,7 +71,7 @@ class Reading:
 
 
 def check_preprocessing(
-    model: Model, verification_set: PairSet, settings: EvalSettings
+    model: Model, verification_set: VerificationSet, settings: EvalSettings
 ) -> Preprocessing | None:
     """Compare the model's preprocessing with the common ones, and warn where another reads clearly better.
 
@@ -90,19 +91,19 @@ def check_preprocessing(
         logger.info("preprocessing not checked: %s has pairs of one kind only", verification_set.name)
         return None
     used_P, pair_2M = np.unique(row_M, return_inverse=True)
-    images = [verification_set.images[int(one)] for one in used_P]
 
     def read(prepared: Preprocessing) -> Reading:
         other = Model(model.backbone, prepared)
         try:
             embedded = embed_images(
                 other,
-                images,
+                verification_set.images,
+                positions=used_P,
                 name=f"checking {_order(prepared)}",
                 batch_size=settings.batch_size,
                 flip=False,
                 precision=settings.precision,
-                where=lambda one: verification_set.where(int(used_P[one])),
+                where=verification_set.where,
             )
         except NonFiniteError:
             if prepared == model.input:
@@ -152,7 +153,7 @@ def check_preprocessing(
     return best.input
 
 
-def _chosen(verification_set: PairSet) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
+def _chosen(verification_set: VerificationSet) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
     """Images, two rows a pair, and answers of pairs taken evenly, as many genuine as impostor at most."""
     issame_N = np.asarray(verification_set.issame_N)
     index_N2 = np.asarray(verification_set.index_2N).reshape(-1, 2)

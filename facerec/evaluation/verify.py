@@ -30,7 +30,7 @@ from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separa
 if TYPE_CHECKING:
     import torch
 
-    from facerec.evaluation.embedding import PairSet
+    from facerec.packs.verification import VerificationSet
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -73,7 +73,7 @@ class VerificationResult(PairResult):
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
     identity_N2: Ints | None = field(default=None, repr=False)
-    source: PairSet | None = field(default=None, repr=False)
+    source: VerificationSet | None = field(default=None, repr=False)
 
     kind = "verification"
     score_key = "accuracy"

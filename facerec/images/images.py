@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import DamagedDataError
-from facerec.images.decode import MAX_PIXELS, Encoded, Pixels, decode_into
+from facerec.images.decode import MAX_PIXELS, Encoded, Pixels, decode_into, fit_into, ppm
 
 
 class Images(ABC):
@@ -70,6 +70,20 @@ class Images(ABC):
 
     def prefetch(self, positions: Sequence[int]) -> None:  # noqa: B027  (a hint: nothing to do is a good answer)
         """Hint that these images will be read soon; a set on a disk starts reading without waiting."""
+
+
+class PixelImages(Images):
+    """Images that are made as pixels."""
+
+    @abstractmethod
+    def pixels(self, i: int) -> Pixels:
+        """Image i, uint8 RGB (H, W, C)."""
+
+    def encoded(self, i: int) -> bytes:
+        return ppm(self.pixels(i))
+
+    def decode_into(self, i: int, out_HWC: Pixels, max_pixels: int = MAX_PIXELS) -> None:
+        fit_into(self.pixels(i), out_HWC)
 
 
 class LabelledImages(Images):

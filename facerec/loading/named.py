@@ -61,7 +61,7 @@ def open_images(
     if source.suffix == ".bin":
         return PairImages(load_verification(source))
     if source.suffix.lower() in ENDINGS:
-        return FileImages(source.parent, [source.name], [""])
+        return FileImages(source.parent, [source.name])
     return FileImages(Path(list_root) if list_root is not None else source.parent, *_listed(source), source)
 
 
@@ -75,9 +75,9 @@ class FileImages(Images):
     """Files below a folder, named by their paths relative to it; or those of a list, named as it does."""
 
     def __init__(
-        self, root: Path, paths: Sequence[str], labels: Sequence[str], source: Path | None = None
+        self, root: Path, paths: Sequence[str], labels: Sequence[str] = (), source: Path | None = None
     ) -> None:
-        self._root, self._paths, self._labels, self._source = root, paths, labels, source or root
+        self._root, self._paths, self.labels, self._source = root, paths, labels, source or root
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -98,10 +98,10 @@ class FileImages(Images):
         return self._paths[i]
 
     def label(self, i: int) -> str:
-        return self._labels[i]
+        return self.labels[i] if self.labels else ""
 
     def describe(self) -> str:
-        named = len({label for label in self._labels if label})
+        named = len({label for label in self.labels if label})
         identities = f" of {named:,} identities" if named else ""
         return f"{len(self):,} images{identities} from {self._source}"
 

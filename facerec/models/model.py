@@ -17,15 +17,17 @@ from torch import nn
 
 from facerec.device import autocast
 from facerec.errors import UserError
+from facerec.images.images import Images
 from facerec.images.preprocessing import Preprocessing
 from facerec.vectors import unit_rows
 
 
 class Cache(Protocol):
-    """What keeps embeddings between runs: see `facerec.evaluation.embedding_cache`."""
+    """Embeddings kept between runs: see `facerec.evaluation.embedding_cache`."""
 
-    def path(self, images: Sequence[Any], name: str, **how: Any) -> Path: ...
-    def load(self, path: Path, count: int, views: int) -> npt.NDArray[np.float32] | None: ...
+    def look_up(
+        self, images: Images, position_P: npt.NDArray[np.integer], name: str, *, flip: bool, precision: str
+    ) -> tuple[Path | None, npt.NDArray[np.float32] | None]: ...
     def store(self, path: Path, embedding_VPD: npt.NDArray[np.float32]) -> None: ...
 
 

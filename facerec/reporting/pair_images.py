@@ -10,9 +10,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from facerec.evaluation.embedding import PairSet
 from facerec.evaluation.verify import VerificationResult
 from facerec.images.decode import decode
+from facerec.packs.verification import VerificationSet
 
 SIDE = 112
 _QUALITY = 80
@@ -60,13 +60,13 @@ def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[Hard
     return pairs(True), pairs(False)
 
 
-def pair_pixels(source: PairSet, pair: int) -> tuple[np.ndarray, np.ndarray]:
+def pair_pixels(source: VerificationSet, pair: int) -> tuple[np.ndarray, np.ndarray]:
     """The two images of a pair, uint8 RGB."""
     first, second = (_pixels(source.images[int(source.index_2N[2 * pair + side])]) for side in (0, 1))
     return first, second
 
 
-def data_uris(source: PairSet, pair: int) -> list[str]:
+def data_uris(source: VerificationSet, pair: int) -> list[str]:
     """Both images of a pair as ``data:`` addresses of JPEG files of their pixels, at most `SIDE` high.
 
     The files themselves are not handed to a browser: it may turn them, show their metadata, or choke on them.

@@ -17,7 +17,6 @@ import torch
 
 from facerec.errors import MissingDataError, UserError, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.files import FileImages
 from facerec.evaluation.metrics.tar_at_far import tar_at_far
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
@@ -25,7 +24,7 @@ from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
 from facerec.evaluation.statistics.separation import Bools, Curve, Ints, Separation
-from facerec.loading.named import images_below
+from facerec.loading.named import FileImages, images_below
 from facerec.models.model import Model
 from facerec.packs.text import text_lines
 
@@ -67,25 +66,24 @@ class Identification(Protocol):
             UserError: no probe's identity is in the gallery.
         """
         folders = Folders(self.leave_out)
-        gallery_paths, gallery_names = folders.labelled(self.gallery or "")
-        probe_paths, probe_names = folders.labelled(self.probes or "")
-        others = folders.images(self.distractors) if self.distractors is not None else []
+        gallery, probes = folders.labelled(self.gallery or ""), folders.labelled(self.probes or "")
+        others = None if self.distractors is None else folders.images(self.distractors)
         left_out = folders.notes()
         gallery_GD, probe_PD = (
-            np.concatenate(list(embed_portions(model, FileImages(paths), self, name)))
-            for paths, name in ((gallery_paths, "gallery"), (probe_paths, "probes"))
+            np.concatenate(list(embed_portions(model, images, self, name)))
+            for images, name in ((gallery, "gallery"), (probes, "probes"))
         )
         result = identify(
             probe_PD,
-            probe_names,
+            probes.labels,
             gallery_GD,
-            gallery_names,
-            distractors=embed_portions(model, FileImages(others), self, "distractors"),
+            gallery.labels,
+            distractors=() if others is None else embed_portions(model, others, self, "distractors"),
             bootstrap=self.bootstrap,
             seed=self.seed,
             protocol=f"identification over folders, cosine, {self.views}",
         )
-        overlap = overlap_notes(model, {*gallery_names, *probe_names}, "identification")
+        overlap = overlap_notes(model, {*gallery.labels, *probes.labels}, "identification")
         return {"identification": replace(result, notes=result.notes + left_out + overlap)}
 
 
@@ -107,19 +105,21 @@ class Folders:
         self._listed = {Path(path).as_posix() for path in listed}
         self._met: set[str] = set()
 
-    def images(self, root: str | Path) -> list[str]:
-        """Paths of all images below `root`, sorted; plain words, of which a million take 100 MB."""
+    def images(self, root: str) -> FileImages:
+        """All images below `root`, sorted."""
+        return FileImages(Path(root), self._paths(root))
+
+    def labelled(self, root: str) -> FileImages:
+        """Images in folders of identities, labelled by those folders' names; loose images do not count."""
+        paths = [path for path in self._paths(root) if "/" in path]
+        if not paths:
+            raise MissingDataError(f"{root}: no images in folders of identities")
+        return FileImages(Path(root), paths, [path.partition("/")[0] for path in paths])
+
+    def _paths(self, root: str) -> list[str]:
         paths = images_below(Path(root))
         self._met |= self._listed.intersection(paths)
-        return [str(Path(root) / path) for path in paths if path not in self._listed]
-
-    def labelled(self, root: str | Path) -> tuple[list[str], list[str]]:
-        """Images in folders of identities and the names of those folders; loose images do not count."""
-        parts = [(path, Path(path).relative_to(root).parts) for path in self.images(root)]
-        inside = [(path, names[0]) for path, names in parts if len(names) > 1]
-        if not inside:
-            raise MissingDataError(f"{root}: no images in folders of identities")
-        return [path for path, _ in inside], [name for _, name in inside]
+        return [path for path in paths if path not in self._listed]
 
     def notes(self) -> list[str]:
         """What is to be said with the numbers; a warning where the list names images that are nowhere."""

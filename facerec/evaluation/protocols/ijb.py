@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.files import FileImages
 from facerec.evaluation.lists import numbered_lines, require_list, wrong_line
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure
@@ -27,6 +26,10 @@ from facerec.evaluation.results import Interval, PairResult, Result, Series, fli
 from facerec.evaluation.statistics.bootstrap import rate_intervals
 from facerec.evaluation.statistics.separation import Bools, Curve, Floats, Histogram, Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
+from facerec.images.align import align
+from facerec.images.decode import Pixels, decode_whole
+from facerec.images.images import PixelImages
+from facerec.loading.named import FileImages
 from facerec.models.model import Model
 from facerec.packs.text import is_number, read_table, stays_inside
 
@@ -74,7 +77,8 @@ class Ijb(Protocol):
         meta = root / "meta" if (root / "meta").is_dir() else root
         lists = read_lists(meta, name)
         searches = _searches(meta, name, lists.id_T)
-        images = FileImages([root / "loose_crop" / one for one in lists.name_P], lists.landmarks_P52, height)
+        crops = FileImages(root / "loose_crop", lists.name_P, source=meta)
+        images = AlignedCrops(crops, lists.landmarks_P52, height)
         pools = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
         for summed_BD in embed_portions(model, images, self, name):
             for pool in pools:
@@ -110,6 +114,28 @@ class Ijb(Protocol):
                     protocol=f"{title} 1:N, mixed probes in gallery {key}, {said}",
                 )
         return results
+
+
+class AlignedCrops(PixelImages):
+    """Images aligned by five points each (x, y in pixels), to squares of `size`."""
+
+    def __init__(self, crops: FileImages, landmarks_P52: Floats, size: int) -> None:
+        self._crops, self._landmarks_P52, self._size = crops, landmarks_P52, size
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    def pixels(self, i: int) -> Pixels:
+        try:
+            return align(decode_whole(self._crops.encoded(i)), self._landmarks_P52[i], self._size)
+        except DamagedDataError as error:
+            raise DamagedDataError(f"{self.where(i)}: {error}") from error
+
+    def where(self, i: int) -> str:
+        return self._crops.where(i)
+
+    def describe(self) -> str:
+        return self._crops.describe()
 
 
 # Judging ------------------------------------------------------------------------------------------------

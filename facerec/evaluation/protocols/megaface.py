@@ -15,7 +15,6 @@ import torch
 
 from facerec.errors import UserError, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.files import FileImages
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import Folders, unsupported
@@ -64,22 +63,20 @@ class Megaface(Protocol):
             UserError: no identity has two images.
         """
         folders = Folders(self.leave_out)
-        probe_paths, names = folders.labelled(self.probes or "")
-        paths = folders.images(self.distractors or "")
+        probes, distractors = folders.labelled(self.probes or ""), folders.images(self.distractors or "")
         left_out = folders.notes()
-        order = np.random.default_rng(self.seed).permutation(len(paths))
-        distractors = FileImages([paths[at] for at in order])
+        order = np.random.default_rng(self.seed).permutation(len(distractors))
         result = megaface(
-            np.concatenate(list(embed_portions(model, FileImages(probe_paths), self, "probes"))),
-            names,
-            embed_portions(model, distractors, self, "distractors"),
-            len(paths),
+            np.concatenate(list(embed_portions(model, probes, self, "probes"))),
+            probes.labels,
+            embed_portions(model, distractors, self, "distractors", order),
+            len(distractors),
             cuts=self.cuts,
             bootstrap=self.bootstrap,
             seed=self.seed,
             protocol=f"MegaFace challenge 1, cosine, {self.views}, distractor order of seed {self.seed}",
         )
-        notes = result.notes + left_out + overlap_notes(model, set(names), "FaceScrub")
+        notes = result.notes + left_out + overlap_notes(model, set(probes.labels), "FaceScrub")
         return {"megaface": replace(result, notes=notes)}
 
 

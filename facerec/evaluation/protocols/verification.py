@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from facerec.errors import ConfigError, MissingDataError, require
-from facerec.evaluation.embedding import PairSet, embed_set
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Result
@@ -71,7 +71,7 @@ class Verification(Protocol):
 
 
 def evaluate_set(
-    model: Model, verification_set: PairSet, settings: EvalSettings | None = None
+    model: Model, verification_set: VerificationSet, settings: EvalSettings | None = None
 ) -> VerificationResult:
     """Embed the distinct images of a verification set once (and their mirrors) and judge its pairs.
 
@@ -87,9 +87,11 @@ def evaluate_set(
         DamagedDataError: naming an image that cannot be decoded.
     """
     settings = settings or EvalSettings()
-    embedded = embed_set(
+    embedded = embed_images(
         model,
-        verification_set,
+        verification_set.images,
+        name=verification_set.name,
+        where=verification_set.where,
         batch_size=settings.batch_size,
         flip=settings.flip,
         precision=settings.precision,
@@ -112,12 +114,12 @@ def evaluate_set(
     return replace(result, source=verification_set)
 
 
-def folds_of(verification_set: PairSet, settings: EvalSettings) -> int:
+def folds_of(verification_set: VerificationSet, settings: EvalSettings) -> int:
     """Folds of the cross-validation of a set: as set, else as it was made, else the usual ten."""
     return settings.folds or verification_set.folds or USUAL_FOLDS
 
 
-def warn_of_folds(verification_set: PairSet, settings: EvalSettings) -> None:
+def warn_of_folds(verification_set: VerificationSet, settings: EvalSettings) -> None:
     """Say what makes a poor cross-validation, before anything is embedded.
 
     Raises:
@@ -173,7 +175,7 @@ def load_targets(settings: EvalSettings) -> list[VerificationSet]:
 
 def evaluate_targets(
     model: Model,
-    sets: Sequence[PairSet],
+    sets: Sequence[VerificationSet],
     settings: EvalSettings,
     *,
     step: int | None = None,

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.files import FileImages
 from facerec.evaluation.lists import numbered_lines, wrong_line
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
@@ -24,7 +23,8 @@ from facerec.evaluation.results import Result
 from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool
 from facerec.evaluation.verify import verify
-from facerec.loading.named import images_below
+from facerec.images.images import Images
+from facerec.loading.named import FileImages, images_below
 from facerec.models.model import Model
 from facerec.packs.text import is_number, stays_inside
 from facerec.packs.verification import VerificationSet
@@ -58,14 +58,14 @@ class Ytf(Protocol):
         """
         root = Path(self.root or ".")
         pairs = read_splits(root / "splits.txt")
-        frames_V = [spaced(_frames(root / video), self.frames) for video in pairs.video_V]
-        paths = [path for frames in frames_V for path in frames]
+        frames_V = [spaced(_frames(root, video), self.frames) for video in pairs.video_V]
+        images = FileImages(root, [path for frames in frames_V for path in frames])
         # Every frame is a medium of its own: the sum over them has the direction of their mean.
-        rows = np.arange(len(paths))
+        rows = np.arange(len(images))
         pool = TemplatePool(
             FaceList(rows, np.repeat(np.arange(len(frames_V)), list(map(len, frames_V))), rows)
         )
-        for summed_BD in embed_portions(model, FileImages(paths), self, "ytf"):
+        for summed_BD in embed_portions(model, images, self, "ytf"):
             pool.add(summed_BD)
         index_2N = np.stack([pairs.first_N, pairs.second_N], axis=1).reshape(-1).astype(np.int64)
         name_V = np.array([video.split("/")[0] for video in pairs.video_V])
@@ -83,7 +83,7 @@ class Ytf(Protocol):
         )
         used = "all frames" if self.frames is None else f"{self.frames} frames a video, evenly spaced"
         # A video is shown by its first frame.
-        shown = FileImages([frames[0] for frames in frames_V])
+        shown = EncodedFiles(FileImages(root, [frames[0] for frames in frames_V]))
         result = replace(
             result,
             flip=self.flip,
@@ -130,15 +130,28 @@ def read_splits(path: Path) -> VideoPairs:
     return VideoPairs(list(known), first_N, second_N, same.astype(bool), split)
 
 
-def spaced(frames: Sequence[Path], count: int | None) -> list[Path]:
+class EncodedFiles(Sequence[bytes]):
+    """The encoded images of a set, read when they are asked for."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i: Any) -> Any:
+        return bytes(self._images.encoded(i))
+
+
+def spaced(frames: Sequence[str], count: int | None) -> list[str]:
     """`count` of the frames, evenly spaced from the first to the last; all where there are not more."""
     if count is None or len(frames) <= count:
         return list(frames)
     return [frames[int(at)] for at in np.linspace(0, len(frames) - 1, count).round()]
 
 
-def _frames(folder: Path) -> list[Path]:
+def _frames(root: Path, video: str) -> list[str]:
     try:
-        return [folder / path for path in images_below(folder)]
+        return [f"{video}/{path}" for path in images_below(root / video)]
     except MissingDataError:
-        raise MissingDataError(f"{folder}: no images of this video, but splits.txt names it") from None
+        raise MissingDataError(f"{root / video}: no images of this video, but splits.txt names it") from None

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import require
-from facerec.images.decode import MAX_PIXELS, Pixels, fit_into, ppm
-from facerec.images.images import LabelledImages
+from facerec.images.decode import Pixels
+from facerec.images.images import LabelledImages, PixelImages
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES
 
 _PATTERN = 8  # cells a side of the coarse pattern that makes an identity
 
 
-class SyntheticImages(LabelledImages):
+class SyntheticImages(PixelImages, LabelledImages):
     """Coarse random patterns, one an identity, under noise that differs from image to image.
 
     Args:
@@ -32,12 +32,6 @@ class SyntheticImages(LabelledImages):
         self._height, self._width = height, width
         self._row_H = np.arange(height) * _PATTERN // height
         self._column_W = np.arange(width) * _PATTERN // width
-
-    def encoded(self, i: int) -> bytes:
-        return ppm(self.pixels(i))
-
-    def decode_into(self, i: int, out_HWC: Pixels, max_pixels: int = MAX_PIXELS) -> None:
-        fit_into(self.pixels(i), out_HWC)
 
     def pixels(self, i: int) -> Pixels:
         """Image i, uint8 (height, width, 3)."""
