@@ -1,4 +1,4 @@
-"""Atomic file writes: a file is whole under its name or absent, and what killed processes left is removed."""
+"""Atomic file writes: a file is complete under its name or absent; what killed processes left is removed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def replacing_both(path: Path, beside: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open two files that belong together and take their names together, or are both removed.
+    """Open two files that belong together and take their names at once, or are both removed.
 
     Where nothing is written to the second, there is none called `beside` afterwards. A former one never
     stands beside the new `path`: a kill between the renames leaves none.

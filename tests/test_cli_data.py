@@ -82,7 +82,7 @@ def test_info_of_lfw_shows_how_many_images_identities_have(
 def test_info_of_a_verification_pack_counts_pairs(lfw_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["info", str(lfw_root / "lfw_set10.bin")])
     said = capsys.readouterr().out
-    assert "600: 300 of one person, 300 of two" in said and "1,200, 785 of them distinct" in said
+    assert "600: 300 genuine, 300 impostor" in said and "1,200, 785 of them distinct" in said
 
 
 # verify ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_options_out_of_range_are_refused(photographs: Path, tmp_path: Path, opt
 
 
 def test_a_pack_inside_of_its_own_folder_is_refused(photographs: Path) -> None:
-    with pytest.raises(UserError, match="would be taken for a person"):
+    with pytest.raises(UserError, match="would be taken for an identity"):
         run(["pack", str(photographs), str(photographs / "new" / "pack")])
     assert not (photographs / "new").exists()
 
@@ -215,6 +216,40 @@ def test_a_stopped_run_starts_anew_where_folders_or_options_changed(
     (photographs / "Ann" / "later.jpg").write_bytes(image(99))
     assert stop_after(10**9, photographs, tmp_path / "out") == 8
     assert len(open_pack(tmp_path / "out")) == 7
+
+
+def test_a_link_in_the_way_of_a_growing_pack_is_not_followed(photographs: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "train.lst").write_text("theirs")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".making").symlink_to(theirs)
+    with pytest.raises(StorageError, match="a link where a folder is to be made"):
+        run(["pack", str(photographs), str(tmp_path / "out")])
+    assert [path.read_text() for path in theirs.iterdir()] == ["theirs"]
+
+
+def test_a_builder_that_waits_comes_after_the_other(tmp_path: Path) -> None:
+    out, order = tmp_path / "out", []
+
+    def build(name: str) -> None:
+        with builder.PackBuilder(out, (112, 112), force=True, wait=True) as one:
+            order.append(f"{name} begins")
+            time.sleep(0.1)
+            one.add("a/1.jpg", image(1))
+            one.end_identity()
+            one.finish()
+            order.append(f"{name} ends")
+
+    threads = [threading.Thread(target=build, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first = order[0][0]
+    second = {"a": "b", "b": "a"}[first]
+    assert order == [f"{first} begins", f"{first} ends", f"{second} begins", f"{second} ends"]
+    assert len(open_pack(out)) == 1 and not (out / ".making").exists()
 
 
 def test_two_runs_at_once_are_refused(photographs: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_split_parts_share_no_identity_and_lose_none(pack: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        (["a=0.9", "b=0.2"], "fractions 0.9, 0.2: must be above 0, and at most 1 together"),
+        (["a=0.9", "b=0.2"], "fractions 0.9, 0.2: must be above 0, and at most 1 in sum"),
         (["a=1", "b=0"], "must be above 0"),
         (["a=0.01"], "4 identities are too few"),
         (["a"], "must be a folder and a fraction"),

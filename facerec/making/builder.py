@@ -145,7 +145,7 @@ class PackBuilder:
                 self._write_journal(mark)
 
     def beside(self, name: str) -> Path:
-        """The path to write a file to that shall appear together with the pack, under this name."""
+        """The path to write a file to that shall appear along with the pack, under this name."""
         if name not in self._beside:
             self._beside.append(name)
         return self._stage / name

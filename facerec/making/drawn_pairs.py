@@ -46,8 +46,8 @@ def draw_pairs(
         possible = min(several, len(many_C) // 2)
         hint = f"--folds {possible} is possible" if possible else "more images are needed"
         raise UserError(
-            f"each of {folds} folds needs two people, one of them with two images or more; there are "
-            f"{len(many_C):,} people, {several:,} with two or more images: {hint}"
+            f"each of {folds} folds needs two identities, one of them with two images or more; there are "
+            f"{len(many_C):,} identities, {several:,} with two or more images: {hint}"
         )
     if count is None:
         per_class = min(most, _USUAL)

@@ -55,7 +55,9 @@ def pack_folder(
         StorageError: `out` cannot be written.
     """
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"{out}: lies in {folder}, and would be taken for a person; choose a place outside")
+        raise UserError(
+            f"{out}: lies in {folder}, and would be taken for an identity; choose a place outside"
+        )
     there = identity_folders(folder) if only is None else Entries(only, [], {})
     identities = there.folders
     plan = {

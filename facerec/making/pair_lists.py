@@ -17,7 +17,7 @@ _NO = {"0", "false", "different", "no", "0.0", "-1"}
 
 
 class Pair(NamedTuple):
-    """The paths of two images, and True if they show one person."""
+    """The paths of two images, and True if they show one identity."""
 
     first: str
     second: str
@@ -107,7 +107,7 @@ def read_people_txt(path: Path) -> list[dict[str, int]]:
 
 
 def read_csv(path: Path) -> list[Pair]:
-    """Read a CSV of two paths and a label: 1, true, same or yes for one person; 0, false, different or no.
+    """Read a CSV of two paths and a label: 1, true, same or yes for one identity; 0, false, different or no.
 
     A first line without a dot or a slash in its paths is taken for a header.
 
@@ -134,7 +134,7 @@ def read_csv(path: Path) -> list[Pair]:
             contradicted.append((number, pairs[-1]))
     if not pairs:
         raise DamagedDataError(f"{path}: holds no pairs; its lines must be path,path,label")
-    if len({PurePosixPath(one).parent for pair in pairs for one in pair[:2]}) > 1:  # folders tell identities
+    if len({PurePosixPath(one).parent for pair in pairs for one in pair[:2]}) > 1:  # folders are identities
         _warn(path, contradicted, "of one folder")
     return pairs
 

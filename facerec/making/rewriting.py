@@ -131,7 +131,7 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
     """Make one pack of several, each identity of each pack an identity of its own.
 
     Names are kept; where two packs have one name for an identity, the later one is prefixed by its pack's. A
-    warning says how many names, and images to the byte, a pack shares with those before it.
+    warning says how many names, and images to the byte, are in a pack and in those before it.
 
     Raises:
         UserError: `out` holds a pack and no `force`.
@@ -187,7 +187,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
     """
     if not parts or min(parts.values()) <= 0 or sum(parts.values()) > 1 + 1e-9:
         given = ", ".join(f"{one:g}" for one in parts.values())
-        raise UserError(f"fractions {given}: must be above 0, and at most 1 together")
+        raise UserError(f"fractions {given}: must be above 0, and at most 1 in sum")
     border = np.rint(np.cumsum([0.0, *parts.values()]) * pack.num_classes).astype(int)
     if (np.diff(border) < 1).any():
         raise UserError(f"{pack.root}: {pack.num_classes} identities are too few; give larger fractions")
@@ -253,6 +253,6 @@ def _size(rec: Path) -> tuple[int, int]:
                 if len(record.payload):
                     header = read_header(record.payload)
                     return header.height, header.width
-    except DamagedDataError:  # what is wrong with it will be said in its place
+    except DamagedDataError:  # it will be in the report
         pass
     return 112, 112

@@ -115,5 +115,5 @@ def _verification_lines(path: Path) -> Iterator[str]:
     pack = load_verification(path)
     same = int(np.count_nonzero(pack.issame_N))
     yield _line("file", f"{path}, {_bytes(path.stat().st_size)}")
-    yield _line("pairs", f"{len(pack):,}: {same:,} of one person, {len(pack) - same:,} of two")
+    yield _line("pairs", f"{len(pack):,}: {same:,} genuine, {len(pack) - same:,} impostor")
     yield _line("images", f"{2 * len(pack):,}, {len(pack.images):,} of them distinct")

@@ -18,7 +18,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
     files of a folder that is there are replaced one by one, and its other files stay.
 
     Returns:
-        What is wrong with each record that could not be read.
+        The reasons why records could not be read.
 
     Raises:
         UserError: `out` holds something and no `force`; two images have one name.

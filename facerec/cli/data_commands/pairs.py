@@ -1,7 +1,7 @@
 """Make a verification .bin: drawn pairs, or those of a list.
 
-Without a list, pairs are drawn from a folder of identities or a pack: half of them genuine, ten folds whose
-people differ. A list is LFW's pairs.txt, or a CSV with lines of path,path,label.
+Without a list, pairs are drawn from a folder of identities or a pack: half of them genuine, ten folds that
+share no identity. A list is LFW's pairs.txt, or a CSV with lines of path,path,label.
 
 example:
   facerec-data pairs photographs_of_others data/mine/others.bin --align
@@ -31,9 +31,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("out", type=Path, help="the .bin to write")
     parser.add_argument("--list", type=Path, metavar="PAIRS.TXT", help="pairs in the format of LFW")
-    parser.add_argument(
-        "--csv", type=Path, help="pairs as path,path,label; label 1 is the same person, 0 another"
-    )
+    parser.add_argument("--csv", type=Path, help="pairs as path,path,label; label 1 is genuine, 0 impostor")
     parser.add_argument("--count", type=int, help="pairs to draw (default: 600 per fold, or what there is)")
     parser.add_argument("--folds", type=int, default=10, help="folds to draw (default: 10)")
     add_seed(parser)

@@ -114,7 +114,7 @@ def identity_folders(root: Path) -> Entries:
     if list(root.glob("*.rec")):
         reason = f"it holds a pack, use data=rec data.root={root}"
     if any(name.lower().endswith(ENDINGS) for name in there.files):
-        reason = "it holds loose images, move each person's into a folder"
+        reason = "it holds loose images, move each identity's into a folder"
     raise MissingDataError(f"{_wanted(root)}; {reason}")
 
 
