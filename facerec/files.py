@@ -177,8 +177,7 @@ def resumable_staging(stage: Path, journal: str, *, wait: bool = False) -> Itera
 def _locked(stage: Path, wait: bool) -> BinaryIO:
     """The file `lock` in the folder `stage`, both made where they are missing, open and locked."""
     while True:
-        if stage.is_symlink():  # in a shared folder it may be somebody else's
-            raise OSError(errno.ELOOP, "a link where a folder is to be made", str(stage))
+        _require_own(stage)  # in a shared folder it may be somebody else's
         stage.mkdir(exist_ok=True)
         path = stage / "lock"
         # The process that had it may remove the folder at any moment.
@@ -188,6 +187,16 @@ def _locked(stage: Path, wait: bool) -> BinaryIO:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 stack.pop_all()
                 return file
+
+
+def _require_own(stage: Path) -> None:
+    """Raise `UserError` where writing to `stage` would write elsewhere, or wait for a reader."""
+    strange = [str(stage)] if stage.is_symlink() else []
+    if not strange:
+        with contextlib.suppress(FileNotFoundError), os.scandir(stage) as entries:
+            strange = [entry.path for entry in entries if not entry.is_file(follow_symlinks=False)]
+    for path in strange[:1]:
+        raise UserError(f"{path}: is a link or no file, and nothing of facerec-data; remove it")
 
 
 @contextlib.contextmanager

@@ -172,7 +172,7 @@ def test_verify_says_when_the_index_leaves_records_out(
     idx = pack.with_suffix(".idx")
     idx.write_text("".join(line for line in idx.open() if not line.startswith(("5\t", "6\t", "16\t"))))
     assert run(["verify", str(pack)]) == 0
-    assert "3 records are not in the index" in capsys.readouterr().out
+    assert "not checked, for the index does not list them: 3 records" in capsys.readouterr().out
 
 
 def test_verify_names_a_malformed_index_line_and_checks_the_records_all_the_same(pack: Path) -> None:
@@ -187,6 +187,23 @@ def test_verify_leaves_another_packs_index_aside(golden: Path) -> None:
     shutil.copy(golden / "hard_payloads.idx", golden / "insightface_layout.idx")
     (only,) = findings(golden / "insightface_layout.rec")
     assert only.where == "insightface_layout.idx" and "it was left aside" in only.reason
+
+
+def test_verify_names_an_index_that_gives_one_offset_to_several_keys(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idx = pack.with_suffix(".idx")
+    lines = idx.read_text().splitlines()
+    idx.write_text("\n".join([*lines[:4], f"4\t{lines[3].split()[1]}", *lines[5:]]))
+    assert run(["verify", str(pack)]) == 1
+    said = capsys.readouterr().out
+    assert "key 3 at offset 6776: the index gives this offset to another key, too" in said
+    assert "17 records, 11 images, 1 damaged" in said
+    idx.write_text("".join(f"{key}\t0\n" for key in range(17)))
+    assert run(["verify", str(pack)]) == 1
+    said = capsys.readouterr().out
+    assert ".idx: offset 0 is that of 17 of 17 keys tried; it was left aside" in said
+    assert "17 records, 12 images, 1 damaged" in said
 
 
 def test_verify_of_a_verification_pack_names_its_damaged_images(

@@ -218,15 +218,19 @@ def test_a_stopped_run_starts_anew_where_folders_or_options_changed(
     assert len(open_pack(tmp_path / "out")) == 7
 
 
-def test_a_link_in_the_way_of_a_growing_pack_is_not_followed(photographs: Path, tmp_path: Path) -> None:
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    (theirs / "train.lst").write_text("theirs")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".making").symlink_to(theirs)
-    with pytest.raises(StorageError, match="a link where a folder is to be made"):
+@pytest.mark.parametrize("planted", [".making", ".making/lock", ".making/train.rec", ".making/journal"])
+def test_a_link_in_the_place_of_what_is_being_made_is_refused(
+    photographs: Path, tmp_path: Path, planted: str
+) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "out" / planted
+    (mine.mkdir if planted == ".making" else mine.touch)()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    with pytest.raises(UserError, match=f"out/{planted}: is a link or no file, and nothing of facerec-data"):
         run(["pack", str(photographs), str(tmp_path / "out")])
-    assert [path.read_text() for path in theirs.iterdir()] == ["theirs"]
+    assert mine.stat().st_size == 0 if mine.is_file() else not list(mine.iterdir())
+    link.unlink()
+    assert run(["pack", str(photographs), str(tmp_path / "out")]) == 0
 
 
 def test_a_builder_that_waits_comes_after_the_other(tmp_path: Path) -> None:

@@ -74,6 +74,15 @@ def test_unpack_never_writes_outside_of_its_folder(golden: Path, tmp_path: Path,
     ]
 
 
+@pytest.mark.parametrize("name", [f"{'é' * 200}/1.jpg", f"Ann/{'é' * 200}.jpg"])
+def test_unpack_refuses_a_name_that_no_file_can_have(golden: Path, tmp_path: Path, name: str) -> None:
+    golden.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
+    said = rf"\.lst: identity {name[:3]}.*: the name é+… has 40\d bytes, a file's 255 at most; shorten"
+    with pytest.raises(UserError, match=said):
+        run(["unpack", str(golden), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_unpack_refuses_two_images_of_one_name_and_a_folder_in_use(golden: Path, tmp_path: Path) -> None:
     golden.with_suffix(".lst").write_text("1\t0\ta/b.jpg\n2\t0\ta/b.jpg\n")
     with pytest.raises(UserError, match=r"names two images a/b\.jpg"):
@@ -212,6 +221,21 @@ def test_pairs_of_a_csv(small_lfw: Path, tmp_path: Path) -> None:
     assert decode(made.images[0]).shape == (112, 112, 3)
 
 
+@pytest.mark.parametrize("link", ["Dan/Dan_0001.jpg", "Dan"])
+def test_a_image_that_the_list_names_is_no_link_out_of_the_folder(
+    small_lfw: Path, tmp_path: Path, link: str
+) -> None:
+    (small_lfw / link).rename(tmp_path / "elsewhere")
+    (small_lfw / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MissingDataError, match=rf"Dan_0001\.jpg: a link that leads out of {small_lfw}; put"):
+        run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+    assert not (tmp_path / "x.bin").exists()
+    (small_lfw / link).unlink()
+    (tmp_path / "elsewhere").rename(small_lfw / "mine")
+    (small_lfw / link).symlink_to(small_lfw / "mine")
+    run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+
+
 def test_a_image_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Path) -> None:
     (small_lfw / lfw_image("Dan", 1)).unlink()
     (small_lfw / lfw_image("Bob", 1)).unlink()
@@ -229,7 +253,7 @@ def test_a_image_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Pa
         (read_pairs_txt, "1\t1\nAnn\t1\n", r"line 2: must be name<TAB>i<TAB>j"),
         (read_pairs_txt, "1\t1\nAnn\t1\t2\nAnn\t1\t2\n", r"line 3: must be name<TAB>i<TAB>name<TAB>j"),
         (read_pairs_txt, "1\t1\nAnn\tone\t2\n", r"line 2: the images must be numbers"),
-        (read_pairs_txt, "1\t2\nAnn\t1\t2\n", r"holds 1 pairs, its first line announces 4"),
+        (read_pairs_txt, "1\t2\nAnn\t1\t2\n", r"holds 1 pair, its first line announces 4"),
         (read_pairs_txt, "", r"line 1: must be folds"),
         (read_people_txt, "1\n2\nAnn\t1\n", r"line 4: must be name"),
         (read_people_txt, "1\nAnn\t1\n", r"line 2: must be the number of people"),
@@ -287,7 +311,7 @@ def test_lfw_without_such_a_set(small_lfw: Path, tmp_path: Path, sets: str, said
 
 def test_lfw_that_is_not_complete_is_refused(small_lfw: Path, tmp_path: Path) -> None:
     (small_lfw / lfw_image("Ann", 2)).unlink()
-    with pytest.raises(MissingDataError, match=r"Ann: holds 1 images, people\.txt says 2"):
+    with pytest.raises(MissingDataError, match=r"Ann: holds 1 image, people\.txt says 2"):
         run(["lfw", str(small_lfw), str(tmp_path / "out"), "--sets", "all"])
     assert not (tmp_path / "out").exists()
 

@@ -119,6 +119,9 @@ def test_other_identities_in_the_same_number_are_refused(work: Path) -> None:
 def test_fewer_images_and_other_images_are_refused(work: Path) -> None:
     (work / "faces" / "anna" / "0.png").rename(work / "faces" / "anna" / "other.png")
     assert "was made from other images" in failed(train(work, "output_dir=run", "trainer.max_steps=4"))
+    (work / "faces" / "anna" / "other.png").rename(work / "faces" / "anna" / "0.png")
+    Image.new("RGB", (32, 32)).save(work / "faces" / "anna" / "1.png")  # of another size
+    assert "was made from other images" in failed(train(work, "output_dir=run", "trainer.max_steps=4"))
     for path in (work / "faces").glob("*/[1-7].png"):
         path.unlink()
     line = failed(train(work, "output_dir=run", "trainer.max_steps=4"))
@@ -232,6 +235,14 @@ def test_a_refused_run_of_a_sweep_has_its_row_and_its_reason(work: Path) -> None
     assert "seed=-1: must be" in failed(run)
     assert "| 0   | -1   |" in run.stdout and (work / "sweep/1/checkpoints/last.pt").is_file()
     assert (work / "sweep/0/train.log").read_text().startswith("facerec-train: seed=-1: must be")
+
+
+def test_a_resume_that_is_refused_says_nothing_else_and_what_goes_on_is_described(work: Path) -> None:
+    settings = ["output_dir=refused", "trainer.resume=run/checkpoints/last.pt", "trainer.max_steps=3"]
+    refused = train(work, *settings, "seed=77")
+    assert "belongs to a run with other settings: seed=77" in failed(refused) and not refused.stdout
+    run = train(work, *settings, "optimizer.lr=0.003")
+    assert "'lr': 0.003" in next(line for line in run.stdout.splitlines() if line.startswith("optimizer"))
 
 
 def test_a_job_that_started_from_a_path_and_is_queued_again_goes_on_from_its_own_state(work: Path) -> None:
@@ -401,6 +412,11 @@ def test_a_lock_that_is_somebodys_link_is_not_followed(work: Path) -> None:
     ("part", "value"),
     [
         ("step", "2"),
+        ("step", -1),
+        ("step", True),
+        ("step", 2**99),
+        ("epoch", 2**63),
+        ("evaluated", torch.zeros(2)),
         ("sample", None),
         ("classes", [["anna"]]),
         ("config", [1]),

@@ -30,6 +30,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     """
     try:
         with machine_errors():
+            launch.require_numbers()
             return work() or 0
     except FacerecError as error:
         if wants_traceback():

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.errors import DamagedDataError, MissingDataError, UserError, counted
 from facerec.images.decode import ENDINGS, Encoded, read_file, read_header
 from facerec.images.images import Images
 from facerec.packs.pack import Pack, open_pack
@@ -72,12 +72,22 @@ def _pack(source: Path, damaged: Literal["raise", "skip"]) -> Pack:
 
 
 class FileImages(Images):
-    """Files below a folder, named by their paths relative to it; or those of a list, named as it does."""
+    """Files below a folder, named by their paths relative to it; or those of a list, named as it does.
+
+    With `contained` no link is followed out of the folder.
+    """
 
     def __init__(
-        self, root: Path, paths: Sequence[str], labels: Sequence[str] = (), source: Path | None = None
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Sequence[str] = (),
+        source: Path | None = None,
+        *,
+        contained: bool = False,
     ) -> None:
         self._root, self._paths, self.labels, self._source = root, paths, labels, source or root
+        self._contained = contained
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -85,6 +95,8 @@ class FileImages(Images):
     def encoded(self, i: int) -> bytes:
         path = self._root / self._paths[i]
         try:
+            if self._contained:
+                require_inside(path, self._root)
             return read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path of a list
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -102,8 +114,8 @@ class FileImages(Images):
 
     def describe(self) -> str:
         named = len({label for label in self.labels if label})
-        identities = f" of {named:,} identities" if named else ""
-        return f"{len(self):,} images{identities} from {self._source}"
+        identities = f" of {counted(named, 'identity')}" if named else ""
+        return f"{counted(len(self), 'image')}{identities} from {self._source}"
 
 
 class PairImages(Images):
@@ -156,8 +168,7 @@ def folder_entries(folder: Path, root: Path) -> Entries:
     """
     found = Entries([], [], {})
     inside = Path(os.path.realpath(root))
-    if not Path(os.path.realpath(folder)).is_relative_to(inside):
-        raise OSError(errno.EINVAL, f"a link that leads out of {root}", str(folder))
+    require_inside(folder, root)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
@@ -166,9 +177,7 @@ def folder_entries(folder: Path, root: Path) -> Entries:
             if target and not target.exists():
                 found.left_out[entry.name] = "a link to nothing"
             elif target and not target.is_relative_to(inside):
-                found.left_out[entry.name] = (
-                    f"a link that leads out of {root}; put the files themselves there"
-                )
+                found.left_out[entry.name] = _out_of(root)
             elif entry.is_dir():
                 found.folders.append(entry.name)
             elif entry.is_file():
@@ -176,6 +185,16 @@ def folder_entries(folder: Path, root: Path) -> Entries:
             else:
                 found.left_out[entry.name] = "no regular file (a pipe, a socket or a device)"
     return found
+
+
+def require_inside(path: Path, root: Path) -> None:
+    """Raise OSError where a link on the way to `path` leads out of the folder `root`."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise OSError(errno.EINVAL, _out_of(root), str(path))
+
+
+def _out_of(root: Path) -> str:
+    return f"a link that leads out of {root}; put the files themselves there"
 
 
 def images_below(root: Path) -> list[str]:
@@ -229,7 +248,7 @@ def warn_of_unaligned(place: Path, encoded: Iterable[Encoded]) -> None:
 def warn_left_out(root: Path, left_out: Mapping[str, str]) -> None:
     """Say how many entries of a folder were left out, and one of them."""
     for name, reason in list(left_out.items())[:1]:
-        _log.warning("%s: left out %d entries, such as %s: %s", root, len(left_out), name, reason)
+        _log.warning("%s: left out %s, such as %s: %s", root, counted(len(left_out), "entry"), name, reason)
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:

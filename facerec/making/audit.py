@@ -197,10 +197,9 @@ def _check(view: memoryview, piece: _Piece, images: bool, insightface: bool) -> 
     for expected in piece.expected:
         try:
             raw, end = framing.assemble(view, expected.offset)
-            if (
-                expected.end > expected.offset
-            ):  # else the index lists it twice, and the last of them is checked
-                unlisted += _between(view, end, expected.end)
+            if expected.end == expected.offset:
+                raise DamagedDataError("the index gives this offset to another key, too")
+            unlisted += _between(view, end, expected.end)
             record = unpack(raw)
             if insightface and record.flag == 2 and not len(record.payload):
                 continue

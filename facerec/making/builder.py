@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from facerec.errors import MissingDataError, UserError
+from facerec.errors import MissingDataError, UserError, counted
 from facerec.files import (
     csv_lines,
     publish,
@@ -49,7 +49,7 @@ class Built(NamedTuple):
     dropped: int
 
     def __str__(self) -> str:
-        return f"{self.out}: {self.images:,} images of {self.identities:,} identities"
+        return f"{self.out}: {counted(self.images, 'image')} of {counted(self.identities, 'identity')}"
 
     def print_dropped(self) -> None:
         """Say how many images were left out, if any."""
@@ -150,8 +150,11 @@ class PackBuilder:
             self._beside.append(name)
         return self._stage / name
 
-    def finish(self) -> Built:
+    def finish(self, reason: str = "") -> Built:
         """Write the identity records, and move the pack to its names.
+
+        Args:
+            reason: why there may be no image, for the error.
 
         Raises:
             MissingDataError: no image was added; only the report is moved.
@@ -168,7 +171,10 @@ class PackBuilder:
             if not identities:
                 publish(self._stage, self.out, [REPORT])
                 self._journal.unlink(missing_ok=True)
-                raise MissingDataError(f"{self.out}: no image is left to pack; {self.out / REPORT} says why")
+                because = f" ({reason})" if reason else ""
+                raise MissingDataError(
+                    f"{self.out}: no image is left to pack{because}; {self.out / REPORT} says why"
+                )
             with undisturbed():  # at any moment there is the old pack, none, or the new one
                 (self.out / "train.rec").unlink(missing_ok=True)
                 publish(self._stage, self.out, (*_GROWING[1:], *self._beside, "property", "train.rec"))

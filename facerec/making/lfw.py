@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.errors import DamagedDataError, MissingDataError, UserError, counted
 from facerec.files import refuse_overwriting
 from facerec.images.face_maker import FaceMaker
 from facerec.loading.named import folder_entries
@@ -77,4 +77,6 @@ def _require_person(root: Path, name: str, many: int) -> None:
         raise MissingDataError(f"{folder}: is in people.txt, but not there; give the folder of all of LFW")
     there = len(folder_entries(folder, root).files)
     if there != many:
-        raise MissingDataError(f"{folder}: holds {there} images, people.txt says {many}; get LFW again")
+        raise MissingDataError(
+            f"{folder}: holds {counted(there, 'image')}, people.txt says {many}; get LFW again"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, counted
 from facerec.packs.text import is_number, text_lines
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def read_pairs_txt(path: Path) -> Folds:
     announced = 2 * folds * per_class
     if len(pairs) != announced:
         raise DamagedDataError(
-            f"{path}: holds {len(pairs):,} pairs, its first line announces {announced:,}; get it again"
+            f"{path}: holds {counted(len(pairs), 'pair')}, its first line announces {announced:,}; "
+            "get it again"
         )
     _warn(path, contradicted, "of one identity")
     return Folds(pairs, folds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, pairwise
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from facerec.errors import DamagedDataError, UserError
+from facerec.errors import DamagedDataError, UserError, counted
 from facerec.images.decode import read_header
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
@@ -61,7 +62,7 @@ def repair(
             damaged += piece.damaged
             unlisted += piece.unlisted
         if unlisted:
-            builder.note(path.name, "dropped", f"{unlisted} records are not in the index")
+            builder.note(path.name, "dropped", f"{counted(unlisted, 'record')} that the index does not list")
         key_N, offset_N, label_N = np.frombuffer(sound, np.int64).reshape(-1, 3).T
         listing = Listing(lst) if lst.is_file() else None
         with RecordReader(path) as reader:
@@ -95,7 +96,7 @@ def filter_pack(
     Raises:
         UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; a pack is
             in `out` and no `force`.
-        MissingDataError: nothing is left.
+        MissingDataError: nothing is left; the message says how many identities each option left out.
     """
     if overlap and pack.listing is None:
         raise UserError(
@@ -106,25 +107,30 @@ def filter_pack(
     listed = set(drop)
     unknown = set(drop)
     keep_C = many_C >= min_images
+    left_out: Counter[str] = Counter()
     with PackBuilder(out, _size(pack.root), force=force) as builder:
         for c, first in enumerate(first_C.tolist()):
             label = str(int(pack.classes[c]))
             name = pack.label(first)
-            reason = f"{many_C[c]} images, fewer than {min_images}" if not keep_C[c] else ""
+            reason, option = "", "--min-images"
+            if not keep_C[c]:
+                reason = f"{counted(int(many_C[c]), 'image')}, fewer than {min_images}"
             if not listed.isdisjoint((label, name)):
                 unknown -= {label, name}
-                reason = "in the list of identities to drop"
+                reason, option = "in the list of identities to drop", "--drop"
             elif tested and plain_name(name.rpartition("/")[2]) in tested:
-                reason = "its name is in the test set"
+                reason, option = "its name is in the test set", "--overlap"
             if reason:
                 keep_C[c] = False
+                left_out[option] += 1
                 builder.note(name, "identity dropped", reason)
         if unknown:
             first_unknown = next(entry for entry in drop if entry in unknown)
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(f"{first_unknown!r}{more}: no label or name of {pack.root}")
         _copy(pack, builder, pack.name, keep_C)
-        return builder.finish()
+        by_option = " and ".join(f"{one} {counted(many, 'identity')}" for one, many in left_out.items())
+        return builder.finish(by_option and f"left out by {by_option}")
 
 
 def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
@@ -166,8 +172,8 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
 
 
 def _warn_of_copies(pack: Pack, names: list[str], images: int) -> None:
-    found = [f"{len(names)} identities (such as {names[0]})"] if names else []
-    found += [f"{images} images"] if images else []
+    found = [f"{counted(len(names), 'identity')} (such as {names[0]})"] if names else []
+    found += [counted(images, "image")] if images else []
     if found:
         _log.warning(
             "%s: %s are in an earlier pack, too, so one identity has two labels now; "
@@ -190,7 +196,9 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         raise UserError(f"fractions {given}: must be above 0, and at most 1 in sum")
     border = np.rint(np.cumsum([0.0, *parts.values()]) * pack.num_classes).astype(int)
     if (np.diff(border) < 1).any():
-        raise UserError(f"{pack.root}: {pack.num_classes} identities are too few; give larger fractions")
+        raise UserError(
+            f"{pack.root}: {counted(pack.num_classes, 'identity')} will not do; give larger fractions"
+        )
     many_C = np.bincount(pack.label_N, minlength=pack.num_classes)
     shuffled_C = np.random.default_rng(seed).permutation(pack.num_classes)
     with ExitStack() as stack:
@@ -201,9 +209,9 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
             _copy(pack, builder, pack.name, part_C)
             if part_C.sum() < 2 or not (many_C[part_C] > 1).any():
                 _log.warning(
-                    "%s: no pairs can be drawn from its %d identities, which takes two, one of them with two "
+                    "%s: no pairs can be drawn from its %s, which takes two, one of them with two "
                     "images or more; give a larger fraction, or another --seed",
-                    *(builder.out, part_C.sum()),
+                    *(builder.out, counted(int(part_C.sum()), "identity")),
                 )
         return [builder.finish() for builder in builders]
 

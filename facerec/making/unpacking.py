@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,7 +23,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
         The reasons why records could not be read.
 
     Raises:
-        UserError: `out` holds something and no `force`; two images have one name.
+        UserError: `out` holds something and no `force`; two images have one name; a name is too long.
         DamagedDataError: the `.lst` is malformed.
         StorageError: a file cannot be written.
     """
@@ -30,6 +32,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
     in_use = out.is_dir() and any(out.iterdir())
     if in_use and not force:
         raise UserError(f"{out}: is not empty; --force writes into it, replacing files of the same names")
+    lst = pack.root.with_suffix(".lst")
     damaged: list[str] = []
     with storing(out), staging(out.absolute()) as stage:
         for i in tqdm(range(len(pack)), desc=f"unpacking {pack.title}", unit=" images", disable=None):
@@ -39,14 +42,23 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
                 damaged.append(str(problem))
                 continue
             target = stage / pack.name(i)
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
                     file.write(content)
             except FileExistsError:
                 raise UserError(
-                    f"{pack.root.with_suffix('.lst')}: names two images {target.relative_to(stage)}; "
+                    f"{lst}: names two images {target.relative_to(stage)}; "
                     "correct it, or move it away to have them numbered"
+                ) from None
+            except OSError as problem:
+                if problem.errno != errno.ENAMETOOLONG:
+                    raise
+                longest = max(target.relative_to(stage).parts, key=lambda part: len(os.fsencode(part)))
+                raise UserError(
+                    f"{lst}: identity {pack.label(i):.60}: the name {longest:.60}… "
+                    f"has {len(os.fsencode(longest))} bytes, a file's {os.pathconf(stage, 'PC_NAME_MAX')} at "
+                    "most; shorten it, or move that file away to have them numbered"
                 ) from None
         if in_use:
             files = (path for path in stage.rglob("*") if path.is_file())

@@ -13,9 +13,10 @@ from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS, decode
 from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.images.images import Images, LabelledImages
-from facerec.loading.named import FileImages
+from facerec.loading.named import FileImages, require_inside
 from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import Pair
+from facerec.packs.text import stays_inside
 from facerec.packs.verification import write_verification
 from facerec.threads import in_order
 
@@ -77,7 +78,8 @@ def write_listed(
         folds: their number, where the list gives it.
 
     Raises:
-        MissingDataError: an image is not there; the message says which, and how many more.
+        MissingDataError: an image is not there; the message says which, and how many more. Or one of a path
+            below `root` is a link that leads out of it.
         DamagedDataError: one is damaged, or has no face.
         StorageError: `out` cannot be written.
     """
@@ -131,6 +133,12 @@ def _files(root: Path, paths: Sequence[str]) -> list[str]:
             names = " and ".join(PurePosixPath(file).name for file in (first, others[0]))
             raise UserError(f"{root / path}: is not there, but {names} are; remove one of them")
     files = [found[path][0] for path in paths]
+    try:
+        for path, file in zip(paths, files, strict=True):
+            if stays_inside(path):
+                require_inside(root / file, root)
+    except OSError as error:
+        raise MissingDataError(f"{error.filename}: {error.strerror}") from None
     renamed = [(path, file) for path, file in zip(paths, files, strict=True) if path != file]
     for path, file in renamed[:1]:
         took = f"such as {root / file} for {path}"

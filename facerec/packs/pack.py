@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.errors import DamagedDataError, MissingDataError, counted
 from facerec.images.images import LabelledImages
 from facerec.packs import cache, labels
 from facerec.packs.listing import Listing, ending
@@ -108,7 +108,7 @@ class Pack(LabelledImages):
 
     def describe(self) -> str:
         return (
-            f"{self.title}: {self.num_classes:,} identities, {len(self):,} images, "
+            f"{self.title}: {counted(self.num_classes, 'identity')}, {counted(len(self), 'image')}, "
             f"from {self.root} ({self.layout} layout)"
         )
 
@@ -230,7 +230,7 @@ def _read_labels(
         )
     if skipped:
         own_N, row_N = own_N[right_N], row_N[right_N]
-        _log.warning("%s: left out %d images, their records are damaged", reader.path, skipped)
+        _log.warning("%s: left out %s of damaged records", reader.path, counted(skipped, "image"))
         if not len(row_N):
             raise MissingDataError(f"{reader.path}: every image record is damaged; get the pack again")
     if float(own_N.max()) >= labels.EXACT:

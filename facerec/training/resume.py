@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facerec.errors import CheckpointError
 from facerec.images.images import LabelledImages
-from facerec.models.checkpoint import Checkpoint, open_checkpoint
+from facerec.models.checkpoint import Checkpoint, is_count, open_checkpoint
 from facerec.training import comparison
 from facerec.training.state import Position, shards_of
 
@@ -72,8 +72,9 @@ def _require_types(path: Path, state: Mapping[str, Any]) -> None:
     groups: Any = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     mappings = {name: state.get(name, {}) for name in ("config", "highest", "scaler", "random")}
     right = {
-        **{name: isinstance(state.get(name), int) for name in ("step", "epoch", "sample")},
-        **{name: isinstance(state.get(name, 0), int) for name in ("images", "evaluated")},
+        **{name: is_count(state.get(name)) for name in ("step", "epoch", "sample")},
+        "images": is_count(state.get("images", 0)),
+        "evaluated": is_count(state.get("evaluated", -1), least=-1),
         **{name: isinstance(one, dict) and _all(list(one), str) for name, one in mappings.items()},
         "best": isinstance(state.get("best"), int | float),
         "classes": isinstance(classes, Tensor) or _all(classes, str),
@@ -125,17 +126,18 @@ def _load_tensors(checkpoint: Checkpoint, parts: Mapping[str, Any], indices: Map
         for name, tensor in parts[section].state_dict().items()
     }
     parameters = [p for group in parts["optimizer"].param_groups for p in group["params"]]
+    index_of = {str(then): now for then, now in indices.items()}
     slots: Slots = {}
     for name, size in checkpoint.sizes.items():
         section, index, *slot = name.split("/", 2)
         if section != "optimizer":
             if name not in tensors:
                 raise CheckpointError(f"ckpt={checkpoint.path}: its {name} is none of this run's")
-        elif slot and index.isdecimal() and int(index) in indices:
-            parameter = parameters[indices[int(index)]]
+        elif slot and index in index_of:
+            parameter = parameters[index_of[index]]
             per_element = size[1:] == parameter.shape[1:] and len(size) == parameter.ndim
             value = torch.zeros_like(parameter) if per_element else torch.zeros(size)
-            slots.setdefault(indices[int(index)], {})[slot[0]] = tensors[name] = value
+            slots.setdefault(index_of[index], {})[slot[0]] = tensors[name] = value
     checkpoint.fill(tensors, shards)
     return slots
 

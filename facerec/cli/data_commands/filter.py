@@ -39,7 +39,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    from facerec.errors import UserError, require
+    from facerec.errors import UserError, counted, require
     from facerec.making.pair_lists import read_entries, read_names
     from facerec.making.rewriting import filter_pack
     from facerec.packs.pack import open_pack
@@ -58,4 +58,4 @@ def run(options: Namespace) -> None:
     )
     print(built)
     left_out = pack.num_classes - built.identities
-    print(f"{left_out:,} identities left out; {options.out / 'report.csv'} names them")
+    print(f"{counted(left_out, 'identity')} left out; {options.out / 'report.csv'} names them")

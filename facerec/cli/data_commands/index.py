@@ -22,7 +22,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    from facerec.errors import UserError
+    from facerec.errors import UserError, counted
     from facerec.packs.index import default_path, rebuild
     from facerec.packs.pack import find_rec
 
@@ -32,4 +32,4 @@ def run(options: Namespace) -> None:
         raise UserError(
             f"{output}: is already there; --force replaces it (and keeps it as {output.name}.old)"
         )
-    print(f"{output}: {rebuild(path, output):,} records")
+    print(f"{output}: {counted(rebuild(path, output), 'record')}")

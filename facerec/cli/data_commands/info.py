@@ -24,7 +24,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    from facerec.errors import UserError
+    from facerec.errors import UserError, counted
     from facerec.files import refuse_overwriting
     from facerec.making.contact_sheet import contact_sheet
     from facerec.making.summary import summarise
@@ -40,4 +40,4 @@ def run(options: Namespace) -> None:
         print(line)
     if options.faces:
         count = contact_sheet(open_pack(options.path, damaged="skip"), options.faces)
-        print(f"{'faces':<12}the first of {count} identities are on {options.faces}")
+        print(f"{'faces':<12}the first of {counted(count, 'identity')} on {options.faces}")

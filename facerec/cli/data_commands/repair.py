@@ -22,6 +22,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
+    from facerec.errors import counted
     from facerec.making.rewriting import repair
     from facerec.packs.pack import find_rec
 
@@ -33,6 +34,7 @@ def run(options: Namespace) -> None:
         workers=workers(options),
     )
     print(built)
-    print(f"{damaged:,} damaged records left out; {options.out / 'report.csv'} names them")
+    print(f"{counted(damaged, 'damaged record')} left out; {options.out / 'report.csv'} names them")
     if unlisted:
-        print(f"{unlisted:,} records that the index does not list left out; without an .idx they are found")
+        many = counted(unlisted, "record")
+        print(f"{many} left out that the index does not list; without an .idx all are found")

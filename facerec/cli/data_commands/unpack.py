@@ -22,6 +22,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    from facerec.errors import counted
     from facerec.making.unpacking import unpack
     from facerec.packs.pack import open_pack
 
@@ -29,5 +30,6 @@ def run(options: Namespace) -> int:
     damaged = unpack(pack, options.out, force=options.force)
     for line in damaged:
         print(line, file=sys.stderr)
-    print(f"{options.out}: {len(pack) - len(damaged):,} images of {pack.num_classes:,} identities")
+    images = counted(len(pack) - len(damaged), "image")
+    print(f"{options.out}: {images} of {counted(pack.num_classes, 'identity')}")
     return 1 if damaged or pack.skipped else 0

@@ -28,6 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     from tqdm import tqdm
 
+    from facerec.errors import counted
     from facerec.making.audit import audit
     from facerec.packs.pack import find_rec
 
@@ -43,6 +44,6 @@ def run(options: Namespace) -> int:
         unlisted += piece.unlisted
         damaged += piece.damaged
     if unlisted:
-        print(f"{unlisted:,} records are not in the index (they were not checked)")
-    print(f"{path}: {records:,} records, {images:,} images, {damaged:,} damaged")
+        print(f"not checked, for the index does not list them: {counted(unlisted, 'record')}")
+    print(f"{path}: {counted(records, 'record')}, {counted(images, 'image')}, {damaged:,} damaged")
     return 1 if damaged else 0

@@ -77,7 +77,7 @@ class Ijb(Protocol):
         meta = root / "meta" if (root / "meta").is_dir() else root
         lists = read_lists(meta, name)
         searches = _searches(meta, name, lists.id_T)
-        crops = FileImages(root / "loose_crop", lists.name_P, source=meta)
+        crops = FileImages(root / "loose_crop", lists.name_P, source=meta, contained=True)
         images = AlignedCrops(crops, lists.landmarks_P52, height)
         pools = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
         for summed_BD in embed_portions(model, images, self, name):

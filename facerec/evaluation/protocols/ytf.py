@@ -24,7 +24,7 @@ from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool
 from facerec.evaluation.verify import verify
 from facerec.images.images import Images
-from facerec.loading.named import FileImages, images_below
+from facerec.loading.named import FileImages, images_below, require_inside
 from facerec.models.model import Model
 from facerec.packs.text import is_number, stays_inside
 from facerec.packs.verification import VerificationSet
@@ -152,6 +152,9 @@ def spaced(frames: Sequence[str], count: int | None) -> list[str]:
 
 def _frames(root: Path, video: str) -> list[str]:
     try:
+        require_inside(root / video, root)
         return [f"{video}/{path}" for path in images_below(root / video)]
+    except OSError as error:
+        raise MissingDataError(f"{root / video}: {error.strerror}") from None
     except MissingDataError:
         raise MissingDataError(f"{root / video}: no images of this video, but splits.txt names it") from None

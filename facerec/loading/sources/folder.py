@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facerec.errors import DamagedDataError, MissingDataError, require
+from facerec.errors import DamagedDataError, MissingDataError, counted, require
 from facerec.images.decode import ENDINGS, read_file
 from facerec.images.images import LabelledImages
 from facerec.loading.named import Entries, folder_entries, warn_left_out
@@ -59,10 +59,10 @@ class FolderImages(LabelledImages):
         if not self.classes:
             least = f" {min_images} or more" if min_images > 1 else ""
             raise MissingDataError(
-                f"{_wanted(root)}; it holds {len(folders)} folders, none with{least} images"
+                f"{_wanted(root)}; it holds {counted(len(folders), 'folder')}, none with{least} images"
             )
         if passed_over:
-            log.warning("%s: %d folders with too few images were left out", root, passed_over)
+            log.warning("%s: left out %s with too few images", root, counted(passed_over, "folder"))
         self.label_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
     def path(self, i: int) -> Path:
@@ -79,13 +79,14 @@ class FolderImages(LabelledImages):
             raise DamagedDataError(f"{path}: {error}") from error
 
     def contents(self) -> list[np.ndarray | Sequence[str]]:
-        return [*super().contents(), self._files]
+        size_N = np.fromiter((_size(self.path(i)) for i in range(len(self))), np.int64, len(self))
+        return [*super().contents(), self._files, size_N]
 
     def where(self, i: int) -> str:
         return str(self.path(i))
 
     def describe(self) -> str:
-        counts = f"{self.num_classes:,} identities, {len(self):,} images"
+        counts = f"{counted(self.num_classes, 'identity')}, {counted(len(self), 'image')}"
         return f"{self.title}: {counts}, from the folders in {self.root}"
 
 
@@ -94,6 +95,14 @@ def open_folder(settings: DataSettings, min_images: int = 1) -> LabelledImages:
     """The folder `settings.root`; option ``min_images`` leaves out identities with fewer images."""
     require(min_images >= 1, "data.options.min_images", min_images, "must be 1 or more")
     return FolderImages(existing_root(settings), settings.name, min_images)
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; −1 where it went away, which whoever reads it will be told."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def identity_folders(root: Path) -> Entries:

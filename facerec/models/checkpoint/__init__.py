@@ -26,6 +26,8 @@ from facerec.models.checkpoint.run import newest as newest
 from facerec.models.checkpoint.run import path_at as path_at
 from facerec.models.checkpoint.sections import Checkpoint
 from facerec.models.checkpoint.sections import Rows as Rows
+from facerec.models.checkpoint.sections import count as count
+from facerec.models.checkpoint.sections import is_count as is_count
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -14,7 +14,7 @@ from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import replacing
 from facerec.models.checkpoint.file import load_file, write
 from facerec.models.checkpoint.folder import FolderSave, is_folder, remove
-from facerec.models.checkpoint.sections import Rows
+from facerec.models.checkpoint.sections import Rows, count
 
 log = logging.getLogger(__name__)
 Read = TypeVar("Read")
@@ -156,7 +156,7 @@ def _step(path: Path) -> float:
     if folder := _FOLDERS.fullmatch(path.name):
         return int(folder[1])
     try:
-        step = load_file(path).get("step")
+        step = count(load_file(path), "step", str(path))
     except CheckpointError:
         step = None
-    return step if isinstance(step, int) else float("inf")
+    return float("inf") if step is None else step
