@@ -28,7 +28,7 @@ from facerec.errors import (
     require,
 )
 from facerec.evaluation.embedding import embed_images
-from facerec.files import csv_lines, replacing, replacing_both
+from facerec.files import csv_lines, refuse_overwriting, replacing, replacing_both
 from facerec.images.decode import decode_whole, fit_into
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import Images
@@ -147,8 +147,7 @@ def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
     write = _writer(out)
     names, report = out.with_suffix(".names.csv"), out.with_suffix(".skipped.csv")
     for path in (out, report) if write is _write_parquet else (out, names, report):
-        if path.exists() and not force:
-            raise UserError(f"{path}: is already there; --force replaces it")
+        refuse_overwriting(path, force)
     return write, names, report
 
 

@@ -8,7 +8,7 @@ at the next place where a record may begin.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,25 +168,22 @@ def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piec
     if first:
         yield Progress(0, 0, first, 0, 0)
     offset, number = 0, 0
-    expected: list[_Expected] = []
     while offset < len(view):
+        expected: list[_Expected] = []
+        damage = None
         try:
-            for begin, end in framing.walk(view, offset):
+            for begin, end in islice(framing.walk(view, offset), _CHUNK):
                 expected.append(_Expected(number, begin, min(end, len(view))))
                 offset, number = end, number + 1
-                if len(expected) == _CHUNK:
-                    yield _Piece(expected, offset, "record")
-                    expected = []
         except framing.Broken as broken:
-            if expected:
-                yield _Piece(expected, offset, "record")
-                expected = []
-            reached = framing.next_record(view, max(broken.offset, offset) + 4)
-            reason = f"{broken.place(offset)}; {reached - offset} bytes up to the next record are lost"
+            damage = broken
+        if expected:
+            yield _Piece(expected, offset, "record")
+        if damage is not None:
+            reached = framing.next_record(view, max(damage.offset, offset) + 4)
+            reason = f"{damage.place(offset)}; {reached - offset} bytes up to the next record are lost"
             yield Progress(1, 0, [Finding(f"record {number} at offset {offset}", reason)], 0, reached)
             offset, number = reached, number + 1
-    if expected:
-        yield _Piece(expected, offset, "record")
 
 
 def _check(view: memoryview, piece: _Piece, images: bool, insightface: bool) -> Progress:
