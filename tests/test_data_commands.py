@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import pkgutil
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -138,6 +140,17 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     assert f"example:\n  facerec-data {command}" in said
     assert "--force" in said or command not in LINES
     assert max(map(len, said.splitlines())) <= 100
+
+
+def test_no_command_needs_torch(tmp_path: Path) -> None:
+    program = (
+        "import json, sys\nfrom facerec.cli.data import run\n"
+        "assert not any(run(line) for line in json.loads(sys.argv[1]))\nassert 'torch' not in sys.modules"
+    )
+    lines = [line(command, tmp_path / command) for command in LINES] + [["verify", "pack"]]
+    for command in LINES:
+        (tmp_path / command).mkdir()
+    subprocess.run([sys.executable, "-c", program, json.dumps(lines)], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("command", LINES)
