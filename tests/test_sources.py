@@ -93,7 +93,7 @@ def test_a_folder_that_is_something_else_is_told_what_it_is(tmp_path: Path) -> N
     with pytest.raises(MissingDataError, match="loose images, move each identity's into a folder"):
         open_faces(folder(tmp_path))
     (tmp_path / "one").mkdir()
-    with pytest.raises(MissingDataError, match="it holds 1 folders, none with images"):
+    with pytest.raises(MissingDataError, match="it holds 1 folder, none with images"):
         open_faces(folder(tmp_path))
     image(tmp_path / "one" / "1.png", 0)
     with pytest.raises(MissingDataError, match="has 1 identity; training needs two or more"):
