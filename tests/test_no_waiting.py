@@ -65,10 +65,10 @@ def without_values(folder: Path, head: str, **given: Any) -> Trainer:
 def run(trainer: Trainer, steps: int = 2) -> None:
     """The first steps as `Trainer.fit` takes them."""
     trainer.set_modes()
-    groups = trainer.groups()
-    with contextlib.closing(groups):  # type: ignore[type-var]
-        for group, data_wait in itertools.islice(groups, steps):
-            trainer.step(group, data_wait)
+    batches_of_steps = trainer.batches_of_steps()
+    with contextlib.closing(batches_of_steps):  # type: ignore[type-var]
+        for batches in itertools.islice(batches_of_steps, steps):
+            trainer.step(batches)
             trainer.after_step()
     assert trainer.position.step == steps
 
@@ -121,7 +121,7 @@ def test_images_are_prepared_without_a_question(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     trainer = tiny_trainer(tmp_path)
     with Asked() as asked:
-        for (batch,), _ in trainer.groups():
+        for (batch,) in trainer.batches_of_steps():
             prepare(batch, trainer.device, trainer.input)
     assert asked.names == []
     with Asked() as asked:

@@ -35,7 +35,7 @@ def test_fused_steps_are_the_plain_steps(way: str) -> None:
     for step in range(4):
         x_BCHW = torch.randn(5, 3, 16, 16, dtype=torch.float64)
         for module, optimizer in zip(modules, optimizers, strict=True):
-            set_learning_rate(optimizer, settings.lr / (step + 1))
+            set_learning_rate(optimizer, 1 / (step + 1))
             optimizer.zero_grad(set_to_none=True)
             module(x_BCHW).square().sum().backward()
             optimizer.step()
@@ -50,7 +50,7 @@ def test_the_norm_of_sampled_rows_counts_a_row_once_that_several_batches_drew() 
     gradients = Gradients(torch.nn.Identity(), head)
     loss = torch.zeros(())
     whole = head.weight.grad.to_dense()
-    gradients.settle(2)
+    gradients.reduce(2)
     norm, _ = gradients.norm(loss)
     torch.testing.assert_close(norm, whole.norm())
     gradients.clip(norm, 1.0)

@@ -155,6 +155,6 @@ def test_the_setting_reaches_the_backbone(tmp_path: Path) -> None:
     trainer = assemble(config, tmp_path)
     assert "forward" in vars(trainer.backbone.get_submodule("conv_23"))
     trainer.set_modes()
-    for group, waited in trainer.groups():
-        trainer.step(group, waited)
+    for batches in trainer.batches_of_steps():
+        trainer.step(batches)
     assert trainer.backbone.get_buffer("conv_23.conv.bn.num_batches_tracked") == 1

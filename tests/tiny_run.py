@@ -93,7 +93,7 @@ def tiny_trainer(
         **({"s": 16.0} if head in ("arcface", "cosface") else {}),
         **head_options,
     )
-    torch.manual_seed(parallel.seed_of(seed))
+    torch.manual_seed(parallel.rank_seed(seed))
     optimizer = OPTIMIZERS.from_section({"name": "sgd"} | sections["optimizer"])
     return Trainer(
         settings=settings,

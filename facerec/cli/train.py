@@ -40,7 +40,7 @@ def _run() -> int:
             run.accept(folder)
             if first:
                 figures, profile = config["eval"]["figures"], trainer.settings.profile
-                trainer.reporters = run_reporters(folder, figures=figures, profile=profile)
+                trainer.reporters += run_reporters(folder, figures=figures, profile=profile)
             results = trainer.fit()
         if first:
             tell(trainer, results, folder)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step under way, so that it can save and go on later."""
+"""End a run on Ctrl-C or SIGTERM after the step under way, so that it can save and go on later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Interruption:
-    """Within ``with Interruption() as stop:``, `stop.signal` is the signal that asked for an end, or None.
+    """Context manager that notes a signal in `signal` (None until then).
 
     A second signal of the same kind does what it always does. Signals can only be caught in the main thread;
     elsewhere (a notebook's worker, a test) nothing is changed.

@@ -7,8 +7,8 @@ import copy
 import itertools
 import logging
 import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,119 +27,88 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Batch, Loader
 from facerec.loading.prepare import prepare
 from facerec.models import checkpoint
-from facerec.models.checkpoint import RunCheckpoints
 from facerec.models.model import Model
 from facerec.training import comparison, parallel, reporter, resume, state
-from facerec.training.guard import Guard, Plateau
+from facerec.training.guard import Guard
 from facerec.training.interruption import Interruption
-from facerec.training.meter import Meter, Yardstick
+from facerec.training.meter import Meter
 from facerec.training.optimizers import set_learning_rate
-from facerec.training.reporter import Reporter
+from facerec.training.plateau import Plateau
 from facerec.training.sampled_rows import sampled_rows
 from facerec.training.schedules import Progress, Schedule
 from facerec.training.settings import StartSettings, TrainerSettings
-from facerec.training.state import Position
 
 log = logging.getLogger(__name__)
 
-_CANNOT_WRITE = signal.SIGXFSZ  # as a signal that a process has got, for the others
+_CANNOT_WRITE = signal.SIGXFSZ  # tells the other ranks of a failed write, as if it were a signal
 Results = dict[str, VerificationResult]
 
 
+@dataclass(kw_only=True, eq=False)
 class Trainer:
-    """Trains a backbone and a head on batches of faces, and evaluates, saves and reports as it goes.
+    """Trains a backbone and a head, and evaluates, saves and reports as it goes."""
 
-    Attributes:
-        position: where the run stands.
-        results: the last evaluation.
-        interrupted: number of the signal that ended the run early, or None.
-        failure: what could not be written, which ends the run after it has been saved.
-    """
+    settings: TrainerSettings
+    schedule: Schedule
+    start: StartSettings
+    eval_settings: EvalSettings
+    backbone: nn.Module
+    head: Head
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    verification_sets: Sequence[Any]
+    input: Preprocessing
+    device: torch.device
+    config: Mapping[str, Any]
+    folder: Path
+    reporters: list[reporter.Reporter] = field(default_factory=list)
 
-    def __init__(
-        self,
-        *,
-        settings: TrainerSettings,
-        schedule: Schedule,
-        start: StartSettings,
-        eval_settings: EvalSettings,
-        backbone: nn.Module,
-        head: Head,
-        optimizer: torch.optim.Optimizer,
-        loader: Loader,
-        verification_sets: Sequence[Any],
-        input: Preprocessing,
-        device: torch.device,
-        config: Mapping[str, Any],
-        folder: Path,
-        reporters: Sequence[Reporter] = (),
-    ) -> None:
-        self.settings = settings
-        self.schedule = schedule
-        self.start = start
-        self.eval_settings = eval_settings
-        self.backbone = backbone
-        self.head = head
-        self.optimizer = optimizer
-        self.loader = loader
-        self.verification_sets = verification_sets
-        self.input = input
-        self.device = device
-        self.config = config
-        self.checkpoints = folder / "checkpoints"
-        self.reporters = list(reporters)
-
-        self.scaler = parallel.make_scaler(device, enabled=settings.precision == "fp16")
-        self.embed = parallel.spread(backbone, device, compile=settings.compile)
-        self.gradients = parallel.Gradients(backbone, head)
-        self.store = RunCheckpoints(
-            self.checkpoints, keep=settings.keep_last, background=settings.save_in_background
-        )
-        self.position = Position()
-        self.results: Results = {}
-        self.interrupted: int | None = None
-        self.failure: StorageError | None = None
-        self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
-        self.meter = Meter(Yardstick(device))
-        own = {
-            "optimizer": optimizer,
-            "scaler": self.scaler,
-            "random": state.RandomState(),
-            "meter": self.meter,
-        }
-        self.parts: dict[str, Any] = {**self.modules, **own}  # what has a state, as checkpoints name it
-        self.guard = Guard(self.modules, device, self.checkpoints, self.scaler.is_enabled())
-        self.lr = 0.0
-        self.evaluated_at = -1
-        self.saved: Position | None = None
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.reporters = [Plateau(), *self.reporters]
+        self.checkpoints = self.folder / "checkpoints"
+        self.embed = parallel.wrap_ddp(self.backbone, self.device, compile=settings.compile)
+        self.gradients = parallel.Gradients(self.backbone, self.head)
+        self.scaler = parallel.make_scaler(self.device, enabled=settings.precision == "fp16")
+        self.meter = Meter(self.device)
+        self.modules: dict[str, nn.Module] = {"backbone": self.backbone, "head": self.head}
+        # What has a state, as checkpoints name it.
+        self.parts: dict[str, Any] = {**self.modules, "optimizer": self.optimizer, "scaler": self.scaler}
+        self.parts |= {"random": state.RandomState(), "meter": self.meter}
+        self.guard = Guard(self.modules, self.device, self.checkpoints, self.scaler.is_enabled())
+        keep, background = settings.keep_last, settings.save_in_background
+        self.store = checkpoint.RunCheckpoints(self.checkpoints, keep=keep, background=background)
+        self.position = state.Position()  # where the run stands
+        self.saved: state.Position | None = None  # where the last checkpoint was written
+        self.results: Results = {}  # of the last evaluation
+        self.interrupted: int | None = None  # number of the signal that ended the run early
+        self.failure: StorageError | None = None  # the failed write that ends the run once it is saved
 
     # -- the run ---------------------------------------------------------------------------------------------
 
     def fit(self) -> Results:
-        """Train until the end, or until a signal; returns the last evaluation.
+        """Train until the end, or until a signal; return the last evaluation.
 
         Raises:
             NonFiniteError: the loss or a gradient is not finite; nothing was saved after the last good step.
-            StorageError: a checkpoint could not be written, and the one before is still there; or a record of
-                the run could not, and the run has been saved where that was possible.
+            StorageError: a checkpoint or a record could not be written; the last checkpoint is still there.
         """
         self.set_modes()
-        blank_BHWC = torch.zeros(self.settings.batch_size, *self.input.shape, 3, device=self.device)
-        self.gradients.lay_out(self.embed, self.forward, blank_BHWC.permute(0, 3, 1, 2))
+        shape_BCHW = self.settings.batch_size, 3, *self.input.shape
+        self.gradients.warm_up_ddp(self.embed, self.forward, shape_BCHW, self.device)
         with Interruption() as interruption:
             try:
-                self.tell("started")
-                self.listen(interruption, now=True)
-                self.meter.restart_clock()
-                self.plateau = Plateau(self.head, self.position.step)
+                self.notify("started")
+                self.check_signals(interruption, now=True)
+                self.meter.reset()
                 while not self.done() and not self.interrupted:
-                    for group, data_wait in self.groups():
-                        self.step(group, data_wait)
+                    for batches in self.batches_of_steps():
+                        self.step(batches)
                         self.after_step()
-                        self.listen(interruption)
+                        self.check_signals(interruption)
                         if self.done() or self.interrupted:
                             break
-                    else:  # the epoch ran out
+                    else:  # the epoch is over
                         self.position.epoch, self.position.sample = self.position.epoch + 1, 0
                         if not self.eval_settings.every_steps and not self.done():
                             self.evaluate()
@@ -152,80 +121,79 @@ class Trainer:
             except StorageError as error:
                 self.failure = self.failure or error
             finally:
-                self.tell("finished")
+                self.notify("finished")
         if self.failure is not None:
             raise self.failure
         return self.results
 
     def done(self) -> bool:
-        """Whether the run has come to its end."""
-        return self.progress().whole >= 1
+        """Return True when no step is left."""
+        return self.progress().fraction >= 1
 
     def progress(self) -> Progress:
-        """How far the run is, in steps, in epochs and as a whole."""
-        count = len(self.loader.faces)
-        taken = self.loader.batch_size * self.loader.world_size * self.settings.accumulate
-        epoch = self.position.epoch + self.position.sample / count
-        whole = epoch / self.settings.epochs
+        """Return how far the run is."""
+        images, step = len(self.loader.faces), self.position.step
+        images_per_step = self.loader.batch_size * self.loader.world_size * self.settings.accumulate
+        epoch = self.position.epoch + self.position.sample / images
+        fraction = epoch / self.settings.epochs
         if self.settings.max_steps is not None:
-            whole = max(whole, self.position.step / self.settings.max_steps)
-        return Progress(self.position.step, epoch, whole, min(1.0, taken / count))
+            fraction = max(fraction, step / self.settings.max_steps)
+        return Progress(step, epoch, fraction, min(1.0, images_per_step / images))
 
-    def groups(self) -> Iterator[tuple[list[Batch], float]]:
-        """The rest of the present epoch: the batches of a step at a time, and the seconds waited for them."""
+    def batches_of_steps(self) -> Iterator[list[Batch]]:
+        """Yield the batches of one step after the other, of what is left of the epoch."""
         batches = self.loader.batches(self.position.epoch, self.position.sample)
         with contextlib.closing(batches):  # type: ignore[type-var]
             while True:
-                asked = time.perf_counter()
                 try:
-                    group = list(itertools.islice(batches, self.settings.accumulate))
-                except (FacerecError, OSError):  # what was learnt until now need not be lost with the data
+                    with self.meter.waiting():
+                        batches_of_step = list(itertools.islice(batches, self.settings.accumulate))
+                except (FacerecError, OSError):  # the data is lost, what was learnt from it need not be
                     if self.loader.world_size == 1 and self.position.step:
                         with contextlib.suppress(StorageError):
                             self.save()
                     raise
-                if not group:
+                if not batches_of_step:
                     return
-                yield group, time.perf_counter() - asked
+                yield batches_of_step
 
     # -- one step --------------------------------------------------------------------------------------------
 
-    def step(self, group: Sequence[Batch], data_wait: float) -> None:
-        """One step of the optimizer over the batches of `group`, weighed by their sizes."""
-        self.lr = self.optimizer.defaults["lr"] * self.schedule.factor(self.progress())
-        set_learning_rate(self.optimizer, self.lr)
+    def step(self, batches: Sequence[Batch]) -> None:
+        """Apply one optimizer step over `batches`, weighted by their sizes."""
+        self.lr = set_learning_rate(self.optimizer, self.schedule.factor(self.progress()))
         self.optimizer.zero_grad(set_to_none=True)
-        samples = sum(sum(batch.sizes) for batch in group)
+        samples = sum(sum(batch.sizes) for batch in batches)
         loss = torch.zeros((), device=self.device)
-        for batch in group:
-            # What follows averages over the processes, whose batches may differ by an image.
-            share = len(batch.label_B) * self.loader.world_size / samples
+        for batch in batches:
+            # Gradients are averaged over the ranks, whose batches may differ by an image.
+            weight = len(batch.label_B) * self.loader.world_size / samples
             image_BCHW, label_B = prepare(batch, self.device, self.input)
-            with parallel.without_exchange(self.embed, last=batch is group[-1]):
+            with parallel.no_sync(self.embed, unless=batch is batches[-1]):
                 output = self.head(self.forward(image_BCHW), label_B, batch.sizes)
-                self.scaler.scale(output.loss * share).backward()
-            loss += output.loss.detach() * share
+                self.scaler.scale(output.loss * weight).backward()
+            loss += output.loss.detach() * weight
             self.meter.add(output.statistics, weight=len(label_B))
-        loss, norm = self.update(loss, len(group))
+        loss, norm = self.update_weights(loss, len(batches))
         self.head.after_step()
 
         self.position.step += 1
-        self.position.sample = group[-1].position
+        self.position.sample = batches[-1].position
         self.meter.add({"loss": loss, "grad_norm": norm}, weight=1)
-        self.meter.count(samples, data_wait)
+        self.meter.samples += samples
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Embeddings of images, in the run's precision; without gradient where the backbone is frozen."""
+        """Embed images in the run's precision; without gradient where the backbone is frozen."""
         with autocast(self.device, self.settings.precision), torch.set_grad_enabled(not self.start.frozen):
             embedding_BD: Tensor = self.embed(image_BCHW)
         return embedding_BD
 
-    def update(self, loss: Tensor, batches: int) -> tuple[Tensor, Tensor]:
-        """Let the optimizer change the weights; returns loss and gradient norm of all processes together."""
+    def update_weights(self, loss: Tensor, batches: int) -> tuple[Tensor, Tensor]:
+        """Reduce, check, clip and apply the gradients; return loss and gradient norm over all ranks."""
         self.scaler.unscale_(self.optimizer)
-        self.gradients.settle(batches)
+        self.gradients.reduce(batches)
         norm, loss = self.gradients.norm(loss)
-        self.guard.watch(self.position.step + 1, loss, norm)  # before a clip spreads a NaN over all
+        self.guard.watch(self.position.step + 1, loss, norm)  # before clipping makes all of them NaN
         if self.settings.clip_norm:
             self.gradients.clip(norm, self.settings.clip_norm)
         with sampled_rows(self.optimizer):
@@ -237,110 +205,94 @@ class Trainer:
 
     def after_step(self) -> None:
         """Log, evaluate and save where it is time to."""
-        self.tell("stepped")
-        if self.at(self.settings.check_replicas):
+        self.notify("stepped")
+        if self.at_every(self.settings.check_replicas):
             parallel.check_replicas(self.position.step, self.backbone, self.head, self.optimizer)
-        if self.at(self.settings.log_every) or self.done():
+        if self.at_every(self.settings.log_every) or self.done():
             self.guard.check()
             self.guard.check_scale(self.scaler, self.position.step)
             progress = self.progress()
-            row = self.meter.row()
-            self.plateau.look(progress.step, progress.whole, self.lr, row)
-            self.tell("logged", {"step": progress.step, "epoch": progress.epoch, "lr": self.lr} | row)
-        if self.at(self.eval_settings.every_steps):
+            row = {"step": progress.step, "epoch": progress.epoch, "lr": self.lr} | self.meter.row()
+            self.notify("logged", row)
+        if self.at_every(self.eval_settings.every_steps):
             self.evaluate()
             self.save()
-        elif self.at(self.settings.save_every) and not self.evaluation_follows():
-            self.save()
+        elif self.at_every(self.settings.save_every):
+            epoch_over = not self.loader.batches_per_epoch(self.position.sample)
+            if not self.done() and (self.eval_settings.every_steps or not epoch_over):
+                self.save()  # else an evaluation follows, and a save after it
 
-    def at(self, every: int | None) -> bool:
-        """Whether the step just made is one of every so many; never, where that is 0 or null."""
+    def at_every(self, every: int | None) -> bool:
+        """Return True every `every` steps; never for 0 or None."""
         return bool(every) and self.position.step % every == 0  # type: ignore[operator]
 
-    def evaluation_follows(self) -> bool:
-        """Whether the step just made ends the run, or an epoch that is evaluated and saved as a whole."""
-        epoch_over = not self.loader.batches_per_epoch(self.position.sample)
-        return self.done() or (epoch_over and not self.eval_settings.every_steps)
-
-    def listen(self, interruption: Interruption, now: bool = False) -> None:
-        """Take in a signal or a failure; several processes agree to stop, when they log anyway."""
-        if self.loader.world_size == 1 or now or self.at(self.settings.log_every):
-            self.interrupted = parallel.agreed(
-                interruption.signal or (_CANNOT_WRITE if self.failure else None)
-            )
+    def check_signals(self, interruption: Interruption, now: bool = False) -> None:
+        """End the run after a signal or a failed write; several ranks agree on it when they log anyway."""
+        if self.loader.world_size == 1 or now or self.at_every(self.settings.log_every):
+            own = interruption.signal or (_CANNOT_WRITE if self.failure else None)
+            self.interrupted = parallel.agree_on_signal(own)
             if self.interrupted == _CANNOT_WRITE and self.failure is None:
                 self.failure = StorageError("another process could not write; this one has stopped with it")
 
-    def evaluate(self) -> None:
-        """Evaluate the backbone as it is now, once a step, and keep it where it is the best so far."""
-        if self.evaluated_at == self.position.step or not self.verification_sets:
-            return
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Check the weights, and stop the clock while they are used or written; all ranks call this."""
         self.guard.check()
         self.guard.check_weights(self.position.step)
-        self.meter.pause()
-        parallel.share_buffers(self.backbone)
-        self.results = evaluate_targets(
-            self.model(),
-            self.verification_sets,
-            self.eval_settings,
-            step=self.position.step,
-            highest=self.position.highest,
-        )
-        self.evaluated_at = self.position.evaluated = self.position.step
-        self.tell("evaluated", self.results)
-        mean = sum(result.accuracy for result in self.results.values()) / len(self.results)
-        if mean > self.position.best:
-            self.position.best = mean
-            if distributed.rank() == 0:
-                whole = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
-                checkpoint.save(self.checkpoints / "best.pt", self.captured(whole))
-        release_memory()
-        self.meter.go_on()
+        with self.meter.paused():
+            parallel.broadcast_buffers(self.backbone)
+            yield
+
+    def evaluate(self) -> None:
+        """Evaluate the backbone, once per step, and write best.pt where it is the best so far."""
+        if not self.verification_sets or (self.results and self.position.evaluated == self.position.step):
+            return
+        with self.paused():
+            at = self.position
+            self.results = evaluate_targets(
+                self.model(), self.verification_sets, self.eval_settings, step=at.step, highest=at.highest
+            )
+            at.evaluated = at.step
+            self.notify("evaluated", self.results)
+            mean = sum(result.accuracy for result in self.results.values()) / len(self.results)
+            if mean > at.best:
+                at.best = mean
+                if distributed.rank() == 0:
+                    unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
+                    checkpoint.save(self.checkpoints / "best.pt", self.capture(unsharded))
+            release_memory()
 
     def save(self) -> None:
-        """Write the checkpoint from which the run can go on exactly, unless that is there already."""
+        """Write the checkpoint from which the run can go on exactly, unless it is there already."""
         if self.saved == self.position:
             return
-        self.guard.check()
-        self.guard.check_weights(self.position.step)
-        self.tell("saving")
-        self.meter.pause()
-        parallel.share_buffers(self.backbone)
-        self.store.save(self.captured(self.parts), state.shards_of(self.parts))
-        self.saved = copy.deepcopy(self.position)
-        self.meter.go_on()
+        self.notify("saving")
+        with self.paused():
+            self.store.save(self.capture(self.parts), state.shards_of(self.parts))
+            self.saved = copy.deepcopy(self.position)
 
     def resume(self, path: Path) -> None:
-        """Take up the run that wrote `path`, or the checkpoint before it where that is damaged; raises
-        `CheckpointError` where it is not this run.
-        """
+        """Go on from `path`, or the checkpoint before it where it is damaged."""
         read = partial(resume.restore, parts=self.parts, config=self.config, faces=self.loader.faces)
         path, (self.position, changes) = self.store.read(path, read)
         self.saved = copy.deepcopy(self.position)
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
         comparison.log_changes(path, changes, self.position.step if self.done() else None)
 
-    # -- small things ----------------------------------------------------------------------------------------
-
     def set_modes(self) -> None:
-        """Training mode, as far as the backbone is to be trained."""
+        """Put head and backbone into training mode, as far as the backbone is trained."""
         self.head.train()
         state.freeze(self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm)
 
     def model(self) -> Model:
-        """The backbone as it is now, with its preprocessing."""
+        """Return the backbone with its preprocessing."""
         return Model(self.backbone, self.input, step=self.position.step, epoch=self.position.epoch)
 
-    def captured(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """The contents of a checkpoint."""
-        return state.capture(
-            self.position,
-            parts,
-            config=self.config,
-            input=self.input.to_dict(),
-            faces=self.loader.faces,
-        )
+    def capture(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the contents of a checkpoint."""
+        input, faces = self.input.to_dict(), self.loader.faces
+        return state.capture(self.position, parts, config=self.config, input=input, faces=faces)
 
-    def tell(self, event: str, *details: Any) -> None:
+    def notify(self, event: str, *details: Any) -> None:
         """Pass an event on to all reporters; the first that cannot write ends the run."""
-        self.failure = reporter.tell(self.reporters, self, event, *details) or self.failure
+        self.failure = reporter.notify(self.reporters, self, event, *details) or self.failure

@@ -1,4 +1,4 @@
-"""What follows a run: the interface between the loop and progress bars, metric files and TensorBoard."""
+"""The interface between the loop and progress bars, metric files and TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from facerec.training.state import Position
 
 
 class Run(Protocol):
-    """What a reporter may look at: a `facerec.training.loop.Trainer`, or whatever trains in its place."""
+    """The part of a `facerec.training.loop.Trainer` that reporters may look at."""
 
     position: Position
     loader: Loader
@@ -33,22 +33,18 @@ class Run(Protocol):
     optimizer: torch.optim.Optimizer
 
     def progress(self) -> Progress:
-        """How far the run is."""
+        """Return how far the run is."""
         ...
 
     def model(self) -> Model:
-        """The backbone as it is now, with its preprocessing."""
+        """Return the backbone with its preprocessing."""
         ...
 
 
 class Reporter:
-    """Follows a run. Each event does nothing by default; a subclass takes those that it wants.
+    """Follows a run. Each event does nothing by default; a subclass takes those that it wants."""
 
-    Attributes:
-        path: what it writes, for the message where that cannot be written.
-    """
-
-    path = Path("standard output")
+    path = Path("standard output")  # what it writes, for the message where that fails
 
     def started(self, run: Run) -> None:
         """Before the first step."""
@@ -57,7 +53,7 @@ class Reporter:
         """After every step; must not wait for the device."""
 
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
-        """A row of metrics, as metrics.jsonl has it."""
+        """At each row of metrics, as metrics.jsonl has it."""
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         """After an evaluation."""
@@ -69,8 +65,8 @@ class Reporter:
         """After the last step, also where the run failed or was interrupted."""
 
 
-def tell(reporters: list[Reporter], run: Run, event: str, *details: Any) -> StorageError | None:
-    """Pass an event on to all reporters that could start; returns the first failure to write."""
+def notify(reporters: list[Reporter], run: Run, event: str, *details: Any) -> StorageError | None:
+    """Pass an event on to all reporters that could start; return the first failed write."""
     first = None
     for reporter in list(reporters):
         try:

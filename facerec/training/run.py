@@ -1,4 +1,4 @@
-"""From a composed configuration to a trainer: every setting is checked before any data is touched."""
+"""Assemble a trainer from a composed configuration; every setting is checked before any data is touched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from facerec import distributed
 from facerec.backbones import BACKBONES
 from facerec.backbones.base import without_memory
-from facerec.backbones.flops import activation_bytes, gflops, require_batches_of_one
+from facerec.backbones.flops import activation_bytes, multiply_adds, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, require
@@ -34,7 +34,6 @@ from facerec.models.pretrained import load_pretrained
 from facerec.registry import build
 from facerec.training import cost, parallel
 from facerec.training.loop import Trainer
-from facerec.training.meter import Yardstick
 from facerec.training.optimizers import OPTIMIZERS, describe, make_optimizer
 from facerec.training.reporter import Reporter
 from facerec.training.schedules import SCHEDULES
@@ -44,11 +43,10 @@ log = logging.getLogger(__name__)
 
 
 def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Reporter] = ()) -> Trainer:
-    """Build everything a run needs, and take up an earlier run where that was asked for.
+    """Build everything a run needs, and resume an earlier run where that was asked for.
 
     Args:
-        config: plain values, with the sections seed, backbone, head, data, optimizer, schedule, trainer, eval
-            and input.
+        config: plain values of configs/train.yaml.
         folder: the run's output folder.
         reporters: what follows the run.
 
@@ -78,9 +76,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     resume = distributed.rank_zero_result(lambda: resume_from(settings.resume, folder))
 
     # … then the data, then what depends on it.
-    with (
-        distributed.rank_zero_first()
-    ):  # which makes what is made on first use: data=orl, the index of a pack
+    with distributed.rank_zero_first():  # it makes what is made on first use: data=orl, the index of a pack
         faces = open_faces(data)
     sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
     alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
@@ -103,11 +99,10 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     head = HEADS.from_section(
         config["head"], num_classes=faces.num_classes, embedding_size=backbone.embedding_size
     ).to(device)
-    together = {"full": None, "identity": data.images_per_identity}.get(data.shuffle, 1)
-    head.check_batches(np.bincount(faces.label_N), settings.batch_size, together)
-    modules = {"backbone": backbone, "head": head}
-    if distributed.world_size() > 1:  # dropout differs between processes
-        torch.manual_seed(parallel.seed_of(seed))
+    images_per_identity = {"full": None, "identity": data.images_per_identity}.get(data.shuffle, 1)
+    head.check_batches(np.bincount(faces.label_N), settings.batch_size, images_per_identity)
+    if distributed.world_size() > 1:
+        torch.manual_seed(parallel.rank_seed(seed))
     loader = Loader(
         faces,
         settings.batch_size,
@@ -117,6 +112,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         pin=device.type == "cuda",
         **data.loading(),
     )
+    modules, lr_scales = {"backbone": backbone, "head": head}, {"backbone": start.lr_scale}
     trainer = Trainer(
         settings=settings,
         schedule=schedule,
@@ -124,14 +120,14 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         eval_settings=evaluation,
         backbone=backbone,
         head=head,
-        optimizer=make_optimizer(optimizer_settings, modules, {"backbone": start.lr_scale}),
+        optimizer=make_optimizer(optimizer_settings, modules, lr_scales),
         loader=loader,
         verification_sets=verification_sets,
         input=input,
         device=device,
         config=config,
         folder=folder,
-        reporters=reporters,
+        reporters=list(reporters),
     )
     trainer.set_modes()
     if resume is not None:
@@ -142,12 +138,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:
-    """The device of a run; raises `ConfigError` for one that is not there, or other wrong settings."""
+    """Return the device of a run; raise `ConfigError` for one that is not there, or other wrong settings."""
     return resolve_device(build(TrainerSettings, "trainer", config.get("trainer") or {}).device)
 
 
 def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str, Any]]:
-    """The backbone section as where it starts from, and what network it is."""
+    """Split the backbone section into where it starts from, and the network itself."""
     names = {field.name for field in fields(StartSettings)}
     start = build(StartSettings, "backbone", {k: v for k, v in section.items() if k in names})
     return start, {k: v for k, v in section.items() if k not in names}
@@ -190,7 +186,7 @@ def writable(folder: Path) -> None:
 
 
 def resume_from(setting: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from: the folder's own last state, where there is one.
+    """Return the checkpoint to go on from: the folder's own last one, where there is one.
 
     Raises:
         UserError: a run would be overwritten, or the checkpoint is missing.
@@ -213,42 +209,41 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
 
 
 def describe_run(trainer: Trainer) -> None:
-    """Say in the log what is about to be trained, on what, and how."""
+    """Log what is about to be trained, on what, and what it takes."""
     loader, settings, config = trainer.loader, trainer.settings, trainer.config
-    backbone, shape = trainer.backbone, trainer.input.shape
+    backbone, shape, world_size = trainer.backbone, trainer.input.shape, loader.world_size
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     steps = -(-loader.batches_per_epoch() // settings.accumulate)
-    whole = steps * settings.epochs if settings.max_steps is None else settings.max_steps
+    all_steps = steps * settings.epochs if settings.max_steps is None else settings.max_steps
     schedule = dict(config["schedule"])
-    multiply_adds = gflops(backbone, shape)
+
+    operations = multiply_adds(backbone, shape)
+    counted = not (trainer.start.frozen or settings.checkpoint_activations)
     half = settings.precision != "fp32"
-    known = not (trainer.start.frozen or settings.checkpoint_activations)
-    activation = activation_bytes(backbone, shape, half=half) if known else 0
-    step = cost.of_run(trainer, multiply_adds, activation)
-    speed = matmul_speed(trainer.device, settings.precision)
-    a_image = step.flops / (settings.batch_size * settings.accumulate)
-    trainer.meter.yardstick = Yardstick(trainer.device, a_image, speed)
+    step = cost.of_run(trainer, operations, activation_bytes(backbone, shape, half=half) if counted else 0)
+    flops, speed = step.total(step.flops), matmul_speed(trainer.device, settings.precision)
+    trainer.meter.flops = flops / (settings.batch_size * settings.accumulate)
+    trainer.meter.peak_flops = speed
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
-        f"{multiply_adds:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
+        f"{operations / 1e9:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
-        "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps an epoch, {whole:,.0f} in all",
+        "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps per epoch, {all_steps:,.0f} in all",
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
-        + (f" in each of {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
+        + (f" in each of {world_size} processes" if world_size > 1 else "")
         + f", {torch.get_num_threads()} CPU threads, seed {config['seed']}",
         "memory": step.line(),
-        "work": f"{whole * step.flops * distributed.world_size():.3g} FLOPs in all: not less than "
-        f"{timedelta(seconds=round(whole * step.flops / speed))} at the speed of large matrix products here, "
-        f"{speed / 1e12:.3g} TFLOP/s a process",
+        "work": f"{all_steps * flops * world_size:.3g} FLOPs in all: not less than "
+        f"{timedelta(seconds=round(all_steps * flops / speed))} at the speed of large matrix products here, "
+        f"{speed / 1e12:.3g} TFLOP/s per process",
         "input": str(trainer.input),
         "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",
+        "ignored": "; ".join(without_effect(config, trainer.device, world_size)),
     }
-    idle = without_effect(config, trainer.device, loader.world_size)
-    if idle:
-        lines["ignored"] = "; ".join(idle)
     for name, text in lines.items():
-        log.info("%-10s %s", name, text)
+        if text:
+            log.info("%-10s %s", name, text)

@@ -46,7 +46,7 @@ class Console(Reporter):
     """A progress bar on a terminal, a line every `trainer.log_every` steps elsewhere and in the log file."""
 
     def started(self, run: Run) -> None:
-        self._began, self._share = time.perf_counter(), run.progress().whole
+        self._began, self._share = time.perf_counter(), run.progress().fraction
         terminal = sys.stderr.isatty()
         self._stack = contextlib.ExitStack()
         self._bar: Any = None
@@ -59,10 +59,10 @@ class Console(Reporter):
     def stepped(self, run: Run) -> None:
         require_written()
         if self._bar is not None:
-            self._bar.update(min(1.0, run.progress().whole) - self._bar.n)
+            self._bar.update(min(1.0, run.progress().fraction) - self._bar.n)
 
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
-        left = self._time_left(run.progress().whole)
+        left = self._time_left(run.progress().fraction)
         speed = f"{row['samples_per_second']:,.0f} samples/s"
         text = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.4g}  {speed}  {left} left"
         if self._bar is not None:

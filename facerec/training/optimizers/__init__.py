@@ -59,10 +59,12 @@ def make_optimizer(
     return settings.over(groups)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group, each times its own `lr_scale`."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set the rate of every group, each times its own `lr_scale`; return the rate without that."""
+    lr: float = optimizer.defaults["lr"] * factor
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+    return lr
 
 
 def describe(optimizer: torch.optim.Optimizer) -> str:

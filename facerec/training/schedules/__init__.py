@@ -19,13 +19,13 @@ class Progress(NamedTuple):
     Attributes:
         step: optimizer steps done.
         epoch: passes over the data done, with fractions, so that the world size does not matter.
-        whole: fraction of the run that is done, in [0, 1].
+        fraction: of the run that is done, from 0; 1 and above is the end.
         stride: fraction of an epoch in one step.
     """
 
     step: int
     epoch: float
-    whole: float
+    fraction: float
     stride: float
 
 
@@ -55,7 +55,7 @@ class Schedule:
         """Return what to multiply the learning rates with for the next step."""
         epochs = self.unit == "epochs"
         now = progress.epoch if epochs else float(progress.step)
-        factor = self.course(now, min(progress.whole, 1.0))
+        factor = self.course(now, min(progress.fraction, 1.0))
         if now >= self.warmup:
             return factor
         return factor * min(1.0, (now + (progress.stride if epochs else 1.0)) / self.warmup)
