@@ -24,8 +24,8 @@ from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models.model import Model
+from facerec.packs.framing import Record
 from facerec.packs.pack import open_pack
-from facerec.packs.record import Record
 from facerec.packs.recordio import RecordWriter
 from facerec.packs.verification import load_verification, write_verification
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.images.decode import decode
 from facerec.packs import framing
+from facerec.packs.framing import Record, unpack
 from facerec.packs.index import RecordIndex, default_path, read_index, strays
-from facerec.packs.record import Record, unpack
 from facerec.packs.recordio import RecordReader
 from facerec.packs.verification import load_verification
 from facerec.threads import cores, in_order
@@ -181,7 +181,7 @@ def _walked(view: memoryview, first: list[Finding]) -> Iterator[Progress | _Piec
             yield _Piece(expected, offset, "record")
         if damage is not None:
             reached = framing.next_record(view, max(damage.offset, offset) + 4)
-            reason = f"{damage.place(offset)}; {reached - offset} bytes up to the next record are lost"
+            reason = f"{damage.where(offset)}; {reached - offset} bytes up to the next record are lost"
             yield Progress(1, 0, [Finding(f"record {number} at offset {offset}", reason)], 0, reached)
             offset, number = reached, number + 1
 
@@ -203,7 +203,7 @@ def _check(view: memoryview, piece: _Piece, images: bool, insightface: bool) -> 
             seen += 1
             sound.append((expected.key, expected.offset, _check_image(record, images)))
         except framing.Broken as broken:
-            findings.append(Finding(piece.where(expected), broken.place(expected.offset)))
+            findings.append(Finding(piece.where(expected), broken.where(expected.offset)))
         except DamagedDataError as problem:
             findings.append(Finding(piece.where(expected), str(problem)))
     return Progress(len(piece.expected), seen, findings, unlisted, piece.done, sound)
@@ -226,7 +226,7 @@ def _between(view: memoryview, end: int, following: int) -> int:
 
 def _check_image(record: Record, images: bool) -> int:
     """The label of a sound image; raises DamagedDataError."""
-    label = record.label[0] if isinstance(record.label, tuple) else record.label
+    label = record.first_label
     if not (label >= 0 and float(label).is_integer()):
         raise DamagedDataError(f"label {label:g} is not a whole number of 0 or more")
     if not len(record.payload):

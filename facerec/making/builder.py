@@ -30,7 +30,7 @@ from facerec.files import (
     undisturbed,
 )
 from facerec.packs import framing
-from facerec.packs.record import Record, pack
+from facerec.packs.framing import Record, pack
 
 STAGE: Final = ".making"
 REPORT: Final = "report.csv"

@@ -1,41 +1,50 @@
-"""The RecordIO framing: how a record is cut into parts and put together again, and how a file is walked.
+"""The bytes of a `.rec`: records cut into parts (RecordIO), and the image record inside of each.
 
 A part is ``uint32 magic, uint32 (cflag << 29 | n)``, n bytes, zeros up to a multiple of 4, little endian.
-cflag 0 is a whole record; 1, 2, 3 are the first, middle and last part of one whose payload held the magic
-number at a multiple of 4: the payload is cut there and the number itself is dropped. So the magic number
-stands at a multiple of 4 in a file only where a part begins.
+cflag 0 is a record of one part; 1, 2, 3 are the first, middle and last part of one whose payload held the
+magic number at a multiple of 4: the payload is cut there and the number itself is dropped. So the magic
+number stands at a multiple of 4 in a file only where a part begins.
+
+An image record is a 24-byte header, labels where there are several, and the encoded image.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from facerec.errors import DamagedDataError, UserError
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 LENGTH_BITS = 29
 LENGTH_LIMIT = 1 << LENGTH_BITS  # a part's length is under this
-WHOLE, FIRST, MIDDLE, LAST = range(4)
+SINGLE, FIRST, MIDDLE, LAST = range(4)
+HEADER = struct.Struct("<IfQQ")  # of an image record: flag, label, id, id2
 
-_head = struct.Struct("<II")
+_part_head = struct.Struct("<II")
+_magic = re.compile(re.escape(MAGIC_BYTES))
 
 
 class Broken(Exception):
-    """A record's framing is not in order; callers add file and key.
-
-    Attributes:
-        offset: where in the file the trouble is.
-        reason: what is wrong there.
-    """
+    """A record's framing is damaged at `offset` of the file, for `reason`; callers add file and key."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(offset, reason)
         self.offset = offset
         self.reason = reason
 
-    def place(self, record: int) -> str:
+    def where(self, record: int) -> str:
         """The reason, with the offset of the part where that is not the `record`'s own."""
         return self.reason if self.offset == record else f"part at offset {self.offset}: {self.reason}"
+
+
+# Parts ---------------------------------------------------------------------------------------------------
 
 
 def frame(payload: bytes | bytearray | memoryview) -> bytes:
@@ -47,22 +56,16 @@ def frame(payload: bytes | bytearray | memoryview) -> bytes:
     payload = bytes(payload)
     if len(payload) >= LENGTH_LIMIT:
         raise ValueError(f"a record holds up to {LENGTH_LIMIT - 1} bytes, not {len(payload)}")
-    pieces: list[bytes] = []
-    begin = 0
-    cut = payload.find(MAGIC_BYTES)
-    while cut >= 0:
-        if cut % 4 == 0:
-            cflag = MIDDLE if begin else FIRST
-            pieces += (_head.pack(MAGIC, cflag << LENGTH_BITS | cut - begin), payload[begin:cut])
-            begin = cut + 4
-        cut = payload.find(MAGIC_BYTES, max(begin, cut + 1))
-    tail = len(payload) - begin
-    cflag = LAST if begin else WHOLE
-    pieces += (_head.pack(MAGIC, cflag << LENGTH_BITS | tail), payload[begin:], bytes(-tail % 4))
-    return b"".join(pieces)
+    cuts = [found.start() for found in _magic.finditer(payload) if found.start() % 4 == 0]
+    flags = [FIRST, *[MIDDLE] * (len(cuts) - 1), LAST] if cuts else [SINGLE]
+    pieces = []
+    for cflag, (before, end) in zip(flags, pairwise([-4, *cuts, len(payload)]), strict=True):
+        begin = before + 4
+        pieces += [_part_head.pack(MAGIC, cflag << LENGTH_BITS | end - begin), payload[begin:end]]
+    return b"".join([*pieces, bytes(-len(pieces[-1]) % 4)])
 
 
-def part(view: memoryview, offset: int) -> tuple[int, int, int]:
+def _part(view: memoryview, offset: int) -> tuple[int, int, int]:
     """cflag, begin and end of the payload of the part at `offset`, all inside `view`; raises `Broken`."""
     if offset < 0 or offset % 4 or offset >= len(view):
         raise Broken(
@@ -70,7 +73,7 @@ def part(view: memoryview, offset: int) -> tuple[int, int, int]:
         )
     if offset + 8 > len(view):
         raise Broken(offset, f"truncated: the file ends {len(view) - offset} bytes into a record's first 8")
-    magic, word = _head.unpack_from(view, offset)
+    magic, word = _part_head.unpack_from(view, offset)
     if magic != MAGIC:
         raise Broken(offset, f"bad magic number 0x{magic:08x} instead of 0x{MAGIC:08x}")
     begin = offset + 8
@@ -82,88 +85,66 @@ def part(view: memoryview, offset: int) -> tuple[int, int, int]:
     return word >> LENGTH_BITS, begin, end
 
 
+def _parts(view: memoryview, offset: int) -> list[tuple[int, int]]:
+    """Begin and end of the payload of each part of the record at `offset`; raises `Broken`."""
+    cflag, begin, end = _part(view, offset)
+    if cflag not in (SINGLE, FIRST):
+        raise Broken(offset, f"bad cflag sequence: a record begins with cflag {cflag}")
+    spans = [(begin, end)]
+    while cflag not in (SINGLE, LAST):
+        at = _padded(end)
+        if at >= len(view):
+            reason = f"truncated: the file ends after part {len(spans)} of a record, before its last part"
+            raise Broken(at, reason)
+        cflag, begin, end = _part(view, at)
+        if cflag not in (MIDDLE, LAST):
+            raise Broken(at, f"bad cflag sequence: cflag {cflag} after part {len(spans)} of a record")
+        spans.append((begin, end))
+    return spans
+
+
 def assemble(view: memoryview, offset: int) -> tuple[memoryview, int]:
     """Payload of the record at `offset`, and where the next record begins; raises `Broken`.
 
     The payload lies in `view` where the record has one part; parts are joined in new memory otherwise, no
     more of it than the file really holds.
     """
-    cflag, begin, end = part(view, offset)
-    if cflag == WHOLE:
-        return view[begin:end], _padded(end)
-    if cflag != FIRST:
-        raise Broken(offset, f"bad cflag sequence: a record begins with cflag {cflag}")
-    pieces = [view[begin:end]]
-    while cflag != LAST:
-        at = _padded(end)
-        if at >= len(view):
-            raise Broken(
-                at, f"truncated: the file ends after part {len(pieces)} of a record, before its last part"
-            )
-        cflag, begin, end = part(view, at)
-        if cflag not in (MIDDLE, LAST):
-            raise Broken(at, f"bad cflag sequence: cflag {cflag} after part {len(pieces)} of a record")
-        pieces.append(view[begin:end])
-    return memoryview(MAGIC_BYTES.join(pieces)), _padded(end)
+    spans = _parts(view, offset)
+    following = _padded(spans[-1][1])
+    if len(spans) == 1:
+        return view[slice(*spans[0])], following
+    return memoryview(MAGIC_BYTES.join(view[begin:end] for begin, end in spans)), following
 
 
 def walk(view: memoryview, offset: int = 0) -> Iterator[tuple[int, int]]:
     """Begin and padded end of every record from `offset` on, without touching payloads; raises `Broken`."""
     size = len(view)
-    unpack = _head.unpack_from
+    unpack_from = _part_head.unpack_from
     while offset < size:
+        end = size + 1
         if offset + 8 <= size:
-            magic, word = unpack(view, offset)
-            end = offset + 8 + word  # of a single part: cflag 0 leaves the length alone
-            if magic == MAGIC and word < LENGTH_LIMIT and end <= size:
-                end = end + 3 & -4
-                yield offset, end
-                offset = end
-                continue
-        cflag, _, end = part(view, offset)
-        if cflag != FIRST:
-            raise Broken(offset, f"bad cflag sequence: a record begins with cflag {cflag}")
-        parts = 1
-        while cflag != LAST:
-            at = _padded(end)
-            if at >= size:
-                raise Broken(
-                    at, f"truncated: the file ends after part {parts} of a record, before its last part"
-                )
-            cflag, _, end = part(view, at)
-            if cflag not in (MIDDLE, LAST):
-                raise Broken(at, f"bad cflag sequence: cflag {cflag} after part {parts} of a record")
-            parts += 1
-        yield offset, _padded(end)
-        offset = _padded(end)
+            magic, word = unpack_from(view, offset)
+            if magic == MAGIC and word < LENGTH_LIMIT:  # a single part: cflag 0 leaves the length alone
+                end = offset + 8 + word
+        if end > size:
+            end = _parts(view, offset)[-1][1]
+        end = _padded(end)
+        yield offset, end
+        offset = end
 
 
 def next_record(view: memoryview, offset: int) -> int:
-    """The first place at or after `offset` where a record may begin (see `begins`), or the file's end."""
-    at = offset
-    while at < len(view):
-        at = _find_magic(view, at)
-        if at + 8 > len(view):
-            break
-        if _head.unpack_from(view, at)[1] >> LENGTH_BITS in (WHOLE, FIRST):
-            return at
-        at += 4
-    return len(view)
+    """The first position at or after `offset` where a record may begin (see `begins`), or the file's end."""
+    found = (found.start() for found in _magic.finditer(view, offset))
+    return next((at for at in found if begins(view, at)), len(view))
 
 
-def _find_magic(view: memoryview, offset: int) -> int:
-    """The first multiple of 4 at or after `offset` that holds the magic number, or the end of `view`."""
-    block = 1 << 20
-    at = offset + -offset % 4
-    while at < len(view):
-        chunk = bytes(view[at : at + block])
-        found = chunk.find(MAGIC_BYTES)
-        while found >= 0 and found % 4:
-            found = chunk.find(MAGIC_BYTES, found + 1)
-        if found >= 0:
-            return at + found
-        at += block
-    return len(view)
+def begins(view: memoryview, offset: int) -> bool:
+    """True where a record may begin: at a multiple of 4 inside the file, with magic and cflag 0 or 1."""
+    if offset < 0 or offset % 4 or offset + 8 > len(view):
+        return False
+    magic, word = _part_head.unpack_from(view, offset)
+    return magic == MAGIC and word >> LENGTH_BITS in (SINGLE, FIRST)
 
 
 def _padded(end: int) -> int:
@@ -171,9 +152,64 @@ def _padded(end: int) -> int:
     return end + 3 & -4
 
 
-def begins(view: memoryview, offset: int) -> bool:
-    """Whether a record may begin at `offset`: a multiple of 4 inside the file, magic, cflag 0 or 1."""
-    if offset < 0 or offset % 4 or offset + 8 > len(view):
-        return False
-    magic, word = _head.unpack_from(view, offset)
-    return magic == MAGIC and word >> LENGTH_BITS in (WHOLE, FIRST)
+# Image records -------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """An image record.
+
+    Attributes:
+        flag: the number of labels behind the header; 0 where the header's own label counts.
+        label: the header's label (float32), or the tuple of labels behind it.
+        id: the first identifier, by custom the record's key.
+        id2: the second identifier.
+        payload: the encoded image.
+    """
+
+    flag: int
+    label: float | tuple[float, ...]
+    id: int
+    id2: int
+    payload: bytes | memoryview
+
+    @property
+    def first_label(self) -> float:
+        """The label, or the first of several."""
+        return self.label[0] if isinstance(self.label, tuple) else self.label
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of an image record. As in the original, `label` decides: a number is written with flag 0, a
+    sequence with its length as flag; `record.flag` is not looked at.
+
+    Raises:
+        UserError: where a field does not fit its type (float32 label, uint64 id and id2).
+    """
+    several = not isinstance(record.label, int | float | np.number)
+    labels = np.asarray(record.label, "<f4").ravel() if several else np.empty(0, "<f4")
+    try:
+        scalar = 0.0 if several else float(record.label)  # type: ignore[arg-type]
+        header = HEADER.pack(len(labels), scalar, record.id, record.id2)
+    except (struct.error, OverflowError) as problem:
+        shown = f"label={record.label}, id={record.id}, id2={record.id2}"
+        raise UserError(f"{shown}: does not fit an image record's header: {problem}") from None
+    return b"".join((header, labels.tobytes(), record.payload))
+
+
+def unpack(raw: bytes | memoryview) -> Record:
+    """The image record in the bytes `raw`; its payload is a memoryview into them.
+
+    Raises:
+        DamagedDataError: where the header, or the labels it announces, go beyond `raw`.
+    """
+    view = memoryview(raw)
+    if len(view) < HEADER.size:
+        raise DamagedDataError(f"no image header: {len(view)} bytes instead of {HEADER.size} or more")
+    flag, label, id_, id2 = HEADER.unpack_from(view)
+    if flag == 0:
+        return Record(0, label, id_, id2, view[HEADER.size :])
+    begin = HEADER.size + 4 * flag
+    if begin > len(view):
+        raise DamagedDataError(f"its header announces {flag} labels, but the record has {len(view)} bytes")
+    labels = tuple(np.frombuffer(view[HEADER.size : begin], "<f4").tolist())
+    return Record(flag, labels, id_, id2, view[begin:])

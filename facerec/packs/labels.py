@@ -16,7 +16,7 @@ import numpy as np
 
 from facerec.errors import DamagedDataError
 from facerec.packs import framing
-from facerec.packs.record import HEADER
+from facerec.packs.framing import HEADER
 from facerec.packs.recordio import RecordReader
 
 _log = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def _block(reader: RecordReader, offset_K: np.ndarray) -> np.ndarray:
     label_K = np.where(labels_K > 0, first_K, scalar_K).view(np.float32)
     for k in np.flatnonzero(~usual_K).tolist():
         try:
-            label = reader.record_at(int(offset_K[k])).label
-            label_K[k] = label[0] if isinstance(label, tuple) else label
+            label_K[k] = reader.record_at(int(offset_K[k])).first_label
         except DamagedDataError:
             label_K[k] = np.nan
     return label_K

@@ -223,7 +223,7 @@ def _read_labels(
             if skipped <= 3:
                 _log.warning("%s; left out", problem)
             continue
-        label = record.label[0] if isinstance(record.label, tuple) else record.label
+        label = record.first_label
         raise DamagedDataError(
             f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not a whole number of 0 or "
             f"more; pack the images again with identities numbered from 0"

@@ -1,11 +1,10 @@
-"""RecordIO files (`.rec` + `.idx`), read and written in NumPy and the standard library.
+"""Read and write RecordIO files (`.rec` + `.idx`), whose bytes are those of `packs.framing`.
 
 The reader maps the file: there is no position to share, so one reader serves threads and forked processes at
 once, and pickles (without the data) into spawned ones. A record of one part, which nearly all are, is handed
 out as a memoryview into the map without copying. Only images, which are read for hours, are read by system
 calls: of a file that is cut short meanwhile these return less, where the map ends the process. No length
-found in a file is believed before it is known to end inside that file. See `facerec.packs.framing` for the
-container and `facerec.packs.index` for the index.
+found in a file is believed before it is known to end inside that file.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ import numpy as np
 from facerec.errors import ChangedDataError, DamagedDataError, MissingDataError, StorageError, UserError
 from facerec.files import Unfinished, storing
 from facerec.packs import framing
+from facerec.packs.framing import Record, pack, unpack
 from facerec.packs.index import RecordIndex, default_path, open_index
-from facerec.packs.record import Record, pack, unpack
 
 __all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
 
@@ -36,7 +35,6 @@ _READ = 1 << 13  # bytes read for an image at first; most aligned faces are smal
 _SAMPLES = 64  # records looked at where the file has another time or size than it had
 _AHEAD = 1 << 17  # bytes, Linux's default read_ahead_kb; of a longer stretch it reads only the beginning
 _part_and_flag = struct.Struct("<III").unpack_from  # magic, length word, flag
-_part = struct.Struct("<II").unpack_from
 
 
 class RecordReader:
@@ -52,8 +50,7 @@ class RecordReader:
         MissingDataError: where there is no such `.rec`.
 
     Attributes:
-        path, index_path: where the two files are.
-        view: the whole file, read-only.
+        view: all bytes of the file, read-only.
     """
 
     def __init__(self, path: str | Path, index_path: str | Path | None = None) -> None:
@@ -139,18 +136,11 @@ class RecordReader:
 
     def raw_at(self, offset: int) -> memoryview:
         """The bytes of the record at `offset`: in the map where it has one part, else put together."""
-        try:
-            magic, word = _part(self.view, offset)
-        except struct.error:
-            magic = word = 0
-        end = offset + 8 + word
-        if magic == framing.MAGIC and word < framing.LENGTH_LIMIT and end <= self._size and offset >= 0:
-            return self.view[offset + 8 : end]
         self._require_open()
         try:
             return framing.assemble(self.view, offset)[0]
         except framing.Broken as broken:
-            raise self._damaged(offset, broken.place(offset)) from None
+            raise self._damaged(offset, broken.where(offset)) from None
 
     def payload_at(self, offset: int) -> memoryview:
         """The encoded image of the record at `offset`. This is the hot path of training: a few µs.
@@ -212,7 +202,7 @@ class RecordReader:
                 yield offset, raw
                 offset = end
         except framing.Broken as broken:
-            raise self._damaged(offset, broken.place(offset)) from None
+            raise self._damaged(offset, broken.where(offset)) from None
 
     def _image(self, offset: int, raw: memoryview) -> Record:
         try:
