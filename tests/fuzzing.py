@@ -28,7 +28,7 @@ import numpy as np
 from facerec.errors import FacerecError
 from facerec.evaluation.protocols import ijb, ytf
 from facerec.evaluation.protocols.identification import read_leave_out
-from facerec.loading.named import open_images
+from facerec.loading.opening import open_images
 from facerec.making import pair_lists
 from facerec.packs import verification
 from facerec.packs.index import read_index

@@ -21,11 +21,11 @@ from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.augment import AugmentSettings
 from facerec.images.decode import decode
+from facerec.loading.folders import FolderImages
 from facerec.loading.loader import Loader
-from facerec.loading.named import open_images
+from facerec.loading.opening import open_images
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, open_faces
-from facerec.loading.sources.folder import FolderImages
 from facerec.loading.sources.synthetic import SyntheticImages
 from facerec.registry import build
 
@@ -158,7 +158,7 @@ def test_nothing_that_leads_out_of_a_folder_or_blocks_is_embedded_or_drawn(hosti
     assert [name for name in names if name.startswith("Bo/")] == [f"Bo/{name}" for name in BO]
     assert "people: left out 9 entries" in caplog.text
     images = FolderImages(hostile)
-    assert [images.path(i) for i in range(1, 4)] == [hostile / "Bo" / name for name in BO]
+    assert [Path(images.where(i)) for i in range(1, 4)] == [hostile / "Bo" / name for name in BO]
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "zero.png", "socket.png"])

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
 
     from facerec.evaluation.embedding_files import check_out, embed_to_file
-    from facerec.loading.named import open_images
+    from facerec.loading.opening import open_images
     from facerec.models.opening import load_model
 
     check_out(options.out, force=options.force)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from facerec.errors import DamagedDataError, UserError
 from facerec.images.decode import ENDINGS, read_file
 from facerec.images.face_maker import FaceFile, FaceMaker
-from facerec.loading.named import Entries, folder_entries, warn_of_unaligned
-from facerec.loading.sources.folder import identity_folders
+from facerec.loading.folders import Entries, folder_entries, identity_folders
+from facerec.loading.opening import warn_of_unaligned
 from facerec.making.builder import Built, PackBuilder
 from facerec.threads import in_order
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from facerec.errors import DamagedDataError, MissingDataError, UserError, counted
 from facerec.files import refuse_overwriting
 from facerec.images.face_maker import FaceMaker
-from facerec.loading.named import folder_entries
+from facerec.loading.folders import folder_entries
 from facerec.making.builder import Built, PackBuilder
 from facerec.making.from_folder import pack_folder
 from facerec.making.pair_lists import read_pairs_txt, read_people_txt

@@ -13,7 +13,7 @@ from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS, decode
 from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.images.images import Images, LabelledImages
-from facerec.loading.named import FileImages, require_inside
+from facerec.loading.folders import FileImages, require_inside
 from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import Pair
 from facerec.packs.text import stays_inside

@@ -43,7 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     from facerec.errors import UserError
     from facerec.files import refuse_overwriting
-    from facerec.loading.sources.folder import FolderImages
+    from facerec.loading.folders import FolderImages
     from facerec.making.pair_lists import read_csv, read_pairs_txt
     from facerec.making.verification_sets import write_drawn, write_listed
     from facerec.packs.pack import open_pack

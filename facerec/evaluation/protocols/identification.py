@@ -24,7 +24,7 @@ from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
 from facerec.evaluation.statistics.separation import Bools, Curve, Ints, Separation
-from facerec.loading.named import FileImages, images_below
+from facerec.loading.folders import FileImages, images_below
 from facerec.models.model import Model
 from facerec.packs.text import text_lines
 

@@ -29,7 +29,7 @@ from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair
 from facerec.images.align import align
 from facerec.images.decode import Pixels, decode_whole
 from facerec.images.images import PixelImages
-from facerec.loading.named import FileImages
+from facerec.loading.folders import FileImages
 from facerec.models.model import Model
 from facerec.packs.text import is_number, read_table, stays_inside
 

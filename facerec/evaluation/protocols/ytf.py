@@ -24,7 +24,7 @@ from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool
 from facerec.evaluation.verify import verify
 from facerec.images.images import Images
-from facerec.loading.named import FileImages, images_below, require_inside
+from facerec.loading.folders import FileImages, images_below, require_inside
 from facerec.models.model import Model
 from facerec.packs.text import is_number, stays_inside
 from facerec.packs.verification import VerificationSet

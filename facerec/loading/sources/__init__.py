@@ -16,8 +16,8 @@ import numpy as np
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, nearest
 from facerec.images.decode import Encoded
 from facerec.images.images import LabelledImages
-from facerec.loading.named import warn_of_unaligned
 from facerec.loading.noise import with_label_noise
+from facerec.loading.opening import warn_of_unaligned
 from facerec.loading.settings import DataSettings
 from facerec.registry import Registry, build
 
