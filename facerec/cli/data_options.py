@@ -20,22 +20,18 @@ def add_pack(parser: ArgumentParser, *, out: str | None = "the folder of the new
 
 
 def add_index(parser: ArgumentParser) -> None:
-    """``--index``."""
     parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
 
 
 def add_seed(parser: ArgumentParser) -> None:
-    """``--seed``."""
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
 
 
 def add_force(parser: ArgumentParser, help: str = "replace what is there already") -> None:
-    """``--force``."""
     parser.add_argument("--force", action="store_true", help=help)
 
 
 def add_workers(parser: ArgumentParser) -> None:
-    """``--workers``."""
     parser.add_argument("--workers", type=int, help="threads (default: one per processor)")
 
 

@@ -34,16 +34,9 @@ _SURE: Final = (0.6, 0.7, 0.9)  # scores to pass the three networks
 
 
 class Face(NamedTuple):
-    """A face found in a photograph.
+    """A face found in a photograph, its points in the order and the coordinates of `align`."""
 
-    Attributes:
-        box: left, top, right, bottom in pixels.
-        score: 0 … 1.
-        point_52: left eye, right eye, nose, left and right mouth corner as seen in the image; x, y in
-            pixels, (0, 0) being the centre of the first pixel.
-    """
-
-    box: tuple[float, ...]
+    box: tuple[float, ...]  # left, top, right, bottom in pixels
     score: float
     point_52: npt.NDArray[np.float64]
 
@@ -55,10 +48,7 @@ class Detector(Protocol):
 
 
 def choose(faces: list[Face], shape: tuple[int, int]) -> Face:
-    """The largest and most central of several faces in an image of this (height, width).
-
-    A face's area counts against twice its squared distance from the image's centre, both in pixels².
-    """
+    """The face with the largest area minus twice the squared distance of its centre from the image's."""
     height, width = shape
 
     def merit(face: Face) -> float:

@@ -1,8 +1,8 @@
 """Read everything there is in a pack, and find all that is damaged: framing, headers, labels, images.
 
 With an index, every record is expected where the index says and to end where the next one begins, so that a
-wrong length is told from a wrong beginning. Without one the file is walked, and after damage the walk goes on
-at the next place where a record may begin.
+wrong length differs from a wrong beginning. Without one the file is walked, after damage from the next offset
+at which a record may begin.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK = 64  # records a thread reads at a time
 
 
 class Finding(NamedTuple):
-    """Damage: where (``key 17 at offset 90112``), what is wrong, and how many records are lost by it."""
+    """Damage, e.g. at ``key 17 at offset 90112``, and the number of records that are lost by it."""
 
     where: str
     reason: str
@@ -36,23 +36,14 @@ class Finding(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The contents of one more piece of the file.
+    """The contents of one more piece of the file."""
 
-    Attributes:
-        records: records read, damaged ones too.
-        images: those that are images.
-        findings: what is damaged among them.
-        unlisted: sound records between them that the index does not list.
-        done: how far into the file this piece reaches, of `Audit.total`.
-        sound: (key, offset, label) of each image that is not damaged; none for a `.bin`.
-    """
-
-    records: int
+    records: int  # damaged ones, too
     images: int
     findings: list[Finding]
-    unlisted: int
-    done: int
-    sound: Sequence[tuple[int, int, int]] = ()
+    unlisted: int  # sound records that the index does not list
+    done: int  # of `Audit.total`
+    sound: Sequence[tuple[int, int, int]] = ()  # key, offset, label of sound images; none for a `.bin`
 
     @property
     def damaged(self) -> int:

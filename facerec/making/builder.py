@@ -153,11 +153,8 @@ class PackBuilder:
     def finish(self, reason: str = "") -> Built:
         """Write the identity records, and move the pack to its names.
 
-        Args:
-            reason: why there may be no image, for the error.
-
         Raises:
-            MissingDataError: no image was added; only the report is moved.
+            MissingDataError: no image was added, for this `reason`; only the report is moved.
         """
         with storing(self.out):
             identities = len(self._begins) - 1

@@ -50,11 +50,10 @@ _IMPOSTORS: Final = 5  # pairs of a person with each other person, in that perso
 def pack_orl(out: str | Path, *, force: bool = False) -> bool:
     """Make `train.rec`, `train.idx`, `train.lst`, `property` and `orl.bin` in the folder `out`.
 
-    The files are the same to the byte each time. Where all are there already, nothing is done; processes that
-    come at once wait for the first. With `force` another pack that is there is replaced.
+    The files are the same to the byte each time; processes that come at once wait for the first.
 
     Returns:
-        True if they were made now.
+        True if they were made now, False where all were there already and no `force`.
 
     Raises:
         MissingDataError: the photographs are not installed.

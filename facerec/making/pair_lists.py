@@ -1,4 +1,7 @@
-"""Lists of pairs and of people that others made: LFW's `pairs.txt` and `people.txt`, and CSV files."""
+"""Lists of pairs and of people that others made: LFW's `pairs.txt` and `people.txt`, and CSV files.
+
+Each reader raises MissingDataError where there is no such file, DamagedDataError where it is malformed.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,6 @@ def read_pairs_txt(path: Path) -> Folds:
     """Read LFW's `pairs.txt`: per fold as many pairs ``name i j`` as impostor pairs ``name i name j``.
 
     Raises:
-        MissingDataError: there is no such file.
         DamagedDataError: naming the line that is not that.
     """
     lines = _lines(path)
@@ -79,7 +81,6 @@ def read_people_txt(path: Path) -> list[dict[str, int]]:
     """Read LFW's `people.txt`: of each set, the names and their numbers of images.
 
     Raises:
-        MissingDataError: there is no such file.
         DamagedDataError: naming the line that is not in order.
     """
     lines = _lines(path)
@@ -113,7 +114,6 @@ def read_csv(path: Path) -> list[Pair]:
     A first line without a dot or a slash in its paths is taken for a header.
 
     Raises:
-        MissingDataError: there is no such file.
         DamagedDataError: naming the line that is not that, or there are no pairs.
     """
     pairs: list[Pair] = []
@@ -141,12 +141,7 @@ def read_csv(path: Path) -> list[Pair]:
 
 
 def read_names(path: Path) -> set[str]:
-    """Read the names of people in any such list: `pairs.txt`, `people.txt`, or one name per line.
-
-    Raises:
-        MissingDataError: there is no such file.
-        DamagedDataError: it holds no names.
-    """
+    """Read the names of people in any such list: `pairs.txt`, `people.txt`, or one name per line."""
     fields = {field.strip() for line in text_lines(path) for field in line.split("\t")}
     names = {field for field in fields if field and not field.isdecimal()}
     if not names:
@@ -155,12 +150,7 @@ def read_names(path: Path) -> set[str]:
 
 
 def read_entries(path: Path) -> list[str]:
-    """Read the lines of a list, without blank ones and spaces around them.
-
-    Raises:
-        MissingDataError: there is no such file.
-        DamagedDataError: it is empty.
-    """
+    """Read the lines of a list, without blank ones and spaces around them."""
     entries = [line.strip() for line in text_lines(path) if line.strip()]
     if not entries:
         raise DamagedDataError(f"{path}: is empty; give one entry per line")
