@@ -10,8 +10,8 @@ import torch
 
 from facerec.images.augment import CHANGES, Augmentation, AugmentSettings
 from facerec.images.preprocessing import Preprocessing
+from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
-from facerec.loading.prepare import prepare
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.loading.sources.synthetic import SyntheticImages

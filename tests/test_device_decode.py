@@ -16,8 +16,8 @@ from facerec.images.decode import decode
 from facerec.images.device_decode import Undecoded, for_device
 from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
+from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
-from facerec.loading.prepare import prepare
 from facerec.packs.pack import open_pack
 
 CPU = torch.device("cpu")

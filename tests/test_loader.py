@@ -17,9 +17,9 @@ from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.decode import decode, ppm
 from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.loader import Batch, Loader
+from facerec.loading.batch import Batch, mirror_where, prepare
+from facerec.loading.loader import Loader
 from facerec.loading.order import Order, mirrored
-from facerec.loading.prepare import mirror_where, prepare
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
 

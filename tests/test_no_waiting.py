@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from facerec.heads import HEADS
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.prepare import prepare
+from facerec.loading.batch import prepare
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from tests.tiny_run import tiny_trainer

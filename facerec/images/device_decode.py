@@ -16,7 +16,7 @@ Shape suffixes: B batch, H height, W width, C colour channels (RGB).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -43,7 +43,7 @@ class Undecoded:
     """
 
     def __init__(
-        self, images: Sequence[torch.Tensor], size: tuple[int, int], retry: Callable[[int], Pixels]
+        self, images: list[torch.Tensor], size: tuple[int, int], retry: Callable[[int], Pixels]
     ) -> None:
         self.images = images
         self.size = size

@@ -1,16 +1,16 @@
-"""Batches of decoded faces: threads decode straight into one uint8 buffer a batch, a few batches ahead.
+"""Batches of decoded faces: threads decode straight into one uint8 buffer per batch, a few batches ahead.
 
 Threads and not processes: the decoder releases the interpreter lock, and an image is never copied, pickled
 or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`),
-whatever the number of threads and processes.
+whatever the number of threads and ranks.
 
 Two threads on two cores deliver batches at about 0.8 of the rate of the decoder alone, and with `prepare`
 (mirrored, normalised, on the same two cores) at 0.5 to 0.6; see `scripts/benchmark data`. The rest is lost to
 the interpreter's lock, which every image needs for some 4 µs, and to memory: an image is 38 kB as bytes,
 151 kB as floats.
 
-Shape suffixes: B images of a batch, G of a global batch (that of all processes together), N any number, H
-height, W width, C colour channels (RGB).
+Shape suffixes: B images of a batch, G of a global batch (that of all ranks), N any number, H height, W width,
+C colour channels (RGB).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from facerec.images.augment import Augmentation, AugmentSettings
 from facerec.images.decode import Pixels
 from facerec.images.device_decode import Undecoded, for_device
 from facerec.images.images import LabelledImages
+from facerec.loading.batch import Batch
 from facerec.loading.order import IdentityOrder, Order, Shuffle, count_batches, mirrored, rank_part
 from facerec.randomness import Positions
 from facerec.threads import in_order
@@ -44,49 +44,11 @@ _NAMED = 5  # undecodable images named in the log before they are only counted
 _GIVE_UP = 1000  # undecodable images in a row after which skipping is no longer the answer
 
 
-class Batch(NamedTuple):
-    """What one process takes of one global batch.
-
-    Attributes:
-        image_BHWC: uint8 RGB images, not mirrored yet, in pinned memory if the loader was asked to; none
-            of them where there is `undecoded`.
-        label_B: int64 identities, 0 … C−1.
-        mirror_B: bool, the images to be mirrored (on the device, see `prepare`).
-        index_B: int64 NumPy array, positions of the images in the face set.
-        position: samples of the epoch that all processes have taken when this batch is done; `batches`
-            resumes there.
-        sizes: how many images of the global batch each process takes.
-        augment: further changes of the images, made on the device as well, if any.
-        undecoded: the images, where the device decodes them; decoding may change `label_B`, `mirror_B` and
-            `index_B`.
-    """
-
-    image_BHWC: torch.Tensor
-    label_B: torch.Tensor
-    mirror_B: torch.Tensor
-    index_B: Positions
-    position: int
-    sizes: tuple[int, ...]
-    augment: Augmentation | None = None
-    undecoded: Undecoded | None = None
-
-
-@dataclass
-class _Pending:
-    """A batch whose images are being decoded, or collected for the device."""
-
-    image_BHWC: torch.Tensor
-    index_B: Positions
-    position: int
-    sizes: tuple[int, ...]
-    images: list[torch.Tensor] = field(default_factory=list)  # for `Undecoded`
-
-
 @dataclass
 class _Chunk:
     """Neighbouring images begin … end−1 of a batch: the work of a thread, and what came of it."""
 
-    batch: _Pending
+    batch: Batch
     begin: int
     end: int
     replaced: list[tuple[int, int, dict[int, str]]] = field(default_factory=list)
@@ -94,25 +56,24 @@ class _Chunk:
     images: list[torch.Tensor] = field(default_factory=list)  # for `Undecoded`
 
 
+@dataclass(eq=False)
 class Loader:
-    """Decoded batches of a face set.
+    """Decoded batches of a set of images.
 
     Args:
         faces: the images.
-        batch_size: images a process takes at a time.
+        batch_size: images per rank and batch.
         seed: of the order and of every random choice.
         size: side of the images in pixels, or (height, width); others are resized to it (see `decode`).
-        workers: decoding threads; 1 or more.
-        shuffle, block_size, window: the order, see `Order`.
-        images_per_identity: for ``identity``: images of each identity in a batch, see `IdentityOrder`.
-        on_error: ``raise`` stops at an image that does not decode. ``skip`` puts the next one of the face
-            set that does decode in its place (so in a pack sorted by identity usually one of the same
-            person), and counts it.
+        workers: decoding threads.
+        shuffle, block_size, window, images_per_identity: the order, see `Order` and `IdentityOrder`.
+        on_error: ``raise`` stops at an image that does not decode. ``skip`` puts the next one of the set
+            that does decode in its place (so in a pack sorted by identity usually one of the same identity),
+            and counts it.
         mirror: mirror half of the samples.
         augment: further changes of the images; None: none.
-        rank, world_size: which process of how many this is.
         drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
-            among the processes as evenly as possible, so that they may differ by one image.
+            among the ranks as evenly as possible, so that they may differ by one image.
         prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
         decoder: ``threads`` decode in the loader's threads; ``device`` leaves it to the device, see
             `device_decode`.
@@ -120,62 +81,56 @@ class Loader:
 
     Raises:
         ConfigError: for a value out of range.
-        MissingDataError: the face set has too few images for one batch.
+        MissingDataError: the set has too few images for one batch.
     """
 
-    def __init__(
-        self,
-        faces: LabelledImages,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        size: int | tuple[int, int] = 112,
-        workers: int = 2,
-        shuffle: Shuffle = "full",
-        block_size: int = 1024,
-        window: int = 64,
-        images_per_identity: int = 4,
-        on_error: Literal["raise", "skip"] = "raise",
-        mirror: bool = True,
-        augment: AugmentSettings | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool | None = None,
-        prefetch: int = 4,
-        decoder: Literal["threads", "device"] = "threads",
-        pin: bool = False,
-    ) -> None:
-        require(batch_size >= 1, "trainer.batch_size", batch_size, "must be 1 or more")
-        require(workers >= 1, "data.workers", workers, "must be 1 or more")
-        require(prefetch >= 1, "data.prefetch", prefetch, "must be 1 or more")
-        self.faces = faces
-        self.batch_size = batch_size
-        self.height, self.width = (size, size) if isinstance(size, int) else size
-        self.workers = workers
-        self.on_error = on_error
-        self.mirror = mirror
-        self.augment = augment if augment is not None and augment.active else None
-        self.rank = rank
-        self.world_size = world_size
-        self.drop_last = drop_last
-        self.prefetch = prefetch
-        self.decoder = decoder
-        self.pin = pin
-        if shuffle == "identity":
-            divides = batch_size % max(1, images_per_identity) == 0
-            hint = f"must divide trainer.batch_size={batch_size}"
-            require(divides, "data.images_per_identity", images_per_identity, hint)
-            self.order: Order = IdentityOrder(
-                faces.label_N, seed=seed, images_per_identity=images_per_identity
-            )
-        else:
-            self.order = Order(len(faces), seed=seed, shuffle=shuffle, block_size=block_size, window=window)
+    faces: LabelledImages
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    size: int | tuple[int, int] = 112
+    workers: int = 2
+    shuffle: Shuffle = "full"
+    block_size: int = 1024
+    window: int = 64
+    images_per_identity: int = 4
+    on_error: Literal["raise", "skip"] = "raise"
+    mirror: bool = True
+    augment: AugmentSettings | None = None
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool | None = None
+    prefetch: int = 4
+    decoder: Literal["threads", "device"] = "threads"
+    pin: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "trainer.batch_size", self.batch_size, "must be 1 or more")
+        require(self.workers >= 1, "data.workers", self.workers, "must be 1 or more")
+        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be 1 or more")
+        self.height, self.width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        self.order = self._order()
         self._undecodable: set[int] = set()
         if not self.batches_per_epoch():
             raise MissingDataError(
-                f"{faces.title} at {faces.root} has {len(faces)} images, too few for one batch: "
-                f"trainer.batch_size={batch_size} on {world_size} process(es); lower it, or take more data"
+                f"{self.faces.title} at {self.faces.root} has {len(self.faces)} images, too few for one "
+                f"batch: trainer.batch_size={self.batch_size} on {self.world_size} process(es); lower it, "
+                "or take more data"
             )
+
+    def _order(self) -> Order:
+        if self.shuffle != "identity":
+            return Order(
+                len(self.faces),
+                seed=self.seed,
+                shuffle=self.shuffle,
+                block_size=self.block_size,
+                window=self.window,
+            )
+        k = self.images_per_identity
+        hint = f"must divide trainer.batch_size={self.batch_size}"
+        require(self.batch_size % max(1, k) == 0, "data.images_per_identity", k, hint)
+        return IdentityOrder(self.faces.label_N, seed=self.seed, images_per_identity=k)
 
     @property
     def skipped(self) -> int:
@@ -212,12 +167,13 @@ class Loader:
         skipped_before = self.skipped
         work = self._collect if self.decoder == "device" else self._fill
         ahead = self.prefetch * -(-self.batch_size // _CHUNK)
-        chunks = in_order(work, self._chunks(epoch, start), self.workers, ahead=ahead)
-        with contextlib.closing(chunks):
-            for chunk in chunks:
-                self._take(chunk)
-                if chunk.end == len(chunk.batch.index_B):
-                    yield self._finish(chunk.batch, epoch)
+        with contextlib.closing(
+            in_order(work, self._chunks(epoch, start), self.workers, ahead=ahead)
+        ) as done:
+            for chunk in done:
+                if self._take(chunk):
+                    self._describe(chunk.batch, epoch)
+                    yield chunk.batch
         if self.skipped > skipped_before:
             log.warning(
                 "epoch %d: images that did not decode and were replaced: %d for the first time, %d in all",
@@ -240,21 +196,38 @@ class Loader:
     def _chunks(self, epoch: int, start: int) -> Iterator[_Chunk]:
         """The work of an epoch; a batch gets its memory, and the disk its hint, with its first chunk."""
         for begin, index_G in self._global_batches(epoch, start):
-            end = begin + len(index_G)
-            parts = [rank_part(begin, end, rank, self.world_size) for rank in range(self.world_size)]
-            mine, behind = parts[self.rank]
-            index_B = index_G[mine - begin : behind - begin].copy()
-            # The disk begins now, several batches before a thread would wait for it with the interpreter's
-            # lock.
-            if self.order.shuffle == "block":
-                self.faces.prefetch(self.order.to_read(epoch, begin, end, first=begin == start).tolist())
-            else:
-                self.faces.prefetch(index_B.tolist())
-            count = 0 if self.decoder == "device" else len(index_B)
-            image_BHWC = buffers.empty((count, self.height, self.width, 3), torch.uint8, pin=self.pin)
-            batch = _Pending(image_BHWC, index_B, end, tuple(stop - start for start, stop in parts))
-            for a, b in pairwise([*range(0, len(index_B), _CHUNK), len(index_B)]):
-                yield _Chunk(batch, a, b)
+            batch = self._batch(epoch, begin, index_G)
+            # The disk begins now, several batches before a thread would wait for it.
+            soon_B = batch.index_B
+            if self.shuffle == "block":
+                soon_B = self.order.to_read(epoch, begin, batch.position, first=begin == start)
+            self.faces.prefetch(soon_B.tolist())
+            count = len(batch.index_B)
+            for a in range(0, count, _CHUNK):
+                yield _Chunk(batch, a, min(a + _CHUNK, count))
+
+    def _batch(self, epoch: int, begin: int, index_G: Positions) -> Batch:
+        """A batch without its images, labels and mirrors."""
+        end = begin + len(index_G)
+        parts = [rank_part(begin, end, rank, self.world_size) for rank in range(self.world_size)]
+        mine, behind = parts[self.rank]
+        index_B = index_G[mine - begin : behind - begin].copy()
+        count = len(index_B)
+        shape = (0 if self.decoder == "device" else count, self.height, self.width, 3)
+        batch = Batch(
+            buffers.empty(shape, torch.uint8, pin=self.pin),
+            torch.empty(count, dtype=torch.int64, pin_memory=self.pin),
+            torch.zeros(count, dtype=torch.bool, pin_memory=self.pin),
+            index_B,
+            end,
+            tuple(stop - start for start, stop in parts),
+        )
+        if self.augment is not None and self.augment.active:
+            batch = batch._replace(augment=Augmentation(self.augment, self.seed, epoch, index_B))
+        if self.decoder == "device":
+            retry = partial(self._retry, batch, epoch)
+            batch = batch._replace(undecoded=Undecoded([], (self.height, self.width), retry))
+        return batch
 
     def _fill(self, chunk: _Chunk) -> _Chunk:
         """In a thread: decode images into their slots."""
@@ -297,27 +270,14 @@ class Loader:
                 return taken, reasons
         raise DamagedDataError(f"{len(reasons)} images in a row do not decode; the first: {reasons[index]}")
 
-    def _take(self, chunk: _Chunk) -> None:
-        """Note what a thread did, in the order of the images."""
-        chunk.batch.images += chunk.images
+    def _take(self, chunk: _Chunk) -> bool:
+        """Note what a thread did, in the order of the images; True where its batch is complete."""
+        if chunk.batch.undecoded is not None:
+            chunk.batch.undecoded.images += chunk.images
         for slot, taken, reasons in chunk.replaced:
             chunk.batch.index_B[slot] = taken
             self._note(reasons)
-
-    def _finish(self, pending: _Pending, epoch: int) -> Batch:
-        """The batch whose last chunk is done."""
-        count = len(pending.index_B)
-        label_B = torch.empty(count, dtype=torch.int64, pin_memory=self.pin)
-        mirror_B = torch.zeros(count, dtype=torch.bool, pin_memory=self.pin)
-        batch = Batch(pending.image_BHWC, label_B, mirror_B, pending.index_B, pending.position, pending.sizes)
-        self._describe(batch, epoch)
-        if self.augment is not None:
-            augment = Augmentation(self.augment, self.order.seed, epoch, pending.index_B)
-            batch = batch._replace(augment=augment)
-        if self.decoder == "device":
-            retry = partial(self._retry, batch, epoch)
-            batch = batch._replace(undecoded=Undecoded(pending.images, (self.height, self.width), retry))
-        return batch
+        return chunk.end == len(chunk.batch.index_B)
 
     def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
         """The pixels of an image that the device does not decode, or of one that takes its place."""
@@ -331,7 +291,7 @@ class Loader:
         """Labels and mirrors that follow from which images are in a batch."""
         batch.label_B.numpy()[:] = self.faces.label_N[batch.index_B]
         if self.mirror:
-            batch.mirror_B.numpy()[:] = mirrored(self.order.seed, epoch, batch.index_B)
+            batch.mirror_B.numpy()[:] = mirrored(self.seed, epoch, batch.index_B)
 
     def _note(self, reasons: dict[int, str]) -> None:
         """Count images that do not decode and name the first few of them in the log."""

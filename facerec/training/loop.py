@@ -24,8 +24,8 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verify import VerificationResult
 from facerec.heads import Head
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.loader import Batch, Loader
-from facerec.loading.prepare import prepare
+from facerec.loading.batch import Batch, prepare
+from facerec.loading.loader import Loader
 from facerec.models import checkpoint
 from facerec.models.model import Model
 from facerec.training import comparison, parallel, reporter, resume, state

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from facerec.images.decode import decode_into
 from facerec.images.preprocessing import Preprocessing
+from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
-from facerec.loading.prepare import prepare
 from facerec.making.orl import pack_orl
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter

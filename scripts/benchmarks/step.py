@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from facerec.backbones.flops import multiply_adds
 from facerec.backbones.prelu import PReLU
 from facerec.cli.compose import config_folder
-from facerec.loading.loader import Batch
+from facerec.loading.batch import Batch
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble
 

@@ -1,17 +1,48 @@
-"""Make a loaded batch ready for the model, on the model's device: mirror, augment, normalise, channels-last.
+"""A batch of images, and making it ready for the model on its device: mirror, augment, normalise.
 
 Shape suffixes: B batch, P part of it, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from facerec.images import buffers
+from facerec.images.augment import Augmentation
+from facerec.images.device_decode import Undecoded
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.loader import Batch
+from facerec.randomness import Positions
 
 _PART = 24  # images
+
+
+class Batch(NamedTuple):
+    """What one rank takes of one global batch.
+
+    Attributes:
+        image_BHWC: uint8 RGB images, not mirrored yet, in pinned memory if the loader was asked to; none
+            of them where there is `undecoded`.
+        label_B: int64 identities, 0 … C−1.
+        mirror_B: bool, the images to be mirrored (on the device, see `prepare`).
+        index_B: int64 NumPy array, positions of the images in the set.
+        position: samples of the epoch that all ranks have taken when this batch is done; `Loader.batches`
+            resumes there.
+        sizes: how many images of the global batch each rank takes.
+        augment: further changes of the images, made on the device as well, if any.
+        undecoded: the images, where the device decodes them; decoding may change `label_B`, `mirror_B` and
+            `index_B`.
+    """
+
+    image_BHWC: torch.Tensor
+    label_B: torch.Tensor
+    mirror_B: torch.Tensor
+    index_B: Positions
+    position: int
+    sizes: tuple[int, ...]
+    augment: Augmentation | None = None
+    undecoded: Undecoded | None = None
 
 
 def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
