@@ -11,7 +11,7 @@ from facerec.errors import MissingDataError, NonFiniteError, UserError
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.identification import Identification, identify
 from facerec.evaluation.protocols.megaface import Megaface, megaface
-from facerec.evaluation.statistics.search import CosineBlock, Highest, PrefixMaxima, TopK, cosine_blocks, unit
+from facerec.evaluation.statistics.search import Highest, PrefixMaxima, TopK, cosine_blocks, unit
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 
@@ -38,8 +38,8 @@ def test_the_running_top_k_is_the_top_k_of_the_whole(block, k):
     probe, gallery = rng.normal(size=(30, 8)), rng.normal(size=(1000, 8))
     cosine = normalised(probe) @ normalised(gallery).T
     top = TopK(30, k)
-    for part in cosine_blocks(unit(probe), gallery, block):
-        top.add(part)
+    for first, cosine_PB in cosine_blocks(unit(probe), gallery, block):
+        top.add(first, cosine_PB)
     expected = np.argsort(-cosine, axis=1)[:, :k]
     np.testing.assert_array_equal(top.index_PK, expected)
     np.testing.assert_allclose(top.score_PK, np.take_along_axis(cosine, expected, 1), atol=1e-6)
@@ -47,15 +47,15 @@ def test_the_running_top_k_is_the_top_k_of_the_whole(block, k):
 
 def test_fewer_entries_than_are_kept_leave_places_free():
     top = TopK(2, 5)
-    top.add(CosineBlock(0, torch.tensor([[0.1, 0.3], [0.2, 0.0]])))
-    top.add(CosineBlock(2, torch.tensor([[0.2], [0.4]])))
+    top.add(0, torch.tensor([[0.1, 0.3], [0.2, 0.0]]))
+    top.add(2, torch.tensor([[0.2], [0.4]]))
     assert top.index_PK.tolist() == [[1, 2, 0, -1, -1], [2, 0, 1, -1, -1]]
 
 
 def test_equal_entries_stay_in_their_order():
     top = TopK(1, 3)
     for first in range(0, 8, 2):
-        top.add(CosineBlock(first, torch.tensor([[0.5, 0.5]])))
+        top.add(first, torch.tensor([[0.5, 0.5]]))
     assert top.index_PK.tolist() == [[0, 1, 2]]
 
 
@@ -65,8 +65,8 @@ def test_maxima_of_the_first_entries(block):
     probe, gallery = rng.normal(size=(20, 8)), rng.normal(size=(300, 8))
     cosine = normalised(probe) @ normalised(gallery).T
     maxima = PrefixMaxima(20, [1, 10, 100, 300])
-    for part in cosine_blocks(unit(probe), gallery, block):
-        maxima.add(part)
+    for first, cosine_PB in cosine_blocks(unit(probe), gallery, block):
+        maxima.add(first, cosine_PB)
     expected = np.column_stack([cosine[:, :cut].max(axis=1) for cut in (1, 10, 100, 300)])
     np.testing.assert_allclose(maxima.maximum_PC, expected, atol=1e-6)
 
@@ -77,7 +77,7 @@ def test_the_highest_of_all_values_are_kept(count, width):
     values = torch.randn(20, 300, generator=torch.Generator().manual_seed(0))
     highest = Highest(count)
     for first in range(0, 300, width):
-        highest.add(CosineBlock(first, values[:, first : first + width]))
+        highest.add(values[:, first : first + width])
     assert torch.equal(highest.values(), values.flatten().sort(descending=True).values[:count])
 
 
@@ -88,7 +88,7 @@ def test_a_gallery_may_come_in_portions_and_need_not_be_in_memory(tmp_path):
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     probe = unit(gallery[:3])
     for source in (mapped, iter([gallery[:20], gallery[20:21], gallery[21:]]), torch.from_numpy(gallery)):
-        parts = [(part.first, part.cosine_PB.clone()) for part in cosine_blocks(probe, source, 16)]
+        parts = [(first, part.clone()) for first, part in cosine_blocks(probe, source, 16)]
         assert [first for first, _ in parts] == np.cumsum([0, *[p.shape[1] for _, p in parts[:-1]]]).tolist()
         np.testing.assert_allclose(
             torch.cat([part for _, part in parts], dim=1),

@@ -33,10 +33,10 @@ Positions = npt.NDArray[np.integer]
 class EmbeddingCache:
     """A folder of embeddings, a file for each set of images that one model embedded.
 
-    A file is an ``.npz`` without pickle, whose parts carry checksums; one that is damaged counts as none, and
-    so does one that was made from something else than its name says: it holds the digest of what it was made
-    from. That finds mistakes; whoever may write into the folder can put any embeddings there.
-    Files are not removed: empty the folder when it grows too large.
+    A file is an ``.npz`` without pickle, whose parts carry checksums and which holds the digest of what it
+    was made from; one that is damaged or was made from something else counts as none. That finds mistakes;
+    whoever may write into the folder can put any embeddings there. Files are not removed: empty the folder
+    when it grows too large.
 
     Args:
         folder: it is made where it is missing.
@@ -108,13 +108,13 @@ class EmbeddingCache:
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
             logger.warning("embedding cache: %s is damaged (%s); embedding again", path, error)
             return None
+        wrong = None
         if made_from.shape != () or str(made_from) != self._made_from[path]:
-            logger.warning("embedding cache: %s was made from something else; embedding again", path)
-            return None
-        shape = embedding_VPD.shape
-        if embedding_VPD.dtype != np.float32 or len(shape) != 3 or shape[:2] != size:
-            held = f"{embedding_VPD.dtype} of shape {shape}"
-            logger.warning("embedding cache: %s holds %s; embedding again", path, held)
+            wrong = "was made from something else"
+        elif embedding_VPD.dtype != np.float32 or embedding_VPD.ndim != 3 or embedding_VPD.shape[:2] != size:
+            wrong = f"holds {embedding_VPD.dtype} of shape {embedding_VPD.shape}"
+        if wrong:
+            logger.warning("embedding cache: %s %s; embedding again", path, wrong)
             return None
         logger.info("embedding cache: hit, %d images from %s", size[1], path)
         return embedding_VPD

@@ -9,46 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Final, Literal, NamedTuple
+from typing import IO, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import (
-    DamagedDataError,
-    FacerecError,
-    MissingDataError,
-    StorageError,
-    UserError,
-    require,
-)
-from facerec.evaluation.embedding import embed_images
-from facerec.files import csv_lines, refuse_overwriting, replacing, replacing_both
-from facerec.images.decode import decode_whole, fit_into
+from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, require
+from facerec.evaluation.embedding import Embeddings, embed_images
+from facerec.files import csv_lines, refuse_overwriting, replacing, replacing_both, storing
+from facerec.images.decode import Pixels, decode_whole, fit_into
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import Images
 from facerec.models.model import Model
 from facerec.threads import in_order
 from facerec.vectors import unit_rows
 
-logger = logging.getLogger("facerec.evaluation")
-
 PORTION: Final = 1024  # images decoded while as many are in the model: 2 × 38 MB at 112×112
 _BLOCK: Final = 8192  # rows written at once
-_SLICE: Final = 16  # images a task of a thread
+_SLICE: Final = 16  # images per task of a thread
 
-Rows = npt.NDArray[np.float32]
-_Blocks = Iterator[tuple[Rows, list[str], list[str]]]
+_Blocks = Iterator[tuple[Embeddings, list[str], list[str]]]
 _Write = Callable[[Path, Path, tuple[int, int], _Blocks, dict[str, str]], list[Path]]
 
 
 class Written(NamedTuple):
-    """What came of it: rows and numbers a row, images left out or resized, and the files."""
+    """Numbers of rows, of numbers per row, of images left out or resized; and the files."""
 
     rows: int
     embedding_size: int
@@ -57,20 +46,10 @@ class Written(NamedTuple):
     files: list[Path]
 
 
-class _Embedded(NamedTuple):
-    """What is in the growing file: rows, numbers per row, each image's row (−1: none), what was left out."""
-
-    rows: int
-    size: int
-    place_N: npt.NDArray[np.int64]
-    skipped: dict[int, str]
-    resized: int
-
-
 class _Prepared(NamedTuple):
     """An image for the model, or why there is none."""
 
-    image_HWC: npt.NDArray[np.uint8] | None
+    image_HWC: Pixels | None
     error: DamagedDataError | MissingDataError | None = None
     resized: bool = False
 
@@ -88,25 +67,21 @@ def embed_to_file(
     align: bool = False,
     force: bool = False,
 ) -> Written:
-    """Write a float32 embedding for each row of `images`.
+    """Write a float32 embedding for each of `images`, which may be of any size.
 
-    ``OUT.npy`` is an array (N, D), beside it ``OUT.names.csv`` with a line ``name,label`` a row (and an
+    ``OUT.npy`` is an array (N, D), beside it ``OUT.names.csv`` with a line ``name,label`` per row (and an
     apostrophe before a text that a spreadsheet would take for a formula);
-    ``OUT.parquet`` has the columns name, label and embedding. Left out images stand in ``OUT.skipped.csv``.
-    Each file appears when it is whole.
+    ``OUT.parquet`` has the columns name, label and embedding (extra ``parquet``). Images left out stand in
+    ``OUT.skipped.csv``. Each file appears when it is complete.
 
     Args:
-        model: backbone and preprocessing.
-        images: of another size than the model's, they are resized by the short side and cut from the
-            middle; the log says how many were.
-        out: its suffix decides; ``.parquet`` needs the extra ``parquet``.
-        flip: add the raw embedding of the mirrored image.
+        model, images, flip, batch_size, precision: see `embed_images`; here e + e' is written.
+        out: its suffix decides.
         normalise: to unit length; a zero embedding stays zero.
-        batch_size: images that go through the model at once.
-        precision: ``fp32``, ``bf16`` or ``fp16`` of the forward pass.
         on_error: at an image that cannot be read or decoded, or where no face is found: ``raise``, or
-            ``skip`` it (where rows are pairs, the pair).
-        align: find the face in each image and align it (extra ``align``); else they are aligned already.
+            ``skip`` it (where images are pairs, the pair).
+        align: find the face in each image and align it (extra ``align``); else they are aligned already,
+            and resized by the short side and cut from the middle where their size is another.
         force: replace files that are there.
 
     Raises:
@@ -119,23 +94,57 @@ def embed_to_file(
     out = Path(out)
     require(batch_size >= 1, "--batch-size", batch_size, "must be 1 or more")
     write, names, report = check_out(out, force=force)
-    maker = _maker(model) if align else None
-    how = {"batch_size": batch_size, "flip": flip, "precision": precision}
+    maker = _aligning(model) if align else None
+    row_N = np.full(len(images), -1, np.int64)  # of the growing file
+    skipped: dict[int, str] = {}
+    count = size = resized = 0
     with _growing(out) as file:
-        done = _embed_all(model, images, file, maker, on_error == "skip", how)
-        embedding_PD = np.memmap(file, np.float32, "r", shape=(done.rows, done.size))
-        place_N = done.place_N if images.first_N is None else done.place_N[images.first_N]
-        kept_N = _complete(place_N >= 0, images.group)
-        said = {
+        for portion, faces in _portions(model, images, maker):
+            kept = [image for image, face in zip(portion, faces, strict=True) if face.image_HWC is not None]
+            failed = {image: face for image, face in zip(portion, faces, strict=True) if face.error}
+            for image, face in failed.items():
+                if on_error == "raise":
+                    raise _unusable(images.where(image), face.error)
+                skipped[image] = str(face.error)
+            if not kept:
+                continue
+            embedding_PD = embed_images(
+                model,
+                [face.image_HWC for face in faces if face.image_HWC is not None],
+                name=f"embedding {portion[0]:,} of {len(images):,}",
+                where=lambda i, kept=kept: images.where(kept[i]),  # type: ignore[misc]
+                flip=flip,
+                batch_size=batch_size,
+                precision=precision,
+            ).summed_PD
+            file.write(np.ascontiguousarray(embedding_PD).data)
+            row_N[kept] = np.arange(count, count + len(kept))
+            count, size = count + len(kept), embedding_PD.shape[1]
+            resized += sum(face.resized for face in faces)
+        if not count:
+            reason = next(iter(skipped.values()))
+            raise DamagedDataError(f"not one of {len(skipped):,} images could be embedded: {reason}")
+        file.flush()
+        embedding_PD = np.memmap(file, np.float32, "r", shape=(count, size))
+        if images.first_N is not None:
+            row_N = row_N[images.first_N]
+        complete = (row_N >= 0).reshape(-1, images.group).all(1)
+        kept_N = np.flatnonzero(np.repeat(complete, images.group))
+        about = {
             "facerec.ckpt": str(model.path),
             "facerec.input": json.dumps(model.input.to_dict()),
             "facerec.flip": json.dumps(flip),
             "facerec.normalised": json.dumps(normalise),
         }
-        blocks = _blocks(embedding_PD, place_N, images, kept_N, normalise)
-        written = write(out, names, (len(kept_N), done.size), blocks, said)
-    _report(report, images, done.skipped, written)
-    return Written(len(kept_N), done.size, len(done.skipped), done.resized, written)
+        blocks = _blocks(embedding_PD, row_N, images, kept_N, normalise)
+        written = write(out, names, (len(kept_N), size), blocks, about)
+    report.unlink(missing_ok=True)  # one of an earlier run
+    if skipped:
+        with replacing(report) as listing:
+            rows = ((images.where(image), reason) for image, reason in skipped.items())
+            listing.write(csv_lines(chain([("image", "reason")], rows)))
+        written.append(report)
+    return Written(len(kept_N), size, len(skipped), resized, written)
 
 
 def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
@@ -151,76 +160,33 @@ def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
     return write, names, report
 
 
-# Images -----------------------------------------------------------------------------------------------
+# Images -------------------------------------------------------------------------------------------------
 
 
-def _embed_all(
-    model: Model,
-    images: Images,
-    file: IO[bytes],
-    maker: FaceMaker | None,
-    skip: bool,
-    how: Mapping[str, Any],
-) -> _Embedded:
-    """Append the embeddings of all images to `file`, portion by portion."""
-    place_N = np.full(len(images), -1, np.int64)
-    distinct_P = np.arange(len(images)) if images.first_N is None else np.unique(images.first_N)
-    skipped: dict[int, str] = {}
-    count = size = resized = 0
-    for first, prepared in _portions(model, images, distinct_P, maker):
-        kept: list[int] = []
-        for image, one in zip(distinct_P[first : first + PORTION].tolist(), prepared, strict=True):
-            if one.image_HWC is not None:
-                place_N[image] = count + len(kept)
-                kept.append(image)
-                resized += one.resized
-            elif skip:
-                skipped[image] = str(one.error)
-            else:
-                raise _unusable(images.where(image), one.error)
-        if not kept:
-            continue
-        embedding_PD = embed_images(
-            model,
-            [one.image_HWC for one in prepared if one.image_HWC is not None],
-            name=f"embedding {first:,} of {len(distinct_P):,}",
-            where=lambda i, kept=kept: images.where(kept[i]),  # type: ignore[misc]
-            **how,
-        ).summed_PD
-        file.write(np.ascontiguousarray(embedding_PD).data)
-        count, size = count + len(kept), embedding_PD.shape[1]
-    if not count:
-        reason = next(iter(skipped.values()))
-        raise DamagedDataError(f"not one of {len(distinct_P):,} images could be embedded: {reason}")
-    file.flush()
-    return _Embedded(count, size, place_N, skipped, resized)
-
-
-def _maker(model: Model) -> FaceMaker:
-    """What aligns faces for a model; the template of the five points is one of squares."""
+def _aligning(model: Model) -> FaceMaker:
     from facerec.images.detection import Mtcnn
 
     height, width = model.input.shape
-    require(
-        height == width, "--align", f"{height}×{width}", "aligns to squares only; align before, or leave out"
-    )
+    only = "aligns to squares only; align before, or leave out"
+    require(height == width, "--align", f"{height}×{width}", only)
     return FaceMaker(height, detector=Mtcnn())
 
 
 def _portions(
-    model: Model, images: Images, distinct_P: npt.NDArray[np.int64], maker: FaceMaker | None
-) -> Iterator[tuple[int, list[_Prepared]]]:
-    """The first image's number of each portion, and its images; the next one is decoded meanwhile."""
+    model: Model, images: Images, maker: FaceMaker | None
+) -> Iterator[tuple[list[int], list[_Prepared]]]:
+    """Some distinct images at a time, and their pixels; the next ones are decoded meanwhile."""
+    distinct_P = np.arange(len(images)) if images.first_N is None else np.unique(images.first_N)
     shape = model.input.shape[0], model.input.shape[1]
 
-    def prepare(at: int) -> list[_Prepared]:
-        return [_prepared(images, image, shape, maker) for image in distinct_P[at : at + _SLICE].tolist()]
+    def prepare(first: int) -> list[_Prepared]:
+        return [_prepared(images, i, shape, maker) for i in distinct_P[first : first + _SLICE].tolist()]
 
     slices = range(0, len(distinct_P), _SLICE)
     with contextlib.closing(in_order(prepare, slices, ahead=PORTION // _SLICE)) as done:
         prepared = chain.from_iterable(done)
         for first in range(0, len(distinct_P), PORTION):
-            yield first, list(islice(prepared, PORTION))
+            yield distinct_P[first : first + PORTION].tolist(), list(islice(prepared, PORTION))
 
 
 def _prepared(images: Images, image: int, shape: tuple[int, int], maker: FaceMaker | None) -> _Prepared:
@@ -232,11 +198,9 @@ def _prepared(images: Images, image: int, shape: tuple[int, int], maker: FaceMak
         image_HWC = decode_whole(encoded)
     except (DamagedDataError, MissingDataError) as error:
         return _Prepared(None, error)
-    if image_HWC.shape[:2] == shape:
-        return _Prepared(image_HWC)
     fitted_HWC = np.empty((*shape, 3), np.uint8)
     fit_into(image_HWC, fitted_HWC)
-    return _Prepared(fitted_HWC, resized=True)
+    return _Prepared(fitted_HWC, resized=image_HWC.shape != fitted_HWC.shape)
 
 
 def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> FacerecError:
@@ -244,11 +208,6 @@ def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> 
     said = str(error) if where in str(error) else f"{where}: {error}"
     kind = MissingDataError if isinstance(error, MissingDataError) else DamagedDataError
     return kind(f"{said}; --on-error skip leaves such images out")
-
-
-def _complete(kept_N: npt.NDArray[np.bool_], group: int) -> npt.NDArray[np.int64]:
-    """The rows that are kept with all that belong together."""
-    return np.flatnonzero(np.repeat(kept_N.reshape(-1, group).all(1), group))
 
 
 # Files --------------------------------------------------------------------------------------------------
@@ -269,19 +228,15 @@ def _writer(out: Path) -> _Write:
 @contextlib.contextmanager
 def _growing(out: Path) -> Iterator[IO[bytes]]:
     """A file without a name in the folder of `out`: however the run ends, nothing is left of it."""
-    try:
+    with storing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent) as file:
             yield file
-    except OSError as error:
-        raise StorageError(
-            f"{out} could not be written: {error.strerror}; nothing there was changed"
-        ) from error
 
 
 def _blocks(
-    embedding_PD: Rows,
-    place_N: npt.NDArray[np.int64],
+    embedding_PD: Embeddings,
+    row_N: npt.NDArray[np.int64],
     images: Images,
     kept_N: npt.NDArray[np.int64],
     normalise: bool,
@@ -289,7 +244,7 @@ def _blocks(
     """Embeddings, names and labels of the rows that are kept, some thousand at a time."""
     for first in range(0, len(kept_N), _BLOCK):
         rows = kept_N[first : first + _BLOCK]
-        embedding_ND: Rows = np.asarray(embedding_PD[place_N[rows]])
+        embedding_ND: Embeddings = np.asarray(embedding_PD[row_N[rows]])
         if normalise:
             embedding_ND = unit_rows(embedding_ND)
         listed = rows.tolist()
@@ -297,7 +252,7 @@ def _blocks(
 
 
 def _write_npy(
-    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, said: dict[str, str]
+    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, about: dict[str, str]
 ) -> list[Path]:
     with replacing_both(out, names) as (array, listing):
         np.lib.format.write_array_header_1_0(array, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -309,13 +264,13 @@ def _write_npy(
 
 
 def _write_parquet(
-    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, said: dict[str, str]
+    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, about: dict[str, str]
 ) -> list[Path]:
     import pyarrow as pa
     from pyarrow import parquet
 
     embeddings = pa.list_(pa.float32(), shape[1])
-    schema = pa.schema([("name", pa.string()), ("label", pa.string()), ("embedding", embeddings)], said)
+    schema = pa.schema([("name", pa.string()), ("label", pa.string()), ("embedding", embeddings)], about)
     with replacing(out) as file, parquet.ParquetWriter(file, schema) as writer:
         for embedding_ND, name_N, label_N in blocks:
             flat = pa.array(np.ascontiguousarray(embedding_ND).reshape(-1))
@@ -326,17 +281,6 @@ def _write_parquet(
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
     return [out]
-
-
-def _report(report: Path, images: Images, skipped: dict[int, str], written: list[Path]) -> None:
-    """The list of images left out; one of an earlier run goes away."""
-    if not skipped:
-        report.unlink(missing_ok=True)
-        return
-    with replacing(report) as file:
-        file.write(csv_lines([("image", "reason")]))
-        file.write(csv_lines((images.where(image), reason) for image, reason in skipped.items()))
-    written.append(report)
 
 
 def _unicode(name: str) -> str:

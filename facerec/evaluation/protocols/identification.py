@@ -249,9 +249,9 @@ def identify(
     keep = (ranks + 1) * int(np.bincount(gallery_G).max())
     top = TopK(len(probe), keep)
     entries = 0
-    for block in cosine_blocks(probe, _all_of(gallery_GD, distractors)):
-        top.add(block)
-        entries = block.first + len(block)
+    for first, cosine_PB in cosine_blocks(probe, _all_of(gallery_GD, distractors)):
+        top.add(first, cosine_PB)
+        entries = first + cosine_PB.shape[1]
     score_PK, index_PK = top.score_PK.numpy(), top.index_PK.numpy()
     rank_P = _ranks(score_PK, _identities(index_PK, gallery_G, len(names)), probe_P)
     cmc = [float((rank_P[mated_P] <= rank).mean()) for rank in range(1, ranks + 1)]

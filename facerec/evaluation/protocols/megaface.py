@@ -194,10 +194,10 @@ def megaface(
     maxima = PrefixMaxima(len(probe), reached)
     highest = Highest(allowed + 1)
     seen = 0
-    for block in cosine_blocks(probe, distractors):
-        maxima.add(block)
-        highest.add(block)
-        seen = block.first + len(block)
+    for first, cosine_PB in cosine_blocks(probe, distractors):
+        maxima.add(first, cosine_PB)
+        highest.add(cosine_PB)
+        seen = first + cosine_PB.shape[1]
     if seen != count:
         raise UserError(f"{seen} distractors came, {count} were announced")
     maximum_PC = maxima.maximum_PC.numpy()
