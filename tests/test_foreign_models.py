@@ -192,7 +192,7 @@ def test_complex_weights_are_refused_and_not_halved(ours: Path, tmp_path: Path) 
     state = checkpoint.load(ours)
     weights = {name: value + 1j for name, value in state["backbone"].items()}
     checkpoint.save(tmp_path / "complex.pt", {**state, "backbone": weights})
-    with pytest.raises(CheckpointError, match=r"do not fit .* complex numbers"):
+    with pytest.raises(CheckpointError, match=r"do not fit .* of torch\.complex64"):
         load_model(tmp_path / "complex.pt", device="cpu")
 
 
@@ -389,10 +389,10 @@ def test_the_content_says_what_a_file_is_and_not_its_name(
     save_file(tiny.state_dict(), tmp_path / "b.pth")
     shutil.copy(ours, tmp_path / "c.onnx")
     torch.save(tiny.state_dict(), tmp_path / "d.pth", _use_new_zipfile_serialization=False)
-    assert kind_of(tmp_path / "a.pth") == "onnx"
-    assert kind_of(tmp_path / "b.pth") == "safetensors"
-    assert kind_of(tmp_path / "c.onnx") == "checkpoint"
-    assert kind_of(tmp_path / "d.pth") == "checkpoint"
+    assert kind_of(tmp_path / "a.pth").name == "onnx"
+    assert kind_of(tmp_path / "b.pth").name == "safetensors"
+    assert kind_of(tmp_path / "c.onnx").name == "checkpoint"
+    assert kind_of(tmp_path / "d.pth").name == "checkpoint"
     assert load_model(tmp_path / "c.onnx", device="cpu").step == 1234
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.errors import CheckpointError
 from facerec.models import checkpoint
-from facerec.models.pretrained import load_pretrained, read_weights, recognise
+from facerec.models.pretrained import load_pretrained, read_weights
+from facerec.models.weights import recognise
 
 SMALL = {"embedding_size": 8, "input_size": 32}
 State = dict[str, Tensor]

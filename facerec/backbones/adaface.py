@@ -8,6 +8,7 @@ images. Its networks return the normalised embedding and its length; here it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from torch import nn
 
@@ -19,6 +20,8 @@ STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 14, 3), "101": (3
 
 class AdaFaceIRNet(IRNet):
     """`IRNet` as AdaFace builds and initialises it."""
+
+    preprocessing = MappingProxyType({"channels": "bgr"})  # its code reads images with OpenCV
 
     def __init__(
         self, stages: Sequence[int], *, embedding_size: int, dropout: float, input_size: int | list[int]

@@ -6,7 +6,8 @@ Shapes: B images of C = 3 channels, H×W pixels; D is the length of the embeddin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
 
     Attributes:
         foreign: prefixes of entries that published files of the family hold besides the backbone's own.
+        preprocessing: settings of `Preprocessing` for its published weights, where they are not the defaults.
 
     Args:
         embedding_size: D, 1 or more.
@@ -37,6 +39,7 @@ class Backbone(nn.Module):
     """
 
     foreign: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, embedding_size: int, input_size: int | Sequence[int], multiple: int = 16) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class SphereNet(Backbone):
 
     recomputable = ("_unit",)
     foreign = ("fc6.",)  # the A-Softmax layer of sphereface_pytorch
+    preprocessing = MappingProxyType({"channels": "bgr", "std": 128.0})  # which reads images with OpenCV
 
     def __init__(self, stages: Sequence[int], *, embedding_size: int, input_size: int | list[int]) -> None:
         super().__init__(embedding_size, input_size)

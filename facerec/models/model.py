@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,46 +32,35 @@ class Cache(Protocol):
     def store(self, path: Path, embedding_VPD: npt.NDArray[np.float32]) -> None: ...
 
 
+@dataclass(eq=False)
 class Model:
     """A backbone and its preprocessing.
 
     Attributes:
         backbone: module from (B, 3, size, size) float to (B, D) raw embeddings.
         input: the preprocessing.
-        step, epoch: how far it was trained, where known.
-        path: the file it came from, where it came from one.
-        identities: names of the people it was trained on, where they are known.
-        config: the settings it was trained with, as its file says; of an exported one the backbone's alone;
-            empty where the file says nothing.
-        knows_input: whether the preprocessing came with the model; else it was taken for granted or given.
-        cache: where its embeddings are kept between runs; None: nowhere.
+        step, epoch: of its training, where known.
+        path: the file it was read from.
+        identities: names of the identities it was trained on, where known.
+        config: the settings of its training as the file says, of an export those of the backbone alone.
+        knows_input: the preprocessing came with the model; else it was taken for granted or given.
+        cache: keeps its embeddings between runs.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        input: Preprocessing | None = None,
-        *,
-        step: int | None = None,
-        epoch: int | None = None,
-        path: Path | None = None,
-        identities: Sequence[str] = (),
-        config: Mapping[str, Any] | None = None,
-        knows_input: bool = True,
-    ) -> None:
-        self.backbone = backbone
-        self.input = input or Preprocessing()
-        self.step = step
-        self.epoch = epoch
-        self.path = path
-        self.identities = identities
-        self.config = dict(config or {})
-        self.knows_input = knows_input
-        self.cache: Cache | None = None
+    backbone: nn.Module
+    input: Preprocessing = field(default_factory=Preprocessing)
+    _: KW_ONLY
+    step: int | None = None
+    epoch: int | None = None
+    path: Path | None = None
+    identities: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    knows_input: bool = True
+    cache: Cache | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone's parameters are."""
+        """The device of the backbone's parameters."""
         return next((parameter.device for parameter in self.backbone.parameters()), torch.device("cpu"))
 
     def embed(
@@ -89,7 +79,7 @@ class Model:
             flip: add the raw embedding of the mirrored image (the protocol's flip-TTA).
             normalise: divide by the norm, so that the dot product of two rows is their cosine; else the raw
                 embedding (or the raw sum of the two views).
-            batch_size: images that go through the backbone at once.
+            batch_size: images per forward pass.
             precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Returns:
@@ -117,16 +107,14 @@ class Model:
         return unit_rows(embedding_BD) if normalise else embedding_BD
 
     def forward(self, image_BHWC: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-        """Raw embeddings, float32 (B, D), of uint8 images on the backbone's device; call within
-        `evaluating`."""
+        """Raw embeddings, float32 (B, D), of uint8 images on its device; call within `evaluating`."""
         with autocast(self.device, precision):
             embedding_BD: torch.Tensor = self.backbone(self.input.normalise(image_BHWC))
         return embedding_BD.float()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode without gradients; every submodule's own mode is put back afterwards (some may be
-        frozen)."""
+        """Set eval mode without gradients, and each submodule's own mode (frozen or not) afterwards."""
         modes = [(module, module.training) for module in self.backbone.modules()]
         self.backbone.eval()
         try:

@@ -1,4 +1,4 @@
-"""Networks that come with a graph of their own as modules from images to embeddings; TorchScript among them.
+"""Networks that bring their own graph as modules from images to embeddings; TorchScript programs.
 
 Shape suffixes: B images, C channels, H height, W width, D embedding size.
 """
@@ -34,17 +34,15 @@ class Output(NamedTuple):
 
 
 class ForeignNetwork(nn.Module):
-    """A network whose batch size may be fixed: it is fed in pieces, the last one filled up with zeros.
+    """A network whose batch size may be fixed: batches are cut for it, the last part filled up with zeros.
 
-    What it says of an image must not depend on the image's place in a batch or on the others there; this is
-    compared when it is opened, and again at the first batch of each size. Where that does not hold for a
-    network of any batch size, it is fed one image at a time.
-
-    Subclasses write `_run`, from (B, 3, H, W) float32 to all outputs.
+    The embedding of an image must not depend on its position in a batch or on the other images: this is
+    compared when the network is opened, and again at the first batch of each size. A network of free batch
+    size that fails it gets one image at a time. Subclasses write `_run`.
 
     Attributes:
         batch: the only number of images it takes at once; None: any.
-        files: what it was read from.
+        files: the files it was read from.
     """
 
     batch: int | None = None
@@ -55,7 +53,7 @@ class ForeignNetwork(nn.Module):
         self.files = [path]
         self._output: int | None = None  # which of its outputs is the embedding
         self._agreed: set[int] = {1}  # batch sizes whose rows were compared
-        self._spread = math.inf  # largest distance between embeddings of the images of `_patterns`
+        self._distance = math.inf  # the largest between embeddings of the images of `_patterns`
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Raw embeddings (B, D), float32, on the CPU or the device that made them."""
@@ -74,14 +72,11 @@ class ForeignNetwork(nn.Module):
         return torch.cat(parts)
 
     def probe(self, shape: tuple[int, int]) -> int:
-        """Find out by running which output and which batch sizes to use; returns the embedding size D.
-
-        Args:
-            shape: (height, width) of its images.
+        """Run it on images of `shape` to choose its output and batch size; returns the embedding size D.
 
         Raises:
-            CheckpointError: it takes no such images, gives no (B, D) or several, or what it says of an image
-                depends on chance or on the rest of its batch.
+            CheckpointError: it takes no such images, gives no (B, D) or several, or embeddings that depend on
+                chance or on the rest of the batch.
         """
         errors: list[str] = []
         with torch.inference_mode():
@@ -92,7 +87,7 @@ class ForeignNetwork(nn.Module):
                 image_BCHW = _patterns(max(count, 3), shape)
                 embedding_BD = self._attempt(image_BCHW[:count], errors)
                 if embedding_BD is not None:
-                    self._settle(count, image_BCHW, embedding_BD)
+                    self._choose_batch(count, image_BCHW, embedding_BD)
                     return embedding_BD.shape[1]
         size = "×".join(map(str, shape))
         raise CheckpointError(
@@ -100,16 +95,13 @@ class ForeignNetwork(nn.Module):
             "made for another size, set input.size"
         )
 
-    def _settle(self, count: int, image_BCHW: Tensor, embedding_BD: Tensor) -> None:
-        """Decide which batch size to use, `count` being the smallest that it takes."""
-        if count == 1:
-            others = [self._again(image_BCHW[i : i + 1]) for i in range(1, len(image_BCHW))]
-            different = torch.cat([embedding_BD, *others])
-        else:
+    def _choose_batch(self, count: int, image_BCHW: Tensor, embedding_BD: Tensor) -> None:
+        """Choose the batch size, of which `count` is the smallest that it takes."""
+        if count > 1:
             self.batch = count
-            different = embedding_BD
-        self._spread = float((different[1:] - different[:1]).norm(dim=1).max())
-        if not self._spread > 0:
+        all_BD = embedding_BD if count > 1 else self._one_by_one(image_BCHW)
+        self._distance = float((all_BD[1:] - all_BD[:1]).norm(dim=1).max())
+        if not self._distance > 0:
             log.warning("%s: gives different images the same embedding, or none that is finite", self.where)
         if not self._alike(self._again(image_BCHW[:count]), embedding_BD):
             raise CheckpointError(f"{self.where}: gives an image another embedding each time")
@@ -128,32 +120,34 @@ class ForeignNetwork(nn.Module):
                 self._compare(several, (image_BCHW.shape[2], image_BCHW.shape[3]))
 
     def _compare(self, count: int, shape: tuple[int, int]) -> None:
-        """Fall back to batches of one unless all rows of a batch of `count` are those of their images."""
+        """Fall back to batches of one unless the rows of a batch of `count` are those of its images alone."""
         if self.batch is not None or count in self._agreed:
             return
         self._agreed.add(count)
         image_BCHW = _patterns(count, shape)
         errors = ["its rows depend on each other, or on their place"]
-        together = self._attempt(image_BCHW, errors)
-        rolled = None if together is None else self._attempt(image_BCHW.roll(1, 0), errors)
-        if together is not None and rolled is not None and self._alike(rolled, together.roll(1, 0)):
+        batch_BD = self._attempt(image_BCHW, errors)
+        rolled_BD = None if batch_BD is None else self._attempt(image_BCHW.roll(1, 0), errors)
+        if batch_BD is not None and rolled_BD is not None and self._alike(rolled_BD, batch_BD.roll(1, 0)):
             some = sorted({0, count // 2, count - 1})
-            alone = torch.cat([self._again(image_BCHW[i : i + 1]) for i in some])
-            if self._alike(alone, together[some]):
+            if self._alike(self._one_by_one(image_BCHW[some]), batch_BD[some]):
                 return
-        self.batch = 1  # whatever the file says: for several images it means something else
+        self.batch = 1
         log.warning("%s: is right for one image at a time only (of %d: %s)", self.where, count, errors[-1])
 
     def _alike(self, one_BD: Tensor, other_BD: Tensor) -> bool:
-        """Equal but for rounding: within 1 % of the norm, and within a tenth of what tells images apart."""
+        """Return True for equality but for rounding: 1 % of the norm, a tenth of the distance of images."""
         if one_BD.shape != other_BD.shape:
             return False
         norm_B = other_BD.norm(dim=1)
-        limit_B = (norm_B / 100).clamp(max=self._spread / 10).maximum(norm_B / 1e5)
+        limit_B = (norm_B / 100).clamp(max=self._distance / 10).maximum(norm_B / 1e5)
         return not bool(((one_BD - other_BD).norm(dim=1) > limit_B).any())
 
+    def _one_by_one(self, image_BCHW: Tensor) -> Tensor:
+        return torch.cat([self._again(image_BCHW[i : i + 1]) for i in range(len(image_BCHW))])
+
     def _again(self, image_BCHW: Tensor) -> Tensor:
-        """Embeddings of images of a number that it takes."""
+        """Embeddings of a number of images that it has taken before."""
         errors: list[str] = []
         embedding_BD = self._attempt(image_BCHW, errors)
         if embedding_BD is None:
@@ -161,12 +155,12 @@ class ForeignNetwork(nn.Module):
         return embedding_BD
 
     def _attempt(self, image_BCHW: Tensor, errors: list[str]) -> Tensor | None:
-        """Embeddings (B, D); None where there are none, and why among `errors`."""
+        """Embeddings (B, D), or None and a reason among `errors`."""
         try:
             outputs = self._run(image_BCHW.contiguous())
         except FacerecError:  # not about these images
             raise
-        # Whatever its operators raise, of types that differ by runtime and version: it does not take these.
+        # Operators raise any type, by runtime and version: it does not take these images.
         except Exception as error:
             errors.append(first_line(error))
             return None
@@ -196,15 +190,12 @@ class ForeignNetwork(nn.Module):
         return row_X[fitting[0]]
 
     def _run(self, image_BCHW: Tensor) -> list[Output]:
+        """All outputs for (B, 3, H, W) float32."""
         raise NotImplementedError
 
 
 class ScriptedNetwork(ForeignNetwork):
-    """A TorchScript program. Loading it may run what is in it: only for files that are trusted.
-
-    Raises:
-        CheckpointError: no TorchScript, or none that this version of torch reads.
-    """
+    """A TorchScript program, which may run as early as while it is loaded: for trusted files only."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         super().__init__(path)
@@ -250,7 +241,7 @@ def _rows(output: Output, count: int) -> Tensor | None:
 
 
 def _patterns(count: int, shape: tuple[int, int]) -> Tensor:
-    """Images that any network tells apart, of large and small structure, in [−1, 1]; always the same ones."""
+    """Different images of large and small structure, in [−1, 1]; the same ones in every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
     large = nn.functional.interpolate(coarse, size=shape, mode="bilinear")
@@ -259,6 +250,6 @@ def _patterns(count: int, shape: tuple[int, int]) -> Tensor:
 
 
 def first_line(error: Exception) -> str:
-    """The line of an error that says most: TorchScript ends with it, onnxruntime begins."""
+    """The most telling line of an error: TorchScript's last, onnxruntime's first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if "TorchScript" in lines[0] else 0][:300]

@@ -5,10 +5,10 @@ Shape suffixes: B images, C channels, H height, W width, D embedding size.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -51,30 +51,31 @@ class OnnxNetwork(ForeignNetwork):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         super().__init__(path)
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise UserError(f"{self.where}: running ONNX needs onnxruntime; pip install 'facerec[onnx]'")
-        on_cuda = device.type == "cuda"
+        for package in ("onnxruntime", "onnx"):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"{self.where}: running ONNX needs {package}; pip install 'facerec[onnx]'")
+        cuda = None
+        if device.type == "cuda":
+            cuda = torch.cuda.current_device() if device.index is None else device.index
         opening = {
             "path": str(path.absolute()),
             "threads": torch.get_num_threads(),
-            "cuda": (torch.cuda.current_device() if device.index is None else device.index)
-            if on_cuda
-            else None,
+            "cuda": cuda,
             "memory": _MEMORY,
             "seconds": _SECONDS,
             "sys_path": sys.path,
         }
         self._worker = _Worker(self.where, opening)
         try:
-            said, _ = self._worker.ask(None)
+            answer, _ = self._worker.ask(None)
         except _NetworkError as error:
             raise CheckpointError(f"{self.where}: onnxruntime cannot load it: {first_line(error)}") from None
-        if on_cuda and not said["cuda"]:
+        if cuda is not None and not answer["cuda"]:
             log.warning("%s: onnxruntime has no CUDA here, so it runs on the CPU", self.where)
-        self.metadata: dict[str, str] = said["metadata"]
-        self.files = [path, *map(Path, said["files"])]
-        self._names: list[str] = said["outputs"]
-        inputs = said["inputs"]
+        self.metadata: dict[str, str] = answer["metadata"]
+        self.files = [path, *map(Path, answer["files"])]
+        self._names: list[str] = answer["outputs"]
+        inputs = answer["inputs"]
         kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
         name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
         self._last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # channels-last, as of TensorFlow
@@ -101,10 +102,10 @@ class OnnxNetwork(ForeignNetwork):
         image = image_BCHW.permute(0, 2, 3, 1) if self._last else image_BCHW
         given = np.ascontiguousarray(image.cpu().numpy(), dtype=self._type)
         names = self._names if self._output is None else [self._names[self._output]]
-        said, values = self._worker.ask(given, {"input": self._name, "outputs": names})
+        answer, values = self._worker.ask(given, {"input": self._name, "outputs": names})
         outputs = [
             Output(name, tuple(shape), value)
-            for name, (shape, _), value in zip(names, said["outputs"], values, strict=True)
+            for name, (shape, _), value in zip(names, answer["outputs"], values, strict=True)
         ]
         # The chosen one alone has come; it keeps its place.
         none = [Output("", (), None)] * (self._output or 0)
@@ -138,20 +139,20 @@ class _Worker:
             _NetworkError: onnxruntime did not do it.
         """
         with self._lock:
-            seconds, what = _SECONDS, "opening it"
+            seconds, task = _SECONDS, "opening it"
             try:
                 if self._process is None:
-                    self._process = self._started()
-                    said = self._exchange(self._opening)
+                    self._start()
+                    answer = self._exchange(self._opening)
                 if images is None:
-                    return said, []
+                    return answer, []
                 seconds = _SECONDS + _SECONDS_IMAGE * len(images)
-                what = f"a batch of {len(images)}"
+                task = f"a batch of {len(images)}"
                 asked = {"shape": images.shape, "type": str(images.dtype), "seconds": seconds}
-                said = self._exchange(asked | (request or {}), images)
-                return said, [self._value(shape) if good else None for shape, good in said["outputs"]]
-            except (EOFError, BrokenPipeError):
-                raise CheckpointError(f"{self.where}: {self._ended(seconds, what)}") from None
+                answer = self._exchange(asked | (request or {}), images)
+                return answer, [self._value(shape) if good else None for shape, good in answer["outputs"]]
+            except (EOFError, OSError):
+                raise CheckpointError(f"{self.where}: {self._end_reason(seconds, task)}") from None
             except _NetworkError:
                 if images is None:
                     self._end()
@@ -160,43 +161,40 @@ class _Worker:
                 self._end()
                 raise
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(onnx_worker.__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"MALLOC_ARENA_MAX": "4"},
-        )
-        self._finalizer = weakref.finalize(self, _kill, process)
-        return process
+    def _start(self) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(Path(onnx_worker.__file__)), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"MALLOC_ARENA_MAX": "4"},
+            )
+        self._finalizer = weakref.finalize(self, _kill, self._process, self._connection)
 
     def _exchange(self, request: dict[str, Any], images: np.ndarray | None = None) -> dict[str, Any]:
-        onnx_worker.send(self._pipe("stdin"), request, [] if images is None else [images])
-        said = onnx_worker.receive(self._pipe("stdout"))
-        if "refused" in said:
-            raise CheckpointError(f"{self.where}: {said['refused']}")
-        if "error" in said:
-            raise _NetworkError(said["error"])
-        return said
+        onnx_worker.send(self._connection, request, [] if images is None else [images])
+        answer = onnx_worker.receive(self._connection)
+        if "refused" in answer:
+            raise CheckpointError(f"{self.where}: {answer['refused']}")
+        if "error" in answer:
+            raise _NetworkError(answer["error"])
+        return answer
 
     def _value(self, shape: list[int]) -> Tensor:
-        content = onnx_worker.fill(self._pipe("stdout"), 4 * math.prod(shape))
+        content = bytearray(self._connection.recv_bytes(4 * math.prod(shape)))
         return torch.from_numpy(np.frombuffer(content, np.float32).reshape(shape))
 
-    def _pipe(self, name: str) -> IO[bytes]:
-        pipe: IO[bytes] = getattr(self._process, name)
-        return pipe
-
-    def _ended(self, seconds: float, what: str) -> str:
-        """Why the process is no more."""
+    def _end_reason(self, seconds: float, task: str) -> str:
         assert self._process is not None
         status = self._process.wait()
         self._end()
         if status == -signal.SIGALRM:
-            return f"was stopped, for {what} took it more than {seconds:g} s"
+            return f"was stopped, for {task} took it more than {seconds:g} s"
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return f"onnxruntime crashed over {what} ({name}), or had no memory left"
+        return f"onnxruntime crashed over {task} ({name}), or had no memory left"
 
     def _end(self) -> None:
         if self._process is not None:
@@ -204,8 +202,7 @@ class _Worker:
             self._process = None
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], connection: Any) -> None:
     process.kill()
-    # This closes its pipes, one of which may hold what nobody will read, and waits.
-    with contextlib.suppress(BrokenPipeError), process:
-        pass
+    process.wait()
+    connection.close()

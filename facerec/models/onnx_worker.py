@@ -1,38 +1,24 @@
-"""Program that runs one ONNX network for `facerec.models.networks`, within limits of time and memory.
+"""Program that runs one ONNX network for `facerec.models.onnx_network`, within limits of time and memory.
 
-It is started as a script and imports the standard library, NumPy and onnxruntime alone. Requests come on
-stdin, answers go to stdout: a length of 8 bytes, so much JSON, then the arrays that the JSON announces. The
-first request names the network, each further one brings a batch of images. Whatever a graph makes
-onnxruntime do, the kernel ends this process when a request has taken its time (SIGALRM), and refuses it
-memory beyond the limit.
+It is started as a script with the number of a socket, and imports the standard library, NumPy, onnx and
+onnxruntime alone. The first request names the network, each further one brings a batch of images. Whatever a
+graph makes onnxruntime do, the kernel ends this process when a request has taken its time (SIGALRM), and
+refuses it memory beyond the limit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import mmap
 import os
 import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-# Fields of ONNX's messages that lead to tensors, by field number (onnx.proto).
-_FIELDS: Final[dict[str, dict[int, str]]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
-    "entry": {},
-}
 _MOST_NUMBERS: Final = 1 << 16  # of an output, per image: more is no embedding
 
 
@@ -40,35 +26,17 @@ class Refused(Exception):
     """The network may not be used; the text says why."""
 
 
-def send(file: IO[bytes], message: dict[str, Any], arrays: Iterable[Any] = ()) -> None:
-    """Write a message and the bytes of arrays."""
-    text = json.dumps(message).encode()
-    file.write(len(text).to_bytes(8, "little") + text)
+def send(connection: Connection, message: dict[str, Any], arrays: Iterable[Any] = ()) -> None:
+    """Send a message and the bytes of arrays; JSON, so that nothing here or there is unpickled."""
+    connection.send_bytes(json.dumps(message).encode())
     for array in arrays:
-        file.write(memoryview(array).cast("B"))
-    file.flush()
+        connection.send_bytes(array.reshape(-1).view("uint8").data)
 
 
-def receive(file: IO[bytes]) -> dict[str, Any]:
-    """Read a message; the bytes of its arrays come next, for `fill`.
-
-    Raises:
-        EOFError: the other side has ended.
-    """
-    message: dict[str, Any] = json.loads(fill(file, int.from_bytes(fill(file, 8), "little")))
+def receive(connection: Connection) -> dict[str, Any]:
+    """Receive a message; the bytes of its arrays come next."""
+    message: dict[str, Any] = json.loads(connection.recv_bytes())
     return message
-
-
-def fill(file: IO[bytes], count: int) -> bytearray:
-    """Read `count` bytes; raises `EOFError` where fewer come."""
-    content = bytearray(count)
-    view = memoryview(content)
-    while view:
-        got = file.readinto(view)  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError
-        view = view[got:]
-    return content
 
 
 def external_files(path: Path) -> list[Path]:
@@ -79,8 +47,7 @@ def external_files(path: Path) -> list[Path]:
     """
     folders = {path.absolute().parent.resolve(), path.resolve().parent}  # the second: a cache of links
     found = []
-    for location in sorted(set(_locations(path))):
-        name = location.decode("utf-8", "surrogateescape")
+    for name in sorted(set(_locations(path))):
         file = Path(os.path.realpath(path.absolute().parent / name.replace("\0", "")))
         if not any(file.is_relative_to(folder) for folder in folders):
             raise Refused(f"names {name[:200]!r} for its numbers, a file outside of its folder")
@@ -90,54 +57,25 @@ def external_files(path: Path) -> list[Path]:
     return found
 
 
-def _locations(path: Path) -> Iterator[bytes]:
-    """Values of ``location`` among the external data of all tensors."""
-    if not path.stat().st_size:
+def _locations(path: Path) -> Iterator[str]:
+    """Values of ``location`` among the external data of all tensors, wherever in the network they are."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = path.read_bytes()
+    if not content:
         raise Refused("is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        waiting = [("model", 0, len(content))]
+    try:
+        waiting: list[Any] = [onnx.ModelProto.FromString(content)]
         while waiting:
-            kind, start, stop = waiting.pop()
-            entry: dict[int, bytes] = {}
-            for number, at, end in _fields(content, start, stop):
-                if kind == "entry" and number in (1, 2):
-                    entry[number] = content[at:end]
-                elif number in _FIELDS[kind]:
-                    waiting.append((_FIELDS[kind][number], at, end))
-            if entry.get(1) == b"location":
-                yield entry.get(2, b"")
-
-
-def _fields(content: mmap.mmap, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field of a message that has a length."""
-    while at < stop:
-        tag, at = _varint(content, at, stop)
-        kind = tag & 7
-        if kind == 0:
-            _, at = _varint(content, at, stop)
-        elif kind == 2:
-            size, at = _varint(content, at, stop)
-            if size > stop - at:
-                raise Refused("is damaged: a field is longer than what it is in")
-            yield tag >> 3, at, at + size
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        elif kind not in (3, 4):  # both ends of a group, whose fields are read as if it were not there
-            raise Refused("is damaged, or no ONNX")
-
-
-def _varint(content: mmap.mmap, at: int, stop: int) -> tuple[int, int]:
-    value = 0
-    for place in range(10):
-        if at >= stop:
-            break
-        byte = content[at]
-        at += 1
-        value |= (byte & 127) << (7 * place)
-        if byte < 128:
-            return value, at
-    raise Refused("is damaged, or no ONNX")
+            message = waiting.pop()
+            if isinstance(message, onnx.TensorProto):
+                yield from (entry.value for entry in message.external_data if entry.key == "location")
+            for field, value in message.ListFields():
+                if field.message_type is not None:
+                    waiting += [value] if hasattr(value, "ListFields") else value
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise Refused("is damaged, or no ONNX") from error
 
 
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -152,6 +90,7 @@ def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"]
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others decode meanwhile
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # which `external_files` has read
     options.log_severity_level = 4
     cuda = request["cuda"]
     usable = cuda is not None and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -192,48 +131,46 @@ def _allow(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
-    source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not stand between the answers
+def _answer(
+    connection: Connection, session: Any, request: dict[str, Any]
+) -> tuple[Any, dict[str, Any], list[Any]]:
+    """The session, opened by the first request; the answer; and its arrays."""
+    if session is None:
+        sys.path[:] = request["sys_path"]
+        _limit_memory(request["memory"])
+        return *_open(request), []
+    import numpy as np
+
+    images = np.frombuffer(connection.recv_bytes(), request["type"]).reshape(request["shape"])
+    return session, *_run(session, request, images)
+
+
+def main(connection: Connection) -> None:
+    """Answer requests until the other side has ended."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side decides
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):  # where the kernel has it: this process goes first
+    with contextlib.suppress(OSError):  # where the kernel has it: this process is ended first
         Path("/proc/self/oom_score_adj").write_text("1000")
     session: Any = None
     while True:
-        try:
-            request = receive(source)
-        except EOFError:
-            return
+        request = receive(connection)
         _allow(request["seconds"])
         arrays: list[Any] = []
         try:
-            if session is None:
-                sys.path[:] = request["sys_path"]
-                _limit_memory(request["memory"])
-                session, said = _open(request)
-            else:
-                import numpy as np
-
-                content = fill(source, math.prod(request["shape"]) * np.dtype(request["type"]).itemsize)
-                images = np.frombuffer(content, request["type"]).reshape(request["shape"])
-                said, arrays = _run(session, request, images)
+            session, answer, arrays = _answer(connection, session, request)
         except Refused as error:
-            said = {"refused": str(error)}
-        # What onnxruntime raises has no base class; whoever asked says it.
+            answer = {"refused": str(error)}
+        # onnxruntime's errors have no base class.
         except (Exception, MemoryError) as error:
-            said = {"error": str(error) or type(error).__name__}
-            if any(word in said["error"] for word in ("allocate memory", "bad_alloc", "MemoryError")):
+            answer = {"error": str(error) or type(error).__name__}
+            if any(word in answer["error"] for word in ("allocate memory", "bad_alloc", "MemoryError")):
                 limit = resource.getrlimit(resource.RLIMIT_DATA)[0] / 2**30
-                said = {"error": f"it takes more than the {limit:.1f} GiB of memory that it may have"}
+                answer = {"error": f"it takes more than the {limit:.1f} GiB of memory that it may have"}
         _allow(0)
-        try:
-            send(answers, said, arrays)
-        except BrokenPipeError:
-            return
+        send(connection, answer, arrays)
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(EOFError, OSError):  # the other side has ended
+        main(Connection(int(sys.argv[1])))

@@ -1,11 +1,10 @@
-"""Read pickles from anywhere without running anything: an interpreter whose every object is its own stand-in.
+"""Interpreter of pickles that runs nothing in them: names and calls become inert stand-ins.
 
-A pickle is a program for a stack machine. Python's own machine imports what the program names, calls it, sets
-attributes on it, and hashes whatever the program uses as a key; guarding it means guessing what each of those
-may do. So no pickle reaches it. The loop here knows the operations that data need, but a name stays a name, a
-call of a name that the caller did not list makes an inert object, and nothing is hashed but short keys. Each
-byte of the file is read once and each operation makes one small object, so a bound on the operations bounds
-time and memory.
+A pickle is a program for a stack machine. Python's machine imports what the program names, calls it, sets
+attributes on it, and hashes its keys; guarding it means guessing what each of those may do. The loop here
+knows the operations that data need, but a name stays a name, a call of a name that the caller did not list
+makes an inert object, and only short keys are hashed. Each byte is read once and each operation makes one
+small object, so a bound on the operations bounds time and memory.
 """
 
 from __future__ import annotations
@@ -21,30 +20,36 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError
-from facerec.pickles.stand_ins import OPERATIONS, Broken, Forbidden, Global, Inert, check_nesting, key, shown
+from facerec.pickles.stand_ins import (
+    OPERATIONS,
+    Broken,
+    Forbidden,
+    Global,
+    Inert,
+    check_nesting,
+    key,
+    shown,
+    text,
+)
 
 _NUMBERS: Final = frozenset("?bBhHiIlLqQefd")  # dtype.char of booleans, integers and floats
 _ARRAY: Final = "numpy.core.multiarray._reconstruct"
 _NUMPY: Final = ("numpy.ndarray", "numpy.dtype", _ARRAY)
 
-_ARGUMENTS: Final = 16  # of what is called here, and
-_TEXT: Final = (
-    256  # characters of its names and settings: one call takes five bytes of a file, and no long time
-)
+_ARGUMENTS: Final = 16  # of a call: it takes five bytes of a file, and no long time
 
 Builder = Callable[..., Any]
 
 
 def load(path: Path) -> Any:
-    """The value in a pickle file, built of None, bool, int, float, str, bytes, list, tuple and arrays.
+    """Read a pickle file of None, bool, int, float, str, bytes, list, tuple and NumPy's arrays and scalars.
 
-    Byte strings of Python 2 and bytearrays come as bytes; arrays (numbers, or objects of the kinds above) and
-    NumPy scalars come as NumPy arrays and plain numbers. No container holds itself.
+    Byte strings of Python 2 and bytearrays become bytes, scalars plain numbers. No container holds itself.
 
     Raises:
         MissingDataError: there is no such file.
-        Forbidden: it asks for any class or function, or a dict; the message says which.
-        DamagedDataError: it is no pickle, or not a whole one.
+        Forbidden: it asks for any other class or function, or a dict.
+        DamagedDataError: it is no pickle, or a cut one.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -64,16 +69,15 @@ class Reader:
 
     Args:
         data: bytes or a mapped file.
-        builders: what is made of a call, by the full name that is called, from its arguments; NumPy's arrays
-            and scalars and the ways to write bytes are known besides. They get arguments of any type and
-            length, and may raise what Python raises for wrong ones.
-        stored: what is made of the id of an object that is stored elsewhere.
+        builders: functions that stand for those of these full names, besides NumPy's arrays and scalars and
+            the ways to write bytes. They get arguments of any type and length, and may raise over them.
+        stored: stands for an object that is stored elsewhere, by its id.
         plain_only: refuse other names, and dicts, instead of making inert objects of them.
         text: make str of Python 2's byte strings where they are ASCII.
 
     Attributes:
-        position: where in `data` the next pickle begins.
-        inert: names that were called and not known, in the order of their first call.
+        position: of the next pickle in `data`.
+        inert: names of unknown functions that were called, in the order of their first call.
     """
 
     def __init__(
@@ -100,12 +104,7 @@ class Reader:
         }
 
     def run(self) -> Any:
-        """The value of the pickle at `position`.
-
-        Raises:
-            Broken: it is no pickle or a cut one, too long or too deeply nested, or holds itself.
-            Forbidden: it asks for what it may not have.
-        """
+        """The value of the pickle at `position`; raises `Broken` or `Forbidden`."""
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
@@ -152,7 +151,7 @@ class Reader:
         return raw
 
     def _do(self, name: str, raw: bytes) -> None:
-        """One operation; its name is that of pickletools, and `raw` its argument in the file."""
+        """Do the operation that pickletools calls `name`; `raw` is its argument in the file."""
         stack = self._stack
         match name:
             case "MEMOIZE":
@@ -191,10 +190,10 @@ class Reader:
             case "SETITEMS":
                 self._set(self._since_mark())
             case "GLOBAL":
-                stack.append(self._named(_text(raw), _text(self._line())))
+                stack.append(self._named(text(raw), text(self._line())))
             case "STACK_GLOBAL":
-                last = _text(stack.pop())
-                stack.append(self._named(_text(stack.pop()), last))
+                last = text(stack.pop())
+                stack.append(self._named(text(stack.pop()), last))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
                 stack.append(self._called(stack.pop(), arguments))
@@ -285,23 +284,22 @@ class Reader:
         return target
 
     def _spend(self, amount: int) -> None:
-        """What a pickle asks to be copied may not exceed its own size: the same text encoded over and over
-        would fill the memory out of a small file."""
+        """Bound copies by the size of the pickle: a text encoded again and again would fill the memory."""
         self._budget -= amount
         if self._budget < 0:
             raise Broken("it asks for more than it holds")
 
-    def _encode(self, text: Any, encoding: Any = "latin1") -> bytes:
-        """`_codecs.encode`, by which Python 3 writes bytes under the protocols of Python 2."""
-        if type(text) is not str or _text(encoding) not in ("latin1", "latin-1"):
+    def _encode(self, content: Any, encoding: Any = "latin1") -> bytes:
+        """Stand for `_codecs.encode`, by which Python 3 writes bytes under the protocols of Python 2."""
+        if type(content) is not str or text(encoding) not in ("latin1", "latin-1"):
             raise Forbidden("the pickle asks for _codecs.encode to something else; only latin1 is read")
-        self._spend(len(text))
-        return text.encode("latin1")
+        self._spend(len(content))
+        return content.encode("latin1")
 
     def _array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         """An array of numbers over the bytes `data`, or of the objects in the list `data`."""
         real = _real(dtype)
-        layout: Literal["C", "F"] = "F" if _text(order) == "F" else "C"
+        layout: Literal["C", "F"] = "F" if text(order) == "F" else "C"
         if not real.hasobject:
             content = self._encode(data) if type(data) is str else data  # text: bytes of Python 2
             return np.frombuffer(content, real).reshape(shape, order=layout)
@@ -318,24 +316,14 @@ def _real(dtype: Any) -> np.dtype[Any]:
     """The NumPy type that an inert ``numpy.dtype`` stands for: numbers or (references to) objects."""
     if type(dtype) is not Inert or dtype.name != "numpy.dtype":
         raise Broken("an array without a type")
-    code = _text(dtype.arguments[0])
+    code = text(dtype.arguments[0])
     if code.lstrip("|<>=") in ("O", "O8", "O4"):
         return np.dtype(object)
     real = np.dtype(code) if len(code) <= 4 else np.dtype("V1")
     if real.char not in _NUMBERS:
         raise Broken(f"it holds an array of {shown(code)}; only numbers are read")
-    order = "=" if dtype.state is None else _text(dtype.state[1])
+    order = "=" if dtype.state is None else text(dtype.state[1])
     return real.newbyteorder(order) if order in ("<", ">") else real  # type: ignore[arg-type]
-
-
-def _text(value: Any) -> str:
-    if type(value) in (bytes, str) and len(value) > _TEXT:
-        raise Broken(f"a name of {len(value):,} characters")
-    if type(value) is bytes:
-        return value.decode()
-    if type(value) is not str:
-        raise Broken(f"text was expected, not {type(value).__name__}")
-    return value
 
 
 def _long(raw: bytes) -> int:

@@ -11,6 +11,7 @@ from facerec.errors import DamagedDataError
 OPERATIONS: Final = 2**24  # of one pickle; four million images or eight million names take fewer
 NESTING: Final = 200  # levels of containers in containers
 _KEY: Final = 2**16  # characters of a key: equal ones are compared
+_TEXT: Final = 256  # characters of names and settings: a call takes five bytes of a file, and no long time
 
 
 class Forbidden(DamagedDataError):
@@ -31,7 +32,7 @@ class Global:
 
 
 class Inert:
-    """What a pickle wanted made by a class or function: its name, arguments and state, none of them used."""
+    """An object that a pickle asks a class or function to make: its name, arguments and state, unused."""
 
     __slots__ = ("arguments", "name", "state")
 
@@ -48,10 +49,7 @@ def shown(name: str) -> str:
 
 
 def key(value: Any) -> Any:
-    """What stands for `value` as a key: hashing and comparing it takes no time, however many a file has.
-
-    Long numbers can be made to collide, and tuples to take for ever; they become inert objects.
-    """
+    """Stand for `value` as a key: long numbers can be made to collide, and tuples to take for ever."""
     kind = type(value)
     if kind in (str, bytes) and len(value) > _KEY:
         raise Broken(f"it has a key of {len(value):,} characters")
@@ -61,25 +59,23 @@ def key(value: Any) -> Any:
 
 def numbers(values: Any) -> tuple[int, ...]:
     """`values`, if it is a tuple of a few numbers that are 0 or more, as sizes of tensors are."""
-    if type(values) is not tuple or len(values) > 64:
-        raise Broken("sizes that no tensor has")
-    if not all(type(one) is int and 0 <= one < 2**63 for one in values):
-        raise Broken("sizes that no tensor has")
-    return values
+    short = type(values) is tuple and len(values) <= 64
+    if short and all(type(one) is int and 0 <= one < 2**63 for one in values):
+        return values
+    raise Broken("sizes that no tensor has")
 
 
 def text(value: Any) -> str:
-    """`value`, if it is a str."""
-    if type(value) is not str:
-        raise Broken(f"a name was expected, not a {type(value).__name__}")
-    return value
+    """`value`, if it is a short str, or bytes that say one."""
+    if type(value) not in (bytes, str):
+        raise Broken(f"text was expected, not {type(value).__name__}")
+    if len(value) > _TEXT:
+        raise Broken(f"a name of {len(value):,} characters")
+    return value.decode() if type(value) is bytes else value
 
 
 def check_nesting(value: Any) -> None:
-    """Refuse containers that hold themselves, or each other so often that going through them takes for ever.
-
-    Whoever prints, compares or copies what was read may then do so without a thought.
-    """
+    """Refuse containers that hold themselves, or each other so often that printing them takes for ever."""
     size: dict[int, int] = {}  # by id: elements, those of shared containers as often as they are held
     way: list[tuple[int, list[Any]]] = []  # the containers that are being looked at, and what is left in them
     within: set[int] = set()
@@ -114,7 +110,7 @@ def _holds(value: Any) -> bool:
 
 
 def are_settings(value: Any) -> bool:
-    """True for what YAML could have given, of a reasonable length: messages show it."""
+    """Return True for values that YAML could give, of a length that messages can show."""
     match value:
         case dict():
             return all(isinstance(key, str) and are_settings(one) for key, one in value.items())

@@ -1,11 +1,10 @@
-"""Read files of torch.save as data: tensors out of their bytes, plain values, and inert objects for the rest.
+"""Files of torch.save read as data: tensors, plain values, and inert objects for everything else.
 
-torch's own reader, with ``weights_only=True``, runs no program of the file's either, but it believes what the
-file says of sizes (a tensor, a bytearray or a compressed part of terabytes out of a kilobyte), hashes tuples
-that hold themselves twice, 40 deep, checks no CRC, and refuses weights beside a Namespace altogether. So all
-files are read here, by the interpreter in `pickles.interpreter`, and what tensors claim is held against the
-bytes that are there. Nothing that is called copies or goes through more than a few values, as one call takes
-five bytes of a file.
+torch's own reader, with ``weights_only=True``, runs no program of the file's either, but it believes the
+sizes that a file claims (a tensor, a bytearray or a compressed part of terabytes out of a kilobyte), hashes
+tuples that hold themselves twice, 40 deep, checks no CRC, and refuses weights beside a Namespace. Here
+`pickles.interpreter` reads, and the claims of tensors are compared with the bytes that are there. A call
+copies or visits a few values at most, as it takes five bytes of a file.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,12 +25,13 @@ from torch import Tensor
 from facerec.pickles.interpreter import Builder, Reader
 from facerec.pickles.stand_ins import Broken, Forbidden, Global, Inert, key, numbers, text
 
-# What damaged archives lead to in zipfile: its own error, and those of cut headers, of names that are no text
-# and of unknown compressions.
+# zipfile's errors for damaged archives: its own, and those of cut headers, of names that are no text and of
+# unknown compressions.
 BROKEN_ARCHIVE: Final = (
     *(zipfile.BadZipFile, struct.error, ValueError, LookupError, ArithmeticError, EOFError, RuntimeError),
     MemoryError,
 )
+ARCHIVE: Final = b"PK\x03\x04"
 _MAGIC: Final = (0x1950A86A20F9469CFC6C, 1001)  # with the version, of files from before torch 1.6
 _SHARED: Final = 4  # tensors may share storages, and be so many times larger than the file together
 _PIECE: Final = 2**24
@@ -52,12 +52,7 @@ _STORAGES: Final = {
 
 
 class Content(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        value: tensors on the CPU without gradients, plain values and containers, and `Inert` objects.
-        inert: names of the classes and functions whose objects the latter stand for.
-    """
+    """Tensors on the CPU, plain values and `Inert` objects, and the names of what the latter stand for."""
 
     value: Any
     inert: list[str]
@@ -69,11 +64,7 @@ class _Storage(NamedTuple):
 
 
 def read(file: BinaryIO | Window, size: int) -> Content:
-    """What torch.save wrote, now or before torch 1.6; nothing in the file is run.
-
-    Args:
-        file: at its beginning; read and sought in.
-        size: bytes in it.
+    """Read a file of `size` bytes that torch.save wrote, now or before torch 1.6.
 
     Raises:
         Broken: it is no such file, a damaged one (CRC), or one that claims more than it holds.
@@ -81,7 +72,7 @@ def read(file: BinaryIO | Window, size: int) -> Content:
     if not size:
         raise Broken("it is empty")
     try:
-        if file.read(4) == b"PK\x03\x04":
+        if file.read(4) == ARCHIVE:
             with zipfile.ZipFile(file) as archive:
                 return _Archive(archive, size).read()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -96,16 +87,13 @@ def read(file: BinaryIO | Window, size: int) -> Content:
         raise Broken(type(error).__name__) from error
 
 
-def kind_of_archive(path: Path) -> Literal["checkpoint", "torchscript", "torch.export"]:
-    """What an archive of torch's is, by the names in it; ``checkpoint`` is also a damaged one."""
+def archive_names(path: Path) -> frozenset[str]:
+    """The names in an archive of torch's, without the folder that holds them all; none if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}  # all lie in one folder
+            return frozenset(name.partition("/")[2] for name in archive.namelist())
     except BROKEN_ARCHIVE:
-        return "checkpoint"  # reading it says so
-    if "constants.pkl" in names:
-        return "torchscript"
-    return "torch.export" if "archive_format" in names else "checkpoint"
+        return frozenset()
 
 
 class Window(io.RawIOBase):
@@ -169,10 +157,8 @@ class _Archive:
         self._left -= info.file_size
         if self._left < 0 or info.compress_size != info.file_size:
             raise Broken("its parts are larger than the file")
-        if (
-            info.CRC == 0
-        ):  # never computed (torch.serialization.set_crc32_options); zipfile looks for none then
-            del info.CRC
+        if info.CRC == 0:  # never computed (torch.serialization.set_crc32_options)
+            del info.CRC  # so that zipfile compares none
         content = torch.empty(info.file_size, dtype=torch.uint8)
         view = memoryview(content.numpy())  # type: ignore[arg-type]
         done = 0
@@ -199,7 +185,7 @@ def _read_before_zip(data: mmap.mmap) -> Content:
         raise Broken("not a file of torch.save")
     reader.run()  # the machine it was written on
     object_ = reader.position
-    reader.run()  # the storages come behind what is made of them: read once for their types, then in earnest
+    reader.run()  # the storages come behind the objects made of them: read once for their types, then again
     names = reader.run()
     for name in names if type(names) is list else ():
         dtype, count = types[text(name)]
@@ -215,11 +201,10 @@ def _read_before_zip(data: mmap.mmap) -> Content:
 
 
 class _Tensors:
-    """What the interpreter makes of the calls and storages in torch's pickles.
+    """Builders of tensors for the calls and storages in torch's pickles.
 
     Args:
-        bytes_of: the content of a storage by its name, uint8, from its type and number of elements; None
-            where it is not known yet.
+        bytes_of: returns the bytes of a storage by name, type and number of elements; None if not known yet.
         size: of the file, in bytes.
     """
 
@@ -240,7 +225,7 @@ class _Tensors:
         }
 
     def storage(self, identity: Any) -> _Storage | Inert | Global:
-        """What stands for the storage that torch calls by ``("storage", type, name, device, elements)``."""
+        """Stand for the storage with the id ``("storage", type, name, device, elements)``."""
         if type(identity) is tuple and identity[0] == "module":  # a class, with its source
             return Global(text(identity[1].name))
         if type(identity) is not tuple or not 5 <= len(identity) <= 6:

@@ -19,7 +19,8 @@ from typing import Any
 from facerec.models.checkpoint.file import FileCheckpoint, load_file
 from facerec.models.checkpoint.file import require_file as require_file
 from facerec.models.checkpoint.file import save as save
-from facerec.models.checkpoint.folder import FolderCheckpoint, is_folder
+from facerec.models.checkpoint.folder import FolderCheckpoint
+from facerec.models.checkpoint.folder import is_folder as is_folder
 from facerec.models.checkpoint.run import RunCheckpoints as RunCheckpoints
 from facerec.models.checkpoint.run import kept as kept
 from facerec.models.checkpoint.run import newest as newest
