@@ -12,12 +12,12 @@ from facerec.errors import StorageError
 from facerec.evaluation.verify import verify
 from facerec.packs.verification import VerificationSet
 from facerec.reporting.verification_figures import (
+    comparison_figures_of,
     det_figure,
     distance_figure,
     figures_of,
     pair_figure,
     roc_figure,
-    save_comparison_figures,
     save_figures,
 )
 
@@ -35,7 +35,7 @@ def result():
 
 
 def test_every_figure_is_written_as_a_image(result, tmp_path):
-    paths = save_figures(tmp_path / "run", "lfw", result)
+    paths = save_figures(tmp_path / "run", "lfw", figures_of("lfw", result))
     assert [path.name for path in paths] == [
         f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "pairs")
     ]
@@ -95,7 +95,7 @@ def test_several_models_share_one_roc_and_have_files_of_their_own(result, tmp_pa
     labels = [line.get_label() for line in axes.lines]
     assert labels[0].startswith("good, AUC") and labels[1].startswith("bad, AUC")
     assert axes.lines[0].get_color() != axes.lines[1].get_color()
-    paths = save_comparison_figures(tmp_path, "lfw", {"a/good <b>": result, "bad": worse})
+    paths = save_figures(tmp_path, "lfw", comparison_figures_of("lfw", {"a/good <b>": result, "bad": worse}))
     assert [path.name for path in paths] == [
         "lfw_roc.png",
         "lfw_det.png",
@@ -119,4 +119,4 @@ def test_what_cannot_be_drawn_is_left_out(result):
 def test_a_image_that_cannot_be_written_is_an_error(result, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="could not be written"):
-        save_figures(tmp_path / "file", "lfw", result)
+        save_figures(tmp_path / "file", "lfw", figures_of("lfw", result))

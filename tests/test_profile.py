@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from facerec.reporting.loggers.profile import PHASES, SKIPPED, TIMED, TRACED, Profile
+from tests.test_records import logger
 from tests.tiny_run import tiny_trainer
 
 
@@ -18,7 +19,10 @@ def test_the_phases_of_a_step_are_measured_and_a_few_steps_traced(
     caplog.set_level(logging.INFO)
     steps = SKIPPED + TIMED + TRACED + 2
     trainer = tiny_trainer(
-        tmp_path, trainer_max_steps=steps, trainer_epochs=99, reporters=[Profile(tmp_path / "profile")]
+        tmp_path,
+        trainer_max_steps=steps,
+        trainer_epochs=99,
+        reporters=[logger(Profile, tmp_path)],
     )
     trainer.fit()
     written = json.loads((tmp_path / "profile" / "profile.json").read_text())
@@ -40,6 +44,6 @@ def test_the_phases_of_a_step_are_measured_and_a_few_steps_traced(
 
 
 def test_a_run_that_is_too_short_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = tiny_trainer(tmp_path, trainer_max_steps=2, reporters=[Profile(tmp_path / "profile")])
+    trainer = tiny_trainer(tmp_path, trainer_max_steps=2, reporters=[logger(Profile, tmp_path)])
     trainer.fit()
     assert f"the run ended after 2 steps; {SKIPPED + TIMED} are needed" in caplog.text

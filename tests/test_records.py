@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from facerec import files
 from facerec.models import checkpoint
 from facerec.packs.recordio import Record, RecordWriter
-from facerec.reporting.loggers.run_reporters import MetricsFile, TensorBoard
+from facerec.reporting.loggers.base import Figures, Logger
+from facerec.reporting.loggers.metrics_file import MetricsFile
+from facerec.reporting.loggers.tensorboard import TensorBoard
 from tests.foreign_files import png
 from tests.test_cli_train import Ended, command, failed
 from tests.test_training import At, interrupt
@@ -32,6 +35,12 @@ RUN = [
 ]
 
 
+def logger(kind: Callable[..., Logger], folder: Path) -> Logger:
+    """A logger that writes to a folder, which is there."""
+    folder.mkdir(exist_ok=True)
+    return kind(folder=folder, figures=Figures())
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl holds, but for what the clock decides."""
     made = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -40,15 +49,14 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_rows_after_a_resume_are_those_of_a_run_in_one_part(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"trainer_log_every": 4, "trainer_epochs": 3}
-    tiny_trainer(tmp_path / "whole", **settings, reporters=[MetricsFile(tmp_path / "whole.jsonl")]).fit()
+    tiny_trainer(tmp_path / "whole", **settings, reporters=[logger(MetricsFile, tmp_path / "whole")]).fit()
     for stop in (3, 6, None):
-        trainer = tiny_trainer(tmp_path, **settings, reporters=[MetricsFile(tmp_path / "metrics.jsonl")])
+        trainer = tiny_trainer(tmp_path, **settings, reporters=[logger(MetricsFile, tmp_path)])
         if stop is not None:
             trainer.reporters = [*trainer.reporters, At(stop, interrupt)]
         if (tmp_path / "checkpoints" / "last.pt").is_file():
             trainer.resume(tmp_path / "checkpoints" / "last.pt")
         trainer.fit()
-    (tmp_path / "whole.jsonl").rename(tmp_path / "whole" / "metrics.jsonl")
     assert rows(tmp_path) == rows(tmp_path / "whole")
 
 
@@ -66,9 +74,9 @@ def test_rows_are_dropped_by_replacing_the_file_as_a_whole(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(files.os, "fsync", killed)
-        MetricsFile(path).started(trainer)
+        logger(MetricsFile, tmp_path).started(trainer)
     assert path.read_text() == before
-    reporter = MetricsFile(path)
+    reporter = logger(MetricsFile, tmp_path)
     reporter.started(trainer)
     reporter.logged(trainer, {"step": 3, "loss": 1.0})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
@@ -78,7 +86,7 @@ def test_tensorboard_shows_no_step_twice(tmp_path: Path) -> None:
     """A first start that ends before any checkpoint, one that ends beyond its last, and one to the end."""
 
     def go(save: bool, stop: int | None) -> None:
-        trainer = tiny_trainer(tmp_path, trainer_save_every=4, reporters=[TensorBoard(tmp_path)])
+        trainer = tiny_trainer(tmp_path, trainer_save_every=4, reporters=[logger(TensorBoard, tmp_path)])
         if stop is not None:
             trainer.reporters = [*trainer.reporters, At(stop, lose_power)]
         if (tmp_path / "checkpoints" / "last.pt").is_file():

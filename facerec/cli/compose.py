@@ -20,7 +20,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -189,6 +189,8 @@ def _with_origin() -> Iterator[None]:
         given = [item.lstrip("+~").partition("=")[0] for item in runtime.overrides.task]
         section = error.key.partition(".")[0]
         choice = runtime.runtime.choices.get(section)
+        if isinstance(choice, ListConfig):  # of a group with several choices, keys are below their names
+            choice = error.key.split(".")[1]
         experiment = runtime.runtime.choices.get("experiment")
         if error.key in given or (error.key == f"{section}.name" and section in given):
             origin = "from the command line"
@@ -214,7 +216,7 @@ def _as_user_error(error: Exception) -> UserError:
         if launcher:
             group, option = launcher.groups()
             return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
-        missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+        missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
         if missing:
             group, option = missing.groups()
             folders = [folder / group for folder in (config_folder(), *plugins.config_folders())]

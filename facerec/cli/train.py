@@ -29,18 +29,16 @@ def _run() -> int:
 
     def train(config: dict[str, Any], run: RunFolder) -> float | None:
         from facerec import distributed
-        from facerec.reporting.loggers.run_reporters import run_reporters
+        from facerec.reporting.loggers import make_loggers
         from facerec.training.run import assemble, device_of
 
         run.hold()
         with distributed.process_group(device_of(config)):
             folder = distributed.broadcast_object(run.path)
             first = distributed.rank() == 0
-            trainer = assemble(config | {"output_dir": str(folder)}, folder)
+            loggers = make_loggers(config, folder)
+            trainer = assemble(config | {"output_dir": str(folder)}, folder, loggers if first else ())
             run.accept(folder)
-            if first:
-                figures, profile = config["eval"]["figures"], trainer.settings.profile
-                trainer.reporters += run_reporters(folder, figures=figures, profile=profile)
             results = trainer.fit()
         if first:
             tell(trainer, results, folder)

@@ -20,7 +20,7 @@ from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, compared, distinct_names
 from facerec.reporting.report import write_report
 from facerec.reporting.tables import comparison_lines, screen_table
-from facerec.reporting.verification_figures import save_comparison_figures, save_figures
+from facerec.reporting.verification_figures import comparison_figures_of, figures_of, save_figures
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +95,13 @@ def write_all(
         }
     written = [write_results(folder / "results.json", document)]
     written.append(write_report(folder / "report.html", evaluated, comparisons, figures=figures))
-    if figures and len(evaluated) == 1:
-        for name, result in evaluated[0].results.items():
-            if isinstance(result, VerificationResult):
-                written += save_figures(folder, name, result)
-    elif figures:
-        for target in dict.fromkeys(target for one in evaluated for target in one.results):
-            by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
-            judged = {name: one for name, one in by_model.items() if isinstance(one, VerificationResult)}
-            if judged:
-                written += save_comparison_figures(folder, target, judged)
+    for target in dict.fromkeys(target for one in evaluated for target in one.results) if figures else ():
+        by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
+        judged = {name: one for name, one in by_model.items() if isinstance(one, VerificationResult)}
+        if judged and len(evaluated) == 1:
+            written += save_figures(folder, target, figures_of(target, *judged.values()))
+        elif judged:
+            written += save_figures(folder, target, comparison_figures_of(target, judged))
     return written
 
 

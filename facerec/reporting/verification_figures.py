@@ -47,28 +47,9 @@ def figures_of(name: str, result: VerificationResult) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(folder: str | Path, name: str, result: VerificationResult) -> list[Path]:
-    """Write ``<folder>/<name>_<kind>.png`` for each of `figures_of`, and return the paths.
-
-    Raises:
-        StorageError: a file could not be written.
-    """
-    return _saved(folder, name, figures_of(name, result))
-
-
-def save_comparison_figures(
-    folder: str | Path, name: str, results: Mapping[str, VerificationResult]
-) -> list[Path]:
-    """Write ``<folder>/<name>_roc.png`` and ``_det.png`` with the curves of all models, and
-    ``<name>_<model>_distances.png`` and ``_pairs.png`` for each.
-
-    Args:
-        folder: where to.
-        name: of the target.
-        results: by model.
-
-    Raises:
-        StorageError: a file could not be written.
+def comparison_figures_of(name: str, results: Mapping[str, VerificationResult]) -> dict[str, Figure]:
+    """The figures of several models on target `name`, by kind: one ``roc`` and ``det`` with all curves, and
+    ``<model>_distances`` and ``<model>_pairs`` of each.
     """
     figures = {}
     with paper():
@@ -82,14 +63,19 @@ def save_comparison_figures(
             figures[f"{of_model}_distances"] = distance_figure(f"{name}, {model}", result)
             if result.source is not None:
                 figures[f"{of_model}_pairs"] = pair_figure(f"{name}, {model}", result)
-    return _saved(folder, name, figures)
+    return figures
 
 
-def _saved(folder: str | Path, name: str, figures: Mapping[str, Figure]) -> list[Path]:
+def save_figures(folder: Path, name: str, figures: Mapping[str, Figure]) -> list[Path]:
+    """Write ``<folder>/<name>_<kind>.png`` for each figure, and return the paths.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
     paths = []
     with paper():
         for kind, made in figures.items():
-            paths += save(made, Path(folder), f"{name}_{kind}", ("png",))
+            paths += save(made, folder, f"{name}_{kind}", ("png",))
     return paths
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # A setting in none of these lists, of a later version too, may not change.
 _FREE = (  # changes nothing of what is learnt
-    *("plugins", "output_dir", "head.memory", "head.block_size", "head.sharded"),
+    *("plugins", "output_dir", "logger.*", "head.memory", "head.block_size", "head.sharded"),
     *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
     *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every", "trainer.keep_last"),
     *("trainer.save_in_background", "trainer.profile", "trainer.checkpoint_activations", "trainer.compile"),

@@ -15,7 +15,9 @@ from torch.utils.hooks import RemovableHandle
 from facerec.device import wait_for
 from facerec.evaluation.verify import VerificationResult
 from facerec.files import replacing
-from facerec.training.reporter import Reporter, Run
+from facerec.reporting.loggers import LOGGERS
+from facerec.reporting.loggers.base import Figures, Logger
+from facerec.training.reporter import Run
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ TRACED = 3  # of the steps after those; a trace of more is too large to look at
 PHASES = ("data", "forward", "head", "backward", "optimizer", "other")
 
 
-class Profile(Reporter):
+@LOGGERS.register("profile")
+class Profile(Logger):
     """Measures steps 4 … 13 of a run by phase and traces the three that follow; writes both to a folder.
 
     While it measures, every phase waits for the device, so that its time is its own; these steps are a little
@@ -35,14 +38,13 @@ class Profile(Reporter):
 
     ``data`` is what passes from one step to the next until the backbone begins: waiting for a batch, and
     sending and preparing it. ``backward`` reaches from the end of the head to the optimizer, so it has the
-    exchange with other processes and the norm of the gradients in it.
-
-    Args:
-        folder: for ``profile.json`` and ``trace.json``; made if it is not there.
+    exchange with other ranks and the norm of the gradients in it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
+    writes = "profile"
+
+    def __init__(self, *, folder: Path, figures: Figures) -> None:
+        super().__init__(folder=folder, figures=figures)
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = self._timed = 0
         self._mark: float | None = None
@@ -53,7 +55,7 @@ class Profile(Reporter):
 
     def started(self, run: Run) -> None:
         self._device = run.device
-        # Each pair: what has ended when this is called.
+        # The phase that has ended when a hook is called.
         ends: list[tuple[Callable[..., Any], str]] = [
             (run.embed.register_forward_pre_hook, "data"),
             (run.embed.register_forward_hook, "forward"),
@@ -74,7 +76,7 @@ class Profile(Reporter):
             self._mark = time.perf_counter()
         elif self._timed == TIMED and self._mark is not None:
             self._mark = None
-            self._say()
+            self._log_table()
             self._write()
             self._begin_trace()
         elif self._profiler is not None and self._steps == SKIPPED + TIMED + TRACED:
@@ -101,7 +103,7 @@ class Profile(Reporter):
         return lambda *_: self._end(phase)
 
     def _end(self, phase: str) -> None:
-        """What has passed since the last mark belongs to `phase`."""
+        """Add the time since the last mark to `phase`."""
         if self._mark is None:
             return
         wait_for(self._device)
@@ -109,24 +111,26 @@ class Profile(Reporter):
         self._seconds[phase] += now - self._mark
         self._mark = now
 
-    def _each(self) -> dict[str, float]:
-        """Seconds of a step by phase."""
-        return {phase: seconds / TIMED for phase, seconds in self._seconds.items()}
+    def _per_step(self) -> dict[str, float]:
+        """Mean seconds of a step by phase, and of all phases."""
+        seconds = {phase: total / TIMED for phase, total in self._seconds.items()}
+        return seconds | {"all": sum(seconds.values())}
 
-    def _say(self) -> None:
-        """The table, into the log."""
-        each = self._each()
-        whole = sum(each.values())
+    def _log_table(self) -> None:
+        seconds = self._per_step()
+        step = seconds.pop("all")
         log.info("profile of a step, mean of %d:", TIMED)
-        for phase, seconds in each.items():
-            log.info("  %-10s %9.2f ms  %5.1f %%", phase, 1e3 * seconds, 100 * seconds / whole)
-        log.info("  %-10s %9.2f ms", "all", 1e3 * whole)
+        for phase, mean in seconds.items():
+            log.info("  %-10s %9.2f ms  %5.1f %%", phase, 1e3 * mean, 100 * mean / step)
+        log.info("  %-10s %9.2f ms", "all", 1e3 * step)
 
     def _write(self) -> None:
-        """The numbers, into profile.json; an evaluation that comes later is added."""
-        each = self._each()
-        seconds = each | {"all": sum(each.values())}
-        document = {"steps": TIMED, "seconds": seconds, "evaluation": self._evaluation or None}
+        """Write profile.json; an evaluation that comes later is added."""
+        document = {
+            "steps": TIMED,
+            "seconds": self._per_step(),
+            "evaluation": self._evaluation or None,
+        }
         with replacing(self.path / "profile.json") as file:
             file.write(json.dumps(document, indent=1).encode() + b"\n")
 

@@ -1,0 +1,63 @@
+"""Console: a progress bar on a terminal, lines elsewhere and in the log file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from facerec.reporting.loggers import LOGGERS
+from facerec.reporting.loggers.base import Logger
+from facerec.reporting.run_folder import file_only, require_written
+from facerec.training.reporter import Run
+
+log = logging.getLogger(__name__)
+
+
+@LOGGERS.register("console")
+class Console(Logger):
+    """A progress bar on a terminal, a line every `trainer.log_every` steps elsewhere and in the log file."""
+
+    def started(self, run: Run) -> None:
+        self._began, self._done_before = time.perf_counter(), run.progress().fraction
+        self._stack = contextlib.ExitStack()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._stack.enter_context(logging_redirect_tqdm())
+            # The bar counts thousandths of the run: epochs or steps, whichever ends it first.
+            shape = "{percentage:3.0f}%|{bar}| {postfix}"
+            self._bar = self._stack.enter_context(tqdm(total=1.0, bar_format=shape, dynamic_ncols=True))
+
+    def stepped(self, run: Run) -> None:
+        require_written()
+        if self._bar is not None:
+            self._bar.update(min(1.0, run.progress().fraction) - self._bar.n)
+
+    def logged(self, run: Run, row: Mapping[str, Any]) -> None:
+        left = self._time_left(run.progress().fraction)
+        speed = f"{row['samples_per_second']:,.0f} samples/s"
+        text = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.4g}  {speed}  {left} left"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
+        machine += f"{row['peak_memory']:.1f} GB at most"
+        line = f"step {row['step']}  {text}  accuracy {row.get('accuracy') or 0.0:.3f}  {machine}"
+        (log if self._bar is None else file_only).info("%s", line)
+
+    def finished(self, run: Run) -> None:
+        self._stack.close()
+        if run.loader.skipped:
+            log.warning("%d images that do not decode were skipped", run.loader.skipped)
+
+    def _time_left(self, done: float) -> str:
+        here = done - self._done_before
+        seconds = (time.perf_counter() - self._began) * (1 - done) / here if here > 0 else 0.0
+        minutes, seconds = divmod(max(0, round(seconds)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,42 @@
+"""results.json and the images of the last evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facerec.evaluation.results import results_document, write_results
+from facerec.models.checkpoint import path_at
+from facerec.reporting.loggers import LOGGERS
+from facerec.reporting.loggers.base import Logger
+from facerec.reporting.verification_figures import save_figures
+from facerec.training.reporter import Run
+
+if TYPE_CHECKING:
+    from facerec.evaluation.verify import VerificationResult
+
+log = logging.getLogger(__name__)
+
+
+@LOGGERS.register("results")
+class ResultFiles(Logger):
+    """results.json and the images of the last evaluation."""
+
+    writes = "."
+    written: Sequence[Path] = ()
+
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+        kept = path_at(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
+        document = results_document(results, run.model(), ckpt=str(kept))
+        results_file = self.folder / "results.json"
+        written = [write_results(results_file, document | {"highest": run.position.highest})]
+        if run.eval_settings.figures:
+            for name, figures in self.figures.of(results).items():
+                written += save_figures(self.folder, name, figures)
+        self.written = written
+
+    def finished(self, run: Run) -> None:
+        for path in self.written:
+            log.info("wrote %s", path)
