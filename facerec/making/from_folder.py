@@ -132,11 +132,9 @@ def _photographs(folder: Path, identities: list[str]) -> Iterator[_Photograph]:
 def _sample(folder: Path, identities: list[str]) -> Iterator[bytes]:
     """Yield the first image of some identities, evenly spread."""
     for identity in identities[:: max(len(identities) // 16, 1)]:
-        for photograph in _photographs(folder, [identity]):
-            if photograph.name.lower().endswith(ENDINGS) and not photograph.reason:
-                with contextlib.suppress(OSError, DamagedDataError):  # it will stand in the report
-                    yield read_file(folder / photograph.name)
-                break
+        with contextlib.suppress(OSError, DamagedDataError):  # it will stand in the report
+            for file in folder_entries(folder / identity, folder).images[:1]:
+                yield read_file(folder / identity / file)
 
 
 def _digest(folder: Path, identities: list[str]) -> str:

@@ -84,7 +84,7 @@ def write_listed(
         StorageError: `out` cannot be written.
     """
     paths = list(dict.fromkeys(path for pair in pairs for path in pair[:2]))
-    images = FileImages(root, _files(root, paths), paths)
+    images = FileImages(root, _files(root, paths))
     made: dict[str, bytes] = {}
     for i, face in _faces(images, range(len(images)), maker, workers, out):
         if face.payload is None:
