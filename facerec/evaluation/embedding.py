@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,8 @@ from facerec.models.model import Model
 from facerec.threads import in_order
 
 PORTION = 8192  # images embedded before they are used: 32 MB of embeddings of length 512, both views
-_AHEAD = 2  # batches being decoded while one is in the model
+_AHEAD = 8  # batches decoded or being decoded while one is in the model
 _CPU_BATCH = 32  # of more, MobileFaceNet's activations leave the cache, and an image takes twice as long
-_SLICE = 16  # images per decoding task, enough to hide the cost of handing it over
 
 Embeddings = npt.NDArray[np.float32]
 Where = Callable[[int], str]
@@ -190,7 +189,7 @@ def _embed_shard(
     batches = _decoded(images, mine_P, min(largest, len(mine_P)), model.input.shape, threads)
     progress = tqdm(total=len(mine_P), desc=name, unit="img", leave=False, disable=None)
     parts: list[torch.Tensor] = []
-    with model.evaluating(), progress:
+    with model.evaluating(), progress, contextlib.closing(batches):
         for image_BHWC, filled in batches:
             batch = torch.from_numpy(image_BHWC)
             if model.device.type == "cuda":
@@ -206,47 +205,27 @@ def _embed_shard(
     return torch.cat(parts, dim=1).numpy()
 
 
-class _Slice(NamedTuple):
-    """Images that a thread decodes, into the rows from `row` on of a batch that they may complete."""
-
-    batch_BHWC: Pixels
-    filled: int
-    images: list[int]
-    row: int
-    completes: bool
-
-
 def _decoded(
     images: Images,
     mine_P: npt.NDArray[np.integer],
     batch_size: int,
     shape: tuple[int, ...],
     threads: int | None,
-) -> Iterator[tuple[Pixels, int]]:
+) -> Generator[tuple[Pixels, int], None, None]:
     """Batches of decoded images (B, H, W, C), and how many of them are filled.
 
     The last one is padded with black, so that every batch has one shape: one kernel choice, one compiled
     graph.
     """
 
-    def tasks() -> Iterator[_Slice]:
-        for start in range(0, len(mine_P), batch_size):
-            some = mine_P[start : start + batch_size].tolist()
-            batch_BHWC = np.zeros((batch_size, *shape, 3), np.uint8)
-            for row in range(0, len(some), _SLICE):
-                end = row + _SLICE
-                yield _Slice(batch_BHWC, len(some), some[row:end], row, end >= len(some))
+    def decode(start: int) -> tuple[Pixels, int]:
+        some = mine_P[start : start + batch_size].tolist()
+        batch_BHWC = np.zeros((batch_size, *shape, 3), np.uint8)
+        for row, image in enumerate(some):
+            images.decode_into(image, batch_BHWC[row])
+        return batch_BHWC, len(some)
 
-    def decode(task: _Slice) -> _Slice:
-        for row, image in enumerate(task.images, task.row):
-            images.decode_into(image, task.batch_BHWC[row])
-        return task
-
-    ahead = _AHEAD * math.ceil(batch_size / _SLICE)
-    with contextlib.closing(in_order(decode, tasks(), threads, ahead=ahead)) as done:
-        for task in done:
-            if task.completes:
-                yield task.batch_BHWC, task.filled
+    return in_order(decode, range(0, len(mine_P), batch_size), threads, ahead=_AHEAD)
 
 
 def _gather(

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -87,18 +88,23 @@ def numbered_identities(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
     return identity_N2
 
 
+@dataclass
 class Resamples:
-    """A block of R resamples, and what metrics are computed from.
+    """A block of R resamples of pairs, which stand by ascending distance here; what metrics are made from.
 
     Attributes:
         weight_RN: how often each pair counts.
-        issame_N: True for genuine pairs.
+        distance_N, issame_N: the pairs.
+        last_V: the last pair of each distinct distance.
         accuracy_R: mean over folds, the thresholds chosen anew in each resample; a fold without pairs, or
             without pairs in the others to choose its threshold by, does not count.
     """
 
-    def __init__(self, weight_RN: Ints, issame_N: Bools, accuracy_R: Floats, order: _Order) -> None:
-        self.weight_RN, self.issame_N, self.accuracy_R, self._order = weight_RN, issame_N, accuracy_R, order
+    weight_RN: Ints
+    distance_N: Floats
+    issame_N: Bools
+    last_V: Ints
+    accuracy_R: Floats
 
     @functools.cached_property
     def roc(self) -> tuple[Floats, Floats]:
@@ -106,28 +112,16 @@ class Resamples:
 
         NaN in resamples without genuine or without impostor pairs.
         """
-        ordered_RN = self.weight_RN[:, self._order.order]
-        genuine_RV = self._running(ordered_RN * self._order.same_N)
-        impostor_RV = self._running(ordered_RN * (1 - self._order.same_N))
+        genuine_RV, impostor_RV = self._accepted(self.issame_N), self._accepted(~self.issame_N)
         undefined_R1 = (genuine_RV[:, -1:] == 0) | (impostor_RV[:, -1:] == 0)
         impostors_R1 = np.where(undefined_R1, np.nan, impostor_RV[:, -1:])
         genuines_R1 = np.where(undefined_R1, np.nan, genuine_RV[:, -1:])
         return impostor_RV / impostors_R1, genuine_RV / genuines_R1
 
-    def _running(self, weight_RN: Ints) -> Ints:
-        """Weight accepted at each vertex."""
-        running = np.cumsum(weight_RN, axis=1, dtype=np.int64)[:, self._order.last_V]
-        return np.concatenate([np.zeros((len(running), 1), np.int64), running], axis=1)
-
-
-class _Order:
-    """The pairs by distance, sorted once for all resamples; `last_V` is the last of equal ones."""
-
-    def __init__(self, distance_N: Floats, issame_N: Bools) -> None:
-        self.order = np.argsort(distance_N, kind="stable")
-        self.same_N = issame_N[self.order].astype(np.int32)
-        ordered = distance_N[self.order]
-        self.last_V = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    def _accepted(self, kind_N: Bools) -> Ints:
+        """Weight of a kind of pairs that is accepted at each vertex."""
+        running = np.cumsum(self.weight_RN * kind_N, axis=1, dtype=np.int64)[:, self.last_V]
+        return np.pad(running, ((0, 0), (1, 0)))
 
 
 class Resampled(Protocol):
@@ -160,8 +154,10 @@ def bootstrap(
     search = threshold_search(distance_N, thresholds)
     cell_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
     cells = count * 2 * search.cells
-    order = _Order(distance_N, issame_N)
-    blocks: dict[str, list[dict[str, Floats]]] = {name: [] for name in metrics}
+    order = np.argsort(distance_N, kind="stable")
+    sorted_N, same_N = distance_N[order], issame_N[order]
+    last_V = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
+    blocks: dict[str, list[Any]] = {name: [] for name in metrics}
     step = max(1, _CELLS // max(cells, len(distance_N)))
     for start in range(0, resamples, step):
         weight_RN = draw(min(step, resamples - start))
@@ -172,17 +168,17 @@ def bootstrap(
             accuracy_RF, _ = search.choose(count_RF2J.reshape(rows, count, 2, search.cells))
         size_RF = count_RF2J.reshape(rows, count, -1).sum(axis=-1)
         judged_RF = (size_RF > 0) & (size_RF < size_RF.sum(axis=-1, keepdims=True))
-        drawn = Resamples(weight_RN, issame_N, _mean_of_defined(accuracy_RF, judged_RF), order)
+        accuracy_R = _mean_of_defined(accuracy_RF, judged_RF)
+        drawn = Resamples(weight_RN[:, order], sorted_N, same_N, last_V, accuracy_R)
         for name, metric in metrics.items():
-            found = metric.resampled(drawn)
-            if found is not None:
-                blocks[name].append(found if isinstance(found, dict) else {"": found})
-    joined = {
-        name: {at: np.concatenate([block[at] for block in found]) for at in found[0]}
-        for name, found in blocks.items()
-        if found
-    }
-    return {name: found.get("", found) for name, found in joined.items()}
+            blocks[name].append(metric.resampled(drawn))
+    return {name: _joined(parts) for name, parts in blocks.items() if parts and parts[0] is not None}
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return np.concatenate(parts)
 
 
 def interval(value_R: Floats, coverage: float = 0.95) -> Interval:
@@ -220,6 +216,5 @@ def rate_intervals(hit_XN: Bools, cluster_N: npt.ArrayLike, *, resamples: int, s
 
 
 def _mean_of_defined(value_RF: Floats, defined_RF: Bools) -> Floats:
-    """Mean of each row's defined values; NaN where it has none."""
     with np.errstate(invalid="ignore"):
         return np.where(defined_RF, value_RF, 0).sum(axis=-1) / defined_RF.sum(axis=-1)

@@ -1,4 +1,4 @@
-"""Whether two models really differ on a test: McNemar's exact test on their paired decisions, Holm-corrected.
+"""Comparison of models on a test: McNemar's exact test on their paired decisions, Holm-corrected.
 
 Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
 Psychometrika 12, 1947; S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
@@ -19,25 +19,20 @@ from scipy.stats import binomtest
 
 from facerec.errors import UserError
 from facerec.evaluation.results import Result
-from facerec.evaluation.statistics.bootstrap import identity_draw, interval, pair_draw
-from facerec.evaluation.statistics.folds import Ints
+from facerec.evaluation.statistics.bootstrap import Interval, identity_draw, pair_draw
+from facerec.evaluation.statistics.bootstrap import interval as percentiles
+from facerec.evaluation.statistics.separation import Ints
 
 _BLOCK = 1_000_000  # weights drawn at once
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on one target.
+    """Two models on one target, by the decisions that only the one got right.
 
-    Attributes:
-        first, second: names of the models.
-        decided: what was decided, e.g. pairs judged by their fold's threshold.
-        decisions: how many.
-        first_only, second_only: decisions that only the one got right.
-        difference: share of right decisions of the first less that of the second.
-        difference_interval: its 95 % interval from a paired bootstrap, thresholds held fixed, or None.
-        p: McNemar's two-sided p, exact (binomial), taking decisions as independent.
-        p_holm: the same, corrected for all pairs of models on this target.
+    `difference` is the fraction of right decisions of the first less that of the second, its 95 % interval
+    from a paired bootstrap, thresholds held fixed. `p` is McNemar's, two-sided and exact (binomial), taking
+    decisions as independent; `p_holm` is corrected for all pairs of models on this target.
     """
 
     first: str
@@ -47,7 +42,7 @@ class Comparison:
     first_only: int
     second_only: int
     difference: float
-    difference_interval: tuple[float, float] | None
+    difference_interval: Interval
     p: float
     p_holm: float
 
@@ -98,43 +93,32 @@ def compare(results: Mapping[str, Result], *, bootstrap: int = 0, seed: int = 0)
                 "they cannot be compared one by one"
             )
         difference_X = one.right_X.astype(np.int8) - other.right_X.astype(np.int8)
-        first_only, second_only = int((difference_X > 0).sum()), int((difference_X < 0).sum())
-        plain = mcnemar(first_only, second_only)
-        compared.append(
-            Comparison(
-                first=first,
-                second=second,
-                decided=one.decided,
-                decisions=len(difference_X),
-                first_only=first_only,
-                second_only=second_only,
-                difference=float(difference_X.mean()),
-                difference_interval=_interval(one, difference_X, bootstrap, seed),
-                p=plain,
-                p_holm=plain,
-            )
-        )
+        alone = int((difference_X > 0).sum()), int((difference_X < 0).sum())
+        difference = float(difference_X.mean())
+        interval = _interval(one, difference_X, bootstrap, seed)
+        decided = one.decided, len(difference_X)
+        plain = mcnemar(*alone)
+        compared.append(Comparison(first, second, *decided, *alone, difference, interval, plain, plain))
     corrected = holm([one.p for one in compared])
     return [replace(one, p_holm=p) for one, p in zip(compared, corrected, strict=True)]
 
 
-def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> tuple[float, float] | None:
+def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> Interval:
     """95 % interval of the mean difference, both models on the same resamples."""
     if not resamples:
         return None
     rng = np.random.default_rng(seed)
-    people = result.identity_N2
-    draw = (
-        pair_draw(np.zeros(len(difference_X), np.int64), rng)
-        if people is None
-        else identity_draw(people, rng)
-    )
+    if result.identity_N2 is None:
+        draw = pair_draw(np.zeros(len(difference_X), np.int64), rng)
+    else:
+        draw = identity_draw(result.identity_N2, rng)
     differing = np.flatnonzero(difference_X)
     mean_R = np.empty(resamples)
     step = max(1, _BLOCK // len(difference_X))
     for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        weight_RX = draw(stop - start)
+        weight_RX = draw(min(step, resamples - start))
         with np.errstate(invalid="ignore"):
-            mean_R[start:stop] = weight_RX[:, differing] @ difference_X[differing] / weight_RX.sum(axis=1)
-    return interval(mean_R)
+            mean_R[start : start + step] = (
+                weight_RX[:, differing] @ difference_X[differing] / weight_RX.sum(axis=1)
+            )
+    return percentiles(mean_R)
