@@ -27,8 +27,8 @@ class Number:
     """One number of a result.
 
     Attributes:
-        key: its column in results.csv, e.g. ``tar_at_far_1e-3``.
-        label: in tables and reports, e.g. ``TAR @ FAR 1e-3``.
+        key: ``tar_at_far_1e-3``.
+        label: in tables and reports, ``TAR @ FAR 1e-3``.
         value: None where the set cannot support it.
         interval: 95 % interval, where there is one.
         deviation: population deviation over the folds, where there are folds.
@@ -74,18 +74,20 @@ class Result(ABC):
     """What a protocol found on one test. A subclass is a frozen dataclass.
 
     Fields declared with ``repr=False`` (arrays) stay out of results.json.
+
+    Attributes:
+        kind: results of one kind share a table.
+        protocol: its name, as it is to be said with the numbers.
+        notes: what a reader of the numbers has to know.
+        source: the images behind the decisions, where these are pairs of images.
+        identity_N2: identities of the pairs' images, numbers from 0, where they are known.
     """
 
     kind: ClassVar[str]
-    """Results of one kind share a table."""
     protocol: str
-    """The protocol's name, as it is to be said with the numbers."""
     notes: list[str]
-    """What a reader of the numbers has to know."""
     source: VerificationSet | None = None
-    """The images behind the decisions, where they are pairs."""
     identity_N2: npt.NDArray[np.integer] | None = None
-    """Identities of the decisions' two images, numbers from 0, where decisions are pairs and it is known."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Is the preprocessing the one a model was trained with? Ask the model: the right one separates people best.
+"""A check of the preprocessing a model is given, by the model: the right one separates identities best.
 
 A network whose file does not say how images are to be prepared still gives embeddings when they are
 prepared wrongly, only worse ones. So a few hundred pairs are read in the other common ways, too.
@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from facerec.errors import NonFiniteError
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.metrics.auc import auc
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.separation import Separation
+from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separation
 from facerec.images.preprocessing import Numbers, Preprocessing
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
@@ -47,24 +46,20 @@ COMMON: Final[tuple[tuple[Numbers, Numbers], ...]] = (
 
 @dataclass(frozen=True)
 class Reading:
-    """How one preprocessing separates the pairs.
+    """Separation of the pairs under one preprocessing.
 
-    Attributes:
-        input: the preprocessing.
-        dprime: the mean cosine of genuine pairs less that of impostor pairs, over the root of their mean
-            variance (d′ of signal detection: Green & Swets 1966). It still tells good models apart where the
-            area under the ROC is 1 for all of them.
-        auc: the area under the ROC.
-        dprime_R: the same of resamples of the pairs, the same ones for every preprocessing.
+    `dprime` is the mean cosine of genuine pairs less that of impostor pairs, over the root of their mean
+    variance (d′ of signal detection: Green & Swets 1966): it still tells good models apart where the area
+    under the ROC is 1 for all of them. `dprime_R` is that of resamples, the same ones for every reading.
     """
 
     input: Preprocessing
     dprime: float
     auc: float
-    dprime_R: npt.NDArray[np.float64]
+    dprime_R: Floats
 
     def clearly_above(self, other: Reading) -> bool:
-        """Whether it separates better than `other` by far more than chance."""
+        """Return True if it separates better than `other` by far more than chance."""
         gain = self.dprime - other.dprime
         error = float(np.std(self.dprime_R - other.dprime_R))
         return gain > max(_CLEAR * error, _WORTH * abs(other.dprime)) and self.auc >= other.auc
@@ -78,11 +73,6 @@ def check_preprocessing(
     RGB is compared with BGR under the normalisation given, and the common normalisations under the order of
     channels given; then, where one of these is better, the same from there.
 
-    Args:
-        model: is left as it was.
-        verification_set: its pairs are taken evenly, `PAIRS` at most.
-        settings: batch size and precision; there is no flip.
-
     Returns:
         The preprocessing that reads clearly better, if there is one; the warning says what to type for it.
     """
@@ -93,13 +83,12 @@ def check_preprocessing(
     used_P, pair_2M = np.unique(row_M, return_inverse=True)
 
     def read(prepared: Preprocessing) -> Reading:
-        other = Model(model.backbone, prepared)
         try:
             embedded = embed_images(
-                other,
+                Model(model.backbone, prepared),
                 verification_set.images,
                 positions=used_P,
-                name=f"checking {_order(prepared)}",
+                name=f"checking {prepared.channels} (x − {prepared.mean}) / {prepared.std}",
                 batch_size=settings.batch_size,
                 flip=False,
                 precision=settings.precision,
@@ -108,9 +97,7 @@ def check_preprocessing(
         except NonFiniteError:
             if prepared == model.input:
                 raise
-            return Reading(
-                prepared, -np.inf, 0.0, np.zeros(_RESAMPLES)
-            )  # too large for it: certainly not this
+            return Reading(prepared, -np.inf, 0.0, np.zeros(_RESAMPLES))  # too large for it: not this one
         return _reading(prepared, embedded.plain_PD[pair_2M.reshape(-1)], same_M)
 
     readings = {str(model.input): read(model.input)}
@@ -153,8 +140,8 @@ def check_preprocessing(
     return best.input
 
 
-def _chosen(verification_set: VerificationSet) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
-    """Images, two rows a pair, and answers of pairs taken evenly, as many genuine as impostor at most."""
+def _chosen(verification_set: VerificationSet) -> tuple[Ints, Bools]:
+    """Images, two rows per pair, and answers of pairs taken evenly, as many genuine as impostor at most."""
     issame_N = np.asarray(verification_set.issame_N)
     index_N2 = np.asarray(verification_set.index_2N).reshape(-1, 2)
     kinds = []
@@ -166,26 +153,22 @@ def _chosen(verification_set: VerificationSet) -> tuple[npt.NDArray[np.integer],
     return index_N2[chosen].reshape(-1), issame_N[chosen]
 
 
-def _reading(
-    prepared: Preprocessing, embedding_2ND: npt.NDArray[np.float32], same_N: npt.NDArray[np.bool_]
-) -> Reading:
+def _reading(prepared: Preprocessing, embedding_2ND: Floats, same_N: Bools) -> Reading:
     unit = unit_rows(embedding_2ND.astype(np.float64))
     cosine_N = (unit[0::2] * unit[1::2]).sum(1)
     genuine_G, impostor_I = cosine_N[same_N], cosine_N[~same_N]
     random = np.random.default_rng(0)  # the same resamples for every preprocessing: differences are of pairs
-    genuine_RG = genuine_G[random.integers(0, len(genuine_G), (_RESAMPLES, len(genuine_G)))]
-    impostor_RI = impostor_I[random.integers(0, len(impostor_I), (_RESAMPLES, len(impostor_I)))]
-    area = auc(Separation(-genuine_G, -impostor_I))
+    resamples = (
+        kind[random.integers(0, len(kind), (_RESAMPLES, len(kind)))] for kind in (genuine_G, impostor_I)
+    )
+    area = auc(Separation(-genuine_G, -impostor_I)) or 0.0
     dprime = float(_dprime(genuine_G[None], impostor_I[None])[0])
-    return Reading(prepared, dprime, area or 0.0, _dprime(genuine_RG, impostor_RI))
+    return Reading(prepared, dprime, area, _dprime(*resamples))
 
 
-def _dprime(
-    genuine_RG: npt.NDArray[np.float64], impostor_RI: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    spread_R = np.sqrt((genuine_RG.var(1) + impostor_RI.var(1)) / 2)
-    result: npt.NDArray[np.float64] = (genuine_RG.mean(1) - impostor_RI.mean(1)) / np.maximum(spread_R, 1e-6)
-    return result
+def _dprime(genuine_RG: Floats, impostor_RI: Floats) -> Floats:
+    deviation_R = np.sqrt((genuine_RG.var(1) + impostor_RI.var(1)) / 2)
+    return (genuine_RG.mean(1) - impostor_RI.mean(1)) / np.maximum(deviation_R, 1e-6)
 
 
 def _turned(prepared: Preprocessing) -> Preprocessing:
@@ -208,12 +191,10 @@ def _overrides(given: Preprocessing, better: Preprocessing) -> str:
     words = []
     for key in ("channels", "mean", "std"):
         value = getattr(better, key)
-        if value != getattr(given, key):
-            text = f"[{','.join(f'{one:g}' for one in value)}]" if isinstance(value, list) else value
-            text = text if isinstance(text, str) else f"{text:g}"
-            words.append(f"'input.{key}={text}'" if isinstance(value, list) else f"input.{key}={text}")
+        if value == getattr(given, key):
+            continue
+        if isinstance(value, list):
+            words.append(f"'input.{key}=[{','.join(f'{one:g}' for one in value)}]'")
+        else:
+            words.append(f"input.{key}={value}" if isinstance(value, str) else f"input.{key}={value:g}")
     return " ".join(words)
-
-
-def _order(prepared: Preprocessing) -> str:
-    return f"{prepared.channels} (x − {prepared.mean}) / {prepared.std}"

@@ -23,7 +23,13 @@ from facerec.evaluation.results import PairResult, Series, flip_fact, histogram_
 from facerec.evaluation.settings import USUAL_METRICS
 from facerec.evaluation.statistics.bootstrap import bootstrap as resample
 from facerec.evaluation.statistics.bootstrap import numbered_identities
-from facerec.evaluation.statistics.distances import answers, as_floats, check_shapes, compare, mean_norm
+from facerec.evaluation.statistics.distances import (
+    answers,
+    as_floats,
+    check_shapes,
+    mean_norm,
+    pair_distances,
+)
 from facerec.evaluation.statistics.folds import Folds, Thresholds, cross_validate
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separation
 
@@ -34,9 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("facerec.evaluation")
 
-NEAREST = 10
-"""How many of the pairs on the wrong side of the threshold are listed in results.json, nearest and worst
-each."""
+NEAREST = 10  # of the pairs judged wrong and of the worst of them, listed in results.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,29 +83,19 @@ class VerificationResult(PairResult):
     score_key = "accuracy"
     decided = "pairs judged by their fold's threshold"
 
-    def roc(self) -> tuple[Floats, Floats]:
-        """False and true accept rates, ascending, from (0, 0) to (1, 1)."""
-        return Separation.of(self.distance_N, self.issame_N).roc()
-
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json, with some of the pairs that were judged wrong."""
-        wrong = {"wrong_genuine": self.wrong_genuine, "wrong_impostor": self.wrong_impostor}
-        return super().to_dict() | {
-            kind: {
-                "count": len(pairs),
-                "nearest": pairs[:NEAREST].tolist(),
-                "worst": pairs[::-1][:NEAREST].tolist(),
-            }
-            for kind, pairs in wrong.items()
-        }
+        entry = super().to_dict()
+        for kind, wrong in (("genuine", self.wrong_genuine), ("impostor", self.wrong_impostor)):
+            nearest, worst = wrong[:NEAREST].tolist(), wrong[::-1][:NEAREST].tolist()
+            entry[f"wrong_{kind}"] = {"count": len(wrong), "nearest": nearest, "worst": worst}
+        return entry
 
     @property
     def right_X(self) -> Bools:
         """Which pairs were judged right."""
-        right_N = np.ones(self.pairs, bool)
-        right_N[self.wrong_genuine] = False
-        right_N[self.wrong_impostor] = False
-        return right_N
+        wrong = np.concatenate([self.wrong_genuine, self.wrong_impostor])
+        return ~np.isin(np.arange(self.pairs), wrong)
 
     def lines(self) -> list[str]:
         """XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
@@ -194,12 +188,12 @@ def verify(
     same = answers(issame_N)
     check_shapes(plain, mirrored, same)
 
-    compared = compare(plain, mirrored)
+    compared = pair_distances(plain, mirrored)
     distance_N = compared.distance_N
     validated = cross_validate(distance_N, same, folds, thresholds)
     exact = validated if thresholds == "exact" else cross_validate(distance_N, same, folds, "exact")
     noflip = validated
-    if compared.plain_distance_N is not None:
+    if mirrored is not None:
         noflip = cross_validate(compared.plain_distance_N, same, folds, thresholds)
 
     pairs = JudgedPairs(distance_N, same, validated)
@@ -253,8 +247,7 @@ def verify(
 
 
 def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Ints, Ints]:
-    """Genuine pairs called different and impostor pairs called same by their fold's threshold, nearest
-    first."""
+    """Genuine pairs called different and impostor pairs called same by their fold, nearest first."""
     beyond_N = distance_N - validated.threshold_F[validated.fold_N]
     nearest = np.argsort(np.abs(beyond_N), kind="stable")
     called_same = (beyond_N < 0)[nearest]

@@ -76,7 +76,7 @@ def create_metrics(names: Iterable[str]) -> dict[str, Metric]:
 
 
 def measure(metrics: Mapping[str, Metric], pairs: JudgedPairs) -> dict[str, Any]:
-    """The values by name, as results.json has them, and the deviations over folds: ``accuracy_std``."""
+    """The values by name, as results.json has them, and the deviations over folds (``accuracy_std``)."""
     values: dict[str, Any] = {}
     for name, metric in metrics.items():
         value, deviation = metric.value(pairs), metric.deviation(pairs)
@@ -92,7 +92,7 @@ def measure(metrics: Mapping[str, Metric], pairs: JudgedPairs) -> dict[str, Any]
 def measured_intervals(
     values: Mapping[str, Any], metrics: Iterable[str], drawn: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The 95 % intervals of `values` as results.json has them, ``accuracy_interval``; None: there is none.
+    """The 95 % intervals as results.json has them (``accuracy_interval``), None where there is none.
 
     Args:
         values: from `measure`.

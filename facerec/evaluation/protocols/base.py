@@ -36,7 +36,7 @@ class Protocol(EvalSettings, ABC):
 
     @abstractmethod
     def results(self, model: Model) -> Mapping[str, Result]:
-        """Judge `model`: results by the name of the test."""
+        """Results of `model` by the name of the test."""
 
     def run(self, model: Model) -> Mapping[str, Result]:
         """The same, with the results' lines in the log."""

@@ -132,22 +132,18 @@ class Folders:
 
 @dataclass(frozen=True, kw_only=True)
 class IdentificationResult(Result):
-    """Ranks (closed set) and detection-and-identification rates (open set); `to_dict` for results.json.
+    """Ranks (closed set) and detection-and-identification rates (open set).
+
+    The 95 % intervals resample the identities of the mated probes, gallery and thresholds held fixed.
 
     Attributes:
-        rank: share of the mated probes whose identity is first, or among the first five: ``{"1": …, "5":
-            …}``.
+        rank: fraction of the mated probes whose identity is first, or among the first five.
         cmc: the same for rank 1, 2, 3 …
-        tpir_at_fpir: share of the mated probes that are first and above the lowest threshold at which the
-            share of non-mated probes above it is within the target; None where there are too few non-mated
-            probes.
-        probes, mated_probes, gallery, identities, distractors: numbers of them.
-        rank_interval, tpir_at_fpir_interval: 95 % intervals, people of the mated probes resampled, gallery
-            and thresholds held fixed.
-        protocol, notes: what is to be said with the numbers.
-        curve: TPIR over FPIR (as true over false accept rate), thinned for drawing; its distances are
-            negative cosines, infinite where a mate was not first.
-        right_X: whether each mated probe's mate was first.
+        tpir_at_fpir: fraction of the mated probes that are first and above the lowest threshold at which the
+            fraction of non-mated probes above it is within the target; None where there are too few of these.
+        curve: TPIR over FPIR, thinned for drawing; its distances are negative cosines, infinite where a mate
+            was not first.
+        right_X: True where a mated probe's mate was first.
     """
 
     rank: dict[str, float]
@@ -223,9 +219,7 @@ def identify(
         probe_identity_P, gallery_identity_G: identities, numbers or names.
         distractors: more gallery entries, of people who are no probes; an array or an iterable of arrays.
         ranks: length of the CMC, 1 or more.
-        bootstrap: number of resamples of the mated probes' people for 95 % intervals; 0 for none.
-        seed: of the bootstrap.
-        protocol: the protocol's name.
+        bootstrap: number of resamples for 95 % intervals; 0 for none.
 
     Raises:
         UserError: no probe has a mate, or the numbers of rows and identities differ.
@@ -233,9 +227,8 @@ def identify(
     """
     require(ranks >= 1, "ranks", ranks, "must be 1 or more")
     probe = unit(probe_PD, "probe")
-    names, number = np.unique(
-        np.concatenate([np.asarray(gallery_identity_G), np.asarray(probe_identity_P)]), return_inverse=True
-    )
+    both = np.concatenate([np.asarray(gallery_identity_G), np.asarray(probe_identity_P)])
+    names, number = np.unique(both, return_inverse=True)
     gallery_G, probe_P = number[: len(gallery_GD)], number[len(gallery_GD) :]
     if len(number) != len(gallery_GD) + len(probe):
         raise UserError(

@@ -82,18 +82,16 @@ class Megaface(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MegafaceResult(Result):
-    """MegaFace challenge 1; `to_dict` gives the entry of results.json.
+    """MegaFace challenge 1.
+
+    The 95 % intervals resample the identities of the probes, distractors and threshold held fixed.
 
     Attributes:
-        rank1: share of the mate pairs in which the mate is nearer to the probe than each of the first 10,
+        rank1: fraction of the mate pairs in which the mate is nearer to the probe than each of the first 10,
             100 … distractors; None where there are not so many.
-        tar_at_far: share of the mate pairs above the lowest threshold at which the share of (probe,
+        tar_at_far: fraction of the mate pairs above the lowest threshold at which the fraction of (probe,
             distractor) pairs above it is within the target, over all distractors.
-        rank1_interval, tar_at_far_interval: 95 % intervals, people of the probes resampled, distractors and
-            threshold held fixed.
-        probes, identities, mate_pairs, distractors: numbers of them.
-        protocol, notes: what is to be said with the numbers.
-        right_X: whether each mate is nearer than all of the most distractors.
+        right_X: True where a mate is nearer than all of the most distractors.
     """
 
     rank1: dict[str, float | None]
@@ -170,9 +168,7 @@ def megaface(
             (memory-mapped ones are read block by block) or an iterable of arrays.
         count: how many distractors there are, where `distractors` is an iterable.
         cuts: numbers of distractors at which rank-1 is wanted, ascending.
-        bootstrap: number of resamples of the probes' people for 95 % intervals; 0 for none.
-        seed: of the bootstrap.
-        protocol: the protocol's name.
+        bootstrap: number of resamples for 95 % intervals; 0 for none.
 
     Raises:
         UserError: no person has two images, or there are other than `count` distractors.

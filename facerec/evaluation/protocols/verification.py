@@ -75,12 +75,7 @@ def evaluate_set(
 ) -> VerificationResult:
     """Embed the distinct images of a verification set once (and their mirrors) and judge its pairs.
 
-    Under torch.distributed every rank embeds a shard and every rank gets the result.
-
-    Args:
-        model: backbone and preprocessing; it runs in eval mode and is left as it was.
-        verification_set: images, and which of them the pairs are.
-        settings: batch size, flip, thresholds, bootstrap, folds, precision; the defaults where None.
+    Under torch.distributed every rank embeds a shard and gets the result. `model` is left as it was.
 
     Raises:
         NonFiniteError: naming the image whose embedding is not finite.
@@ -183,19 +178,14 @@ def evaluate_targets(
 ) -> dict[str, VerificationResult]:
     """Evaluate `model` on each set and log the lines of the field's habit.
 
-    Under torch.distributed every rank must call it, and gets the results; give the others than rank 0 a
-    logger that is quiet.
+    Under torch.distributed every rank must call it, and gets the results.
 
     Args:
         model: runs in eval mode and is left as it was.
         sets: from `load_targets`.
-        settings: batch size, flip, thresholds and so on.
         step: training step for the log, else the model's own.
         highest: the highest accuracy so far of each target; updated here. Keep it in the checkpoint, and the
             ``highest_acc`` line goes on where it was after a resume.
-
-    Returns:
-        The result of each set by name, in the order of `sets`.
     """
     step = model.step if step is None else step
     highest = {} if highest is None else highest

@@ -1,13 +1,11 @@
-"""Distances of pairs of embeddings, in their own precision and bit for bit as the published scripts compute
-them.
+"""Distances of pairs of embeddings, in their own precision and to the bit as the published scripts have them.
 
 Shape suffixes: N pairs, rows 2i and 2i + 1 being pair i.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +42,7 @@ def as_floats(array: npt.ArrayLike | torch.Tensor) -> Floats:
 
 
 def answers(issame_N: npt.ArrayLike | torch.Tensor) -> Bools:
-    """Whether each pair is genuine, bool (N,), from booleans or the numbers 1 and 0, (N,) or (N, 1).
+    """True for genuine pairs, (N,), from booleans or the numbers 1 and 0, (N,) or (N, 1).
 
     Raises:
         UserError: another value, which could mean either: −1, 2, NaN, the text "0"; it names the first.
@@ -62,6 +60,7 @@ def answers(issame_N: npt.ArrayLike | torch.Tensor) -> Bools:
 
 
 def check_shapes(plain: Floats, mirrored: Floats | None, same: Bools) -> None:
+    """Raise UserError where the arrays do not fit together."""
     if plain.ndim != 2 or len(plain) != 2 * len(same) or not plain.shape[1]:
         raise UserError(
             f"embeddings of shape {plain.shape} do not fit {len(same)} pairs: rows 2i and 2i+1 must be "
@@ -88,24 +87,20 @@ def _squared_distances(unit: Floats) -> Floats:
     return np.sum(np.square(difference, out=difference), 1)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Distances of the pairs, of the plain images' embeddings alone where there are mirrored ones, the
-    norms of all rows given, and how many of the compared rows are zero."""
+class PairDistances(NamedTuple):
+    """Distances of the pairs, and without mirrors; norms of all rows given; how many rows are zero."""
 
     distance_N: Floats
-    plain_distance_N: Floats | None
+    plain_distance_N: Floats
     norm: Floats
     zero: int
 
 
-def compare(plain: Floats, mirrored: Floats | None) -> Compared:
-    """One pass over the rows in blocks that stay in the cache. Rows do not see each other: blocks change
-    nothing."""
-    views = [plain] if mirrored is None else [plain, mirrored]
+def pair_distances(plain: Floats, mirrored: Floats | None) -> PairDistances:
+    """One pass over the rows in blocks that stay in the cache; a row sees only its pair."""
     distance = np.empty(len(plain) // 2, dtype=plain.dtype)
-    plain_distance = np.empty_like(distance)
-    norm = np.empty((len(views), len(plain)), dtype=plain.dtype)
+    plain_distance = distance if mirrored is None else np.empty_like(distance)
+    norm = np.empty((1 if mirrored is None else 2, len(plain)), dtype=plain.dtype)
     zero = 0
     for start in range(0, len(plain), _ROWS):
         at, pair = slice(start, start + _ROWS), slice(start // 2, (start + _ROWS) // 2)
@@ -121,12 +116,9 @@ def compare(plain: Floats, mirrored: Floats | None) -> Compared:
             used = row_norms(rows)
             distance[pair] = _squared_distances(unit_rows(rows, norm_N=used))
         zero += int((used == 0).sum())
-    if mirrored is None:
-        return Compared(plain_distance, None, norm.reshape(-1), zero)
-    return Compared(distance, plain_distance, norm.reshape(-1), zero)
+    return PairDistances(distance, plain_distance, norm.reshape(-1), zero)
 
 
 def mean_norm(norms: Floats, dtype: np.dtype[Any]) -> float:
-    """Mean in double precision, so that order does not matter, rounded to the embeddings' precision as
-    published."""
+    """Mean in double precision, where order does not matter, rounded to `dtype` as published."""
     return float(dtype.type(norms.mean(dtype=np.float64)))

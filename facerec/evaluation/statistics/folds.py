@@ -26,7 +26,7 @@ GRID_J = np.arange(0, 4, 0.01)
 
 @dataclass(frozen=True)
 class Folds:
-    """What k-fold cross-validation of one threshold gave, a fold an entry."""
+    """The cross-validation of one threshold, an entry per fold; `fold_N` is the fold of each pair."""
 
     accuracy_F: Floats
     threshold_F: Floats
@@ -55,9 +55,8 @@ def fold_of(pairs: int, folds: int) -> Ints:
     Raises:
         ConfigError: unless 2 ≤ `folds` ≤ `pairs`.
     """
-    require(
-        2 <= folds <= pairs, "eval.folds", folds, f"must be between 2 and the number of pairs, here {pairs}"
-    )
+    bounds = f"must be between 2 and the number of pairs, here {pairs}"
+    require(2 <= folds <= pairs, "eval.folds", folds, bounds)
     size_F = np.full(folds, pairs // folds)
     size_F[: pairs % folds] += 1
     return np.repeat(np.arange(folds), size_F)
@@ -66,14 +65,11 @@ def fold_of(pairs: int, folds: int) -> Ints:
 def cross_validate(
     distance_N: Floats, issame_N: Bools, folds: int | Ints = 10, thresholds: Thresholds = "grid"
 ) -> Folds:
-    """Accuracy of a threshold chosen on the other folds, for each fold.
-
-    For each fold the first (lowest) candidate with the highest accuracy on the other folds is applied to the
-    fold.
+    """Accuracy per fold of the first (lowest) threshold with the highest accuracy on the other folds.
 
     Args:
         distance_N: distance of each pair, finite.
-        issame_N: whether the pair is genuine.
+        issame_N: True for genuine pairs.
         folds: number of folds, see `fold_of`; or the fold of each pair, where a protocol gives it.
         thresholds: the candidates. ``grid``: 0, 0.01, …, 3.99, as published. ``exact``: all thresholds that
             can differ on the other folds, that is the midpoints of their sorted distances (and one below and
@@ -84,7 +80,9 @@ def cross_validate(
     """
     fold_N, count = fold_numbers(len(distance_N), folds)
     search = threshold_search(distance_N, thresholds)
-    accuracy_F, threshold_F = search.choose(_count(search, distance_N, issame_N, fold_N, count))
+    cell_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
+    count_F2J = np.bincount(cell_N, minlength=count * 2 * search.cells).reshape(count, 2, search.cells)
+    accuracy_F, threshold_F = search.choose(count_F2J)
     return Folds(accuracy_F, threshold_F, fold_N)
 
 
@@ -114,12 +112,6 @@ def threshold_search(distance_N: Floats, thresholds: str) -> Search:
     return _Grid() if thresholds == "grid" else _Exact(distance_N)
 
 
-def _count(search: Search, distance_N: Floats, issame_N: Bools, fold_N: Ints, folds: int) -> Ints:
-    """Counts of pairs by fold, kind and cell, (F, 2, J)."""
-    flat_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
-    return np.bincount(flat_N, minlength=folds * 2 * search.cells).reshape(folds, 2, search.cells)
-
-
 def _right(count_F2J: Ints) -> Ints:
     """Pairs judged right where cells 0 … j are called same, for each j; (…, F, J)."""
     same = np.cumsum(count_F2J, axis=-1, dtype=np.int32)
@@ -146,7 +138,7 @@ class _Grid:
 
 
 class _Exact:
-    """Midpoints of the other folds' sorted distances. Cell 0 is below all; then a cell each distance."""
+    """Midpoints of the other folds' sorted distances. Cell 0 is below all; then a cell per distance."""
 
     def __init__(self, distance_N: Floats) -> None:
         value = np.unique(distance_N.astype(np.float64))

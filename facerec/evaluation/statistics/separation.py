@@ -100,8 +100,7 @@ class Separation:
         return np.maximum(*below)
 
     def roc(self) -> tuple[Floats, Floats]:
-        """False and true accept rates (far_V, tar_V), ascending, from (0, 0) to (1, 1), one vertex for each
-        distinct distance."""
+        """FAR and TAR at each distinct distance, ascending, from (0, 0) to (1, 1)."""
         far, tar = self.rates(np.unique(np.concatenate([self.genuine_G, self.impostor_I])))
         return np.concatenate([[0.0], far]), np.concatenate([[0.0], tar])
 
