@@ -142,15 +142,14 @@ def test_sizes_read_well() -> None:
     ]
 
 
-def plan(*arguments: str) -> int:
+def plan(*arguments: str) -> None:
     """Run scripts/plan in this process, which has torch already."""
-    main: Any = runpy.run_path(str(PLAN))["main"]
-    return main(list(arguments))
+    runpy.run_path(str(PLAN))["main"](list(arguments))
 
 
 def test_the_plan_shows_its_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--gpus 64 --identities 10e6 --backbone iresnet100 --batch 128 --sample-rate 0.1"
-    assert plan(*arguments.split()) == 0
+    plan(*arguments.split())
     table = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     for row in (
         "class rows per GPU, R ⌈10,000,000 / 64⌉ 156,250",
@@ -167,14 +166,11 @@ def test_the_plan_shows_its_arithmetic(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_plan_of_one_process(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan("--gpus", "1", "--identities", "1000", "--backbone", "mbf", "--no-keep") == 0
+    plan("--gpus", "1", "--identities", "10e6", "--backbone", "mbf", "--memory", "16")
     said = capsys.readouterr().out
-    assert "all-gather" not in said and "computed again" in said
+    assert "all-gather" not in said and "logits: kept" not in said
 
 
-def test_a_wrong_word_to_the_plan_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan("--backbone", "iresnet99") == 2
-    assert "iresnet99" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        plan("--sample-rate", "2")
-    assert "above 0" in capsys.readouterr().err
+def test_a_wrong_word_to_the_plan_is_one_line() -> None:
+    with pytest.raises(SystemExit, match="plan: backbone=iresnet99: no such backbone"):
+        plan("--backbone", "iresnet99")
