@@ -23,13 +23,18 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Execute a command line; returns the exit status."""
-    parser = Parser(prog="facerec-data", description="Look after data sets.")
-    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
-    for name in sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__)):
-        _add(commands, name)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     return int(options.run(options) or 0)
+
+
+def parser() -> Parser:
+    """Return the parser with all sub-commands."""
+    made = Parser(prog="facerec-data", description="Look after data sets.")
+    commands = made.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
+    for name in sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__)):
+        _add(commands, name)
+    return made
 
 
 def _add(commands: Commands, name: str) -> None:

@@ -32,7 +32,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Do what a command line says; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
 
     from facerec.evaluation.embedding_files import check_out, embed_to_file
@@ -88,20 +88,21 @@ def _numbers(option: str, text: str | None) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = Parser(
         prog="facerec-embed",
         description="Embed the images of SOURCE and write the embeddings to OUT.",
         epilog=_EPILOG,
     )
-    parser.add_argument(
+    made.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
         help="a folder of images at any depth, a pack, a .bin, or a text file with a path a line",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
-    model = parser.add_argument_group("model")
+    made.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
+    model = made.add_argument_group("model")
     model.add_argument(
         "--ckpt",
         type=Path,
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
     )
     model.add_argument("--batch-size", type=int, default=128, help="images at once (default: 128)")
-    embeddings = parser.add_argument_group("embeddings")
+    embeddings = made.add_argument_group("embeddings")
     embeddings.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
@@ -134,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add the embedding of the mirrored image (default: --flip)",
     )
     embeddings.add_argument("--normalise", action="store_true", help="to unit length")
-    images = parser.add_argument_group("images and files")
+    images = made.add_argument_group("images and files")
     images.add_argument(
         "--align", action="store_true", help="find the face and align it first (extra `align`)"
     )
@@ -148,4 +149,4 @@ def _parser() -> argparse.ArgumentParser:
         "--root", type=Path, help="where relative paths of a list start (default: in the list's folder)"
     )
     images.add_argument("--force", action="store_true", help="replace what is there already")
-    return parser
+    return made
