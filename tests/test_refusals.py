@@ -58,7 +58,7 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         (["trainer.max_steps=1e300"], "trainer.max_steps=1e+300: must be a whole number"),
         (["trainer.threads=100000"], "trainer.threads=100000: must be 1 or more, and at most 1,024"),
         (["backbone.embedding_size=1e15"], "backbone.embedding_size=1000000000000000: must be 1 or more"),
-        (["schedule={}", "schedule.name=null"], "schedule.name=None: must be one of"),
+        (["schedule={}", "schedule.name=null"], "schedule.name=None: must name one; known: constant"),
         (["trainer.batch_size=1"], "trainer.batch_size=1: batch norm needs two images or more"),
         (
             ["trainer.batch_size=23", "data.drop_last=false"],
