@@ -15,16 +15,16 @@ from facerec.cli.figures import FIGURES, run
 from facerec.errors import ConfigError, UserError
 from facerec.figures import digits as digit_figures
 from facerec.figures import heads as head_figures
-from facerec.figures.heads import CURVES, head_of_two, set_quality, target_logit
+from facerec.figures.heads import CURVES, target_logit
 from facerec.heads import HEADS
 
 ANGLES = torch.linspace(0.01, math.pi - 0.01, 50, dtype=torch.float64)
 COSINE = ANGLES.cos()
 
 
-def test_every_head_with_class_weights_has_a_curve() -> None:
+def test_every_head_of_the_curves_is_registered_and_can_be_scattered() -> None:
     drawn = {line.head for lines in CURVES.values() for line in lines}
-    assert drawn == set(HEADS.names()) - {"triplet", "contrastive"}
+    assert drawn <= set(HEADS.names()) and drawn <= set(digit_figures.drawable())
 
 
 @pytest.mark.parametrize(
@@ -58,30 +58,25 @@ def test_every_head_with_class_weights_has_a_curve() -> None:
 def test_target_logit_is_found_from_the_loss(
     name: str, parameters: dict, norm: float, right: torch.Tensor
 ) -> None:
-    curve = target_logit(head_of_two(name, **parameters), ANGLES, norm)
+    curve = target_logit(name, ANGLES, norm, **parameters)
     torch.testing.assert_close(curve, right.double(), rtol=1e-7, atol=1e-7)
 
 
 def test_quality_and_hard_negatives_move_the_curves() -> None:
-    head = head_of_two("adaface", h=1e9)
-    set_quality(head, -1)
     angle = (ANGLES + 0.4).clamp(1e-3, math.pi - 1e-3)
-    torch.testing.assert_close(target_logit(head, ANGLES), angle.cos(), rtol=1e-6, atol=1e-6)
-    npcface = head_of_two("npcface")
-    assert (target_logit(npcface, ANGLES, hard=0.6)[:20] < target_logit(npcface, ANGLES)[:20]).all()
+    worst = target_logit("adaface", ANGLES, 1.0, h=1e9)  # a length far below the running mean
+    torch.testing.assert_close(worst, angle.cos(), rtol=1e-6, atol=1e-6)
+    hard, none = target_logit("npcface", ANGLES, hard=0.6), target_logit("npcface", ANGLES)
+    assert (hard[:20] < none[:20]).all()
 
 
 def test_arcface_wins_where_its_angle_is_smaller_by_the_margin() -> None:
     own, other = torch.tensor([0.2, 0.2, 1.0]).double(), torch.tensor([0.8, 0.6, 1.4]).double()
-    assert head_figures._wins(head_of_two("arcface"), own, other, 1, 1).tolist() == [True, False, False]
-    assert head_figures._wins(head_of_two("softmax"), own, other, 1, 1).tolist() == [True, True, True]
-    assert head_figures._wins(head_of_two("softmax"), own, other, 1, 1.5).tolist() == [False, False, True]
-    sface = head_of_two("sface")  # at rest: own angle below a = 0.87, the other's above b = 1.22
-    assert head_figures._wins(sface, own, torch.tensor([1.3, 1.1, 1.4]).double(), 1, 1).tolist() == [
-        True,
-        False,
-        False,
-    ]
+    assert head_figures._wins("arcface", own, other).tolist() == [True, False, False]
+    assert head_figures._wins("softmax", own, other).tolist() == [True, True, True]
+    assert head_figures._wins("softmax", own, other, 1, 1.5).tolist() == [False, False, True]
+    others = torch.tensor([1.3, 1.1, 1.4]).double()  # at rest: own angle below a = 0.87, the other's above b
+    assert head_figures._wins("sface", own, others).tolist() == [True, False, False]
 
 
 def test_sface_figure_follows_its_parameters() -> None:
@@ -104,7 +99,7 @@ def test_networks_learn_the_digits() -> None:
     digits = digit_figures.load()
     start = digit_figures.warm_start(digits, 3, 120)
     for name in ("arcface", "triplet", "subcenter"):
-        embedding, direction, _ = digit_figures.trained_on(start, digits, name, 20)
+        embedding, direction = digit_figures.trained_on(start, digits, name, 20)
         assert embedding.shape == (1797, 3)
         assert digit_figures.accuracy(embedding, direction, digits) > 0.8
 

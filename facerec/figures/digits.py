@@ -1,4 +1,4 @@
-"""What heads make of the features: small networks with 2-D and 3-D embeddings of scikit-learn's digits.
+"""Features under the heads: small networks with 2-D and 3-D embeddings of scikit-learn's digits.
 
 All start from the same network, trained with a plain softmax for a while, so that digits lie at the same
 angles in every panel. Shapes: N images of C = 10 digits, D = 2 or 3.
@@ -6,9 +6,9 @@ angles in every panel. Shapes: N images of C = 10 digits, D = 2 or 3.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import math
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,9 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from facerec.errors import UserError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead, Head
-from facerec.heads.pairs import PairHead
-from facerec.heads.sphereface2 import SphereFace2
 from facerec.reporting.style import COLOURS, GRAY, figure, frame
 from facerec.vectors import unit_rows
 
@@ -138,8 +137,8 @@ def embed(net: Net, digits: Digits) -> Tensor:
 
 def trained_on(
     start: Start, digits: Digits, name: str, steps: int, **parameters: Any
-) -> tuple[Tensor, Tensor, Head]:
-    """Embeddings (N, D) under one head, the unit directions of its classes, and the head."""
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D) under one head, and the unit directions of its classes."""
     size = start.direction_CD.shape[1]
     torch.manual_seed(1)
     net = Net(size)
@@ -153,20 +152,17 @@ def trained_on(
                 head.weight.copy_(start.direction_CD[:, None] + jitter)
             else:
                 head.weight.copy_(length * start.direction_CD)
-            if isinstance(
-                head, SphereFace2
-            ):  # which starts for classes at right angles; here they are neighbours
-                head.offset.copy_(-head.r * head.stretch(torch.tensor(math.cos(math.pi / _CLASSES))))
+            if name == "sphereface2":  # starts for classes at right angles; here they are neighbours
+                binary: Any = head
+                neighbour = torch.tensor(math.cos(math.pi / _CLASSES))
+                binary.offset.copy_(-binary.r * binary.stretch(neighbour))
     train(net, head, digits, steps, 3e-3)
     embedding_ND = embed(net, digits)
     if isinstance(head, ClassHead):
         direction = unit_rows(head.weight.detach())
     else:
-        label_N = digits.label_N
-        direction = unit_rows(
-            torch.stack([unit_rows(embedding_ND)[label_N == c].mean(0) for c in range(_CLASSES)])
-        )
-    return embedding_ND, direction, head
+        direction = directions(embedding_ND, digits.label_N)
+    return embedding_ND, direction
 
 
 def accuracy(embedding_ND: Tensor, direction: Tensor, digits: Digits) -> float:
@@ -189,7 +185,7 @@ def feature_scatter(names: list[str] | None = None, steps: int = 250) -> Figure:
     for axes in panels.flat[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels.flat, names, strict=False):
-        embedding_ND, direction, _ = trained_on(start, digits, name, steps, **_FLAT.get(name, {}))
+        embedding_ND, direction = trained_on(start, digits, name, steps, **_FLAT.get(name, {}))
         share = accuracy(embedding_ND, direction, digits)
         _scatter(axes, embedding_ND, direction.flatten(0, -2), digits.label_N)
         axes.set_title(f"{name}\n{100 * share:.1f} %", fontsize=8.5, linespacing=1.15, pad=2)
@@ -203,10 +199,13 @@ def feature_scatter(names: list[str] | None = None, steps: int = 250) -> Figure:
 
 
 def drawable() -> list[str]:
-    """All heads that can be made here: pair losses need their library."""
-    if importlib.util.find_spec("pytorch_metric_learning"):
-        return HEADS.names()
-    return [name for name in HEADS.names() if not issubclass(cast(type, HEADS.builder(name)), PairHead)]
+    """All heads that can be built here: pair losses need their library."""
+    names = []
+    for name in HEADS.names():
+        with contextlib.suppress(UserError):
+            create_head(name, num_classes=_CLASSES, embedding_size=2)
+            names.append(name)
+    return names
 
 
 def _scatter(axes: Axes, embedding_N2: Tensor, direction_R2: Tensor, label_N: Tensor) -> None:
@@ -234,7 +233,7 @@ def sphere(steps: int = 400) -> Figure:
     balls = [made.add_axes((i / 4 - 0.015, 0.37, 0.28, 0.6), projection="3d") for i in range(4)]
     histograms = [made.add_axes((0.07 + 0.235 * i, 0.12, 0.205, 0.25)) for i in range(4)]
     for m, ball, axes in zip((1, 2, 3, 4), balls, histograms, strict=True):
-        embedding_N3, direction_C3, _ = trained_on(
+        embedding_N3, direction_C3 = trained_on(
             start, digits, "sphereface", steps, m=m, base=50.0, gamma=0.12, lambda_min=0.0
         )
         unit_N3 = unit_rows(embedding_N3)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -20,11 +20,6 @@ from torch import Tensor
 from facerec.heads import create_head
 from facerec.heads.base import ClassHead, Samples
 from facerec.heads.mechanism.class_sums import ClassSums
-from facerec.heads.quality import RunningNorm
-from facerec.heads.sface import SFace
-from facerec.heads.softmax import L2Softmax
-from facerec.heads.sphereface import Annealed
-from facerec.heads.sphereface2 import SphereFace2
 from facerec.reporting.style import COLOURS, GRAY, figure, frame
 
 
@@ -36,7 +31,6 @@ class Line(NamedTuple):
         head: name of the head.
         parameters: of the head, where not the defaults.
         norm: length of the embeddings.
-        quality: −1, 0 or 1 for the least, middle or best quality, in heads with a running norm.
         hard: mean cosine of the hard negatives; None: there are none.
     """
 
@@ -44,11 +38,22 @@ class Line(NamedTuple):
     head: str
     parameters: Mapping[str, Any] = MappingProxyType({})
     norm: float = 1.0
-    quality: int = 0
     hard: float | None = None
 
 
-_STEEP: Final = {"h": 1e9}  # any norm off the mean is of the least or the best quality
+# Of −1, 0 and 1, by h and the length of embeddings, in heads that start with a running norm of 20 ± 100.
+_QUALITY: Final[dict[int, tuple[dict[str, float], float]]] = {
+    -1: ({"h": 1e9}, 1.0),
+    0: ({"h": 0.0}, 1.0),
+    1: ({"h": 1e9}, 100.0),
+}
+
+
+def _annealed(m: int, weight: float) -> dict[str, Any]:
+    """The parameters of an annealed margin at its end, where the plain logit has this weight."""
+    return {"m": m, "base": 0.0, "lambda_min": float(weight)}
+
+
 CURVES: Final[dict[str, list[Line]]] = {
     "no margin": [
         Line("softmax", "softmax"),
@@ -66,13 +71,13 @@ CURVES: Final[dict[str, list[Line]]] = {
     ],
     "multiplicative: sphereface, lsoftmax": [
         *(
-            Line(rf"$m={m}$, $\lambda={weight}$", name, {"m": m, "lambda_min": float(weight)})
+            Line(rf"$m={m}$, $\lambda={weight}$", name, _annealed(m, weight))
             for m, weight in ((2, 0), (3, 0), (4, 0), (4, 5))
             for name in ("sphereface", "lsoftmax")
         )
     ],
     "margins by the norm": [
-        *(Line(f"adaface, $q={q}$", "adaface", _STEEP if q else {"h": 0.0}, quality=q) for q in (-1, 0, 1)),
+        *(Line(f"adaface, $q={q}$", "adaface", *_QUALITY[q]) for q in (-1, 0, 1)),
         *(Line(rf"magface, $\|x\|={a}$", "magface", {"lambda_g": 0.0}, norm=a) for a in (10, 60, 110)),
     ],
     "random margins": [
@@ -98,53 +103,57 @@ CURVES: Final[dict[str, list[Line]]] = {
     ],
     "sigmoid weights": [
         Line("sface", "sface"),
-        *(
-            Line(
-                f"sface_quality, $q={(1 + q) / 2:g}$", "sface_quality", _STEEP if q else {"h": 0.0}, quality=q
-            )
-            for q in (1, 0, -1)
-        ),
+        *(Line(f"sface_quality, $q={(1 + q) / 2:g}$", "sface_quality", *_QUALITY[q]) for q in (1, 0, -1)),
     ],
 }
 
 
 def head_of_two(name: str, **parameters: Any) -> ClassHead:
-    """A float64 head of two classes in evaluation mode, unit weights along the axes, annealed to its end."""
+    """A float64 head of two classes in evaluation mode, unit weights along the axes."""
     head = create_head(name, num_classes=2, embedding_size=2, **parameters).double().eval()
     assert isinstance(head, ClassHead), "pair losses have no classes"
     with torch.no_grad():
         axes_22 = torch.eye(2, dtype=torch.float64)
         head.weight.copy_(axes_22 if head.weight.ndim == 2 else axes_22[:, None])
-    if isinstance(head, Annealed):
-        head.iteration.fill_(10**9)
     return head
 
 
-def target_logit(head: ClassHead, angle_A: Tensor, norm: float = 1.0, hard: float | None = None) -> Tensor:
+# The unscaled target logit by the loss without other classes, where that is no cross entropy of s·logit.
+_LOGIT_OF_LOSS: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {
+    "sface": lambda head, loss_A: -loss_A / head.s,
+    "sface_quality": lambda head, loss_A: -loss_A / head.s,
+    "l2softmax": lambda head, loss_A: -_inverse_softplus(loss_A) / head.alpha,
+    "sphereface2": lambda head, loss_A: (
+        -(_inverse_softplus(loss_A * head.r / head.lambda_p / head.loss_weight) + head.offset.detach())
+        / head.r
+    ),
+}
+
+
+def target_logit(
+    name: str, angle_A: Tensor, norm: float = 1.0, hard: float | None = None, **parameters: Any
+) -> Tensor:
     """The unscaled target logit at angles to the own class, found from the loss the head makes of it.
 
     The head is handed embeddings at those angles and, for the sum over all other classes, zero: a cross
     entropy is then log(1 + e^−logit). For SFace it is the weighted cosine, for SphereFace2 its positive.
 
     Args:
-        head: see `head_of_two`.
+        name, parameters: of the head.
         angle_A: radians in [0, π].
         norm: length of the embeddings.
         hard: mean cosine of the hard negatives, for heads that look at it; None where there are none.
     """
+    head = head_of_two(name, **parameters)
     embedding_A2 = norm * torch.stack([angle_A.cos(), angle_A.sin()], 1)
     zero_A, one_A = torch.zeros_like(angle_A), torch.ones_like(angle_A)
     samples = Samples(embedding_A2, zero_A.long(), norm * one_A)
     extra = (zero_A, zero_A) if hard is None else (hard * one_A, one_A)
     sums = ClassSums(head.query(samples)[:, 0], zero_A, one_A, angle_A.cos(), zero_A, zero_A, extra)
     loss_A = head.loss(sums, samples)[0].detach()
-    if isinstance(head, SFace):
-        return -loss_A / head.s
-    if isinstance(head, SphereFace2):
-        logit_A = _inverse_softplus(loss_A * head.r / head.lambda_p / head.loss_weight)
-        return (-logit_A - head.offset.detach()) / head.r
-    scale = head.alpha if isinstance(head, L2Softmax) else getattr(head, "s", norm)
-    return -_inverse_softplus(loss_A) / float(scale)
+    if name in _LOGIT_OF_LOSS:
+        return _LOGIT_OF_LOSS[name](head, loss_A)
+    return -_inverse_softplus(loss_A) / float(getattr(head, "s", norm))
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:
@@ -152,7 +161,7 @@ def _inverse_softplus(x: Tensor) -> Tensor:
 
 
 def target_curves() -> Figure:
-    """Target logit of every head with class weights over θ ∈ [0°, 180°], a panel a family; cos θ in gray."""
+    """Target logit of the published heads over θ ∈ [0°, 180°], one panel per family; cos θ in gray."""
     angle_A = torch.linspace(0, math.pi, 721, dtype=torch.float64)
     degrees = angle_A.rad2deg().numpy()
     made = figure(9.6, 7.4)
@@ -162,9 +171,7 @@ def target_curves() -> Figure:
         axes.plot(degrees, angle_A.cos(), color=GRAY, lw=0.9, ls=(0, (4, 3)))
         curves: list[tuple[list[str], np.ndarray]] = []
         for line in lines:
-            head = head_of_two(line.head, **line.parameters)
-            set_quality(head, line.quality)
-            curve = target_logit(head, angle_A, line.norm, line.hard).numpy()
+            curve = target_logit(line.head, angle_A, line.norm, line.hard, **line.parameters).numpy()
             same = next((labels for labels, known in curves if np.allclose(known, curve, atol=1e-6)), None)
             if same is None:
                 curves.append(([line.label], curve))
@@ -179,17 +186,11 @@ def target_curves() -> Figure:
     return made
 
 
-def set_quality(head: ClassHead, quality: int) -> None:
-    """Make embeddings of length 1 lie below, at or above the running mean of a head that has one."""
-    for part in head.modules():
-        if isinstance(part, RunningNorm):
-            part.mean.fill_(1.0 - quality)
-
-
+_HAIR: Final = 1e-5  # of the plain logit, so that no point of the grid lies on a border
 REGIONS: Final[dict[str, tuple[str, dict[str, Any], float]]] = {
     r"Softmax, $\|W_2\|=1.5\,\|W_1\|$": ("softmax", {}, 1.5),
-    r"L-Softmax, $m=2$, $\|W_2\|=1.5\,\|W_1\|$": ("lsoftmax", {"m": 2, "lambda_min": 0.0}, 1.5),
-    r"A-Softmax, $m=2$": ("sphereface", {"m": 2, "lambda_min": 0.0}, 1.0),
+    r"L-Softmax, $m=2$, $\|W_2\|=1.5\,\|W_1\|$": ("lsoftmax", _annealed(2, _HAIR), 1.5),
+    r"A-Softmax, $m=2$": ("sphereface", _annealed(2, _HAIR), 1.0),
     r"CosFace, $m=0.35$": ("cosface", {}, 1.0),
     r"ArcFace, $m=0.5$": ("arcface", {}, 1.0),
     r"SFace, $a=0.87$, $b=1.22$": ("sface", {}, 1.0),
@@ -197,7 +198,7 @@ REGIONS: Final[dict[str, tuple[str, dict[str, Any], float]]] = {
 
 
 def decision_regions(points: int = 361) -> Figure:
-    """Where two classes are told apart with their margin, over the angles to both, a panel a head.
+    """Regions of two classes and the margin between them, over the angles to both, one panel per head.
 
     A sample of class 1 is on its side where its target logit wins, which is where its loss is below log 2;
     the same for class 2. What is left between is the margin. SFace has no logits to compare: there a sample
@@ -208,9 +209,8 @@ def decision_regions(points: int = 361) -> Figure:
     made = figure(7.0, 4.9)
     panels = made.subplots(2, 3, sharex=True, sharey=True)
     for axes, (title, (name, parameters, ratio)) in zip(panels.flat, REGIONS.items(), strict=True):
-        head = head_of_two(name, **parameters)
-        first_AA = _wins(head, own_A, other_A, 1.0, ratio).view(points, points)
-        second_AA = _wins(head, other_A, own_A, ratio, 1.0).view(points, points)
+        first_AA = _wins(name, own_A, other_A, 1.0, ratio, **parameters).view(points, points)
+        second_AA = _wins(name, other_A, own_A, ratio, 1.0, **parameters).view(points, points)
         image = np.ones((points, points, 3))
         for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
             image[mask_AA.numpy()] = 0.62 + 0.38 * np.array(to_rgb(colour))
@@ -229,8 +229,26 @@ def decision_regions(points: int = 361) -> Figure:
     return made
 
 
-def _wins(head: ClassHead, own_A: Tensor, other_A: Tensor, own_norm: float, other_norm: float) -> Tensor:
-    """Whether samples at angles to their own and the other class are on their side of the margin."""
+def _wins(
+    name: str,
+    own_A: Tensor,
+    other_A: Tensor,
+    own_norm: float = 1.0,
+    other_norm: float = 1.0,
+    **parameters: Any,
+) -> Tensor:
+    """Return where samples at angles to their own and the other class are on their side of the margin."""
+    head: Any = head_of_two(name, **parameters)
+    loss_A, pull_A, push_A = _forces(head, own_A, other_A, own_norm, other_norm)
+    if name == "sface":
+        return (pull_A < head.s / 2) & (push_A < head.s / 2)
+    return loss_A < math.log(2)
+
+
+def _forces(
+    head: Any, own_A: Tensor, other_A: Tensor, own_norm: float = 1.0, other_norm: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss at these angles, and its slopes: up to the own class and away from the other one."""
     if head.normalise_weight:
         own_norm = other_norm = 1.0
     target_A = (own_norm * own_A.cos()).requires_grad_()
@@ -238,29 +256,19 @@ def _wins(head: ClassHead, own_A: Tensor, other_A: Tensor, own_norm: float, othe
     with torch.no_grad():
         term = head.others(target_A, samples)
         product_1A = other_norm * other_A.cos()[None]
-        value_A = term.value(product_1A)[0]
+        value_A, push_A = term.value(product_1A)[0], torch.as_tensor(term.slope(product_1A))
     norm_A = torch.full_like(own_A, own_norm)
     sums = ClassSums(target_A, value_A, norm_A, own_A.cos(), other_A.cos(), other_A.cos(), ())
     loss_A = head.loss(sums, samples)[0]
-    if not isinstance(head, SFace):
-        return loss_A.detach() < math.log(2)
     (slope_A,) = torch.autograd.grad(loss_A.sum(), target_A)
-    push_A = torch.as_tensor(term.slope(product_1A))[0]
-    return (-slope_A < head.s / 2) & (push_A < head.s / 2)
+    return loss_A.detach(), -slope_A, push_A.expand(1, len(own_A))[0]
 
 
 def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure:
-    """Length of SFace's gradients over the angle to the own and to another class, as shares of s."""
-    head = head_of_two("sface", k=k, a=a, b=b)
-    assert isinstance(head, SFace)
+    """Length of SFace's gradients over the angle to the own and to another class, in units of s."""
+    head: Any = head_of_two("sface", k=k, a=a, b=b)
     angle_A = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
-    cosine_A = angle_A.cos().requires_grad_()
-    zero_A = torch.zeros_like(angle_A)
-    samples = Samples(torch.zeros(len(angle_A), 2), zero_A.long(), zero_A)
-    loss_A, _ = head.loss(ClassSums(cosine_A, zero_A, zero_A, cosine_A, zero_A, zero_A, ()), samples)
-    (slope_A,) = torch.autograd.grad(loss_A.sum(), cosine_A)
-    pull_A = -slope_A / head.s
-    push_A = torch.as_tensor(head.others(zero_A, samples).slope(cosine_A.detach())) / head.s
+    _, pull_A, push_A = (force_A / head.s for force_A in _forces(head, angle_A, angle_A))
 
     made = figure(4.6, 3.2)
     axes = frame(made.subplots(), x=r"$\theta$, degrees", y=r"length of the gradient / $s$")
@@ -287,17 +295,17 @@ _WHITE: Final = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
 def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:
-    """The softmax of cosines [1, 0.8, 0.6, 0.4, 0.2] at several scales s: what s does to a perfect sample."""
+    """The softmax of cosines [1, 0.8, 0.6, 0.4, 0.2], a perfect sample, at several scales s."""
     cosine_C = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
     made = figure(4.6, 2.9)
     axes = frame(made.subplots(), x=r"class $j$, with $\cos\theta_j$", y=r"softmax of $s\,\cos\theta$")
     axes.grid(visible=False, axis="x")
     width = 0.8 / len(scales)
     for i, (s, colour) in enumerate(zip(scales, COLOURS, strict=False)):
-        share_C = (s * cosine_C).softmax(0).numpy()
+        softmax_C = (s * cosine_C).softmax(0).numpy()
         places = np.arange(len(cosine_C)) - 0.4 + (i + 0.5) * width
-        bars = axes.bar(places, share_C, 0.9 * width, color=colour, label=f"$s={s:g}$")
-        axes.bar_label(bars, [f"{x:.2f}" for x in share_C.tolist()], fontsize=6, padding=1.5)
+        bars = axes.bar(places, softmax_C, 0.9 * width, color=colour, label=f"$s={s:g}$")
+        axes.bar_label(bars, [f"{x:.2f}" for x in softmax_C.tolist()], fontsize=6, padding=1.5)
     axes.set_xticks(range(len(cosine_C)), [f"{c:.1f}" for c in cosine_C.tolist()])
     axes.set_ylim(0, 1)
     axes.legend()
