@@ -139,7 +139,8 @@ def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]
     for name, parameter in parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            settings |= typing.get_type_hints(typing.get_args(hint)[0])
+            for named in typing.get_args(hint):  # none, where it is for the caller alone
+                settings |= typing.get_type_hints(named)
             continue
         settings[name] = hint
         if parameter.default is inspect.Parameter.empty:
