@@ -24,7 +24,7 @@ Format = Literal["onnx", "safetensors"]
 def export(model: Model, path: Path, format: Format, *, opset: int | None = None) -> Path:
     """Write the backbone of `model` to `path`, its preprocessing in the file's metadata.
 
-    ``onnx``: input ``image`` (N, 3, size, size) float, prepared as the metadata says; output ``embedding``
+    ``onnx``: input ``image`` (N, 3, size, size) float, prepared as in the metadata; output ``embedding``
     (N, D), raw. The batch size is free. The file is run once by onnxruntime and compared before it is kept.
     ``safetensors``: the state dict under the names of the published layout.
 
@@ -67,7 +67,7 @@ def _onnx(model: Model, metadata: dict[str, str], opset: int | None) -> bytes:
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it and would say so less clearly
+        import onnxscript  # noqa: F401 - needed by torch's exporter, whose own error is less clear
     except ImportError as error:
         raise _missing("onnx", error) from error
     example_BCHW = torch.zeros(2, 3, *model.input.shape)
@@ -89,7 +89,7 @@ def _onnx(model: Model, metadata: dict[str, str], opset: int | None) -> bytes:
         )
     assert program is not None
     proto = program.model_proto
-    # What cannot be converted the exporter leaves as it is, with a warning at most.
+    # The exporter leaves an opset that it cannot convert to, with a warning at most.
     used = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
     hint = f"this network cannot be written with it; opset={used} can, and so may newer ones"
     require(opset in (None, used), "opset", opset, hint)

@@ -42,7 +42,7 @@ class Model:
         step, epoch: of its training, where known.
         path: the file it was read from.
         identities: names of the identities it was trained on, where known.
-        config: the settings of its training as the file says, of an export those of the backbone alone.
+        config: the settings of its training, of an export those of the backbone alone.
         knows_input: the preprocessing came with the model; else it was taken for granted or given.
         cache: keeps its embeddings between runs.
     """

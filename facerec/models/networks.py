@@ -19,7 +19,7 @@ from facerec.errors import CheckpointError, FacerecError
 
 log = logging.getLogger("facerec.evaluation")
 
-# Batch sizes to try where a network does not say which one it was traced with.
+# Batch sizes to try on a network that does not declare its own.
 _TRIED = (1, 2, 4, 8, 16, 32, 64, 128)
 _COMPARED = (2, 5)  # batch sizes whose rows are compared when a network is opened; others when they are met
 _MOST: Final = 1 << 28  # numbers in a batch of images: 1 GiB
@@ -125,7 +125,7 @@ class ForeignNetwork(nn.Module):
             return
         self._agreed.add(count)
         image_BCHW = _patterns(count, shape)
-        errors = ["its rows depend on each other, or on their place"]
+        errors = ["its rows depend on each other, or on their position"]
         batch_BD = self._attempt(image_BCHW, errors)
         rolled_BD = None if batch_BD is None else self._attempt(image_BCHW.roll(1, 0), errors)
         if batch_BD is not None and rolled_BD is not None and self._alike(rolled_BD, batch_BD.roll(1, 0)):
@@ -214,7 +214,7 @@ class ScriptedNetwork(ForeignNetwork):
         )
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Those of the program, which say where it runs."""
+        """The parameters of the program, for their device."""
         return self._program[0].parameters(recurse)
 
     def _run(self, image_BCHW: Tensor) -> list[Output]:

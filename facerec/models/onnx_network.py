@@ -34,19 +34,15 @@ _MEMORY: Final = 8 << 30  # bytes, besides four times the size of the network's 
 
 
 class OnnxNetwork(ForeignNetwork):
-    """An ONNX network, run by onnxruntime in a process of its own, with limits of time and memory.
-
-    Args:
-        path: the file; what it stores outside of itself must lie in its folder.
-        device: CUDA is used where onnxruntime was built with it.
-
-    Raises:
-        UserError: onnxruntime is not installed.
-        CheckpointError: no ONNX file, or none from images to embeddings.
+    """An ONNX network; its external data must lie in its folder.
 
     Attributes:
         size: (height, width) it takes; None: any.
-        metadata: the words in the file's metadata.
+        metadata: of the file.
+
+    Raises:
+        UserError: onnxruntime or onnx is not installed.
+        CheckpointError: no ONNX file, or none from images to embeddings.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -107,20 +103,20 @@ class OnnxNetwork(ForeignNetwork):
             Output(name, tuple(shape), value)
             for name, (shape, _), value in zip(names, answer["outputs"], values, strict=True)
         ]
-        # The chosen one alone has come; it keeps its place.
+        # The chosen one alone was asked for; it keeps its index.
         none = [Output("", (), None)] * (self._output or 0)
         return outputs if self._output is None else [*none, *outputs]
 
 
 class _NetworkError(Exception):
-    """What onnxruntime said of a network or of a batch."""
+    """An error of onnxruntime over a network or a batch."""
 
 
 class _Worker:
-    """The process of `onnx_worker`: started when it is asked, and again after it was ended.
+    """The process of `onnx_worker`, started on the first request and again after it has ended.
 
     Args:
-        where: begins its errors.
+        where: begins the errors.
         opening: the first request.
     """
 
@@ -136,7 +132,7 @@ class _Worker:
 
         Raises:
             CheckpointError: the network is refused, or its process has ended: time, memory or a crash.
-            _NetworkError: onnxruntime did not do it.
+            _NetworkError: onnxruntime failed.
         """
         with self._lock:
             seconds, task = _SECONDS, "opening it"

@@ -1,9 +1,8 @@
 """Program that runs one ONNX network for `facerec.models.onnx_network`, within limits of time and memory.
 
 It is started as a script with the number of a socket, and imports the standard library, NumPy, onnx and
-onnxruntime alone. The first request names the network, each further one brings a batch of images. Whatever a
-graph makes onnxruntime do, the kernel ends this process when a request has taken its time (SIGALRM), and
-refuses it memory beyond the limit.
+onnxruntime alone. The first request names the network, each further one brings a batch of images. The kernel
+ends this process when a request has taken its time (SIGALRM), and refuses it memory beyond the limit.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _MOST_NUMBERS: Final = 1 << 16  # of an output, per image: more is no embedding
 
 
 class Refused(Exception):
-    """The network may not be used; the text says why."""
+    """The network may not be used, for the reason in the text."""
 
 
 def send(connection: Connection, message: dict[str, Any], arrays: Iterable[Any] = ()) -> None:
@@ -40,11 +39,7 @@ def receive(connection: Connection) -> dict[str, Any]:
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files besides `path` that hold its tensors.
-
-    Raises:
-        Refused: one lies outside the folder of `path`, or is no regular file.
-    """
+    """The other files that hold its tensors; raises `Refused` for one outside the folder of `path`."""
     folders = {path.absolute().parent.resolve(), path.resolve().parent}  # the second: a cache of links
     found = []
     for name in sorted(set(_locations(path))):
@@ -79,7 +74,7 @@ def _locations(path: Path) -> Iterator[str]:
 
 
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The session of onnxruntime, and what there is to say of the network."""
+    """Open the session of onnxruntime; returns it and a description of the network."""
     path = Path(request["path"])
     files = external_files(path)
     size = sum(file.stat().st_size for file in (path, *files))
@@ -106,19 +101,19 @@ def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _run(session: Any, request: dict[str, Any], images: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Outputs as float32; of those that are no numbers, or too many to be embeddings, the shape alone."""
+    """Run a batch; outputs come as float32, those that cannot be embeddings as their shape alone."""
     import numpy as np
 
     results = session.run(request["outputs"], {request["input"]: images})
-    said: list[Any] = []
+    described: list[Any] = []
     arrays = []
     for one in results:
         good = isinstance(one, np.ndarray) and one.dtype.kind == "f"
         good = good and one.size <= _MOST_NUMBERS * len(images)
-        said.append([list(one.shape) if isinstance(one, np.ndarray) else [], good])
+        described.append([list(one.shape) if isinstance(one, np.ndarray) else [], good])
         if good:
             arrays.append(np.ascontiguousarray(one, np.float32))
-    return {"outputs": said}, arrays
+    return {"outputs": described}, arrays
 
 
 def _limit_memory(size: int) -> None:

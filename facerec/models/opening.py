@@ -1,4 +1,4 @@
-"""Open a model file of any kind: `KINDS` is the table. Its content says what it is, and nothing in it is run.
+"""Open a model file of any kind: `KINDS` is the table. Its content tells the kind, and nothing in it is run.
 
 Checkpoints and state dicts are read by `pickles.torch_file`; safetensors and ONNX files hold numbers and a
 graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network that a
@@ -38,7 +38,7 @@ _ONNX_TAGS = bytes([0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42])
 
 
 class Request(NamedTuple):
-    """A file to open, the device to run it on, and settings that replace what it says."""
+    """A file to open, the device to run it on, and settings that replace its own."""
 
     path: Path
     device: torch.device
@@ -62,8 +62,8 @@ def load_model(
 ) -> Model:
     """Open any model: a checkpoint of a training run, weights of a known backbone, ONNX or TorchScript.
 
-    A checkpoint brings its backbone and its preprocessing; so does an export of `facerec-export`. Of other
-    files the log says which preprocessing was taken for them. Nothing in a file is run, unless it is
+    A checkpoint brings its backbone and its preprocessing, and so does an export of `facerec-export`; for
+    other files the log names the preprocessing that is used. Nothing in a file is run, unless it is
     TorchScript and `allow_code`.
 
     Args:
@@ -73,8 +73,8 @@ def load_model(
         input: settings that replace the file's preprocessing; null values do not.
         backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
             known backbone that its entries fit.
-        allow_code: run a TorchScript program. It can read and write files as you can, so say True only to
-            files whose origin you trust.
+        allow_code: run a TorchScript program. It can read and write files as you can: True is for files
+            whose origin you trust.
         overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
 
     Returns:
@@ -98,8 +98,8 @@ def load_model(
     kind = kind_of(path)
     if chosen and kind.brings_network:
         raise ConfigError("backbone", chosen["name"], f"{path} brings its own network; leave it out")
-    place = resolve_device(device, key="device", own=False)
-    return kind.open(Request(path, place, {key: getattr(checked, key) for key in given}, chosen, allow_code))
+    where = resolve_device(device, key="device", own=False)
+    return kind.open(Request(path, where, {key: getattr(checked, key) for key in given}, chosen, allow_code))
 
 
 # Kinds of files -------------------------------------------------------------------------------------------
@@ -181,10 +181,10 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
     )
 
 
-def _preprocessing(request: Request, said: Settings) -> Preprocessing:
-    """The preprocessing that a file says, or what was given (and checked) in place of it."""
+def _preprocessing(request: Request, recorded: Settings) -> Preprocessing:
+    """The preprocessing recorded in a file, with the given (and checked) settings in place of its own."""
     try:
-        return build(Preprocessing, "input", {**said, **request.input})
+        return build(Preprocessing, "input", {**recorded, **request.input})
     except ConfigError as error:
         raise CheckpointError(f"{request.where}: its preprocessing cannot be used: {error}") from error
 
@@ -214,9 +214,9 @@ def _ready(backbone: nn.Module, request: Request) -> nn.Module:
 
 def _open_safetensors(request: Request) -> Model:
     weights, metadata = read_safetensors(request.path, request.where)
-    said = _metadata(request, metadata, "backbone")
-    if not request.backbone and isinstance(said.get("name"), str):
-        request = request._replace(backbone=said)
+    recorded = _metadata(request, metadata, "backbone")
+    if not request.backbone and isinstance(recorded.get("name"), str):
+        request = request._replace(backbone=recorded)
     return _open_weights(request, weights, metadata)
 
 
@@ -232,9 +232,9 @@ def _open_weights(request: Request, content: Mapping[Any, Any], metadata: Settin
 
 
 def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict[str, Any], Backbone]:
-    """The settings and the network of weights: their entries decide on the sizes that they show.
+    """The settings and the network of weights, of the sizes that their entries show.
 
-    An image size that was asked for is taken where the weights fit a network for it.
+    An image size that was asked for is used if the weights fit a network for it.
     """
     name = request.backbone.get("name")
     if name is not None:
@@ -295,14 +295,14 @@ def _refuse_program(request: Request) -> Model:
     )
 
 
-def _own_size(request: Request, said: Settings, fixed: tuple[int, int] | None) -> tuple[int, int]:
+def _own_size(request: Request, recorded: Settings, fixed: tuple[int, int] | None) -> tuple[int, int]:
     """Height and width for a network: its own, else the size that was asked for, else the usual one."""
     wanted = request.input.get("size")
     if fixed is not None:
         if wanted is not None and Preprocessing(size=wanted).shape != fixed:
             raise ConfigError("input.size", wanted, f"the network takes {fixed[0]}×{fixed[1]} images alone")
         return fixed
-    size = wanted if wanted is not None else said.get("size", Preprocessing.size)
+    size = wanted if wanted is not None else recorded.get("size", Preprocessing.size)
     height, width = _preprocessing(request, {"size": size}).shape
     return height, width
 
@@ -311,7 +311,7 @@ def _short(shape: tuple[int, int]) -> int | list[int]:
     return shape[0] if shape[0] == shape[1] else list(shape)
 
 
-# What all files from elsewhere have in common -------------------------------------------------------------
+# Common to all files from elsewhere -------------------------------------------------------------
 
 
 def _finished(
@@ -323,12 +323,12 @@ def _finished(
     metadata: Settings,
     config: Settings | None = None,
 ) -> Model:
-    """The model with its preprocessing: of its metadata, else the usual one, and what was given in place."""
-    said = _metadata(request, metadata, "input")
-    prepared = _preprocessing(request, {**made_for, **said, "size": made_for["size"]})
+    """The model with its preprocessing: of its metadata, else the usual one, and the given settings."""
+    recorded = _metadata(request, metadata, "input")
+    prepared = _preprocessing(request, {**made_for, **recorded, "size": made_for["size"]})
     step = metadata.get("facerec.step", "")
     log.info("%s: %s, %d numbers a face", request.where, what, embedding_size)
-    if not said:
+    if not recorded:
         asked = {"mean", "std", "channels"} - request.input.keys()
         origin = "as usual for it" if made_for.keys() - {"size"} else "the usual one"
         log.info(
@@ -343,12 +343,12 @@ def _finished(
         step=int(step) if step.isascii() and step.isdecimal() and len(step) < 19 else None,
         path=request.path,
         config=config or {},
-        knows_input=bool(said) and "facerec.guessed" not in metadata,
+        knows_input=bool(recorded) and "facerec.guessed" not in metadata,
     )
 
 
 def _metadata(request: Request, metadata: Settings, name: str) -> dict[str, Any]:
-    """What `facerec-export` wrote into a file under a name; empty where it did not make it."""
+    """The settings that `facerec-export` recorded under a name; empty for other files."""
     text = metadata.get(f"facerec.{name}")
     try:
         value = {} if text is None else json.loads(text)

@@ -105,7 +105,7 @@ def fitted_backbone(
         settings: of `create_backbone`; others are ignored.
         weights: tensors by name.
         where: begins the errors.
-        misfit: says in them what does not fit.
+        misfit: names in them the kind of the failure.
 
     Raises:
         CheckpointError: the weights do not fit, or the settings are of no backbone that could be.

@@ -343,7 +343,7 @@ def _utf8(raw: bytes) -> str:
 
 
 _OPERATIONS: Final = {ord(one.code): (one.name, one.arg.n if one.arg else 0) for one in pickletools.opcodes}
-# How many bytes say how long an argument is; negative: as a signed number.
+# Bytes of the length of an argument; negative: as a signed number.
 _SIZES: Final = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: -4,

@@ -19,7 +19,7 @@ class Forbidden(DamagedDataError):
 
 
 class Broken(Exception):
-    """A pickle that cannot be read; the text says why and shows nothing of what the pickle holds."""
+    """A pickle that cannot be read; the reason in the text shows nothing of its content."""
 
 
 class Global:
@@ -66,7 +66,7 @@ def numbers(values: Any) -> tuple[int, ...]:
 
 
 def text(value: Any) -> str:
-    """`value`, if it is a short str, or bytes that say one."""
+    """`value`, if it is a short str, or the bytes of one."""
     if type(value) not in (bytes, str):
         raise Broken(f"text was expected, not {type(value).__name__}")
     if len(value) > _TEXT:

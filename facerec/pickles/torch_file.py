@@ -190,7 +190,7 @@ def _read_before_zip(data: mmap.mmap) -> Content:
     for name in names if type(names) is list else ():
         dtype, count = types[text(name)]
         if int.from_bytes(data[reader.position : reader.position + 8], "little") != count:
-            raise Broken("a storage of another length than is said")
+            raise Broken("a storage of another length than the pickle has")
         begin, reader.position = reader.position + 8, reader.position + 8 + dtype.itemsize * count
         if reader.position > len(data):
             raise Broken("its storages are cut")
@@ -240,7 +240,7 @@ class _Tensors:
         if content is None:
             return Inert(of.name)
         if dtype.itemsize * count > len(content):
-            raise Broken(f"a storage of {len(content):,} bytes is said to hold {count:,} elements")
+            raise Broken(f"a storage of {len(content):,} bytes claims {count:,} elements")
         return _Storage(dtype, content[: dtype.itemsize * count].view(dtype))
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor | Inert:
@@ -263,8 +263,8 @@ class _Tensors:
         if real is None or type(storage) is not _Storage:
             return Inert("torch.Tensor")
         content = storage.content.view(torch.uint8)
-        whole = content[: len(content) // real.itemsize * real.itemsize].view(real)
-        return self._tensor(_Storage(real, whole), offset, size, stride)
+        elements = content[: len(content) // real.itemsize * real.itemsize].view(real)
+        return self._tensor(_Storage(real, elements), offset, size, stride)
 
     def _of_subclass(self, function: Any, of: Any, arguments: Any, _: Any) -> Any:
         """A tensor with attributes, or of a class of its own: the plain tensor in it."""

@@ -35,7 +35,7 @@ _FREE = (  # changes nothing of what is learnt
 _GONE = ("head.weight_dtype",)  # settings of earlier versions; what they left in bf16 is loaded as fp32
 _LENGTH = ("trainer.epochs", "trainer.max_steps")
 MEASURE = ("eval.flip", "eval.thresholds", "eval.folds", "eval.precision")
-_MAY_CHANGE = (  # is applied from here on, and said
+_MAY_CHANGE = (  # applied from here on, and logged
     *_LENGTH,
     *MEASURE,
     *("eval.targets", "optimizer.lr", "schedule.*", "backbone.frozen", "backbone.lr_scale"),
@@ -145,10 +145,10 @@ def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: LabelledImag
             f"trainer.resume={path}: knows {len(before):,} identities, the data has {len(now):,}; {hint}"
         )
     if not np.array_equal(before, now):
-        place = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        row = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
         raise CheckpointError(
-            f"trainer.resume={path}: its identity {place} is {before[place]}, that of the data is "
-            f"{now[place]}; {hint}"
+            f"trainer.resume={path}: its identity {row} is {before[row]}, that of the data is "
+            f"{now[row]}; {hint}"
         )
     images = state.get("images", len(faces))  # an earlier version's checkpoint has neither
     if images != len(faces) or state["sample"] > len(faces):

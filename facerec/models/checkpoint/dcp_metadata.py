@@ -1,7 +1,7 @@
-"""What torch.distributed.checkpoint says of the tensors in a folder, read as data.
+"""Reader of ``.metadata``, the description of the tensors in a folder of torch.distributed.checkpoint.
 
-A checkpoint may come from the web, and torch unpickles ``.metadata`` and goes where it says: so it is read by
-`pickles.interpreter`, and what it claims is compared with the files that are there.
+A checkpoint may come from the web, and torch unpickles the description and follows it: here
+`pickles.interpreter` reads it, and its claims are compared with the files that are there.
 """
 
 from __future__ import annotations

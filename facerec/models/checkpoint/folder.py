@@ -74,7 +74,7 @@ class FolderSave:
             _storing(lambda: dcp.save(stored, **options))
 
     def finish(self) -> None:
-        """Wait until all is on disk, then write the file that says so; raises `StorageError`."""
+        """Wait until all is on disk, then write the file that makes it count; raises `StorageError`."""
         if self._future is not None:
             _storing(self._future.result)
         if distributed.rank() == 0:
