@@ -15,6 +15,7 @@ if sys.platform == "linux":  # processes of a test talk on this machine, whateve
 import pytest
 
 from .browser import browser  # noqa: F401 - a fixture
+from .folder_run import trained, work  # noqa: F401 - fixtures
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

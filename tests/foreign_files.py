@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, verification_set
 
 SIZE, WIDTH = 16, 8
@@ -128,3 +129,11 @@ def expected(images: np.ndarray, **preparing: Any) -> np.ndarray:
     prepared = (images.transpose(0, 3, 1, 2).astype(np.float32) - mean) / std
     result: np.ndarray = prepared.reshape(len(images), -1) @ weight()
     return result
+
+
+def close(one: Any, other: Any, rtol: float = 1e-4) -> None:
+    np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-5)
+
+
+def raw(model: Model, images: np.ndarray) -> np.ndarray:
+    return model.embed(images, flip=False, normalise=False).numpy()

@@ -22,7 +22,7 @@ from facerec.evaluation.embedding import embed_images
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import onnx_network, onnx_worker
 from facerec.models.model import Model
-from tests.foreign_files import SIZE, WIDTH, expected, onnx_file, pixels, weight
+from tests.foreign_files import SIZE, WIDTH, expected, onnx_file, pixels, raw, weight
 
 Node = tuple[str, list[str], list[str]] | tuple[str, list[str], list[str], dict[str, Any]]
 
@@ -54,10 +54,6 @@ def network(
 
 def opened(path: Path) -> Model:
     return load_model(path, device="cpu")
-
-
-def raw(model: Model, images: np.ndarray) -> np.ndarray:
-    return model.embed(images, flip=False, normalise=False).numpy()
 
 
 # What it says of an image is about that image -------------------------------------------------------------
