@@ -11,7 +11,7 @@ import torch
 
 from facerec.heads import create_head
 from facerec.training.cost import Cost, estimate, of_run, size
-from facerec.training.sampled_rows import sampled_rows
+from facerec.heads.mechanism.sampling import sampled_rows
 from tests.tiny_run import tiny_trainer
 
 PLAN = Path(__file__).parents[1] / "scripts" / "plan.py"

@@ -54,8 +54,7 @@ def test_docstring_names_formula_source_and_parameters(name: str) -> None:
     builder = HEADS.builder(name)
     text = inspect.getdoc(builder)
     assert text and len(text.splitlines()[0]) > 20
-    own = inspect.signature(builder.__init__).parameters
-    for parameter in set(own) - {"self", "num_classes", "embedding_size", "options"}:
+    for parameter in inspect.get_annotations(builder).keys() - {"init", "s"}:
         assert f"{parameter}:" in text, parameter
     if name not in ("softmax", "sface_quality"):
         assert any(str(year) in text for year in range(2006, 2023)), "no source"

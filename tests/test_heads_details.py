@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facerec.heads import create_head
-from facerec.heads.base import Head, Samples
+from facerec.heads.base import Head
 from facerec.heads.margins import add_angle
+from facerec.heads.mechanism.batch import Samples
 from facerec.heads.sphereface import psi
 from tests.heads_reference import REFERENCES, cosines, own, picked, unit, with_target
 

@@ -13,7 +13,8 @@ from facerec import distributed
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
-from facerec.heads.mechanism.sharding import Shard, sample_rows, shardable, take_rows
+from facerec.heads.mechanism.sampling import sample_rows, take_rows
+from facerec.heads.mechanism.sharding import Shard, shardable
 from tests.several import together
 
 CLASSES, SIZE = 11, 6

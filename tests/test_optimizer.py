@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from facerec.heads import create_head
-from facerec.heads.mechanism.sharding import take_rows
+from facerec.heads.mechanism.sampling import take_rows
 from facerec.training.optimizers import OPTIMIZERS, make_optimizer, set_learning_rate
 from facerec.training.parallel import Gradients
 from tests.tiny_run import tiny_backbone

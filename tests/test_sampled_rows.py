@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facerec.heads.mechanism.sharding import take_rows
-from facerec.training.sampled_rows import sampled_rows
+from facerec.heads.mechanism.sampling import sampled_rows, take_rows
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from facerec.heads import create_head
-from facerec.heads.base import ClassHead, Samples
+from facerec.heads.base import ClassHead
+from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.reporting.style import COLOURS, GRAY, figure, frame
 

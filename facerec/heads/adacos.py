@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facerec.distributed import Sizes, all_gather, all_reduce_mean
-from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy
+from facerec.heads.base import HEADS, ClassHead, cross_entropy
+from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.heads.mechanism.terms import Scaled, Term
 
@@ -22,25 +22,20 @@ class AdaCos(ClassHead):
 
     s ← ln(mean_i Σ_{j≠y} e^{s·c_j}) / cos(min(π/4, median θ_y)), from s = √2·ln(C − 1).
 
-    Mean and median are over all processes. s is a buffer without gradient, in the
-    checkpoint. The sum at the old s costs one more walk over the classes, without gradient. Zhang et al.
-    2019, CVPR, "AdaCos", arXiv 1905.00292.
+    Mean and median are over all ranks. s is a buffer without gradient, in the checkpoint. The sum at the old
+    s costs one more walk over the classes, without gradient. Zhang et al. 2019, CVPR, "AdaCos", arXiv
+    1905.00292.
 
     Args:
         dynamic: adapt s; otherwise it stays √2·ln(C − 1), the paper's fixed AdaCos.
-        options: see `HeadOptions`.
-
-    Attributes:
-        s: scalar buffer.
     """
 
-    s: Tensor
+    dynamic: bool = True
 
-    def __init__(self, *, dynamic: bool = True, **options: Unpack[HeadOptions]) -> None:
-        super().__init__(**options)
-        self.dynamic = dynamic
+    def __post_init__(self) -> None:
+        super().__post_init__()
         start = math.sqrt(2) * math.log(max(self.num_classes - 1, 1))
-        self.register_buffer("s", torch.tensor(max(start, LEAST_SCALE)))
+        self.s = nn.Buffer(torch.tensor(max(start, LEAST_SCALE)))
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         return Scaled(self.s.clone())

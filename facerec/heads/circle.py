@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 from torch import Tensor
 
-from facerec.errors import require
-from facerec.heads.base import HEADS, HeadOptions, MarginHead, Samples
+from facerec.heads.base import HEADS, MarginHead
+from facerec.heads.mechanism.batch import Samples
+from facerec.heads.mechanism.ranges import Fraction, Positive
 from facerec.heads.mechanism.terms import Term
 
 
@@ -19,15 +18,12 @@ class Circle(MarginHead):
     CVPR, "Circle Loss", arXiv 2002.10857, with class weights.
 
     Args:
-        s: scale γ > 0; 256, as published for faces.
-        m: relaxation in (0, 1); 0.25.
-        options: see `HeadOptions`.
+        s: scale γ; 256, as published for faces.
+        m: relaxation.
     """
 
-    def __init__(self, *, s: float = 256.0, m: float = 0.25, **options: Unpack[HeadOptions]) -> None:
-        super().__init__(s=s, **options)
-        require(0 < m < 1, "head.m", m, "must be greater than 0 and less than 1")
-        self.m = m
+    s: Positive = 256.0
+    m: Fraction = 0.25
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         weight_B = (1 + self.m - cosine_B.detach()).clamp_min(0)

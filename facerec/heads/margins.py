@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from facerec.errors import require
-from facerec.heads.base import HEADS, MarginHead, MarginOptions, sine
-
-
-def require_cosine_margin(name: str, m: float) -> None:
-    """`ConfigError` unless the setting `name` is a margin that fits between cosines."""
-    require(0 <= m < 2, f"head.{name}", m, "a cosine margin must be from 0 to below 2")
-
-
-def require_angle(name: str, m: float) -> None:
-    """`ConfigError` unless the setting `name` is an angle that a margin may have."""
-    require(0 <= m <= math.pi / 2, f"head.{name}", m, "an angular margin must be from 0 to π/2 (radians)")
+from facerec.heads.base import HEADS, MarginHead
+from facerec.heads.mechanism.ranges import AngularMargin, CosineMargin, Positive
 
 
 @HEADS.register("cosface")
@@ -27,14 +17,10 @@ class CosFace(MarginHead):
     """Target cos θ_y − m: an additive cosine margin. Wang et al. 2018 (CosFace, AM-Softmax).
 
     Args:
-        m: margin in [0, 2); 0.35 here, 0.40 is common for CASIA (with s=30). m=0 is `normface`.
-        options: see `MarginOptions`.
+        m: margin; 0.35 here, 0.40 is common for CASIA (with s=30). m=0 is `normface`.
     """
 
-    def __init__(self, *, m: float = 0.35, **options: Unpack[MarginOptions]) -> None:
-        super().__init__(**options)
-        require_cosine_margin("m", m)
-        self.m = m
+    m: CosineMargin = 0.35
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         return cosine_B - self.m
@@ -45,39 +31,20 @@ class ArcFace(MarginHead):
     """Target cos(θ_y + m): an additive angular margin. Deng et al. 2019, CVPR, equation 3.
 
     Args:
-        m: margin in radians, in [0, π/2]; m=0 is `normface`.
+        m: margin in radians; m=0 is `normface`.
         easy_margin: past θ = π/2 leave the cosine as it is; otherwise continue past θ = π − m with
             cos θ − m·sin m, which keeps falling.
         straight_through: back-propagate derivative 1 instead of sin(θ+m)/sin θ, as a widespread
             implementation does that changes the cosines in place; to reproduce its runs.
-        options: see `MarginOptions`.
     """
 
-    def __init__(
-        self,
-        *,
-        m: float = 0.5,
-        easy_margin: bool = False,
-        straight_through: bool = False,
-        **options: Unpack[MarginOptions],
-    ) -> None:
-        super().__init__(**options)
-        require_angle("m", m)
-        self.m = m
-        self.easy_margin = easy_margin
-        self.straight_through = straight_through
+    m: AngularMargin = 0.5
+    easy_margin: bool = False
+    straight_through: bool = False
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         margin_B = add_angle(cosine_B, self.m, easy=self.easy_margin)
         return cosine_B + (margin_B - cosine_B).detach() if self.straight_through else margin_B
-
-
-class ArcOptions(MarginOptions, total=False):
-    """`MarginOptions` and the parameters of `ArcFace`."""
-
-    m: float
-    easy_margin: bool
-    straight_through: bool
 
 
 @HEADS.register("combined")
@@ -88,20 +55,14 @@ class Combined(MarginHead):
     otherwise as ψ of SphereFace, (−1)^k·cos(m1·θ + m2) − 2k, which falls without a jump.
 
     Args:
-        m1: angular factor, > 0; m1=1, m3=0 is `arcface`, m1=1, m2=0 is `cosface`.
-        m2: angular margin in radians, in [0, π/2].
-        m3: cosine margin, in [0, 2).
-        options: see `MarginOptions`.
+        m1: angular factor; m1=1, m3=0 is `arcface`, m1=1, m2=0 is `cosface`.
+        m2: angular margin in radians.
+        m3: cosine margin.
     """
 
-    def __init__(
-        self, *, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **options: Unpack[MarginOptions]
-    ) -> None:
-        super().__init__(**options)
-        require(m1 > 0, "head.m1", m1, "must be greater than 0")
-        require_angle("m2", m2)
-        require_cosine_margin("m3", m3)
-        self.m1, self.m2, self.m3 = m1, m2, m3
+    m1: Positive = 1.0
+    m2: AngularMargin = 0.3
+    m3: CosineMargin = 0.2
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         if self.m1 == 1:
@@ -114,7 +75,7 @@ class Combined(MarginHead):
 
 
 def add_angle(cosine: Tensor, m: float | Tensor, easy: bool = False) -> Tensor:
-    """cos(θ + m) from cos θ, exact while θ + m ≤ π, and decreasing beyond (see `ArcFace`).
+    """Return cos(θ + m) from cos θ, exact while θ + m ≤ π, and decreasing beyond (see `ArcFace`).
 
     Args:
         cosine: cos θ in [-1, 1], any shape.
@@ -129,9 +90,14 @@ def add_angle(cosine: Tensor, m: float | Tensor, easy: bool = False) -> Tensor:
 
 
 def rotate(cosine: Tensor, m: float | Tensor) -> Tensor:
-    """cos(θ + m) from cos θ, whatever θ + m is; its slope is finite at θ = 0 and π."""
+    """Return cos(θ + m) from cos θ, whatever θ + m is; its slope is finite at θ = 0 and π."""
     cos_m, sin_m = _cos_sin(m)
     return cosine * cos_m - sine(cosine) * sin_m
+
+
+def sine(cosine: Tensor) -> Tensor:
+    """Return √(1−c²), its slope kept finite at |c| = 1, where the exact one is infinite."""
+    return (1 - cosine * cosine).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
 
 
 def _cos_sin(m: Any) -> tuple[Any, Any]:

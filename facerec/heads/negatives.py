@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facerec.distributed import all_reduce_mean
-from facerec.errors import require
-from facerec.heads.base import HEADS, HeadOptions, MarginHead, MarginOptions, Samples, cross_entropy
-from facerec.heads.margins import ArcFace, ArcOptions, add_angle, require_angle, require_cosine_margin, rotate
+from facerec.heads.base import HEADS, MarginHead, cross_entropy
+from facerec.heads.margins import ArcFace, add_angle, rotate
+from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.ranges import (
+    ANGULAR_MARGIN,
+    COSINE_MARGIN,
+    AngularMargin,
+    Momentum,
+    NotNegative,
+    Positive,
+)
 from facerec.heads.mechanism.terms import Term
 
 
@@ -47,32 +55,25 @@ class MVSoftmax(MarginHead):
     Vector Guided Softmax Loss", arXiv 1912.00833.
 
     Args:
-        s: scale, > 0; 32.
+        s: scale.
         kind: margin of the target, ``am`` (cos θ − m) or ``arc`` (cos(θ + m)).
-        m: margin; 0.35, and 0.5 is common for ``arc``.
-        t: emphasis of hard negatives, ≥ 0; 0.2. t=0 is `cosface` or `arcface`.
+        m: margin; 0.5 is common for ``arc``.
+        t: emphasis of hard negatives; t=0 is `cosface` or `arcface`.
         adaptive: c_j + t·(c_j + 1), otherwise the fixed c_j + t.
         easy_margin: the margin only for targets it leaves positive (``am``) or with θ < π/2 (``arc``), as the
             released code does.
-        options: see `HeadOptions`.
     """
 
-    def __init__(
-        self,
-        *,
-        s: float = 32.0,
-        kind: Literal["am", "arc"] = "am",
-        m: float = 0.35,
-        t: float = 0.2,
-        adaptive: bool = True,
-        easy_margin: bool = False,
-        **options: Unpack[HeadOptions],
-    ) -> None:
-        super().__init__(s=s, **options)
-        (require_cosine_margin if kind == "am" else require_angle)("m", m)
-        require(t >= 0, "head.t", t, "must be 0 or more")
-        self.kind, self.m, self.t = kind, m, t
-        self.adaptive, self.easy_margin = adaptive, easy_margin
+    s: Positive = 32.0
+    kind: Literal["am", "arc"] = "am"
+    m: float = 0.35
+    t: NotNegative = 0.2
+    adaptive: bool = True
+    easy_margin: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        (COSINE_MARGIN if self.kind == "am" else ANGULAR_MARGIN).check("m", self.m)
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         if self.kind == "arc":
@@ -91,21 +92,18 @@ class CurricularFace(ArcFace):
     """`arcface` whose hard negatives, c_j > cos(θ_y + m), become c_j·(t + c_j).
 
     t ← ema·mean(cos θ_y) + (1 − ema)·t before each batch in training mode, from 0: hard negatives count
-    little early and more as the targets' cosines grow. It is that of all processes together, and in the
+    little early and more as the targets' cosines grow. It is that of all ranks together, and in the
     checkpoint. Huang et al. 2020, CVPR, "CurricularFace", arXiv 2004.00288.
 
     Args:
-        ema: momentum of t, in (0, 1]; 0.01.
-        options: see `ArcFace`.
+        ema: momentum of t.
     """
 
-    t: Tensor
+    ema: Momentum = 0.01
 
-    def __init__(self, *, ema: float = 0.01, **options: Unpack[ArcOptions]) -> None:
-        super().__init__(**options)
-        require(0 < ema <= 1, "head.ema", ema, "a momentum must be greater than 0 and at most 1")
-        self.ema = ema
-        self.register_buffer("t", torch.zeros(()))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.t = nn.Buffer(torch.zeros(()))
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         if self.training:
@@ -126,34 +124,20 @@ class NPCFace(MarginHead):
     negatives, without gradient; 0 if there are none). Zeng et al. 2021, AAAI, "NPCFace", arXiv 2007.10172.
 
     Args:
-        m0: margin in radians without hard negatives, in [0, π/2]; 0.4.
-        m1: what hard negatives add to it, ≥ 0; 0.2.
-        t: factor of hard negatives, ≥ 0; 1.1.
-        a: what is added to them, ≥ 0; 0.2.
-        m_hard: angle in radians beyond the target's within which a negative is hard, in [0, π/2]; 0.5, as in
-            the released code.
+        m0: margin in radians without hard negatives.
+        m1: growth of the margin with the cosine of hard negatives.
+        t: factor of hard negatives.
+        a: what is added to them.
+        m_hard: angle in radians beyond the target's within which a negative is hard, as in the released code.
         easy_margin: the margin only while θ_y < π/2, as in the released code; otherwise as in `arcface`.
-        options: see `MarginOptions`.
     """
 
-    def __init__(
-        self,
-        *,
-        m0: float = 0.4,
-        m1: float = 0.2,
-        t: float = 1.1,
-        a: float = 0.2,
-        m_hard: float = 0.5,
-        easy_margin: bool = True,
-        **options: Unpack[MarginOptions],
-    ) -> None:
-        super().__init__(**options)
-        require_angle("m0", m0)
-        require_angle("m_hard", m_hard)
-        for name, value in {"m1": m1, "t": t, "a": a}.items():
-            require(value >= 0, f"head.{name}", value, "must be 0 or more")
-        self.m0, self.m1, self.t, self.a, self.m_hard = m0, m1, t, a, m_hard
-        self.easy_margin = easy_margin
+    m0: AngularMargin = 0.4
+    m1: NotNegative = 0.2
+    t: NotNegative = 1.1
+    a: NotNegative = 0.2
+    m_hard: AngularMargin = 0.5
+    easy_margin: bool = True
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         threshold_B = rotate(target_B, self.m_hard)
@@ -183,16 +167,12 @@ class ArcNegFace(ArcFace):
     et al. 2019, ICCV Workshops, "Towards Flops-constrained Face Recognition", arXiv 1909.00632.
 
     Args:
-        alpha: α > 0; 1.2.
-        sigma: σ > 0; 2.
-        options: see `ArcFace`.
+        alpha: α.
+        sigma: σ.
     """
 
-    def __init__(self, *, alpha: float = 1.2, sigma: float = 2.0, **options: Unpack[ArcOptions]) -> None:
-        super().__init__(**options)
-        for name, value in {"alpha": alpha, "sigma": sigma}.items():
-            require(value > 0, f"head.{name}", value, "must be greater than 0")
-        self.alpha, self.sigma = alpha, sigma
+    alpha: Positive = 1.2
+    sigma: Positive = 2.0
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         return NearNegatives(self.s, self.alpha, self.sigma, self.target(target_B, samples.norm_B))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from facerec import distributed
 from facerec.errors import ConfigError, require
-from facerec.heads.base import HEADS, Head, HeadOutput, check_batch
+from facerec.heads.base import HEADS, Head, HeadOutput
+from facerec.heads.mechanism.batch import check_batch
+from facerec.heads.mechanism.ranges import Positive, Range
 from facerec.vectors import unit_rows
 
 log = logging.getLogger(__name__)
@@ -23,23 +25,17 @@ log = logging.getLogger(__name__)
 class PairHead(Head):
     """A head without class weights: a loss over the pairs that the samples of a batch form with each other.
 
-    A batch needs several images of each of its people: use ``data.shuffle=identity``. Across processes each
-    compares the samples of its own batch. Reports the mean cosine to samples of the same person
-    (`target_cosine`), to those of others (`other_cosine`), to the nearest of these (`hardest_cosine`), and
-    how often the nearest sample of all is of the same person (`accuracy`).
-
-    Args:
-        num_classes: C ≥ 1; labels are checked against it.
-        embedding_size: D ≥ 1; embeddings are checked against it.
-        loss: from embeddings, labels and what the miner chose to a scalar.
-        miner: chooses pairs or triplets of a batch; None takes all.
+    A batch needs several images of each of its identities: use ``data.shuffle=identity``. Each rank compares
+    the samples of its own batch. Reports the mean cosine to samples of the same identity (`target_cosine`),
+    to those of others (`other_cosine`), to the nearest of these (`hardest_cosine`), and how often the nearest
+    sample of all is of the same identity (`accuracy`). A subclass makes in `__post_init__` the `pair_loss`,
+    from embeddings, labels and what the miner chose to a scalar, and the `pair_miner`; None takes all.
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, loss: Any, miner: Any) -> None:
-        super().__init__()
-        require(num_classes >= 1, "head.num_classes", num_classes, "must be 1 or more")
-        self.num_classes, self.embedding_size = num_classes, embedding_size
-        self.pair_loss, self.pair_miner = loss, miner
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pair_loss: Any = None
+        self.pair_miner: Any = None
 
     def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
         head = type(self).__name__.lower()
@@ -63,7 +59,7 @@ class PairHead(Head):
             )
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes = None) -> HeadOutput:
-        """Loss and statistics of a batch of raw embeddings; labels are integers in [0, C).
+        """Return loss and statistics of a batch of raw embeddings; labels are integers in [0, C).
 
         Raises:
             UserError: embeddings or labels of another shape or type.
@@ -75,7 +71,7 @@ class PairHead(Head):
                 embedding_BD = embedding_BD.float()
             chosen = None if self.pair_miner is None else self.pair_miner(embedding_BD.detach(), label_B)
             loss = self.pair_loss(embedding_BD, label_B, chosen)
-            return HeadOutput(loss, describe_pairs(embedding_BD, label_B))
+            return HeadOutput(loss, pair_statistics(embedding_BD, label_B))
 
 
 @HEADS.register("triplet")
@@ -85,64 +81,53 @@ class Triplet(PairHead):
     Schroff et al. 2015, CVPR, "FaceNet", equation 2; needs the extra ``metric``.
 
     Args:
-        margin: > 0; 0.2.
+        margin: margin of the squared distances.
         miner: ``semihard`` (the negative is farther than the positive, but within the margin), ``hard`` (the
             negative is nearer), ``batch_hard`` (each anchor's farthest positive and nearest negative) or
             ``all``.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        embedding_size: int,
-        margin: float = 0.2,
-        miner: Literal["semihard", "hard", "batch_hard", "all"] = "semihard",
-    ) -> None:
-        require(margin > 0, "head.margin", margin, "must be greater than 0")
+    margin: Positive = 0.2
+    miner: Literal["semihard", "hard", "batch_hard", "all"] = "semihard"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         library = metric_learning("triplet")
         distance = library.distances.LpDistance(normalize_embeddings=True, p=2, power=2)
-        miners = {
-            "all": lambda: None,
-            "batch_hard": lambda: library.miners.BatchHardMiner(distance=distance),
-            "hard": lambda: library.miners.TripletMarginMiner(margin, "hard", distance=distance),
-            "semihard": lambda: library.miners.TripletMarginMiner(margin, "semihard", distance=distance),
-        }
-        loss = library.losses.TripletMarginLoss(margin, distance=distance)
-        super().__init__(num_classes, embedding_size, loss, miners[miner]())
-        self.margin, self.miner = margin, miner
+        self.pair_loss = library.losses.TripletMarginLoss(self.margin, distance=distance)
+        if self.miner == "batch_hard":
+            self.pair_miner = library.miners.BatchHardMiner(distance=distance)
+        elif self.miner != "all":
+            self.pair_miner = library.miners.TripletMarginMiner(self.margin, self.miner, distance=distance)
 
 
 @HEADS.register("contrastive")
 class Contrastive(PairHead):
-    """Distances of unit embeddings within people, and max(0, margin − distance) between them, each a mean.
+    """Mean distance of unit embeddings within identities, plus mean max(0, margin − distance) between them.
 
     Hadsell et al. 2006, CVPR; each mean is over the pairs that are not 0. Needs the extra ``metric``.
 
     Args:
-        margin: distance that other people should have, in (0, 2]; 1.0.
+        margin: distance that other identities should have, in (0, 2].
         miner: ``all`` or ``hard`` (positives farther than the nearest negative and negatives nearer than the
             farthest positive of their anchor).
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        embedding_size: int,
-        margin: float = 1.0,
-        miner: Literal["all", "hard"] = "all",
-    ) -> None:
-        require(0 < margin <= 2, "head.margin", margin, "unit vectors are at most 2 apart; from above 0 to 2")
+    margin: Annotated[
+        float, Range(lambda m: 0 < m <= 2, "unit vectors are at most 2 apart; from above 0 to 2")
+    ] = 1.0
+    miner: Literal["all", "hard"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         library = metric_learning("contrastive")
-        loss = library.losses.ContrastiveLoss(pos_margin=0, neg_margin=margin)
-        chooser = library.miners.MultiSimilarityMiner(epsilon=0) if miner == "hard" else None
-        super().__init__(num_classes, embedding_size, loss, chooser)
-        self.margin, self.miner = margin, miner
+        self.pair_loss = library.losses.ContrastiveLoss(pos_margin=0, neg_margin=self.margin)
+        if self.miner == "hard":
+            self.pair_miner = library.miners.MultiSimilarityMiner(epsilon=0)
 
 
 def metric_learning(head: str) -> ModuleType:
-    """The library pytorch_metric_learning with its losses; `ConfigError` where it is not installed."""
+    """Return the library pytorch_metric_learning with its losses; `ConfigError` where it is not installed."""
     try:
         for part in ("distances", "losses", "miners"):
             importlib.import_module(f"pytorch_metric_learning.{part}")
@@ -153,8 +138,8 @@ def metric_learning(head: str) -> ModuleType:
 
 
 @torch.no_grad()
-def describe_pairs(embedding_BD: Tensor, label_B: Tensor) -> dict[str, Tensor]:
-    """What a batch's pairs look like, as scalar tensors; NaN where it has no pair of a kind."""
+def pair_statistics(embedding_BD: Tensor, label_B: Tensor) -> dict[str, Tensor]:
+    """Return cosines within a batch's identities and between them, as scalar tensors; NaN without pairs."""
     unit_BD = unit_rows(embedding_BD)
     cosine_BB = (unit_BD @ unit_BD.t()).fill_diagonal_(torch.nan)
     same_BB = label_B[:, None] == label_B

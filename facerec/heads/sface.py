@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 
-from facerec.errors import require
-from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples
+from facerec.heads.base import HEADS, ClassHead
+from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.quality import RunningNorm, quality_statistics
+from facerec.heads.mechanism.ranges import Angle, Momentum, NotNegative, Positive
 from facerec.heads.mechanism.terms import Term
-from facerec.heads.quality import RunningNorm, describe_quality
 
 
 class Push(Term):
@@ -40,36 +39,23 @@ class SFace(ClassHead):
     2205.12010.
 
     Args:
-        s: scale, > 0; 64.
-        k: steepness of both sigmoids, > 0; 80.
-        a: angle (radians, in [0, π]) where the pull has half its strength; 0.87 for CASIA, 0.80 for MS1MV2.
-        b: angle (radians, in [0, π]) where the push has half its strength; 1.22 for CASIA, 1.23 for MS1MV2.
-        options: see `HeadOptions`; `init` is ``"sface"`` unless given.
+        s: scale.
+        k: steepness of both sigmoids.
+        a: angle (radians) where the pull has half its strength; 0.87 for CASIA, 0.80 for MS1MV2.
+        b: angle (radians) where the push has half its strength; 1.22 for CASIA, 1.23 for MS1MV2.
     """
 
-    default_init = "sface"
-
-    def __init__(
-        self,
-        *,
-        s: float = 64.0,
-        k: float = 80.0,
-        a: float = 0.87,
-        b: float = 1.22,
-        **options: Unpack[HeadOptions],
-    ) -> None:
-        super().__init__(**options)
-        for name, value in {"s": s, "k": k}.items():
-            require(value > 0, f"head.{name}", value, "must be greater than 0")
-        for name, value in {"a": a, "b": b}.items():
-            require(0 <= value <= torch.pi, f"head.{name}", value, "must be an angle from 0 to π (radians)")
-        self.s, self.k, self.a, self.b = s, k, a, b
+    init: float | str = "sface"
+    s: Positive = 64.0
+    k: Positive = 80.0
+    a: Angle = 0.87
+    b: Angle = 1.22
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         return Push(self.s, self.k, self.b)
 
     def pull(self, angle_B: Tensor, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-        """r_intra of the targets' angles, in [0, 1], and statistics; without gradient."""
+        """Return r_intra of the targets' angles, in [0, 1], and statistics; without gradient."""
         return torch.sigmoid(self.k * (angle_B - self.a)), {}
 
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,15 +64,6 @@ class SFace(ClassHead):
         intra_B = -pull_B * self.s * sums.target_B
         parts = {"intra_loss": intra_B.mean(), "inter_loss": sums.others_B.mean()}
         return intra_B + sums.others_B, parts | statistics
-
-
-class SFaceOptions(HeadOptions, total=False):
-    """`HeadOptions` and the parameters of `SFace`."""
-
-    s: float
-    k: float
-    a: float
-    b: float
 
 
 @HEADS.register("sface_quality")
@@ -99,22 +76,20 @@ class SFaceQuality(SFace):
     is left of the face. With q = 1 it is `sface`. No gradient flows through q.
 
     Args:
-        h: how fast the quality follows the norm, ≥ 0; 0.333. h=0 gives every image q = 1/2.
-        c: angle (radians, in [0, π]) from which on a sample counts as hard; 1.3.
-        ema: momentum of μ and σ, in (0, 1]; 0.01. They are in the checkpoint.
-        options: see `SFaceOptions`.
+        h: speed at which the quality follows the norm; h=0 gives every image q = 1/2.
+        c: angle (radians) from which on a sample counts as hard.
+        ema: momentum of μ and σ.
     """
 
-    def __init__(
-        self, *, h: float = 0.333, c: float = 1.3, ema: float = 0.01, **options: Unpack[SFaceOptions]
-    ) -> None:
-        super().__init__(**options)
-        require(h >= 0, "head.h", h, "must be 0 or more")
-        require(0 <= c <= torch.pi, "head.c", c, "must be an angle from 0 to π (radians)")
-        self.h, self.c = h, c
-        self.norm = RunningNorm(ema)
+    h: NotNegative = 0.333
+    c: Angle = 1.3
+    ema: Momentum = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.norm = RunningNorm(self.ema)
 
     def pull(self, angle_B: Tensor, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         quality_B = (1 + (self.h * self.norm(samples.norm_B)).clamp(-1, 1)) / 2
         keep_B = quality_B + (1 - quality_B) * torch.sigmoid(self.k * (self.c - angle_B))
-        return super().pull(angle_B, samples)[0] * keep_B, describe_quality(quality_B)
+        return super().pull(angle_B, samples)[0] * keep_B, quality_statistics(quality_B)

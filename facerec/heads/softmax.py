@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Annotated
 
 from torch import Tensor
 
-from facerec.errors import require
-from facerec.heads.base import (
-    HEADS,
-    ClassHead,
-    HeadOptions,
-    MarginHead,
-    Samples,
-    cross_entropy,
-    inverse_norm,
-)
+from facerec.heads.base import HEADS, ClassHead, MarginHead, cross_entropy
+from facerec.heads.mechanism.batch import Samples, inverse_norm
 from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.ranges import Range
 
 
 @HEADS.register("softmax")
@@ -43,14 +36,10 @@ class L2Softmax(Softmax):
     Ranjan et al. 2017, "L2-constrained Softmax", arXiv 1703.09507, with α fixed.
 
     Args:
-        alpha: radius α > 0, 16 here.
-        options: see `HeadOptions`.
+        alpha: radius α.
     """
 
-    def __init__(self, *, alpha: float = 16.0, **options: Unpack[HeadOptions]) -> None:
-        super().__init__(**options)
-        require(alpha > 0, "head.alpha", alpha, "a radius must be greater than 0")
-        self.alpha = alpha
+    alpha: Annotated[float, Range(lambda x: x > 0, "a radius must be greater than 0")] = 16.0
 
     def query(self, samples: Samples) -> Tensor:
         return samples.embedding_BD * (self.alpha * inverse_norm(samples.norm_B))[:, None]
@@ -60,7 +49,7 @@ class L2Softmax(Softmax):
 class NormFace(MarginHead):
     """Cross entropy over s·cos θ_j: no margin. Wang et al. 2017, "NormFace", arXiv 1704.06369.
 
-    Defaults: s=64. cos θ_j ∈ [-1, 1], so the loss is bounded below by about log(1 + (C−1)·e^(−2s)).
+    cos θ_j ∈ [-1, 1], so the loss is bounded below by about log(1 + (C−1)·e^(−2s)).
     """
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:

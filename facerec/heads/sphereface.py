@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from facerec.errors import require
-from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples, cross_entropy, inverse_norm
+from facerec.heads.base import HEADS, ClassHead, cross_entropy
+from facerec.heads.mechanism.batch import Samples, inverse_norm
 from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.ranges import NotNegative
 from facerec.heads.mechanism.sharding import own_rows
 from facerec.vectors import unit_rows
 
 
 def psi(cosine: Tensor, m: int) -> Tensor:
-    """ψ(θ) = (−1)^k·cos(mθ) − 2k for θ ∈ [kπ/m, (k+1)π/m]; falls without a jump from 1 to 1 − 2m.
+    """Return ψ(θ) = (−1)^k·cos(mθ) − 2k for θ ∈ [kπ/m, (k+1)π/m]; it falls without a jump from 1 to 1 − 2m.
 
     Liu et al. 2017, CVPR, "SphereFace". cos(mθ) is the Chebyshev polynomial T_m(cos θ), whose slope is finite
     everywhere; k is taken from the angle without gradient, and is m−1 (not m) at θ = π.
@@ -36,50 +37,32 @@ def psi(cosine: Tensor, m: int) -> Tensor:
     return (1 - 2 * (k % 2)) * multiple - 2 * k
 
 
-class AnnealOptions(HeadOptions, total=False):
-    """`HeadOptions`, the factor m of the angle (1, 2, 3 or 4; 1 is no margin) and the course of λ.
-
-    The course is λ = max(lambda_min, base·(1 + gamma·iter)^(−power)), all ≥ 0; by default that of the
-    released SphereFace solver: base=1000, gamma=0.12, power=1, lambda_min=5.
-    """
-
-    m: Literal[1, 2, 3, 4]
-    base: float
-    gamma: float
-    power: float
-    lambda_min: float
-
-
 class Annealed(ClassHead):
     """A head whose target logit slides from the plain one to the one with margin.
 
-    target = (λ·plain + margin)/(1+λ), λ = max(λ_min, base·(1 + γ·iter)^(−power)), iter counting the steps of
-    the optimizer; it is in the checkpoint.
+    target = (λ·plain + margin)/(1+λ), λ = max(lambda_min, base·(1 + gamma·iter)^(−power)), iter counting the
+    steps of the optimizer; it is in the checkpoint. The defaults are those of the released SphereFace solver.
+
+    Args:
+        m: factor of the angle; 1 is no margin.
+        base, gamma, power, lambda_min: course of λ.
     """
 
-    iteration: Tensor
+    m: Literal[1, 2, 3, 4] = 4
+    base: NotNegative = 1000.0
+    gamma: NotNegative = 0.12
+    power: NotNegative = 1.0
+    lambda_min: NotNegative = 5.0
 
-    def __init__(
-        self,
-        *,
-        m: Literal[1, 2, 3, 4] = 4,
-        base: float = 1000.0,
-        gamma: float = 0.12,
-        power: float = 1.0,
-        lambda_min: float = 5.0,
-        **options: Unpack[HeadOptions],
-    ) -> None:
-        super().__init__(**options)
-        for name, value in {"base": base, "gamma": gamma, "power": power, "lambda_min": lambda_min}.items():
-            require(value >= 0, f"head.{name}", value, "must be 0 or more")
-        self.m, self.base, self.gamma, self.power, self.lambda_min = m, base, gamma, power, lambda_min
-        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.iteration = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def after_step(self) -> None:
-        self.iteration += 1
+        self.iteration.add_(1)
 
     def weight_of_plain(self) -> Tensor:
-        """λ at the present step, a scalar tensor on the head's device."""
+        """Return λ at the present step, a scalar tensor on the head's device."""
         growth = 1 + self.gamma * self.iteration.to(self.weight.dtype)
         return (self.base * growth**-self.power).clamp_min(self.lambda_min)
 
@@ -87,7 +70,7 @@ class Annealed(ClassHead):
         return samples.embedding_BD
 
     def margin(self, sums: ClassSums, samples: Samples) -> Tensor:
-        """The target logits with the whole margin."""
+        """Return the target logits with the full margin."""
         raise NotImplementedError
 
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,16 +83,10 @@ class Annealed(ClassHead):
 class LSoftmax(Annealed):
     """L-Softmax: z_j = ‖W_j‖·‖x‖·cos θ_j; target ‖W_y‖·‖x‖·ψ(θ_y), annealed. Lengths of weights stay free.
 
-    Liu et al. 2016, ICML, "Large-Margin Softmax Loss", arXiv 1612.02295.
-
-    Args:
-        options: see `AnnealOptions`; m=1 is softmax without bias.
+    Liu et al. 2016, ICML, "Large-Margin Softmax Loss", arXiv 1612.02295. m=1 is softmax without bias.
     """
 
     normalise_weight = False
-
-    def __init__(self, **options: Unpack[AnnealOptions]) -> None:
-        super().__init__(**options)
 
     def margin(self, sums: ClassSums, samples: Samples) -> Tensor:
         inverse_B = inverse_norm(samples.norm_B) / sums.target_norm_B
@@ -120,18 +97,15 @@ class LSoftmax(Annealed):
 class SphereFace(Annealed):
     """A-Softmax: z_j = ‖x‖·cos θ_j with ‖W_j‖ = 1 and no bias; target ‖x‖·ψ(θ_y), annealed.
 
-    Liu et al. 2017, CVPR, "SphereFace", arXiv 1704.08063.
+    Liu et al. 2017, CVPR, "SphereFace", arXiv 1704.08063. m=1 is softmax over normalised weights.
 
     Args:
         normalize_gradient: for the target class, rescale the two coefficients of ∂(‖x‖ψ)/∂x, that of the unit
             vector W_y and that of x, to unit joint length, as the released Caffe layer does. Not the true
             gradient; that of the weights stays true.
-        options: see `AnnealOptions`; m=1 is softmax over normalised weights.
     """
 
-    def __init__(self, *, normalize_gradient: bool = False, **options: Unpack[AnnealOptions]) -> None:
-        super().__init__(**options)
-        self.normalize_gradient = normalize_gradient
+    normalize_gradient: bool = False
 
     def margin(self, sums: ClassSums, samples: Samples) -> Tensor:
         margin_B = samples.norm_B * psi(sums.target_B * inverse_norm(samples.norm_B), self.m)
@@ -140,7 +114,7 @@ class SphereFace(Annealed):
         return margin_B
 
     def gradient_correction(self, cosine_B: Tensor, samples: Samples) -> Tensor:
-        """Zero in value; its gradient to x turns the true ∂(‖x‖ψ)/∂x into the rescaled one.
+        """Return zeros whose gradient to x turns the true ∂(‖x‖ψ)/∂x into the rescaled one.
 
         ∂(‖x‖ψ(c))/∂x = ψ'(c)·ŵ + (ψ(c) − c·ψ'(c))/‖x‖ · x: the two numbers before ŵ and x are rescaled.
         """
@@ -149,11 +123,10 @@ class SphereFace(Annealed):
             variable_B = cosine_B.detach().requires_grad_()
             value_B = psi(variable_B, self.m)
             (slope_B,) = torch.autograd.grad(value_B.sum(), variable_B)
-        along_w_B = slope_B
         along_x_B = (value_B.detach() - cosine_B * slope_B) * inverse_norm(norm_B.detach())
-        length_B = (along_w_B.square() + along_x_B.square()).sqrt()
+        length_B = (slope_B.square() + along_x_B.square()).sqrt()
         excess_B = 1 / length_B.clamp_min(torch.finfo(length_B.dtype).eps) - 1
         own_BD = unit_rows(own_rows(self.weight, label_B, self.shard, sizes))
-        direction_BD = along_w_B[:, None] * own_BD + along_x_B[:, None] * embedding_BD.detach()
+        direction_BD = slope_B[:, None] * own_BD + along_x_B[:, None] * embedding_BD.detach()
         surrogate_B = (excess_B[:, None] * direction_BD * embedding_BD).sum(1)
         return surrogate_B - surrogate_B.detach()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Unpack
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from facerec.errors import require
-from facerec.heads.base import HEADS, ClassHead, HeadOptions, Samples
+from facerec.heads.base import HEADS, ClassHead
+from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.ranges import Positive, Range
 from facerec.heads.mechanism.terms import Elementwise, Term
 
 
@@ -20,47 +21,32 @@ from facerec.heads.mechanism.terms import Elementwise, Term
 class SphereFace2(ClassHead):
     """λ/r·log(1 + e^{−r(g(c_y) − m) − b}) + (1−λ)/r·Σ_{j≠y} log(1 + e^{r(g(c_j) + m) + b}).
 
-    g(c) = 2·((c + 1)/2)^t − 1 stretches the similarities; b is learned and starts where its gradient is zero
-    if all cosines are 0. Wen et al. 2022, ICLR, "SphereFace2", arXiv
-    2108.01513, with its margin on both sides.
+    g(c) = 2·((c + 1)/2)^t − 1 stretches the similarities; b is the parameter `offset`, which starts where its
+    gradient is zero if all cosines are 0. Wen et al. 2022, ICLR, "SphereFace2", arXiv 2108.01513, with its
+    margin on both sides.
 
     Args:
-        r: scale, > 0; 40.
-        m: margin, in [0, 1); 0.4.
-        t: power of g, ≥ 1; 3. t=1 leaves the cosines as they are.
-        lambda_p: λ in (0, 1), weight of the positive; 0.7.
-        loss_weight: factor of the whole loss, > 0; 1. The released code takes 50 with its learning rates.
+        r: scale.
+        m: margin, in [0, 1).
+        t: power of g, ≥ 1; t=1 leaves the cosines as they are.
+        lambda_p: λ in (0, 1), weight of the positive.
+        loss_weight: factor of the loss. The released code takes 50 with its learning rates.
         straight_through: give g derivative 1, as the released code does.
-        options: see `HeadOptions`.
-
-    Attributes:
-        offset: b, a scalar parameter.
     """
 
-    def __init__(
-        self,
-        *,
-        r: float = 40.0,
-        m: float = 0.4,
-        t: float = 3.0,
-        lambda_p: float = 0.7,
-        loss_weight: float = 1.0,
-        straight_through: bool = False,
-        **options: Unpack[HeadOptions],
-    ) -> None:
-        super().__init__(**options)
-        for name, value in {"r": r, "loss_weight": loss_weight}.items():
-            require(value > 0, f"head.{name}", value, "must be greater than 0")
-        require(0 <= m < 1, "head.m", m, "must be from 0 to below 1")
-        require(t >= 1, "head.t", t, "must be 1 or more")
-        require(0 < lambda_p < 1, "head.lambda_p", lambda_p, "must be between 0 and 1")
-        self.r, self.m, self.t = r, m, t
-        self.lambda_p, self.loss_weight = lambda_p, loss_weight
-        self.straight_through = straight_through
+    r: Positive = 40.0
+    m: Annotated[float, Range(lambda m: 0 <= m < 1, "must be from 0 to below 1")] = 0.4
+    t: Annotated[float, Range(lambda t: t >= 1, "must be 1 or more")] = 3.0
+    lambda_p: Annotated[float, Range(lambda x: 0 < x < 1, "must be between 0 and 1")] = 0.7
+    loss_weight: Positive = 1.0
+    straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.offset = nn.Parameter(torch.tensor(self.balanced_offset()))
 
     def balanced_offset(self) -> float:
-        """The b at which its gradient is zero for cosines of 0; a quadratic equation in e^b."""
+        """Return the b at which its gradient is zero for cosines of 0; a quadratic equation in e^b."""
         odds = self.lambda_p / ((1 - self.lambda_p) * max(self.num_classes - 1, 1))
         at_zero = 2 * 0.5**self.t - 1
         negative = self.r * (at_zero + self.m)
@@ -68,7 +54,7 @@ class SphereFace2(ClassHead):
         return math.log(2 * odds / (1 - odds + root)) - negative
 
     def stretch(self, cosine: Tensor) -> Tensor:
-        """g, elementwise."""
+        """Return g, elementwise."""
         stretched = 2 * ((cosine + 1) / 2).clamp_min(0) ** self.t - 1
         return cosine + (stretched - cosine).detach() if self.straight_through else stretched
 

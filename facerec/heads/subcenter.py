@@ -1,14 +1,16 @@
-"""Sub-centre ArcFace: several weight rows a class, of which the nearest counts."""
+"""Sub-centre ArcFace: several weight rows per class, of which the nearest counts."""
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Annotated
 
+import torch
 from torch import nn
 
-from facerec.errors import require
-from facerec.heads.base import HEADS, initialise
-from facerec.heads.margins import ArcFace, ArcOptions
+from facerec.heads.base import HEADS
+from facerec.heads.margins import ArcFace
+from facerec.heads.mechanism.ranges import Range
+from facerec.heads.mechanism.sharding import initialise
 
 
 @HEADS.register("subcenter")
@@ -19,13 +21,12 @@ class SubCenter(ArcFace):
     et al. 2020, ECCV, "Sub-center ArcFace".
 
     Args:
-        k: sub-centres a class, from 1 to 255; 3. k=1 is `arcface`.
-        options: see `ArcFace`.
+        k: sub-centres per class; k=1 is `arcface`.
     """
 
-    def __init__(self, *, k: int = 3, **options: Unpack[ArcOptions]) -> None:
-        super().__init__(**options)
-        require(1 <= k <= 255, "head.k", k, "must be from 1 to 255")
-        self.k = k
-        self.weight = nn.Parameter(self.new_weight(k, self.embedding_size))
+    k: Annotated[int, Range(lambda k: 1 <= k <= 255, "must be from 1 to 255")] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weight = nn.Parameter(torch.empty(self.shard.rows, self.k, self.embedding_size))
         initialise(self.weight, self.init, self.shard)

@@ -23,6 +23,7 @@ from facerec.evaluation.protocols.verification import evaluate_targets
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verify import VerificationResult
 from facerec.heads import Head
+from facerec.heads.mechanism.sampling import sampled_rows
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import Batch, prepare
 from facerec.loading.loader import Loader
@@ -34,7 +35,6 @@ from facerec.training.interruption import Interruption
 from facerec.training.meter import Meter
 from facerec.training.optimizers import set_learning_rate
 from facerec.training.plateau import Plateau
-from facerec.training.sampled_rows import sampled_rows
 from facerec.training.schedules import Progress, Schedule
 from facerec.training.settings import StartSettings, TrainerSettings
 

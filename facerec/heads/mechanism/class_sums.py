@@ -1,16 +1,16 @@
 """Sums over all classes, walked block by block, with a hand-written backward: the mechanism under every head.
 
-A head's loss needs, of the C cosines of a sample, only the target's and one sum over the others. So the
-B×C logits are never needed whole: the weight rows are taken a block at a time, and what remains are B numbers
-each. `memory="keep"` keeps the blocks of products for the backward pass (the logits themselves, nothing
+A head's loss needs, of the C cosines of a sample, only the target's and one sum over the others. So
+the B×C logits are never made: the weight rows are taken a block at a time, and what remains are B numbers
+per block. `memory="keep"` keeps the blocks of products for the backward pass (the logits themselves, nothing
 more); ``"recompute"`` multiplies again instead and keeps nothing.
 
-Where the classes are shared out over processes, each walks over its own with the samples of all, and three
-reductions of a few numbers a sample join what they found (see `sharding`).
+Where the classes are sharded, each rank walks over its own with the samples of all, and three reductions of a
+few numbers per sample join what they found (see `sharding`).
 
-Shapes: B samples (where classes are shared out, those of all processes, unless said otherwise), C classes of
-this process, D embedding size, K classes of one block, S sub-centres a class (where a head has them). Blocks
-are held as K×B, so that whatever belongs to a sample broadcasts along the last axis.
+Shapes: B samples (where classes are sharded, those of all ranks, unless said otherwise), C classes of this
+rank, D embedding size, K classes of one block, S sub-centres per class (where a head has them). Blocks are
+held as K×B, so that whatever belongs to a sample broadcasts along the last axis.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEPT_ON_CPU = 2**28  # bytes; recomputing takes a fifth longer
 
 
 class ClassSums(NamedTuple):
-    """What a head gets to build its loss from; one number a sample each.
+    """What a head builds its loss from; each of them one number per sample.
 
     Attributes:
         target_B: product of the sample with its own class (cosine where both sides are normalised).
@@ -65,22 +65,22 @@ def class_sums(
     sharded: bool = False,
     sizes: distributed.Sizes = None,
 ) -> ClassSums:
-    """Products of each sample with all classes, reduced to the target's and a sum over the others.
+    """Return the products of each sample with all classes, reduced to the target's and a sum over the others.
 
     Args:
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
         weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
             products the largest counts.
-        row_B: target class of each sample, int64 in [0, C); −1 for a class of another process.
+        row_B: target class of each sample, int64 in [0, C); −1 for a class of another rank.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
         memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
         block_size: classes a block; by default as many as fit a cache-sized block.
-        sharded: the processes hold different classes and the samples of all; each returns the numbers of
-            its own samples. The gradient to weight and bias is then that of the mean of all processes'
-            losses, the one to the query what this process's classes have to say.
-        sizes: how many of the samples each process brought, where they are shared out.
+        sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
+            samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
+            the query that of this rank's classes.
+        sizes: the number of samples of each rank, where classes are sharded.
 
     Returns:
         `ClassSums`; `target_B`, `others_B` and `target_norm_B` carry gradients to query, weight and bias.
@@ -125,7 +125,7 @@ class _ClassSums(torch.autograd.Function):
         products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
-        if sharded:  # a sample's own class is held by one of the processes
+        if sharded:  # a sample's own class is held by one of the ranks
             own = list(distributed.all_reduce_sum(torch.stack(own)))
         target_B, cosine_B, norm_B = own
         term = make_term(target_B)
@@ -193,8 +193,8 @@ class _ClassSums(torch.autograd.Function):
                 product_KB, centre_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
                 slope_KB = term.slope(product_KB)
                 if term.reduction == "logsumexp":
-                    share_KB = term.value(product_KB).sub_(finite_B).exp_()  # the others' softmax
-                    grad_KB = share_KB.mul_(slope_KB * grad_others_B)
+                    softmax_KB = term.value(product_KB).sub_(finite_B).exp_()  # over the others
+                    grad_KB = softmax_KB.mul_(slope_KB * grad_others_B)
                 else:
                     grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
                 _fill_own(grad_KB, row_B, block, grad_target_B)
@@ -206,7 +206,7 @@ class _ClassSums(torch.autograd.Function):
 
 
 class _Products:
-    """Products of a batch with one block of classes at a time; R rows of weights, S of them a class."""
+    """Products of a batch with one block of classes at a time; R rows of weights, S of them per class."""
 
     def __init__(
         self,
@@ -221,11 +221,11 @@ class _Products:
         self.centres = len(self.weight_RD) // len(weight)
 
     def rows(self, block: slice) -> slice:
-        """Rows of weights that belong to a block of classes."""
+        """Return the rows of weights that belong to a block of classes."""
         return slice(block.start * self.centres, block.stop * self.centres)
 
     def of(self, block: slice) -> tuple[Tensor, Tensor | None]:
-        """Products with a block, and of each which sub-centre won, where there are several."""
+        """Return the products with a block, and the sub-centre that won each, where there are several."""
         rows = self.rows(block)
         product_RB = torch.mm(self.weight_RD[rows], self.query_BD.t())
         if self.normalise:
@@ -238,9 +238,9 @@ class _Products:
         return product_KB, winner_KB.to(torch.uint8)
 
     def own(self, row_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each sample's row of weights, the product with it, x·ŵ of it, and the row's norm.
+        """Return each sample's row of weights, the product with it, x·ŵ of it, and the row's norm.
 
-        For a class of another process the row is −1 and the numbers are 0.
+        For a class of another rank the row is −1 and the numbers are 0.
         """
         here_B = row_B >= 0
         row_B = row_B.clamp_min(0)
@@ -256,19 +256,19 @@ class _Products:
         return torch.where(here_B, winner_B, -1), product_B, unit_B, norm_B
 
     def cosine(self, product_KB: Tensor, block: slice) -> Tensor:
-        """Products as those with unit rows and without bias: the same tensor if they are that already."""
+        """Return products with unit rows and without bias: the same tensor if they are that already."""
         if self.bias_C is not None:
             product_KB = product_KB - self.bias_C[block, None]
         return product_KB if self.normalise else product_KB * self.inverse_norm_R[block, None]
 
 
 class _Gradients:
-    """Gradients to query, and divided by `share` to weight and bias, gathered one block at a time."""
+    """Gradients to query, and as a mean over `ranks` to weight and bias, gathered one block at a time."""
 
-    def __init__(self, products: _Products, share: int = 1) -> None:
-        self.products, self.share = products, share
+    def __init__(self, products: _Products, ranks: int = 1) -> None:
+        self.products, self.ranks = products, ranks
         self.query_BD = torch.zeros_like(products.query_BD)
-        self.shared_query_BD = products.query_BD if share == 1 else products.query_BD / share
+        self.scaled_query_BD = products.query_BD if ranks == 1 else products.query_BD / ranks
         self.weight_RD = torch.empty_like(products.weight_RD)
         self.bias_C = None if products.bias_C is None else torch.empty_like(products.bias_C)
 
@@ -277,24 +277,24 @@ class _Gradients:
         rows = self.products.rows(block)
         weight_RD, into_RD = self.products.weight_RD[rows], self.weight_RD[rows]
         if self.bias_C is not None:
-            torch.sum(grad_KB, 1, out=self.bias_C[rows]).div_(self.share)
+            torch.sum(grad_KB, 1, out=self.bias_C[rows]).div_(self.ranks)
         if winner_KB is not None:  # only the sub-centre that won is moved
             grad_KSB = grad_KB.new_zeros(len(grad_KB), self.products.centres, grad_KB.shape[1])
             grad_KB = grad_KSB.scatter_(1, winner_KB[:, None].long(), grad_KB[:, None]).flatten(0, 1)
         if self.products.normalise:
             inverse_norm_R1 = self.products.inverse_norm_R[rows, None]
             grad_KB.mul_(inverse_norm_R1)
-            torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
+            torch.mm(grad_KB, self.scaled_query_BD, out=into_RD)
             # What lies along w would change its length only, and the length has been divided out.
             along_R1 = torch.linalg.vecdot(into_RD, weight_RD)[:, None]
             into_RD.addcmul_(weight_RD, along_R1 * inverse_norm_R1.square(), value=-1.0)
         else:
-            torch.mm(grad_KB, self.shared_query_BD, out=into_RD)
+            torch.mm(grad_KB, self.scaled_query_BD, out=into_RD)
         self.query_BD.addmm_(grad_KB.t(), weight_RD)
 
     def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
         """Let the gradient of the samples' ‖W_y‖ flow back to the rows they have here (−1: elsewhere)."""
-        grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.share
+        grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.ranks
         row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
         self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
@@ -320,7 +320,7 @@ class _RunningSum:
         self.largest_B = largest_B
 
     def join(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
-        """Join what the processes have summed, and with it the largest of `hardest_B` and other sums.
+        """Join the sums of the ranks, and with them the largest of `hardest_B` and other sums.
 
         The same two small reductions serve all of them; returns the joint `hardest_B` and `sums`.
         """
@@ -333,7 +333,7 @@ class _RunningSum:
         return hardest_B, *joint
 
     def result(self) -> Tensor:
-        """The sum so far, B numbers."""
+        """Return the sum so far, B numbers."""
         return self.largest_B + self.sum_B.log() if self.log else self.sum_B
 
 
@@ -356,17 +356,16 @@ def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | flo
 
 
 def _block_size(batch: int, like: Tensor) -> int:
-    """Classes a block: a few MB on a CPU, where a block should stay in cache; large products on a GPU."""
     return max(256, block_bytes(like.device) // (batch * like.element_size()))
 
 
 def block_bytes(device: torch.device) -> int:
-    """Bytes of a block of products on a device, by default."""
+    """Return the default size of a block: a few MB on a CPU, to stay in cache; large products on a GPU."""
     return (4 if device.type == "cpu" else 256) * 2**20
 
 
 def kept_bytes(device: torch.device) -> int:
-    """Fewer bytes of products than this are kept by ``memory="auto"``: a small part of the memory there is.
+    """Return the bytes of products below which ``memory="auto"`` keeps them: a small part of the memory.
 
     A GPU's whole memory is asked, not what is free: that is known without waiting, and a step does not choose
     otherwise than the one before because the allocator has meanwhile kept that memory for it.

@@ -1,4 +1,4 @@
-"""What each class that is not a sample's own adds to the sample's sum.
+"""The terms of a sample's sum: what each class that is not its own adds to it.
 
 Shapes: B samples, K classes of one block; blocks are K×B, so that whatever belongs to a sample broadcasts.
 """
@@ -16,7 +16,7 @@ Reduction = Literal["logsumexp", "sum"]
 
 
 class Term(ABC):
-    """What each non-target class adds to a sample's sum, as an elementwise function of its product x·w.
+    """The summand of each non-target class, as an elementwise function of its product x·w.
 
     Attributes:
         reduction: ``"logsumexp"`` (softmax family) or ``"sum"``.
@@ -26,14 +26,14 @@ class Term(ABC):
 
     @abstractmethod
     def value(self, product_KB: Tensor) -> Tensor:
-        """The summand of every product (a new tensor)."""
+        """Return the summand of every product (a new tensor)."""
 
     @abstractmethod
     def slope(self, product_KB: Tensor) -> Tensor | float:
-        """Derivative of `value`, elementwise; a number where it is constant."""
+        """Return the derivative of `value`, elementwise; a number where it is constant."""
 
     def extra(self, product_KB: Tensor) -> tuple[Tensor, ...]:
-        """Further summands, whose plain sums over the other classes a head wants; without gradient."""
+        """Return further summands, whose plain sums over the other classes a head wants; no gradient."""
         return ()
 
 

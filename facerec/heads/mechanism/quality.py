@@ -6,35 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from facerec.distributed import all_reduce_mean, all_reduce_sum
-from facerec.errors import require
 
 
 class RunningNorm(nn.Module):
     """Standardises norms with their running mean and deviation, which move in training mode only.
 
     Mean and deviation start at 20 and 100, as AdaFace's do; each call in training mode first takes in its own
-    batch. They are those of all processes together, and in the checkpoint.
+    batch. They are those of all ranks together, and in the checkpoint.
 
     Args:
-        ema: momentum, in (0, 1]: the share of the newest batch.
-
-    Attributes:
-        mean, deviation: scalar buffers.
+        ema: momentum, in (0, 1]: the weight of the newest batch.
     """
-
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(self, ema: float) -> None:
         super().__init__()
-        require(0 < ema <= 1, "head.ema", ema, "a momentum must be greater than 0 and at most 1")
         self.ema = ema
-        self.register_buffer("mean", torch.tensor(20.0))
-        self.register_buffer("deviation", torch.tensor(100.0))
+        self.mean = nn.Buffer(torch.tensor(20.0))
+        self.deviation = nn.Buffer(torch.tensor(100.0))
 
     @torch.no_grad()
     def forward(self, norm_B: Tensor, epsilon: float = 0.0) -> Tensor:
-        """(norm − mean)/(deviation + epsilon), without gradient."""
+        """Return (norm − mean)/(deviation + epsilon), without gradient."""
         if self.training:
             mean = all_reduce_mean(norm_B)
             squares = all_reduce_sum((norm_B - mean).square().sum())
@@ -42,13 +34,13 @@ class RunningNorm(nn.Module):
             deviation = (squares / (count - 1).clamp_min(1)).sqrt()  # of one sample: 0
             self.mean.lerp_(mean.to(self.mean.dtype), self.ema)
             self.deviation.lerp_(deviation.to(self.mean.dtype), self.ema)
-        spread = (self.deviation + epsilon).clamp_min(torch.finfo(self.deviation.dtype).tiny)
-        return (norm_B - self.mean) / spread
+        width = (self.deviation + epsilon).clamp_min(torch.finfo(self.deviation.dtype).tiny)
+        return (norm_B - self.mean) / width
 
 
 @torch.no_grad()
-def describe_quality(quality_B: Tensor) -> dict[str, Tensor]:
-    """Mean, deviation, and the 5th, 50th and 95th percentile of a batch's qualities, as scalar tensors."""
+def quality_statistics(quality_B: Tensor) -> dict[str, Tensor]:
+    """Return mean, deviation, and 5th, 50th and 95th percentile of a batch's qualities, as scalar tensors."""
     return {
         "quality_mean": quality_B.mean(),
         "quality_deviation": quality_B.std(correction=0),
