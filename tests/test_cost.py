@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from facerec.heads import create_head
-from facerec.training.cost import Cost, estimate, of_run, size
 from facerec.heads.mechanism.sampling import sampled_rows
+from facerec.training.cost import Cost, estimate, of_run, size
 from tests.tiny_run import tiny_trainer
 
 PLAN = Path(__file__).parents[1] / "scripts" / "plan.py"

@@ -6,7 +6,8 @@ Shapes: B images of C = 3 channels, H×W pixels; D is the length of the embeddin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,23 @@ from facerec.errors import ConfigError, require
 from facerec.registry import Registry
 
 BACKBONES = Registry("backbone", "facerec.backbones")
+
+
+def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) -> Backbone:
+    """Return a freshly initialised backbone.
+
+    Args:
+        name: the published one, e.g. ``ir_50``, ``iresnet100``, ``mobilefacenet``.
+        embedding_size: D, the length of the embedding.
+        parameters: further settings of that family (see its module).
+
+    Returns:
+        A module from (B, 3, 112, 112) float images in [-1, 1] to (B, D) raw embeddings (not normalised).
+
+    Raises:
+        facerec.errors.ConfigError: unknown name or parameter, or a value out of range.
+    """
+    return BACKBONES.create(name, {"embedding_size": embedding_size, **parameters})
 
 
 class Backbone(nn.Module):
@@ -46,10 +64,14 @@ class Backbone(nn.Module):
         in_range = 1 <= embedding_size < 2**31
         require(in_range, "backbone.embedding_size", embedding_size, "must be 1 or more, and below 2^31")
         self.embedding_size = embedding_size
-        self.input_size = image_size(input_size, multiple)
+        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        good = len(sides) == 2 and all(multiple <= side <= 4096 and side % multiple == 0 for side in sides)
+        hint = f"must be a multiple of {multiple} up to 4096, or a list [height, width] of two"
+        require(good, "backbone.input_size", input_size, hint)
+        self.input_size = (sides[0], sides[1])
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Raw embeddings (B, D), not normalised, of float images (B, 3, H, W) in [-1, 1].
+        """Return raw embeddings (B, D), not normalised, of float images (B, 3, H, W) in [-1, 1].
 
         Raises:
             ConfigError: for images of another shape than (B, 3, \\*input_size).
@@ -68,52 +90,44 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def recomputable_parts(self) -> Iterator[tuple[nn.Module, str]]:
-        """The repeated parts that may recompute their activations, as modules and a method of each.
+        """Iterate over the repeated parts that may recompute their activations: modules and a method of each.
 
-        A module says so itself by an attribute ``recomputable``, the names of such methods.
+        A module names such methods in an attribute ``recomputable``.
         """
         for module in self.modules():
             for method in getattr(module, "recomputable", ()):
                 yield module, method
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are never decayed although they are matrices (position embeddings)."""
+        """Return names of parameters that never decay although they are matrices (position embeddings)."""
         return set()
 
 
-def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) -> Backbone:
-    """A freshly initialised backbone by its published name.
-
-    Args:
-        name: e.g. ``ir_50``, ``iresnet100``, ``mobilefacenet``.
-        embedding_size: D, the length of the embedding.
-        parameters: further settings of that family (see its module).
-
-    Returns:
-        A module from (B, 3, 112, 112) float images in [-1, 1] to (B, D) raw embeddings (not normalised).
-
-    Raises:
-        facerec.errors.ConfigError: unknown name or parameter, or a value out of range.
-    """
-    return BACKBONES.create(name, {"embedding_size": embedding_size, **parameters})
+def register_members(network: type[Backbone], members: Mapping[str, Any]) -> None:
+    """Register the sizes of a family by name: subclasses that differ in their `stages`."""
+    for name, stages in members.items():
+        member = type(name, (network,), {"__module__": network.__module__, "stages": stages})
+        setattr(sys.modules[network.__module__], name, member)  # where pickle looks for it
+        BACKBONES.register(name)(member)
 
 
-def image_size(input_size: int | Sequence[int], multiple: int) -> tuple[int, int]:
-    """Height and width from one number or two; `ConfigError` unless both are multiples of `multiple`."""
-    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    good = len(sides) == 2 and all(multiple <= side <= 4096 and side % multiple == 0 for side in sides)
-    hint = f"must be a multiple of {multiple} up to 4096, or a list [height, width] of two"
-    require(good, "backbone.input_size", input_size, hint)
-    return sides[0], sides[1]
+def initialise(
+    network: nn.Module, draw: Callable[[Tensor], Any], *kinds: type[nn.Module], **options: Any
+) -> None:
+    """Draw the weights of all modules of `kinds`, by default convolutions and linear layers; biases are 0."""
+    for module in network.modules():
+        if isinstance(module, kinds or (nn.Conv2d, nn.Linear)):
+            for name, parameter in module.named_parameters(recurse=False):
+                draw(parameter, **options) if name == "weight" else nn.init.zeros_(parameter)
 
 
 def require_fraction(name: str, value: float) -> None:
-    """`ConfigError` unless the setting `name` is a fraction to leave out: 0 or more and less than 1."""
+    """Raise `ConfigError` unless the setting `name` is 0 or more and less than 1."""
     require(0 <= value < 1, f"backbone.{name}", value, "must be 0 or more and less than 1")
 
 
 def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
-    """`layers` one after the other, outside of any autocast region.
+    """Apply `layers` one after the other, outside of any autocast region.
 
     The embedding itself is computed in float32, as the published fp16 training code does: it costs less than
     a hundredth of the network, and eight bits of mantissa would blur the cosines.

@@ -1,32 +1,35 @@
-"""IR and IR-SE, the improved residual networks as face.evoLVe lays them out: input_layer, body, output_layer.
+"""IR and IR-SE as face.evoLVe lays them out (input_layer, body, output_layer), and AdaFace's IR.
 
-Source: ArcFace (1801.07698), section 3.2; the entries of the state dict are named as in the published models.
-"101" has 100 layers by the count that gives the others theirs; its name is the published one.
+Source: ArcFace (1801.07698), section 3.2, and AdaFace (2204.00964); the entries of the state dict are named
+as in the published models. "101" has 100 layers by the count that gives the others theirs; its name is the
+published one. AdaFace's networks return the normalised embedding and its length; here it is raw as everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+from facerec.backbones.base import (
+    Backbone,
+    in_full_precision,
+    initialise,
+    register_members,
+    require_fraction,
+)
 from facerec.backbones.prelu import PReLU
 
 # Units of each of the four stages.
-STAGES = {"50": (3, 4, 14, 3), "101": (3, 13, 30, 3), "152": (3, 8, 36, 3)}
-WIDTHS = (64, 128, 256, 512)
-
-
-class Subsample(nn.Module):
-    """Every `stride`-th pixel of every `stride`-th row: what max pooling by single pixels gives, for less."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :: self.stride, :: self.stride]
+STAGES = {
+    "18": (2, 2, 2, 2),
+    "34": (3, 4, 6, 3),
+    "50": (3, 4, 14, 3),
+    "101": (3, 13, 30, 3),
+    "152": (3, 8, 36, 3),
+}
 
 
 class SqueezeExcite(nn.Module):
@@ -56,7 +59,7 @@ class Unit(nn.Module):
                 nn.Conv2d(incoming, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
         else:
-            self.shortcut_layer = Subsample(stride) if stride > 1 else nn.Identity()
+            self.shortcut_layer = nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity()
         layers = [nn.BatchNorm2d(incoming), nn.Conv2d(incoming, channels, 3, 1, 1, bias=False)]
         layers += [nn.BatchNorm2d(channels)] if inner_norm else []
         layers += [PReLU(channels), nn.Conv2d(channels, channels, 3, stride, 1, bias=False)]
@@ -72,25 +75,24 @@ class IRNet(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        stages: units of each of the four stages.
-        squeeze: squeeze-and-excitation in every unit (the ``ir_se`` names).
-        inner_norm: a batch norm between the first convolution of a unit and its PReLU (AdaFace's variant).
-        affine: whether the batch norm of the embedding has weight and bias.
         embedding_size: D.
-        dropout: share of the last feature map set to 0 in training, 0 … <1.
+        dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         input_size: pixels, multiples of 16; 112 and 224 are published.
+
+    Attributes:
+        stages: units of each of the four stages.
+        squeeze: squeeze-and-excitation in every unit.
+        inner_norm: a batch norm between the first convolution of a unit and its PReLU.
+        affine: the batch norm of the embedding has weight and bias.
     """
 
+    stages: ClassVar[Sequence[int]]
+    squeeze: ClassVar[bool] = False
+    inner_norm: ClassVar[bool] = False
+    affine: ClassVar[bool] = True
+
     def __init__(
-        self,
-        stages: Sequence[int],
-        *,
-        squeeze: bool,
-        embedding_size: int,
-        dropout: float,
-        input_size: int | list[int],
-        inner_norm: bool = False,
-        affine: bool = True,
+        self, embedding_size: int = 512, dropout: float = 0.5, input_size: int | list[int] = 112
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("dropout", dropout)
@@ -101,23 +103,19 @@ class IRNet(Backbone):
             nn.Dropout(dropout),
             nn.Flatten(),
             nn.Linear(512 * height * width, embedding_size),
-            nn.BatchNorm1d(embedding_size, affine=affine),
+            nn.BatchNorm1d(embedding_size, affine=self.affine),
         )
         units: list[nn.Module] = []
         incoming = 64
-        for channels, count in zip(WIDTHS, stages, strict=True):
+        for channels, count in zip((64, 128, 256, 512), self.stages, strict=True):
             for i in range(count):
-                units.append(Unit(incoming, channels, 1 if i else 2, squeeze, inner_norm))
+                units.append(Unit(incoming, channels, 1 if i else 2, self.squeeze, self.inner_norm))
                 incoming = channels
         self.body = nn.Sequential(*units)
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise(self, nn.init.xavier_uniform_)
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         norm, dropout, flatten, linear, embedding_norm = self.output_layer
@@ -125,14 +123,31 @@ class IRNet(Backbone):
         return in_full_precision(flatten(dropout(norm(x))), linear, embedding_norm)
 
 
-def _register(name: str, stages: Sequence[int], squeeze: bool) -> None:
-    @BACKBONES.register(name)
-    def build(embedding_size: int = 512, dropout: float = 0.5, input_size: int | list[int] = 112) -> Backbone:
-        return IRNet(
-            stages, squeeze=squeeze, embedding_size=embedding_size, dropout=dropout, input_size=input_size
-        )
+class IRSENet(IRNet):
+    """`IRNet` with squeeze-and-excitation."""
+
+    squeeze = True
 
 
-for _depth, _stages in STAGES.items():
-    _register(f"ir_{_depth}", _stages, squeeze=False)
-    _register(f"ir_se_{_depth}", _stages, squeeze=True)
+class AdaFaceIRNet(IRNet):
+    """`IRNet` as AdaFace and CVLface build and initialise it; weights of one do not fit the other."""
+
+    preprocessing = MappingProxyType({"channels": "bgr"})  # its code reads images with OpenCV
+    inner_norm = True
+    affine = False
+
+    def __init__(
+        self, embedding_size: int = 512, dropout: float = 0.4, input_size: int | list[int] = 112
+    ) -> None:
+        super().__init__(embedding_size, dropout, input_size)
+
+    def _initialise(self) -> None:
+        initialise(self, nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+
+
+for _network, _prefix, _sizes in (
+    (IRNet, "ir_", ("50", "101", "152")),
+    (IRSENet, "ir_se_", ("50", "101", "152")),
+    (AdaFaceIRNet, "adaface_ir_", ("18", "34", "50", "101")),
+):
+    register_members(_network, {_prefix + size: STAGES[size] for size in _sizes})

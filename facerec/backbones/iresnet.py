@@ -7,19 +7,18 @@ units have one batch norm more than those of face.evoLVe's ``ir_*``, hence the o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+from facerec.backbones.base import (
+    Backbone,
+    in_full_precision,
+    initialise,
+    register_members,
+    require_fraction,
+)
 from facerec.backbones.prelu import PReLU
-
-STAGES = {
-    "18": (2, 2, 2, 2),
-    "34": (3, 4, 6, 3),
-    "50": (3, 4, 14, 3),
-    "100": (3, 13, 30, 3),
-    "200": (6, 26, 60, 6),
-}
 
 
 class Block(nn.Module):
@@ -57,29 +56,28 @@ class IResNet(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        stages: blocks of each of the four layers.
         embedding_size: D.
-        dropout: share of the last feature map set to 0 in training, 0 … <1.
+        dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         zero_init_residual: start the second batch norm of every block at 0, so that each block passes
             its input on at first (the published option, also off there).
         input_size: pixels, multiples of 16; 112 is published.
     """
 
+    stages: ClassVar[Sequence[int]]
+
     def __init__(
         self,
-        stages: Sequence[int],
-        *,
-        embedding_size: int,
-        dropout: float,
-        zero_init_residual: bool,
-        input_size: int | list[int],
+        embedding_size: int = 512,
+        dropout: float = 0.0,
+        zero_init_residual: bool = False,
+        input_size: int | list[int] = 112,
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("dropout", dropout)
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.prelu = PReLU(64)
-        first, second, third, fourth = stages
+        first, second, third, fourth = self.stages
         self.layer1 = _layer(64, 64, first)
         self.layer2 = _layer(64, 128, second)
         self.layer3 = _layer(128, 256, third)
@@ -91,36 +89,25 @@ class IResNet(Backbone):
         self.features = nn.BatchNorm1d(embedding_size)
         # The heads normalise the embedding; the published code therefore fixes this scale at 1.
         self.features.weight.requires_grad = False
+        initialise(self, nn.init.normal_, nn.Conv2d, std=0.1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.1)
-            elif isinstance(module, Block) and zero_init_residual:
+            if isinstance(module, Block) and zero_init_residual:
                 nn.init.zeros_(module.bn2.weight)
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(image_BCHW)))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.dropout(self.bn2(x).flatten(1))
         return in_full_precision(x, self.fc, self.features)
 
 
-def _register(name: str, stages: Sequence[int]) -> None:
-    @BACKBONES.register(name)
-    def build(
-        embedding_size: int = 512,
-        dropout: float = 0.0,
-        zero_init_residual: bool = False,
-        input_size: int | list[int] = 112,
-    ) -> Backbone:
-        return IResNet(
-            stages,
-            embedding_size=embedding_size,
-            dropout=dropout,
-            zero_init_residual=zero_init_residual,
-            input_size=input_size,
-        )
-
-
-for _depth, _stages in STAGES.items():
-    _register(f"iresnet{_depth}", _stages)
+register_members(
+    IResNet,
+    {
+        "iresnet18": (2, 2, 2, 2),
+        "iresnet34": (3, 4, 6, 3),
+        "iresnet50": (3, 4, 14, 3),
+        "iresnet100": (3, 13, 30, 3),
+        "iresnet200": (6, 26, 60, 6),
+    },
+)

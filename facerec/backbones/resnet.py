@@ -8,12 +8,18 @@ ends as 4×4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+from facerec.backbones.base import (
+    Backbone,
+    in_full_precision,
+    initialise,
+    register_members,
+    require_fraction,
+)
 
-STAGES = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 EXPANSION = 4
 
 
@@ -55,22 +61,21 @@ class ResNet(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        stages: blocks of each of the four layers.
         embedding_size: D.
-        dropout: share of the last feature map set to 0 in training, 0 … <1.
+        dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         zero_init_residual: start the last batch norm of every block at 0 (1706.02677); on in the published
             code.
         input_size: pixels, multiples of 16; 112 is published.
     """
 
+    stages: ClassVar[Sequence[int]]
+
     def __init__(
         self,
-        stages: Sequence[int],
-        *,
-        embedding_size: int,
-        dropout: float,
-        zero_init_residual: bool,
-        input_size: int | list[int],
+        embedding_size: int = 512,
+        dropout: float = 0.5,
+        zero_init_residual: bool = True,
+        input_size: int | list[int] = 112,
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("dropout", dropout)
@@ -78,7 +83,7 @@ class ResNet(Backbone):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        first, second, third, fourth = stages
+        first, second, third, fourth = self.stages
         self.layer1 = _layer(64, 64, first, stride=1)
         self.layer2 = _layer(256, 128, second, stride=2)
         self.layer3 = _layer(512, 256, third, stride=2)
@@ -88,36 +93,16 @@ class ResNet(Backbone):
         rows, columns = (-(-side // 32) for side in self.input_size)
         self.fc = nn.Linear(2048 * rows * columns, embedding_size)
         self.bn_o2 = nn.BatchNorm1d(embedding_size)
+        initialise(self, nn.init.kaiming_normal_, nn.Conv2d, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, Bottleneck) and zero_init_residual:
+            if isinstance(module, Bottleneck) and zero_init_residual:
                 nn.init.zeros_(module.bn3.weight)
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image_BCHW))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.dropout(self.bn_o1(x)).flatten(1)
         return in_full_precision(x, self.fc, self.bn_o2)
 
 
-def _register(name: str, stages: Sequence[int]) -> None:
-    @BACKBONES.register(name)
-    def build(
-        embedding_size: int = 512,
-        dropout: float = 0.5,
-        zero_init_residual: bool = True,
-        input_size: int | list[int] = 112,
-    ) -> Backbone:
-        return ResNet(
-            stages,
-            embedding_size=embedding_size,
-            dropout=dropout,
-            zero_init_residual=zero_init_residual,
-            input_size=input_size,
-        )
-
-
-for _depth, _stages in STAGES.items():
-    _register(f"resnet{_depth}", _stages)
+register_members(ResNet, {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)})

@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, in_full_precision
+from facerec.backbones.base import Backbone, in_full_precision, register_members
 from facerec.backbones.prelu import PReLU
-
-# Residual units of each of the four stages.
-STAGES = {"20": (1, 2, 4, 1), "36": (2, 4, 8, 2), "64": (3, 8, 16, 3)}
-WIDTHS = (64, 128, 256, 512)
 
 
 class SphereNet(Backbone):
@@ -26,26 +23,24 @@ class SphereNet(Backbone):
     Each stage is a convolution of stride 2 with PReLU, then residual units of two convolutions with PReLU.
 
     Args:
-        stages: residual units of each of the four stages.
         embedding_size: D.
         input_size: pixels, multiples of 16.
     """
 
+    stages: ClassVar[Sequence[int]]  # residual units of each of the four
     recomputable = ("_unit",)
     foreign = ("fc6.",)  # the A-Softmax layer of sphereface_pytorch
     preprocessing = MappingProxyType({"channels": "bgr", "std": 128.0})  # which reads images with OpenCV
 
-    def __init__(self, stages: Sequence[int], *, embedding_size: int, input_size: int | list[int]) -> None:
+    def __init__(self, embedding_size: int = 512, input_size: int | list[int] = 112) -> None:
         super().__init__(embedding_size, input_size)
-        self.stages = tuple(stages)
         incoming = 3
-        for stage, (channels, units) in enumerate(zip(WIDTHS, stages, strict=True), start=1):
+        for stage, (channels, units) in enumerate(zip((64, 128, 256, 512), self.stages, strict=True), 1):
             for layer in range(1, 2 * units + 2):
-                first = layer == 1
-                convolution = nn.Conv2d(incoming, channels, 3, 2 if first else 1, padding=1)
+                convolution = nn.Conv2d(incoming, channels, 3, 2 if layer == 1 else 1, padding=1)
                 # Without batch norm the start decides: residual branches begin near 0 (Caffe's gaussian of
                 # 0.01), the rest at Caffe's xavier, uniform with variance 1 / fan_in.
-                if first:
+                if layer == 1:
                     _xavier(convolution.weight)
                 else:
                     nn.init.normal_(convolution.weight, std=0.01)
@@ -79,11 +74,4 @@ def _xavier(weight: Tensor) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-def _register(name: str, stages: Sequence[int]) -> None:
-    @BACKBONES.register(name)
-    def build(embedding_size: int = 512, input_size: int | list[int] = 112) -> Backbone:
-        return SphereNet(stages, embedding_size=embedding_size, input_size=input_size)
-
-
-for _depth, _stages in STAGES.items():
-    _register(f"sphere{_depth}", _stages)
+register_members(SphereNet, {"sphere20": (1, 2, 4, 1), "sphere36": (2, 4, 8, 2), "sphere64": (3, 8, 16, 3)})

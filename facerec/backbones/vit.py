@@ -9,30 +9,16 @@ Shapes: B images, N tokens (144), E width of a token, D length of the embedding.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
+from facerec.backbones.base import Backbone, in_full_precision, initialise, register_members, require_fraction
 
 PATCH = 9
 HEADS = 8
-
-
-class Size(NamedTuple):
-    width: int
-    depth: int
-    drop_path: float  # of the published recipe
-
-
-SIZES = {
-    "t": Size(256, 12, 0.1),
-    "s": Size(512, 12, 0.1),
-    "b": Size(512, 24, 0.1),
-    "l": Size(768, 24, 0.05),
-}
 
 
 class Attention(nn.Module):
@@ -103,35 +89,34 @@ class VisionTransformer(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        size: width of a token and number of blocks.
         embedding_size: D.
         drop_path: chance to leave out a branch of the last block in training, growing from 0 at the first.
-        mask_ratio: share of the tokens replaced by the learned mask token in training. (The published code
+        mask_ratio: fraction of the tokens replaced by the learned mask token in training. (The published code
             masks a tenth whenever its own setting is above 0.)
         input_size: pixels, multiples of 16; 112 is published.
     """
 
+    stages: ClassVar[tuple[int, int]]  # width of a token, number of blocks
+
     def __init__(
         self,
-        size: Size,
-        *,
-        embedding_size: int,
-        drop_path: float,
-        mask_ratio: float,
-        input_size: int | list[int],
+        embedding_size: int = 512,
+        drop_path: float = 0.1,
+        mask_ratio: float = 0.1,
+        input_size: int | list[int] = 112,
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("drop_path", drop_path)
         require_fraction("mask_ratio", mask_ratio)
+        width, depth = self.stages
         height, breadth = self.input_size
         tokens = (height // PATCH) * (breadth // PATCH)
-        width = size.width
         self.mask_ratio = mask_ratio
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         # Without masks it takes no part, and several processes cannot average what has no gradient.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=mask_ratio > 0)
         self.patch_embed = Patches(width)
-        rates = torch.linspace(0, drop_path, size.depth, device="cpu").tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(width, rate) for rate in rates)
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
@@ -142,11 +127,7 @@ class VisionTransformer(Backbone):
         )
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise(self, nn.init.trunc_normal_, nn.Linear, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "mask_token"}
@@ -170,22 +151,18 @@ class VisionTransformer(Backbone):
         return in_full_precision(x_BNE.flatten(1), self.feature)
 
 
-def _register(name: str, size: Size) -> None:
-    @BACKBONES.register(name)
-    def build(
+class LargeVisionTransformer(VisionTransformer):
+    """`VisionTransformer` with the published recipe of ``vit_l``."""
+
+    def __init__(
+        self,
         embedding_size: int = 512,
-        drop_path: float = size.drop_path,
+        drop_path: float = 0.05,
         mask_ratio: float = 0.1,
         input_size: int | list[int] = 112,
-    ) -> Backbone:
-        return VisionTransformer(
-            size,
-            embedding_size=embedding_size,
-            drop_path=drop_path,
-            mask_ratio=mask_ratio,
-            input_size=input_size,
-        )
+    ) -> None:
+        super().__init__(embedding_size, drop_path, mask_ratio, input_size)
 
 
-for _letter, _size in SIZES.items():
-    _register(f"vit_{_letter}", _size)
+register_members(VisionTransformer, {"vit_t": (256, 12), "vit_s": (512, 12), "vit_b": (512, 24)})
+register_members(LargeVisionTransformer, {"vit_l": (768, 24)})
