@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerec.backbones.base import Backbone, in_full_precision, initialise, register_members, require_fraction
+from facerec.backbones.base import (
+    BACKBONES,
+    Backbone,
+    in_full_precision,
+    initialise,
+    register_members,
+    require_fraction,
+)
 
 PATCH = 9
 HEADS = 8
@@ -151,8 +158,11 @@ class VisionTransformer(Backbone):
         return in_full_precision(x_BNE.flatten(1), self.feature)
 
 
+@BACKBONES.register("vit_l")
 class LargeVisionTransformer(VisionTransformer):
-    """`VisionTransformer` with the published recipe of ``vit_l``."""
+    """The largest, with its own published recipe."""
+
+    stages = (768, 24)
 
     def __init__(
         self,
@@ -165,4 +175,3 @@ class LargeVisionTransformer(VisionTransformer):
 
 
 register_members(VisionTransformer, {"vit_t": (256, 12), "vit_s": (512, 12), "vit_b": (512, 24)})
-register_members(LargeVisionTransformer, {"vit_l": (768, 24)})
