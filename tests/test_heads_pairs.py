@@ -117,7 +117,7 @@ def test_other_heads_do_not_load_the_library() -> None:
 
 
 def test_batches_in_which_chance_brings_few_pairs_together_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    head = PairHead(10_000, 4, None, None)
+    head = PairHead(num_classes=10_000, embedding_size=4)
     for identities, said in ((10_000, True), (40, False)):
         caplog.clear()
         head.check_batches(np.full(identities, 50), 128, None)
