@@ -2,7 +2,7 @@
 
 Source: ArcFace (1801.07698), section 3.2, and AdaFace (2204.00964); the entries of the state dict are named
 as in the published models. "101" has 100 layers by the count that gives the others theirs; its name is the
-published one. AdaFace's networks return the normalised embedding and its length; here it is raw as everywhere.
+published one. AdaFace's networks return the unit embedding and its length; here it is raw as everywhere.
 """
 
 from __future__ import annotations
