@@ -13,7 +13,6 @@ from facerec.evaluation.statistics.separation import Separation
 from facerec.evaluation.verify import verify
 from facerec.packs.verification import VerificationSet
 from facerec.reporting.verification_figures import (
-    comparison_figures_of,
     det_figure,
     distance_figure,
     figures_of,
@@ -36,7 +35,7 @@ def result():
 
 
 def test_every_figure_is_written_as_a_image(result, tmp_path):
-    paths = save_figures(tmp_path / "run", "lfw", figures_of("lfw", result))
+    paths = save_figures(tmp_path / "run", "lfw", figures_of("lfw", {"model": result}))
     assert [path.name for path in paths] == [
         f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "pairs")
     ]
@@ -48,14 +47,14 @@ def test_every_figure_is_written_as_a_image(result, tmp_path):
 
 
 def test_figures_are_made_without_pyplot(result):
-    figures = figures_of("lfw", result)
+    figures = figures_of("lfw", {"model": result})
     assert all(isinstance(figure, Figure) for figure in figures.values())
     pyplot = sys.modules.get("matplotlib.pyplot")  # another library may have imported it
     assert pyplot is None or not pyplot.get_fignums()
 
 
 def test_the_roc_shows_the_rates_of_the_result(result):
-    axes = roc_figure("lfw", {"ROC": result}).axes[0]
+    axes = roc_figure("lfw", {"model": result}).axes[0]
     assert axes.get_xscale() == "log"
     assert axes.get_xlim()[0] == pytest.approx(1 / 150)
     assert f"{result.accuracy:.5f}" in axes.get_title() and "300 pairs" in axes.get_title()
@@ -67,7 +66,7 @@ def test_the_roc_shows_the_rates_of_the_result(result):
 
 
 def test_the_det_is_logarithmic_on_both_axes(result):
-    axes = det_figure("lfw", {"DET": result}).axes[0]
+    axes = det_figure("lfw", {"model": result}).axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
@@ -97,7 +96,7 @@ def test_several_models_share_one_roc_and_have_files_of_their_own(result, tmp_pa
     labels = [line.get_label() for line in axes.lines]
     assert labels[0].startswith("good, AUC") and labels[1].startswith("bad, AUC")
     assert axes.lines[0].get_color() != axes.lines[1].get_color()
-    paths = save_figures(tmp_path, "lfw", comparison_figures_of("lfw", {"a/good <b>": result, "bad": worse}))
+    paths = save_figures(tmp_path, "lfw", figures_of("lfw", {"a/good <b>": result, "bad": worse}))
     assert [path.name for path in paths] == [
         "lfw_roc.png",
         "lfw_det.png",
@@ -110,15 +109,15 @@ def test_several_models_share_one_roc_and_have_files_of_their_own(result, tmp_pa
 
 def test_what_cannot_be_drawn_is_left_out(result):
     genuine = verify(np.ones((40, 4)), np.ones(20, bool))
-    assert list(figures_of("lfw", genuine)) == ["distances"]
+    assert list(figures_of("lfw", {"model": genuine})) == ["distances"]
     issame = np.arange(20) % 2 == 0
     embedding = np.ones((40, 2))
     embedding[1::2][~issame] = -1
-    assert list(figures_of("lfw", verify(embedding, issame))) == ["roc", "distances"]
-    assert "pairs" not in figures_of("lfw", replace(result, source=None))
+    assert list(figures_of("lfw", {"model": verify(embedding, issame)})) == ["roc", "distances"]
+    assert "pairs" not in figures_of("lfw", {"model": replace(result, source=None)})
 
 
 def test_a_image_that_cannot_be_written_is_an_error(result, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="could not be written"):
-        save_figures(tmp_path / "file", "lfw", figures_of("lfw", result))
+        save_figures(tmp_path / "file", "lfw", figures_of("lfw", {"model": result}))

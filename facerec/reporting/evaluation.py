@@ -20,7 +20,7 @@ from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, compared, distinct_names
 from facerec.reporting.report import write_report
 from facerec.reporting.tables import comparison_lines, screen_table
-from facerec.reporting.verification_figures import comparison_figures_of, figures_of, save_figures
+from facerec.reporting.verification_figures import figures_of, save_figures
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,8 @@ def write_all(
     for target in dict.fromkeys(target for one in evaluated for target in one.results) if figures else ():
         by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
         judged = {name: one for name, one in by_model.items() if isinstance(one, VerificationResult)}
-        if judged and len(evaluated) == 1:
-            written += save_figures(folder, target, figures_of(target, *judged.values()))
-        elif judged:
-            written += save_figures(folder, target, comparison_figures_of(target, judged))
+        if judged:
+            written += save_figures(folder, target, figures_of(target, judged))
     return written
 
 

@@ -16,53 +16,39 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from facerec.evaluation.metrics.auc import auc
-from facerec.evaluation.metrics.eer import eer
-from facerec.evaluation.metrics.tar_at_far import tar_at_far
-from facerec.evaluation.statistics.separation import Curve, Separation
 from facerec.evaluation.verify import VerificationResult
 from facerec.reporting.pair_images import HardPair, hardest_pairs, pair_pixels
 from facerec.reporting.style import COLOURS, GRAY, figure, frame, paper, save
 
-GENUINE: Final = COLOURS[0]
-IMPOSTOR: Final = COLOURS[1]
+KINDS: Final = {"genuine": COLOURS[0], "impostor": COLOURS[1]}
 _DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-_ROWS: Final = 3  # of the mosaic of pairs, four pairs each
+_PAIRS: Final = 6  # of each kind in the mosaic, in rows of two
+
+Results = Mapping[str, VerificationResult]
+"""Of one target, by model."""
 
 
-def figures_of(name: str, result: VerificationResult) -> dict[str, Figure]:
-    """All figures of target `name`, by kind: ``roc``, ``det``, ``distances``, and ``pairs`` where the result
-    knows its images. ROC and DET need both kinds of pairs, the DET errors to trade off.
+def figures_of(name: str, results: Results) -> dict[str, Figure]:
+    """The figures of target `name`, by kind.
+
+    ``roc`` and ``det`` have the curves of all models, where there are both kinds of pairs and, for the DET,
+    errors to trade off. ``distances``, and ``pairs`` where the images are known, are of one model, whose name
+    they begin with where there are several.
     """
     figures = {}
     with paper():
-        separation = _separation(result)
-        if separation.both_kinds:
-            figures["roc"] = roc_figure(name, {"ROC": result})
-            if eer(separation):
-                figures["det"] = det_figure(name, {"DET": result})
-        figures["distances"] = distance_figure(name, result)
-        if result.source is not None:
-            figures["pairs"] = pair_figure(name, result)
-    return figures
-
-
-def comparison_figures_of(name: str, results: Mapping[str, VerificationResult]) -> dict[str, Figure]:
-    """The figures of several models on target `name`, by kind: one ``roc`` and ``det`` with all curves, and
-    ``<model>_distances`` and ``<model>_pairs`` of each.
-    """
-    figures = {}
-    with paper():
-        curved = {model: result for model, result in results.items() if _separation(result).both_kinds}
-        if curved:
-            figures["roc"] = roc_figure(name, curved)
-            if any(eer(_separation(result)) for result in curved.values()):
-                figures["det"] = det_figure(name, curved)
+        curves = {model: curve for model, result in results.items() if (curve := _series(result, "roc"))}
+        if curves:
+            figures["roc"] = roc_figure(name, results)
+            if any(curve["eer"] for curve in curves.values()):
+                figures["det"] = det_figure(name, results)
         for model, result in results.items():
-            of_model = re.sub(r"[^\w.=-]+", "_", model)
-            figures[f"{of_model}_distances"] = distance_figure(f"{name}, {model}", result)
+            title, start = (f"{name}, {model}", re.sub(r"[^\w.=-]+", "_", model) + "_")
+            if len(results) == 1:
+                title, start = name, ""
+            figures[f"{start}distances"] = distance_figure(title, result)
             if result.source is not None:
-                figures[f"{of_model}_pairs"] = pair_figure(f"{name}, {model}", result)
+                figures[f"{start}pairs"] = pair_figure(title, result)
     return figures
 
 
@@ -79,30 +65,30 @@ def save_figures(folder: Path, name: str, figures: Mapping[str, Figure]) -> list
     return paths
 
 
-def roc_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
+def roc_figure(name: str, results: Results) -> Figure:
     """True over false accept rate, the latter logarithmic, down to what the impostor pairs support.
 
-    Args:
-        name: of the target.
-        results: by label; the numbers at each FAR are written at the curve where there is one alone.
+    The numbers at each FAR are written at the curve where there is one alone.
     """
     made = figure(4.4, 3.9)
     axes = made.subplots()
     least, lowest = 1.0, 1.0
-    for number, (label, result) in enumerate(results.items()):
-        separation = _separation(result)
-        curve, few, _ = _curve(separation)
-        far_V = np.concatenate([[few / 2], np.maximum(curve.far_V, few / 2)])
-        tar_V = np.concatenate([[0], curve.tar_V])
-        axes.plot(
-            far_V, tar_V, drawstyle="steps-post", label=f"{label}, AUC {auc(separation):.5f}", **_line(number)
-        )
+    for number, (model, result) in enumerate(results.items()):
+        curve = _series(result, "roc")
+        if curve is None:
+            continue
+        few = 1 / curve["impostor"]
+        far_V, tar_V = _steps(curve)
+        numbers = {one.key: one.value for one in result.numbers() if one.value is not None}
+        label = "ROC" if len(results) == 1 else model
+        label += f", AUC {numbers['auc']:.5f}" if "auc" in numbers else ""
+        axes.plot(far_V, tar_V, drawstyle="steps-post", label=label, **_line(number))
         least = min(least, few)
         lowest = min(lowest, float(tar_V[far_V <= few * (1 + 1e-9)].max()))
         if len(results) == 1:
-            _write_tars(axes, separation, few)
-            rate = eer(separation) or 0.0
-            _mark_eer(axes, rate, 1 - rate)
+            _write_tars(axes, numbers, few)
+            if curve["eer"] is not None:
+                _mark_eer(axes, curve["eer"], 1 - curve["eer"], curve["eer"])
     chance = np.geomspace(least, 1, 100)
     axes.plot(chance, chance, color=GRAY, lw=0.9, ls=(0, (1, 2)), label="chance")
     axes.set(xscale="log", xlim=(least, 1), ylim=(max(0.0, np.floor((lowest - 0.02) * 20) / 20), 1.005))
@@ -110,19 +96,20 @@ def roc_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
     return _with_legend(made)
 
 
-def det_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
+def det_figure(name: str, results: Results) -> Figure:
     """Detection error trade-off: false reject over false accept rate, both logarithmic."""
     made = figure(4.4, 4.2)
     axes = made.subplots()
     least_far, least_frr = 1.0, 1.0
-    for number, (label, result) in enumerate(results.items()):
-        separation = _separation(result)
-        curve, few, missed = _curve(separation)
-        far_V = np.concatenate([[few / 2], np.maximum(curve.far_V, few / 2)])
-        frr_V = np.maximum(1 - np.concatenate([[0], curve.tar_V]), missed / 2)
-        rate = eer(separation) or 0.0
-        said = "" if len(results) == 1 else f", EER {rate:.5f}"
-        axes.plot(far_V, frr_V, drawstyle="steps-post", label=label + said, **_line(number))
+    for number, (model, result) in enumerate(results.items()):
+        curve = _series(result, "roc")
+        if curve is None:
+            continue
+        few, missed, rate = 1 / curve["impostor"], 1 / curve["genuine"], curve["eer"] or 0.0
+        far_V, tar_V = _steps(curve)
+        label = "DET" if len(results) == 1 else f"{model}, EER {rate:.5f}"
+        frr_V = np.maximum(1 - tar_V, missed / 2)
+        axes.plot(far_V, frr_V, drawstyle="steps-post", label=label, **_line(number))
         least_far, least_frr = min(least_far, few), min(least_frr, missed)
         if len(results) == 1:
             _mark_eer(axes, max(rate, few / 2), max(rate, missed / 2), rate)
@@ -133,30 +120,29 @@ def det_figure(name: str, results: Mapping[str, VerificationResult]) -> Figure:
     return _with_legend(made)
 
 
+def _series(result: VerificationResult, chart: str) -> dict[str, Any] | None:
+    return next((data for kind, data in result.curves() if kind == chart), None)
+
+
+def _steps(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """FAR and TAR from TAR 0 on; a FAR of 0 lies at half a pair, left of what is shown."""
+    start = 0.5 / curve["impostor"]
+    return np.append(start, np.maximum(curve["far"], start)), np.append(0, curve["tar"])
+
+
 def _line(number: int) -> dict[str, Any]:
-    """How the curve of a model is drawn; no two of 28 alike."""
+    """Colour and dashes of a model's curve; no two of 28 alike."""
     return {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number // len(COLOURS) % len(_DASHES)]}
 
 
-def _separation(result: VerificationResult) -> Separation:
-    return Separation.of(result.distance_N, result.issame_N)
-
-
-def _curve(separation: Separation) -> tuple[Curve, float, float]:
-    """The ROC, and the lowest FAR and FRR above 0 that its pairs can show."""
-    curve = separation.curve()
-    assert curve is not None
-    return curve, 1 / len(separation.impostor_I), 1 / len(separation.genuine_G)
-
-
-def _write_tars(axes: Axes, separation: Separation, least: float) -> None:
-    """The TAR at each FAR that is supported, at its place on the curve."""
-    for target, tar in tar_at_far(separation).items():
-        far = float(target)
-        if tar is None:
+def _write_tars(axes: Axes, numbers: Mapping[str, float], least: float) -> None:
+    """Write the TAR at each FAR beside its point of the curve."""
+    for key, tar in numbers.items():
+        if not key.startswith("tar_at_far_"):
             continue
-        axes.plot(far, tar, "o", color=GENUINE, ms=4, mec="white", mew=0.7, zorder=4)
+        far = float(key.removeprefix("tar_at_far_"))
         left = far / least >= 2.5  # room enough for the number on that side
+        axes.plot(far, tar, "o", color=COLOURS[0], ms=4, mec="white", mew=0.7, zorder=4)
         axes.annotate(
             f"{tar:.4f}",
             (far, tar),
@@ -164,7 +150,7 @@ def _write_tars(axes: Axes, separation: Separation, least: float) -> None:
             textcoords="offset points",
             ha="right" if left else "left",
             fontsize=8,
-            color=GENUINE,
+            color=COLOURS[0],
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
         )
 
@@ -173,55 +159,23 @@ def distance_figure(name: str, result: VerificationResult) -> Figure:
     """Histogram of the distances of genuine and impostor pairs, with the mean threshold of the folds."""
     made = figure(4.4, 3.9)
     axes = made.subplots()
-    distance_N, issame_N = result.distance_N, result.issame_N
-    low, high = float(distance_N.min()), float(distance_N.max())
-    edges = np.linspace(low, high if high > low else low + 0.01, 61)
-    for kind, chosen_N, colour in (("genuine", issame_N, GENUINE), ("impostor", ~issame_N, IMPOSTOR)):
-        if chosen_N.any():
-            share = np.histogram(distance_N[chosen_N], edges)[0] / chosen_N.sum()
-            axes.stairs(share, edges, fill=True, color=colour, alpha=0.28)
-            axes.stairs(share, edges, color=colour, lw=1.3, label=f"{chosen_N.sum():,} {kind}")
+    counted = _series(result, "histograms")
+    assert counted is not None
+    edges = counted["edges"]
+    for kind, colour in KINDS.items():
+        if total := counted[kind].sum():
+            fraction = counted[kind] / total
+            axes.stairs(fraction, edges, fill=True, color=colour, alpha=0.28)
+            axes.stairs(fraction, edges, color=colour, lw=1.3, label=f"{total:,} {kind}")
     threshold = f"threshold {result.best_threshold:.3f}"
     axes.axvline(result.best_threshold, color="black", lw=1.0, ls=(0, (4, 3)), label=threshold)
     axes.set_xlim(edges[0], edges[-1])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    # between unit vectors d = 2 − 2 cos, and the other way round
     cosine = axes.secondary_xaxis("top", functions=(_cosine_of, _distance_of))
     cosine.set_xlabel("cosine", labelpad=4)
     x, y = "squared distance of the unit embeddings", "share of each kind's pairs"
     frame(axes, _title(name, {"": result}), x, y)
     return _with_legend(made)
-
-
-def pair_figure(name: str, result: VerificationResult) -> Figure:
-    """Two mosaics: the genuine pairs farthest apart and the impostor pairs nearest to each other."""
-    made = figure(6.8, 3.6, layout=None)
-    made.suptitle(f"{name}: hardest pairs, mean threshold {result.best_threshold:.3f}", y=0.975)
-    blocks = zip(("genuine", "impostor"), hardest_pairs(result, 4 * _ROWS // 2), strict=True)
-    for side, (kind, pairs) in enumerate(blocks):
-        wrong = len(result.wrong_genuine if kind == "genuine" else result.wrong_impostor)
-        title = "genuine, farthest apart" if kind == "genuine" else "impostor, nearest to each other"
-        colour = GENUINE if kind == "genuine" else IMPOSTOR
-        left = 0.02 + 0.5 * side
-        made.text(
-            left + 0.23, 0.9, f"{title} ({wrong:,} judged wrong)", color=colour, ha="center", va="center"
-        )
-        for at, pair in enumerate(pairs):
-            row, column = divmod(at, 2)
-            place = (left + 0.235 * column, 0.6 - 0.285 * row, 0.225, 0.22)
-            _draw_pair(made.add_axes(place), result, pair)
-    return made
-
-
-def _draw_pair(axes: Axes, result: VerificationResult, pair: HardPair) -> None:
-    """The two images side by side, their distance, and whether they were judged wrong."""
-    assert result.source is not None
-    left, right = pair_pixels(result.source, pair.pair)
-    line = np.full((left.shape[0], max(1, left.shape[1] // 28), 3), 255, np.uint8)
-    axes.imshow(np.concatenate([left, line, right], axis=1), interpolation="lanczos")
-    axes.set_axis_off()
-    said = f"pair {pair.pair}: {pair.distance:.3f}" + (", wrong" if pair.wrong else "")
-    axes.set_title(said, fontsize=8, pad=2.5)
 
 
 def _cosine_of(distance: ArrayLike) -> ArrayLike:
@@ -232,13 +186,41 @@ def _distance_of(cosine: ArrayLike) -> ArrayLike:
     return 2 - 2 * np.asarray(cosine)
 
 
-def _mark_eer(axes: Axes, far: float, rate: float, eer: float | None = None) -> None:
-    label = f"EER {far if eer is None else eer:.5f}"
+def pair_figure(name: str, result: VerificationResult) -> Figure:
+    """Two mosaics: the genuine pairs farthest apart and the impostor pairs nearest to each other."""
+    made = figure(6.8, 3.6, layout=None)
+    made.suptitle(f"{name}: hardest pairs, mean threshold {result.best_threshold:.3f}", y=0.975)
+    titles = ("genuine, farthest apart", "impostor, nearest to each other")
+    wrong = (len(result.wrong_genuine), len(result.wrong_impostor))
+    blocks = zip(titles, KINDS.values(), wrong, hardest_pairs(result, _PAIRS), strict=True)
+    for side, (title, colour, count, pairs) in enumerate(blocks):
+        left = 0.02 + 0.5 * side
+        text = f"{title} ({count:,} judged wrong)"
+        made.text(left + 0.23, 0.9, text, color=colour, ha="center", va="center")
+        for at, pair in enumerate(pairs):
+            row, column = divmod(at, 2)
+            _draw_pair(made.add_axes((left + 0.235 * column, 0.6 - 0.285 * row, 0.225, 0.22)), result, pair)
+    return made
+
+
+def _draw_pair(axes: Axes, result: VerificationResult, pair: HardPair) -> None:
+    """Draw both images side by side under their distance."""
+    assert result.source is not None
+    left, right = pair_pixels(result.source, pair.pair)
+    line = np.full((left.shape[0], max(1, left.shape[1] // 28), 3), 255, np.uint8)
+    axes.imshow(np.concatenate([left, line, right], axis=1), interpolation="lanczos")
+    axes.set_axis_off()
+    text = f"pair {pair.pair}: {pair.distance:.3f}" + (", wrong" if pair.wrong else "")
+    axes.set_title(text, fontsize=8, pad=2.5)
+
+
+def _mark_eer(axes: Axes, far: float, rate: float, eer: float) -> None:
+    label = f"EER {eer:.5f}"
     axes.plot(far, rate, "s", color="white", mec="black", ms=4.5, mew=0.9, zorder=4, ls="", label=label)
 
 
-def _title(name: str, results: Mapping[str, VerificationResult]) -> str:
-    """What was measured, so that an image alone can be quoted."""
+def _title(name: str, results: Results) -> str:
+    """Target, protocol and, of one model, the accuracy, so that an image alone can be quoted."""
     first = next(iter(results.values()))
     measured = f"{first.pairs:,} pairs, {first.folds} folds, {'flip-TTA' if first.flip else 'no flip'}"
     if len(results) > 1:

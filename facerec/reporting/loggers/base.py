@@ -26,7 +26,7 @@ class Figures:
         """Return the figures of `results`."""
         if results is not self._results:
             self._results = results
-            self._drawn = {name: figures_of(name, result) for name, result in results.items()}
+            self._drawn = {name: figures_of(name, {name: result}) for name, result in results.items()}
         return self._drawn
 
 
