@@ -186,9 +186,9 @@ def feature_scatter(names: list[str] | None = None, steps: int = 250) -> Figure:
         axes.set_axis_off()
     for axes, name in zip(panels.flat, names, strict=False):
         embedding_ND, direction = trained_on(start, digits, name, steps, **_FLAT.get(name, {}))
-        share = accuracy(embedding_ND, direction, digits)
+        correct = accuracy(embedding_ND, direction, digits)
         _scatter(axes, embedding_ND, direction.flatten(0, -2), digits.label_N)
-        axes.set_title(f"{name}\n{100 * share:.1f} %", fontsize=8.5, linespacing=1.15, pad=2)
+        axes.set_title(f"{name}\n{100 * correct:.1f} %", fontsize=8.5, linespacing=1.15, pad=2)
     handles = [
         axes.plot([], [], "o", ms=4, color=_DIGIT_COLOURS(c), label=str(c))[0] for c in range(_CLASSES)
     ]
@@ -238,8 +238,8 @@ def sphere(steps: int = 400) -> Figure:
         )
         unit_N3 = unit_rows(embedding_N3)
         _draw_ball(ball, unit_N3, direction_C3, digits.label_N)
-        share = accuracy(embedding_N3, direction_C3, digits)
-        made.text((m - 0.5) / 4, 0.955, f"$m={m}$, {100 * share:.1f} %", ha="center")
+        correct = accuracy(embedding_N3, direction_C3, digits)
+        made.text((m - 0.5) / 4, 0.955, f"$m={m}$, {100 * correct:.1f} %", ha="center")
         _draw_pairs(axes, unit_N3[digits.trained :], digits.label_N[digits.trained :])
     highest = max(axes.get_ylim()[1] for axes in histograms)
     for axes in histograms:
@@ -271,8 +271,8 @@ def _draw_pairs(axes: Axes, unit_N3: Tensor, label_N: Tensor) -> None:
     same_P = label_N[first_P] == label_N[second_P]
     edges = np.linspace(0, 180, 61)
     for mask_P, colour, name in ((same_P, COLOURS[0], "positive"), (~same_P, COLOURS[1], "negative")):
-        share = np.histogram(angle_P[mask_P].numpy(), edges)[0] / int(mask_P.sum())
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
-        axes.stairs(share, edges, color=colour, lw=1.0, label=name)
+        fraction = np.histogram(angle_P[mask_P].numpy(), edges)[0] / int(mask_P.sum())
+        axes.stairs(fraction, edges, fill=True, color=colour, alpha=0.3)
+        axes.stairs(fraction, edges, color=colour, lw=1.0, label=name)
     frame(axes, x="angle of a pair, degrees")
     axes.set(xlim=(0, 180), xticks=range(0, 181, 60))

@@ -1,1 +1,1 @@
-"""What people look at: figures, reports, sweep tables, TensorBoard."""
+"""Loggers, figures, report.html, the table of a sweep, and the output folder of a command."""

@@ -197,12 +197,12 @@ def _rates(kind: str, drawn: Drawn) -> Any:
 
 
 def _ranks(kind: str, drawn: Drawn) -> Any:
-    """Rates at a few places each: CMC, or rank 1 among distractors."""
+    """Rates at a few points: CMC, or rank 1 among distractors."""
     x, y = _AXES[kind]
     log = kind == "distractors"
-    places = np.concatenate([data["x"] for _, data in drawn])
+    points = np.concatenate([data["x"] for _, data in drawn])
     low = max(0.0, np.floor(20 * min(min(data["y"]) for _, data in drawn) - 0.5) / 20)
-    ends = (places.min() / 1.4, places.max() * 1.4) if log else (places.min() - 0.5, places.max() + 0.5)
+    ends = (points.min() / 1.4, points.max() * 1.4) if log else (points.min() - 0.5, points.max() + 0.5)
     made = _figure(_Axis(x, float(ends[0]), float(ends[1]), log), _Axis(y, low, 1.01))
     pointed = [_add(made, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
     _read(made, pointed, f"$name: @y{{0.00000}} at {x} @x{{%d}}", policy="nearest")
@@ -210,21 +210,24 @@ def _ranks(kind: str, drawn: Drawn) -> Any:
 
 
 def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
-    """Shares of each kind's pairs, and the mean threshold of the folds where there is one."""
+    """Fractions of each kind's pairs, and the mean threshold of the folds where there is one."""
     edges = np.asarray(data["edges"], np.float32)
-    shares = {kind: np.asarray(data[kind]) / n for kind, n in counts.items() if n}
-    ends, top = (float(edges[0]), float(edges[-1])), 1.06 * max(float(s.max()) for s in shares.values())
+    fractions = {kind: np.asarray(data[kind]) / n for kind, n in counts.items() if n}
+    ends, top = (
+        (float(edges[0]), float(edges[-1])),
+        1.06 * max(float(one.max()) for one in fractions.values()),
+    )
     scale = "squared distance" if data["scale"] == "distance" else "cosine"
     made = _figure(_Axis(scale, *ends), _Axis("share of pairs", 0, top))
     made.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
     pointed = []
     for kind, colour in (("genuine", COLOURS[0]), ("impostor", COLOURS[1])):
-        if kind in shares:
-            columns = {"left": edges[:-1], "right": edges[1:], "top": shares[kind].astype(np.float32)}
+        if kind in fractions:
+            columns = {"left": edges[:-1], "right": edges[1:], "top": fractions[kind].astype(np.float32)}
             source = ColumnDataSource(columns | {"count": np.asarray(data[kind], np.int32)})
             look: dict[str, Any] = {"fill_color": colour, "fill_alpha": 0.22, "line_color": None}
             pointed.append(made.quad(source=source, bottom=0, name=kind, **look))
-            outline = np.append(edges, edges[-1]), np.array([0, *shares[kind], 0])
+            outline = np.append(edges, edges[-1]), np.array([0, *fractions[kind], 0])
             made.step(*outline, color=colour, line_width=1.5)
     if data["threshold"] is not None:
         made.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="dashed")

@@ -1,7 +1,8 @@
-"""A model that was judged, with what has to be said of it, and names that tell models apart."""
+"""Evaluated models: their results and facts, their comparison, and names that tell them apart."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ from facerec.models.model import Model
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Results of one model by target, and what to say of the model; the model itself may be gone.
+    """Results of one model by target, and facts about the model, which itself may be gone.
 
     Attributes:
         name: short, different for each model of a comparison.
         results: by target.
         document: results.json of this model.
-        facts: checkpoint, step, backbone, preprocessing and so on, for people.
+        facts: checkpoint, step, backbone, preprocessing and so on, to be read.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Evaluated:
 
     @classmethod
     def of(cls, name: str, model: Model, results: Mapping[str, Result]) -> Evaluated:
-        """What is kept of `model`."""
+        """Keep the results, and the facts about `model`."""
         parameters = sum(one.numel() for one in model.backbone.parameters())
         backbone = model.config.get("backbone", {}).get("name") or type(model.backbone).__name__
         facts = [("Checkpoint", str(model.path) if model.path is not None else "in memory")]
@@ -71,7 +72,7 @@ def compared(evaluated: Sequence[Evaluated], bootstrap: int, seed: int) -> dict[
 
 
 def distinct_names(paths: Sequence[str]) -> list[str]:
-    """A short name for each checkpoint: the parts of its path in which it differs from the others.
+    """A short name per checkpoint: the parts of its path in which it differs from the others.
 
     ``runs/a/checkpoints/best.pt`` and ``runs/b/checkpoints/best.pt`` become ``a`` and ``b``; one alone is
     called ``a/best.pt``, or by its file where that is in no run.
@@ -79,22 +80,25 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: two of the paths are the same file.
     """
-    whole = [Path(os.path.realpath(Path(path).expanduser())) for path in paths]  # links in a circle, too
-    for at, path in enumerate(whole):
-        if path in whole[:at]:
+    real = [Path(os.path.realpath(Path(path).expanduser())) for path in paths]  # links in a circle, too
+    for at, path in enumerate(real):
+        if path in real[:at]:
             raise ConfigError("ckpt", paths[at], "is given twice; name each checkpoint once")
     if len(paths) == 1:
-        *_, run, folder = ("", "", *whole[0].parent.parts)
-        return [f"{run}/{whole[0].name}" if folder == "checkpoints" and run else whole[0].name]
-    parts = [path.parts for path in whole]
-    shortest = min(map(len, parts))
-    lead = next((i for i in range(shortest) if len({one[i] for one in parts}) > 1), shortest)
-    trail = next(
-        (i for i in range(shortest - lead) if len({one[-1 - i] for one in parts}) > 1), shortest - lead
-    )
+        *_, run, folder = ("", "", *real[0].parent.parts)
+        return [f"{run}/{real[0].name}" if folder == "checkpoints" and run else real[0].name]
+    parts = [path.parts for path in real]
+    lead = _in_common(parts)
+    trail = _in_common([one[lead:][::-1] for one in parts])
     differing = [one[lead : len(one) - trail] for one in parts]
     short = ["/".join(part for part in one if part != "checkpoints") for one in differing]
     for names in (short, ["/".join(one) for one in differing]):
         if all(names) and len(set(names)) == len(names):
             return names
     return ["/".join(one[max(0, lead - 1) :]) for one in parts]
+
+
+def _in_common(names: Sequence[Sequence[str]]) -> int:
+    """Number of items with which all of these begin."""
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    return sum(1 for _ in alike)

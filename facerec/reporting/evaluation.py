@@ -60,7 +60,7 @@ def evaluate_checkpoint(
         results = judge(model)
         if not evaluated:
             accept()
-        _say(results)
+        _log_notes(results)
         evaluated.append(Evaluated.of(name, model, results))
     comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
     if len(evaluated) > 1:
@@ -114,7 +114,7 @@ def _command(
     allow_code: bool = False,
     output_dir: str = "",
 ) -> dict[str, Any]:
-    """What `facerec-eval` takes; see configs/eval.yaml."""
+    """The settings of `facerec-eval`; see configs/eval.yaml."""
     return locals()
 
 
@@ -154,8 +154,8 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
     return model
 
 
-def _say(results: Mapping[str, Result]) -> None:
-    """What goes with the numbers."""
+def _log_notes(results: Mapping[str, Result]) -> None:
+    """Log the protocol, interval and notes that go with the numbers."""
     for name, result in results.items():
         log.info("%s: %s", name, result.protocol)
         if isinstance(result, VerificationResult) and result.accuracy_interval is not None:

@@ -20,13 +20,13 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class HardPair:
-    """A pair, how far apart its images are, and whether it was judged wrong."""
+    """A pair, the distance of its images, and True where it was judged wrong."""
 
     pair: int
     genuine: bool
     distance: float
     wrong: bool
-    people: tuple[str, str] | None
+    identities: tuple[str, str] | None
 
     @property
     def kind(self) -> str:
@@ -35,34 +35,27 @@ class HardPair:
 
 
 def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[HardPair], list[HardPair]]:
-    """The genuine pairs farthest apart and the impostor pairs nearest to each other, worst first, whether or
-    not they were judged wrong.
-    """
+    """The genuine pairs farthest apart and the impostor pairs nearest to each other, worst first."""
     distance_N = np.asarray(result.distance_N, np.float64)
-    right_N = result.right_X
     names = getattr(result.source, "identity_2N", None)
 
     def pairs(genuine: bool) -> list[HardPair]:
         chosen = np.flatnonzero(result.issame_N == genuine)
         key = -distance_N[chosen] if genuine else distance_N[chosen]
-        worst = chosen[np.argsort(key, kind="stable")[:count]]
-        return [
-            HardPair(
-                pair,
-                genuine,
-                float(distance_N[pair]),
-                not right_N[pair],
-                None if names is None else (str(names[2 * pair]), str(names[2 * pair + 1])),
-            )
-            for pair in worst.tolist()
-        ]
+        found = []
+        for pair in chosen[np.argsort(key, kind="stable")[:count]].tolist():
+            identities = None if names is None else (str(names[2 * pair]), str(names[2 * pair + 1]))
+            wrong = not result.right_X[pair]
+            found.append(HardPair(pair, genuine, float(distance_N[pair]), wrong, identities))
+        return found
 
     return pairs(True), pairs(False)
 
 
 def pair_pixels(source: VerificationSet, pair: int) -> tuple[np.ndarray, np.ndarray]:
     """The two images of a pair, uint8 RGB."""
-    first, second = (_pixels(source.images[int(source.index_2N[2 * pair + side])]) for side in (0, 1))
+    images: list[Any] = [source.images[int(source.index_2N[2 * pair + side])] for side in (0, 1)]
+    first, second = (image if getattr(image, "ndim", 1) == 3 else decode(image) for image in images)
     return first, second
 
 
@@ -71,18 +64,13 @@ def data_uris(source: VerificationSet, pair: int) -> list[str]:
 
     The files themselves are not handed to a browser: it may turn them, show their metadata, or choke on them.
     """
-    return [_data_uri(source.images[int(source.index_2N[2 * pair + side])]) for side in (0, 1)]
+    return [_data_uri(pixels) for pixels in pair_pixels(source, pair)]
 
 
-def _data_uri(image: Any) -> str:
-    pixels = _pixels(image)
+def _data_uri(pixels: np.ndarray) -> str:
     if max(pixels.shape[:2]) > SIDE:
         image = Image.fromarray(pixels)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         pixels = np.asarray(image)
     encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorspace="RGB")
     return "data:image/jpeg;base64," + base64.b64encode(encoded).decode()
-
-
-def _pixels(image: Any) -> np.ndarray:
-    return image if getattr(image, "ndim", 1) == 3 else decode(image)

@@ -1,9 +1,10 @@
-"""One table at the end of a multirun sweep: what was varied, and the accuracy of each run on each target."""
+"""One table at the end of a multirun sweep: the settings that vary, and each run's accuracy per target."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def write_table() -> None:
 def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows: run, the varied settings, accuracy per target, mean; best mean first.
 
-    A run that left no results.json (it failed, or was interrupted) stands at the end with dashes; so does the
-    mean of one that lacks a target which others have.
+    A run without results.json (it failed, or was interrupted) stands at the end with dashes, as does the mean
+    of one that lacks a target which others have.
     """
     runs = []
     for run in sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name)):
@@ -94,10 +95,12 @@ def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
 
 def as_markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table whose columns line up, so that it reads well as plain text too."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    first, *others = [f"| {line} |" for line in aligned([header, *rows], " | ")]
+    rule = "".join("|" if sign == "|" else "-" for sign in first)
+    return "\n".join([first, rule, *others]) + "\n"
 
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(header), rule, *(line(row) for row in rows)]) + "\n"
+def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """Lines of cells, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

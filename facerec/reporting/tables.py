@@ -7,6 +7,7 @@ from itertools import groupby
 
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
+from facerec.reporting.sweep import aligned
 
 Comparisons = Mapping[str, Sequence[Comparison]]
 
@@ -22,12 +23,6 @@ def tables_of(evaluated: Sequence[Evaluated]) -> list[tuple[list[str], list[Row]
         labels = [label for label in dict.fromkeys(n.label for n in numbers) if label in supported]
         tables.append((labels, of_kind))
     return tables
-
-
-def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
-    """Lines of cells, each column as wide as its longest."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def screen_table(evaluated: Sequence[Evaluated]) -> str:
