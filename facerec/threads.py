@@ -47,6 +47,6 @@ def in_order(
 
 
 def cores() -> int:
-    """CPU cores that this process may use: its part of the machine's, where torchrun started several."""
+    """CPU cores that this rank may use: its part of the machine's, where torchrun started several."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

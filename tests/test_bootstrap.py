@@ -159,8 +159,8 @@ def test_people_are_kept_beside_a_pack(tmp_path):
     [
         ("a\ta\n", r"made\.people\.tsv has 1 lines for 2 pairs"),
         ("a\ta\nb\n", "line 2: two names with a tab between"),
-        ("a\ta\nb\tb\n", "line 2: names b and b, but the pack says two people"),
-        ("a\tb\nb\tc\n", "line 1: names a and b, but the pack says the same person"),
+        ("a\ta\nb\tb\n", "line 2: names b and b, but the pack says two identities"),
+        ("a\tb\nb\tc\n", "line 1: names a and b, but the pack says one identity"),
     ],
 )
 def test_a_file_of_people_that_does_not_fit_is_an_error(tmp_path, text, message):

@@ -26,22 +26,17 @@ _DRAWS: Final = 5  # a coin and up to four numbers for each image and change
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How often images are changed in which way, and how strongly at most.
+    """Parts of the images, 0 … 1, that are changed in each way, and limits of the changes.
 
     Args:
-        crop: part of the images, 0 … 1, of which a random square is cut and resized to the whole.
-        crop_side: smallest side of that square, as a part of the image's.
-        low_resolution: part of the images that are made small and large again.
-        low_resolution_side: smallest side in between, as a part of the image's.
-        blur: part that is blurred by a Gaussian.
-        blur_sigma: its largest deviation in pixels.
-        color: part whose brightness, contrast and saturation are multiplied by random factors.
-        color_strength: factors lie between 1 − this and 1 + this.
-        gray: part made gray.
-        jpeg: part compressed anew (on a GPU these images go to the CPU and back).
-        jpeg_quality: lowest quality of that, 1 … 100.
-        cutout: part of which a random square is painted gray.
-        cutout_side: largest side of that square, as a part of the image's.
+        crop: a random square is cut and resized; `crop_side` is its smallest side, as a part of the image's.
+        low_resolution: made small and large again; `low_resolution_side` is the smallest side in between.
+        blur: by a Gaussian; `blur_sigma` is its largest deviation in pixels.
+        color: brightness, contrast and saturation are multiplied by random factors within 1 ±
+            `color_strength`.
+        gray: all colour is taken away.
+        jpeg: compressed anew, with `jpeg_quality` or better (on a GPU these images go to the CPU and back).
+        cutout: a random square is painted gray; `cutout_side` is its largest side, as a part of the image's.
 
     Raises:
         ConfigError: for a value out of range.
@@ -77,34 +72,29 @@ class AugmentSettings:
 
     @property
     def active(self) -> bool:
-        """Whether any image is changed."""
+        """True where any image is changed."""
         return any(getattr(self, key) for key in CHANGES)
 
 
+@dataclass(frozen=True)
 class Augmentation:
-    """What happens to the images of one batch.
+    """The changes of one batch; random numbers follow from seed, epoch and sample alone."""
 
-    Args:
-        settings: how often and how strongly.
-        seed, epoch, index_B: what the random numbers follow from; of a sample, whatever batch it is in.
-    """
-
-    def __init__(self, settings: AugmentSettings, seed: int, epoch: int, index_B: Positions) -> None:
-        self._settings = settings
-        self._seed = seed
-        self._epoch = epoch
-        self._index_B = index_B
+    settings: AugmentSettings
+    seed: int
+    epoch: int
+    index_B: Positions
 
     def __call__(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """Change uint8 images (B, H, W, 3) in place, and return them."""
         for name, change in CHANGES.items():
-            part: float = getattr(self._settings, name)
+            part: float = getattr(self.settings, name)
             if not part:
                 continue
-            draw_BK = uniform(self._seed, self._epoch, self._index_B, name, _DRAWS)
+            draw_BK = uniform(self.seed, self.epoch, self.index_B, name, _DRAWS)
             for row in np.flatnonzero(draw_BK[:, 0] < part).tolist():
                 changed_CHW = change(
-                    image_BHWC[row].permute(2, 0, 1), draw_BK[row, 1:].tolist(), self._settings
+                    image_BHWC[row].permute(2, 0, 1), draw_BK[row, 1:].tolist(), self.settings
                 )
                 image_BHWC[row] = changed_CHW.permute(1, 2, 0)
         return image_BHWC

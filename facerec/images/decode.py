@@ -3,7 +3,7 @@
 Whatever the size wanted and wherever the bytes come from, an image is read here, and in one way: put upright,
 16-bit gray scaled to 8 bits, transparency dropped, refused where pixels are missing or are too many.
 
-The decoder was chosen by measurement (images a second, 112×112 JPEG, one core; `scripts/benchmark data`
+The decoder was chosen by measurement (images per second, 112×112 JPEG, one core; `scripts/benchmark data`
 repeats it): simplejpeg into a given buffer 9,400, cv2 10,000, torchvision.io 9,100, PIL 4,800. The first
 three are the same libjpeg-turbo; only simplejpeg writes into memory that is already there, so a batch is one
 buffer. It releases the interpreter lock while it decodes, and gives the same pixels as PIL.
@@ -28,6 +28,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from facerec.errors import DamagedDataError, FacerecError, require
+from facerec.images.orientation import read_orientation, upright
 
 Pixels = npt.NDArray[np.uint8]
 Encoded = bytes | bytearray | memoryview
@@ -54,8 +55,6 @@ _BYTES: Final = 4  # a file may have for each pixel of the most pixels
 # `_afford` is stricter than PIL, which would warn on standard error of what is then refused.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_ORIENTATION: Final = 0x0112
-_XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # Parts of a JPEG. Between a scan's header and the next segment stand stuffed bytes and restarts, no segments.
 _SOI, _SOS, _SOS_BYTES, _EOI, _EOI_BYTES = b"\xff\xd8", 0xFFDA, b"\xff\xda", 0xFFD9, b"\xff\xd9"
 _BASELINE, _PROGRESSIVE, _APP1 = 0xFFC0, 0xFFC2, 0xFFE1
@@ -63,20 +62,13 @@ _PLAIN: Final = frozenset({0xFFC4, 0xFFDB, 0xFFDD, 0xFFE0, *range(0xFFE2, 0xFFF0
 _SEGMENT: Final = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _segment = struct.Struct(">HH").unpack_from
 _MODES: Final = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
-# What libjpeg may complain of without a pixel being lost; after any other complaint the image is damaged.
+# libjpeg warnings that lose no pixels; after any other the image is damaged.
 _HARMLESS: Final = ("extraneous bytes", "Adobe color transform", "ICC", "JFIF revision", "sequential JPEG")
 _NO_END: Final = "Premature end of JPEG file"
 
 
 class Header(NamedTuple):
-    """What the header of an image says.
-
-    Attributes:
-        format: as PIL names it: ``JPEG``, ``PNG`` …
-        mode: as PIL names it: ``RGB``, ``L`` …
-        height, width: in pixels, when it is upright.
-        orientation: of EXIF, 1 … 8; 1 where it is stored upright.
-    """
+    """Format and mode by PIL's names, height and width of the upright image, EXIF's orientation (1 … 8)."""
 
     format: str
     mode: str
@@ -89,7 +81,7 @@ def decode(encoded: Encoded, size: int | tuple[int, int] = 112, max_pixels: int 
     """Decode one image of any supported format to RGB.
 
     Args:
-        encoded: a whole file's bytes: JPEG, PNG, WebP, BMP, PPM/PGM/PBM or GIF (its first frame).
+        encoded: the bytes of a file: JPEG, PNG, WebP, BMP, PPM/PGM/PBM or GIF (its first frame).
         size: side of the result, or its (height, width), in pixels. An image of another size is resized to
             cover it (so by its short side where the result is square) and cropped at the centre; one turned
             by an EXIF orientation is put upright first.
@@ -137,7 +129,7 @@ def decode_whole(encoded: Encoded, max_pixels: int = MAX_PHOTOGRAPH_PIXELS) -> P
 
 
 def read_header(encoded: Encoded) -> Header:
-    """Read what an image's header says, and of a JPEG no more; raises as `decode` does."""
+    """Read the header of an image, and of a JPEG no more; raises as `decode` does."""
     encoded = bytes(memoryview(encoded))
     with _named_damage(encoded):
         if encoded.startswith(_SOI):
@@ -147,7 +139,7 @@ def read_header(encoded: Encoded) -> Header:
             image = _pil(encoded, MAX_PHOTOGRAPH_PIXELS)
             kind, mode, (width, height) = str(image.format), image.mode, image.size
             image.load()  # the orientation of a PNG may stand behind its pixels
-            orientation = _orientation(image.info)
+            orientation = read_orientation(image.info)
     if orientation > 4:
         height, width = width, height
     return Header(kind, mode, height, width, orientation)
@@ -226,7 +218,7 @@ def _afford(width: int, height: int, max_pixels: int, scans: int = 1) -> None:
 
 @contextlib.contextmanager
 def _named_damage(encoded: bytes) -> Iterator[None]:
-    """Whatever a decoder raises becomes a `DamagedDataError`."""
+    """Turn anything that a decoder raises into a `DamagedDataError`."""
     try:
         yield
     except (FacerecError, MemoryError):
@@ -252,14 +244,8 @@ def _open(encoded: bytes, max_pixels: int) -> Pixels:
             pixels_HWC, orientation = _jpeg(encoded, max_pixels), _jpeg_orientation(encoded)
         else:
             image = _pil(encoded, max_pixels)
-            pixels_HWC, orientation = _rgb(image), _orientation(image.info)
-        if orientation > 4:  # 5: mirrored at the diagonal; the others as 1 to 4, after that
-            pixels_HWC = pixels_HWC.swapaxes(0, 1)
-        if orientation in (3, 4, 7, 8):
-            pixels_HWC = pixels_HWC[::-1]
-        if orientation in (2, 3, 6, 7):
-            pixels_HWC = pixels_HWC[:, ::-1]
-        return pixels_HWC
+            pixels_HWC, orientation = _rgb(image), read_orientation(image.info)
+        return upright(pixels_HWC, orientation)
 
 
 # Formats that PIL reads -----------------------------------------------------------------------------------
@@ -300,39 +286,6 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _orientation(info: dict[Any, Any]) -> int:
-    """The orientation, 1 … 8, that EXIF, or else XMP, tells in what PIL calls the info of an image.
-
-    PIL's own reading of EXIF copies what all its entries point at, gigabytes out of a small file.
-    """
-    exif = info.get("exif") or b""
-    if not exif and "Raw profile type exif" in info:  # as ImageMagick put it into a PNG: hexadecimal
-        with contextlib.suppress(ValueError):
-            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
-    told = _exif_orientation(exif)
-    if told is None:
-        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-        found = _XMP_ORIENTATION.search(xmp.encode(errors="replace") if isinstance(xmp, str) else xmp)
-        told = int(found[1]) if found else 1
-    return told if 1 <= told <= 8 else 1
-
-
-def _exif_orientation(exif: bytes) -> int | None:
-    """What the first directory of EXIF data says; None: nothing."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return None
-    with contextlib.suppress(struct.error):
-        (first,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, first)
-        for at in range(first + 2, first + 2 + 12 * entries, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
-            if tag == _ORIENTATION:
-                return int(struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", exif, at + 8)[0])
-    return None
-
-
 # JPEG -----------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +303,7 @@ def _jpeg(encoded: bytes, max_pixels: int) -> Pixels:
     if _NO_END in complaint and _holds_all(encoded):
         with contextlib.suppress(ValueError):  # not only the end is missing
             return simplejpeg.decode_jpeg(encoded + _EOI_BYTES, "RGB")
-    # Only the first complaint is told; one of a cut file would come last.
+    # libjpeg reports its first warning only; that of a cut file would come last.
     elif any(words in complaint for words in _HARMLESS) and _EOI in (
         marker for marker, _ in _segments(encoded)
     ):
@@ -380,7 +333,7 @@ def _segments(encoded: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _jpeg_orientation(encoded: bytes) -> int:
-    """The orientation that a JPEG's metadata tells, wherever among its other segments they stand."""
+    """The orientation by a JPEG's metadata, anywhere among its other segments."""
     info: dict[Any, Any] = {}
     for marker, content in _segments(encoded):
         if marker == _SOS:
@@ -389,11 +342,11 @@ def _jpeg_orientation(encoded: bytes) -> int:
             info.setdefault("exif", content)
         elif marker == _APP1 and content.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             info["xmp"] = content
-    return _orientation(info)
+    return read_orientation(info)
 
 
 def _holds_all(encoded: bytes) -> bool:
-    """True where the scans of a JPEG without end tell every bit of every coefficient of each component."""
+    """True where the scans of a JPEG without end hold every bit of every coefficient of each component."""
     missing: dict[int, list[int]] = {}
     for marker, content in _segments(encoded):
         if _BASELINE <= marker <= _PROGRESSIVE:

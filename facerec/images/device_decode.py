@@ -1,9 +1,9 @@
 """Decode the JPEG images of a batch on the training device by torchvision (nvJPEG on CUDA).
 
 For machines whose GPU waits for the CPU's decoding (``data.decoder=device``): the loader's threads then only
-collect files, and a batch crosses to the device compressed, in a tenth of the bytes. What a device's decoder
-may not know (other formats, EXIF rotation, CMYK, a file without its end), and what may be too much for it,
-the threads decode as ever.
+collect files, and a batch crosses to the device compressed, in a tenth of the bytes. The threads decode as
+ever what a device's decoder may not know (other formats, EXIF rotation, CMYK, a file without its end), and
+what may be too much for it.
 
 Never run on CUDA: no GPU was at hand. A CPU goes through the same lines, up to the decoder that torchvision
 calls; it then does so on one core, so that ``threads`` is the better choice there. The decoders may differ by
@@ -38,8 +38,8 @@ class Undecoded:
         images: for each sample the bytes of a JPEG that `for_device` let through, uint8 (n,), or RGB
             pixels, uint8 (H, W, 3); on the CPU.
         size: (H, W).
-        retry: called with the place of a sample whose file the device does not decode; returns its pixels,
-            or those of an image that took its place in the batch; raises DamagedDataError.
+        retry: called with the slot of a sample whose file the device does not decode; returns its pixels, or
+            those of an image put into its slot; raises DamagedDataError.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ def for_device(encoded: Encoded) -> torch.Tensor | None:
 
 
 def _torchvision(files: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Decoded by torchvision; the one place that knows of devices."""
+    """Decode by torchvision; only this function knows of devices."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     where = device if device.type == "cuda" else "cpu"

@@ -26,7 +26,7 @@ class Images(ABC):
 
     Attributes:
         first_N: int64; the first position of each image, where images may repeat; None: all differ.
-        group: how many neighbours are of no use without each other: 2 where they are pairs.
+        group: the number of neighbours that are of no use alone: 2 where they are pairs.
     """
 
     first_N: npt.NDArray[np.int64] | None = None
@@ -127,5 +127,5 @@ class LabelledImages(Images):
         return digest.hexdigest()
 
     def contents(self) -> list[np.ndarray | Sequence[str]]:
-        """What `fingerprint` is made from: contiguous arrays, and texts."""
+        """Contiguous arrays and texts that `fingerprint` is made from."""
         return [np.ascontiguousarray(self.label_N), self.classes]

@@ -18,7 +18,7 @@ Numbers = float | list[float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a backbone expects of an image; part of every checkpoint.
+    """The images a backbone expects; part of every checkpoint.
 
     Args:
         mean, std: (x − mean) / std of the pixel values 0 … 255: one number or one for each channel, in the

@@ -19,7 +19,7 @@ _PART = 24  # images
 
 
 class Batch(NamedTuple):
-    """What one rank takes of one global batch.
+    """The part of a global batch that one rank takes.
 
     Attributes:
         image_BHWC: uint8 RGB images, not mirrored yet, in pinned memory if the loader was asked to; none

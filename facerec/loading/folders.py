@@ -133,7 +133,7 @@ class FolderImages(LabelledImages):
 
 
 class Entries(NamedTuple):
-    """What lies right in a folder, sorted; names that begin with a dot do not count.
+    """The entries right in a folder, sorted; names that begin with a dot do not count.
 
     Attributes:
         folders, files: names of sub-folders and of regular files, or of links to them inside of the root.

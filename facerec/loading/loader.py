@@ -46,7 +46,7 @@ _GIVE_UP = 1000  # undecodable images in a row after which skipping is no longer
 
 @dataclass
 class _Chunk:
-    """Neighbouring images begin … end−1 of a batch: the work of a thread, and what came of it."""
+    """Neighbouring images begin … end−1 of a batch: the work of a thread, and its results."""
 
     batch: Batch
     begin: int
@@ -72,7 +72,7 @@ class Loader:
             and counts it.
         mirror: mirror half of the samples.
         augment: further changes of the images; None: none.
-        drop_last: what becomes of the rest of an epoch, see `count_batches`. A smaller last batch is divided
+        drop_last: leave the rest of an epoch out, see `count_batches`. A smaller last batch is divided
             among the ranks as evenly as possible, so that they may differ by one image.
         prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
         decoder: ``threads`` decode in the loader's threads; ``device`` leaves it to the device, see
@@ -134,11 +134,11 @@ class Loader:
 
     @property
     def skipped(self) -> int:
-        """Different images that this process could not decode and replaced, so far."""
+        """Different images that this rank could not decode and replaced, so far."""
         return len(self._undecodable)
 
     def batches_per_epoch(self, start: int = 0) -> int:
-        """Batches of an epoch that remain when all processes together have taken `start` samples of it."""
+        """Batches of an epoch that remain when all ranks have taken `start` samples of it."""
         return count_batches(
             len(self.faces),
             self.batch_size,
@@ -148,18 +148,15 @@ class Loader:
         )
 
     def smallest_batch(self, start: int = 0) -> int:
-        """Images of the smallest batch that a process gets of an epoch, from sample `start` on."""
-        left, whole = len(self.faces) - start, self.batch_size * self.world_size
-        kept = self.batches_per_epoch(start) * whole > left  # the rest of the epoch
-        return left % whole // self.world_size if kept else self.batch_size
+        """Images of the smallest batch that a rank gets of an epoch, from sample `start` on."""
+        left, step = len(self.faces) - start, self.batch_size * self.world_size
+        kept = self.batches_per_epoch(start) * step > left  # the rest of the epoch
+        return left % step // self.world_size if kept else self.batch_size
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's batches of an epoch from sample `start` on.
+        """This rank's batches of an epoch from sample `start` on.
 
-        Args:
-            epoch: number of the epoch, which chooses the order.
-            start: samples of the epoch that all processes together have taken already, 0 … number of
-                images: the `position` of the last batch, whatever the number of processes then and now.
+        `start` is the `position` of the batch before, whatever the number of ranks then and now.
 
         Raises:
             DamagedDataError: at the first image in the order that does not decode (``on_error="raise"``).
@@ -183,7 +180,7 @@ class Loader:
             )
 
     def _global_batches(self, epoch: int, start: int) -> Iterator[tuple[int, Positions]]:
-        """Where each global batch begins in the order of the epoch, and its images."""
+        """Begin of each global batch in the order of the epoch, and its images."""
         step = self.batch_size * self.world_size
         taken, index_N = start, self.order.take(epoch, start, start)
         for begin in range(start, start + self.batches_per_epoch(start) * step, step):
@@ -280,7 +277,7 @@ class Loader:
         return chunk.end == len(chunk.batch.index_B)
 
     def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
-        """The pixels of an image that the device does not decode, or of one that takes its place."""
+        """The pixels of an image that the device does not decode, or of one that replaces it."""
         pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
         batch.index_B[slot], reasons = self._load(batch.index_B.item(slot), pixels_HWC)
         self._note(reasons)

@@ -27,7 +27,7 @@ _SIDE: Final = 16
 
 
 class NoisyLabels(LabelledImages):
-    """A face set of which some labels are wrong.
+    """Images of which some labels are wrong.
 
     Attributes:
         label_N: the labels to train on.
@@ -51,8 +51,8 @@ class NoisyLabels(LabelledImages):
 
     def describe(self) -> str:
         wrong = int((self.label_N != self.clean_label_N).sum())
-        share = 100 * wrong / len(self)
-        return f"{self.faces.describe()}; {wrong:,} labels ({share:.3g} %) made wrong, {self.kind}"
+        percent = 100 * wrong / len(self)
+        return f"{self.faces.describe()}; {wrong:,} labels ({percent:.3g} %) made wrong, {self.kind}"
 
     def contents(self) -> list[np.ndarray | Sequence[str]]:
         return [*self.faces.contents(), self.label_N]
@@ -62,27 +62,27 @@ class NoisyLabels(LabelledImages):
 
 
 def with_label_noise(
-    faces: LabelledImages, share: float, kind: NoiseKind = "uniform", seed: int = 0
+    faces: LabelledImages, fraction: float, kind: NoiseKind = "uniform", seed: int = 0
 ) -> LabelledImages:
-    """`faces` with wrong labels on a share of its images; which and what follows from the seed alone.
+    """`faces` with wrong labels on a fraction of its images, a pure function of the seed.
 
     Args:
-        faces: a face set of two identities or more.
-        share: in [0, 1); round(share·N) images are changed, each to a label that is not its own.
+        faces: images of two identities or more.
+        fraction: in [0, 1); round(fraction·N) images get a label that is not their own.
         kind: ``uniform``: any other identity. ``confusable``: one of the five that look most alike, by the
             mean of small gray images (a few of each identity are decoded for it).
         seed: any integer.
 
     Raises:
-        ConfigError: for a share out of range.
+        ConfigError: for a fraction out of range.
     """
-    if not 0 <= share < 1:
-        raise ConfigError("data.label_noise", share, "must be a share from 0 to below 1")
-    if share == 0:
+    if not 0 <= fraction < 1:
+        raise ConfigError("data.label_noise", fraction, "must be a share from 0 to below 1")
+    if fraction == 0:
         return faces
     number_N = np.arange(len(faces), dtype=np.int64)
     lot_N = random_words(seed, 0, number_N, "wrong label")
-    changed_M = np.argsort(lot_N, kind="stable")[: round(share * len(faces))]
+    changed_M = np.argsort(lot_N, kind="stable")[: round(fraction * len(faces))]
     word_M = random_words(seed, 0, changed_M, "which label")
     label_N = np.array(faces.label_N, dtype=np.int64)
     if kind == "uniform":

@@ -117,7 +117,7 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     return paths, labels
 
 
-def warn_of_unaligned(place: Path, encoded: Iterable[Encoded]) -> None:
+def warn_of_unaligned(source: Path, encoded: Iterable[Encoded]) -> None:
     """Warn where the headers of some images say that they are photographs rather than aligned faces.
 
     Those are nearly square, and of one size.
@@ -130,10 +130,10 @@ def warn_of_unaligned(place: Path, encoded: Iterable[Encoded]) -> None:
     oblong = sum(max(size) > _SQUARE * min(size) for size in sizes)
     if 2 * oblong > len(sizes) or 2 * len(set(sizes)) > max(len(sizes), 4):
         shown = ", ".join(f"{width}×{height}" for width, height in list(dict.fromkeys(sizes))[:3])
-        folder = place if place.is_dir() else "FOLDER"
-        before = "" if place.is_dir() else f"`facerec-data unpack {place} FOLDER`, then "
+        folder = source if source.is_dir() else "FOLDER"
+        before = "" if source.is_dir() else f"`facerec-data unpack {source} FOLDER`, then "
         _log.warning(
             "%s: images of %s pixels are hardly aligned faces, which models expect; align them: "
             "%s`facerec-data pack --align %s OUT`",
-            *(place, shown, before, folder),
+            *(source, shown, before, folder),
         )

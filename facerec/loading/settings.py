@@ -13,7 +13,7 @@ from facerec.threads import cores
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which face set, and how it is loaded.
+    """The images to train on, and how they are loaded.
 
     Args:
         kind: how the images are stored, a module of `facerec.loading.sources`: ``rec``, ``folder``,
@@ -26,13 +26,13 @@ class DataSettings:
         obtain: what to get and where from, for the error where it is missing.
         options: settings of the kind's own, see its module.
         size: height and width of the images in pixels, or [height, width].
-        workers: decoding threads of a process; null: one a core, eight at most.
+        workers: decoding threads per rank; null: one per core, eight at most.
         shuffle: ``full`` any image at any time; ``block`` whole blocks of neighbours, for hard disks;
             ``identity`` several images of each identity in a batch, for pair losses; ``none``.
         block_size: neighbouring images in a block.
         window: blocks that are mixed with each other. The images of two windows should fit into memory.
         images_per_identity: for ``identity``: images of each in a batch, a divisor of the batch size.
-        label_noise: share of the images that get a wrong label, in [0, 1), for experiments.
+        label_noise: fraction of the images that get a wrong label, in [0, 1), for experiments.
         noise_kind: ``uniform`` any other label; ``confusable`` that of an identity that looks alike.
         noise_seed: chooses which images and labels.
         mirror: mirror half of the images, another half each epoch.
@@ -40,7 +40,7 @@ class DataSettings:
         on_error: what to do at an image that does not decode: ``raise`` stops the run and names it, ``skip``
             takes the next one instead, and counts.
         drop_last: leave out the rest of an epoch that fills no batch; null: only where it has fewer than two
-            images for each process, which batch norm cannot take.
+            images for each rank, which batch norm cannot take.
         prefetch: batches decoded ahead of the model.
         decoder: ``threads`` decode; ``device``: JPEGs are decoded on the training device (CUDA: nvJPEG).
 

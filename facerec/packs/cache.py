@@ -27,7 +27,7 @@ _END = 1 << 14  # bytes of a file's beginning and end that its stamp holds; copy
 
 
 class Stamp(NamedTuple):
-    """What tells a source file from another: size in bytes, modification time in ns, hash of both ends."""
+    """Identity of a source file: size in bytes, modification time in ns, hash of both ends."""
 
     size: int
     mtime_ns: int

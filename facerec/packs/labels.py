@@ -28,12 +28,9 @@ _LARGE = 500_000  # images; below it all headers are read
 
 
 def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "") -> np.ndarray:
-    """The label each record itself carries: the header's, or the first behind it. float32; NaN where damaged.
+    """The label in each record at int64 `offset_K` (file order is fastest): float32, NaN where damaged.
 
-    Args:
-        reader: the open pack.
-        offset_K: int64 offsets of image records, in any order (file order is fastest).
-        title: what the progress bar says; none is shown without it.
+    `title` is that of the progress bar; none is shown without it.
     """
     from tqdm import tqdm
 
@@ -72,11 +69,11 @@ def _block(reader: RecordReader, offset_K: np.ndarray) -> np.ndarray:
 
 
 def identity_ranges(reader: RecordReader, offset_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which records are identity records (flag 2, two labels, no image), and what they say.
+    """Find the identity records (flag 2, two labels, no image) among those at `offset_K`.
 
     Returns:
         bool mask over K, and float64 (number of identity records, 2): key of an identity's first image and
-        of the one after its last, as far as float32 can tell.
+        of the one after its last, within the precision of float32.
     """
     size = len(reader.view)
     word_W = np.frombuffer(reader.view, "<u4", size // 4)
@@ -90,7 +87,7 @@ def identity_ranges(reader: RecordReader, offset_K: np.ndarray) -> tuple[np.ndar
 
 
 def slack(key: float) -> int:
-    """How far a key kept as float32 may be from the true one: 0 below 2^24, 1 below 2^25, 2 below 2^26, …"""
+    """The greatest error of a key kept as float32: 0 below 2^24, 1 below 2^25, 2 below 2^26, …"""
     return 0 if key < EXACT else int(np.spacing(np.float32(key))) // 2
 
 
@@ -134,11 +131,7 @@ def _anchors(range_I2: np.ndarray, first_key: int, count: int) -> np.ndarray:
 
 
 def dense(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as 0 … C−1 in growing order of the original ones, and those C originals; both int64.
-
-    Args:
-        label_N: whole numbers of 0 or more, of any type.
-    """
+    """Labels (whole numbers of 0 or more) as 0 … C−1 in growing order, and those C originals; both int64."""
     wide = int(label_N.max(initial=0)) + 1
     if wide > 4 * len(label_N) + EXACT:  # a few huge labels: sorting is cheaper than counting
         class_C, dense_N = np.unique(label_N, return_inverse=True)

@@ -16,7 +16,7 @@ _HINT = "correct that line, or move the file away to do without"
 
 
 class Listing:
-    """The names in a `.lst`, 16 bytes of memory a line.
+    """The names in a `.lst`, 16 bytes of memory per line.
 
     Args:
         path: the file; of two lines of one key the last counts.

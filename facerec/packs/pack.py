@@ -25,6 +25,7 @@ from facerec.packs.text import is_number
 
 _log = logging.getLogger(__name__)
 Layout = Literal["InsightFace", "im2rec"]
+OnDamage = Literal["raise", "skip"]
 _CACHE = "labels"
 
 
@@ -37,20 +38,20 @@ class Property(NamedTuple):
 
 
 class Pack(LabelledImages):
-    """The images of a `.rec`; made by `open_pack`. See `LabelledImages` for what it offers.
+    """The images of a `.rec`; made by `open_pack`.
 
     Attributes:
-        reader: the open `.rec`, for whoever needs records other than the images.
+        reader: the open `.rec`.
         layout: ``InsightFace`` or ``im2rec``.
         property: what the file `property` says, None where there is none that can be read.
         classes: int64 original labels, growing; they may have gaps.
-        skipped: how many images were left out because their records are damaged.
+        skipped: the number of images left out because their records are damaged.
     """
 
     classes: np.ndarray
 
     def __init__(
-        self, reader: RecordReader, title: str, damaged: Literal["raise", "skip"] = "raise", warn: bool = True
+        self, reader: RecordReader, title: str, damaged: OnDamage = "raise", warn: bool = True
     ) -> None:
         self.reader = reader
         self.title = title
@@ -66,7 +67,6 @@ class Pack(LabelledImages):
             arrays, values = _read_labels(reader, damaged)
             found = cache.store(reader.path, _CACHE, stamps, arrays, **values)
             arrays = arrays if found is None else found.arrays
-        self._shared = found is not None and index.shared
         self.layout: Layout = values["layout"]
         self.skipped: int = values["skipped"]
         self.label_N = arrays["label"]
@@ -75,8 +75,11 @@ class Pack(LabelledImages):
         self._first_row: int = values["first_row"]
         rows = slice(self._first_row, self._first_row + len(self.label_N))
         self.offset_N = reader.offsets[rows if self._row_N is None else self._row_N]
-        if warn:
-            self._compare_property()
+        if warn and self.property is not None and self.property.num_classes != self.num_classes:
+            said = f"says {self.property.num_classes} identities, the labels of {self.root.name} say"
+            _log.warning(
+                "%s %s %d; the labels count", self.root.with_name("property"), said, self.num_classes
+            )
 
     def encoded(self, i: int) -> memoryview:
         return self.reader.payload_at(self.offset_N.item(i))
@@ -118,21 +121,8 @@ class Pack(LabelledImages):
     def prefetch(self, positions: Sequence[int]) -> None:
         self.reader.prefetch(self.offset_N[positions].tolist())
 
-    def _compare_property(self) -> None:
-        given = self.property
-        if given is not None and given.num_classes != self.num_classes:
-            _log.warning(
-                "%s says %d identities, the labels of %s say %d; the labels count",
-                self.root.with_name("property"),
-                given.num_classes,
-                self.root.name,
-                self.num_classes,
-            )
-
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._shared:  # the other process maps the same pages
-            return Pack, (self.reader, self.title, self._damaged, False)
-        return _rebuilt, ({name: value for name, value in self.__dict__.items() if name != "listing"},)
+        return Pack, (self.reader, self.title, self._damaged, False)  # the other process maps the same pages
 
 
 def open_pack(
@@ -140,19 +130,16 @@ def open_pack(
     *,
     title: str | None = None,
     index_path: str | Path | None = None,
-    damaged: Literal["raise", "skip"] = "raise",
+    damaged: OnDamage = "raise",
 ) -> Pack:
-    """Open a face pack.
-
-    Labels are read once, checked, and kept in a cache that later processes map.
+    """Open a face pack; its labels are read once, checked, and kept in a cache that later processes map.
 
     Args:
         root: the folder that holds ``train.rec`` (or one `.rec` of another name), or the `.rec` itself.
         title: for logs; default: the folder's name, or the file's where that is not ``train.rec``.
         index_path: its `.idx`; default: beside it.
-        damaged: what to do about image records whose headers are damaged: ``raise``, or ``skip`` them with
-        a
-            warning. Damage inside an image shows when it is decoded.
+        damaged: at image records whose headers are damaged: ``raise``, or ``skip`` them with a warning.
+            Damage inside an image shows when it is decoded.
 
     Raises:
         MissingDataError: where there is no pack, or no image in it.
@@ -197,10 +184,8 @@ def read_property(path: Path) -> Property | None:
         return None
 
 
-def _read_labels(
-    reader: RecordReader, damaged: Literal["raise", "skip"]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What the labels cache holds: dense labels, classes, rows where they are no run; layout, first row."""
+def _read_labels(reader: RecordReader, damaged: OnDamage) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and values of the labels cache: dense labels, classes, rows where they are no run …"""
     layout, row_N, range_I2 = _images(reader)
     offset_N = reader.offsets[row_N]
     key_N = reader.index.keys_at(row_N)
@@ -275,8 +260,8 @@ def _images(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
     return "InsightFace", row_N, range_I2
 
 
-def _usable(found: cache.Cached, records: int, damaged: Literal["raise", "skip"]) -> bool:
-    """Whether cached labels are whole, fit the index, and were made under a policy no laxer than this one."""
+def _usable(found: cache.Cached, records: int, damaged: OnDamage) -> bool:
+    """True where cached labels fit the index, and were made under a policy no laxer than this one."""
     if not {"label", "class"} <= found.arrays.keys():
         return False
     rows = found.arrays.get("row")
@@ -285,16 +270,8 @@ def _usable(found: cache.Cached, records: int, damaged: Literal["raise", "skip"]
 
 
 def is_run(number_N: np.ndarray) -> bool:
-    """Whether the numbers are n, n + 1, n + 2, …"""
-    spread = int(number_N[-1]) - int(number_N[0])
-    return spread == len(number_N) - 1 and bool((number_N[1:] > number_N[:-1]).all())
-
-
-def _rebuilt(attributes: dict[str, Any]) -> Pack:
-    """A pack from its pickled attributes, where no cache could be written."""
-    pack = Pack.__new__(Pack)
-    pack.__dict__.update(attributes)
-    return pack
+    """True where the numbers are n, n + 1, n + 2, …"""
+    return bool((np.diff(number_N) == 1).all())
 
 
 def _some(paths: list[Path]) -> str:

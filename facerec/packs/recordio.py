@@ -263,12 +263,11 @@ class RecordReader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        index = self._index if self._index is not None and not self._index.shared else None
-        return {"paths": (self.path, self.index_path), "stamp": self._stamp, "index": index}
+        return {"paths": (self.path, self.index_path), "stamp": self._stamp}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path, self.index_path = state["paths"]
-        self._index = state["index"]
+        self._index = None  # mapped from its cache, as the file is
         self._lock = threading.Lock()
         self._map()
         if self._stamp != state["stamp"]:

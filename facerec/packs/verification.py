@@ -22,17 +22,17 @@ from facerec.pickles import interpreter as safe_pickle
 
 @dataclass(frozen=True)
 class VerificationSet:
-    """Pairs of images, same person or not.
+    """Pairs of images, of one identity or of two.
 
     Attributes:
         name: e.g. ``lfw``; the file's name without its ending.
         images: the P distinct images as encoded files, in the order of first occurrence; nothing is
             decoded before it is asked for.
-        index_2N: int64, which image each row is.
-        issame_N: bool, whether pair i shows one person.
+        index_2N: int64, the image of each row.
+        issame_N: bool, True where pair i is genuine: of one identity.
         path: where it was read from, if anywhere.
-        identity_2N: whose each row is, names, where a file beside the pack says so (`people_path`).
-        folds: how many folds it was made in, where that file says so.
+        identity_2N: the name of each row's identity, where a file beside the pack has it (`people_path`).
+        folds: the number of folds it was made in, where that file has it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class VerificationSet:
         return (
             f"{self.name}: {counted(len(self), 'pair')} ({same:,} genuine, {len(self) - same:,} impostor) "
             f"of {counted(len(self.images), 'distinct image')} from {self.path or 'memory'}"
-            + ("" if self.identity_2N is None else f", {len(np.unique(self.identity_2N)):,} people")
+            + ("" if self.identity_2N is None else f", {len(np.unique(self.identity_2N)):,} identities")
         )
 
 
@@ -70,16 +70,16 @@ def verification_set(
     Raises:
         DamagedDataError: the numbers do not fit together, or there are no pairs.
     """
-    place = path or name
+    source = path or name
     if len(images) % 2:
-        raise DamagedDataError(f"{place} holds {len(images):,} images, an odd number; pairs need two each")
+        raise DamagedDataError(f"{source} holds {len(images):,} images, an odd number; pairs need two each")
     if len(images) != 2 * len(issame):
         raise DamagedDataError(
-            f"{place} holds {len(images):,} images, so {len(images) // 2:,} pairs, but {len(issame):,} "
+            f"{source} holds {len(images):,} images, so {len(images) // 2:,} pairs, but {len(issame):,} "
             "answers (issame); the two must agree"
         )
     if not len(issame):
-        raise DamagedDataError(f"{place} holds no pairs")
+        raise DamagedDataError(f"{source} holds no pairs")
     known: dict[bytes, int] = {}
     index_2N = np.fromiter((known.setdefault(one, len(known)) for one in images), np.int64, len(images))
     return VerificationSet(name, list(known), index_2N, np.asarray(issame, np.bool_), path)
@@ -91,7 +91,7 @@ def load_verification(path: str | Path) -> VerificationSet:
     Raises:
         MissingDataError: there is no such file.
         DamagedDataError: it is no pickle or a cut one, asks for a class or function no pack needs (named),
-            what it holds is not 2N images and N answers, or the file of its people does not fit it.
+            it does not hold 2N images and N answers, or the file of its identities does not fit.
     """
     path = Path(path)
     try:
@@ -108,16 +108,16 @@ def load_verification(path: str | Path) -> VerificationSet:
 
 
 def people_path(path: Path) -> Path:
-    """The file beside ``lfw.bin`` that says whose its images are: ``lfw.people.tsv``."""
+    """The file beside ``lfw.bin`` with the identities of its images: ``lfw.people.tsv``."""
     return path.with_name(f"{path.stem}.people.tsv")
 
 
 def read_people(
     path: Path, issame_N: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.str_] | None, int | None]:
-    """Names of the people of each pair's two images, (2N,), and the number of folds; None where not said.
+    """The identity of each image of the pairs, (2N,), and the number of folds; None where they are not known.
 
-    A line ``# 5 folds``, if any, then a line a pair: two names with a tab between; or none of them.
+    A line ``# 5 folds``, if any, then a line per pair: two names with a tab between; or none of them.
 
     Raises:
         DamagedDataError: the lines do not fit the pairs, or contradict an answer; it names the line.
@@ -127,28 +127,28 @@ def read_people(
     except FileNotFoundError:
         return None, None
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedDataError(f"{path} cannot be read ({error}); hint it or remove it") from error
+        raise DamagedDataError(f"{path} cannot be read ({error}); correct or remove it") from error
     folds = None
     said = re.fullmatch("# ([0-9]{1,9}) folds", lines[0])
     if said:
         folds = int(said[1])
         if not 2 <= folds <= len(issame_N):
             raise DamagedDataError(
-                f"{path}, line 1: {folds} folds of {len(issame_N):,} pairs; hint or remove it"
+                f"{path}, line 1: {folds} folds of {len(issame_N):,} pairs; correct or remove it"
             )
         del lines[0]
         if not lines:
             return None, folds
     if len(lines) != len(issame_N):
         raise DamagedDataError(
-            f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; hint or remove it"
+            f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; correct or remove it"
         )
     names = [line.split("\t") for line in lines]
     for number, (pair, same) in enumerate(zip(names, issame_N.tolist(), strict=True), 2 if said else 1):
         if len(pair) != 2 or not all(pair) or "\0" in "".join(pair):  # NumPy drops it from the end of a text
             raise DamagedDataError(f"{path}, line {number}: two names with a tab between were expected")
         if (pair[0] == pair[1]) != same:
-            answer = "the same person" if same else "two people"
+            answer = "one identity" if same else "two identities"
             raise DamagedDataError(
                 f"{path}, line {number}: names {pair[0]} and {pair[1]}, but the pack says {answer}"
             )
@@ -164,7 +164,7 @@ def write_verification(
 ) -> None:
     """Write a `.bin` pack of 2N encoded images and N answers, a plain pickle that every reader takes.
 
-    `people`, the 2N names of who is in the images, and the number of folds go into a file beside it
+    `people`, the 2N names of identities, and the number of folds go into a file beside it
     (`people_path`); without either, one that an earlier pack of this name left there is removed. Both are
     replaced, or neither.
 

@@ -12,11 +12,11 @@ from facerec.images.images import LabelledImages, PixelImages
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES
 
-_PATTERN = 8  # cells a side of the coarse pattern that makes an identity
+_PATTERN = 8  # cells per side of the coarse pattern that makes an identity
 
 
 class SyntheticImages(PixelImages, LabelledImages):
-    """Coarse random patterns, one an identity, under noise that differs from image to image.
+    """Coarse random patterns, one per identity, under noise that differs from image to image.
 
     Args:
         identities: how many.
@@ -49,7 +49,7 @@ class SyntheticImages(PixelImages, LabelledImages):
 
 @SOURCES.register("synthetic")
 def open_synthetic(settings: DataSettings) -> LabelledImages:
-    """`data.identities` and `data.images` (default: ten an identity) say how many, `data.size` how large."""
+    """`data.identities` and `data.images` (default: ten per identity) are made, as large as `data.size`."""
     identities = settings.identities or 1000
     images = settings.images or 10 * identities
     require(images >= identities, "data.images", images, f"must be data.identities={identities} or more")
