@@ -149,7 +149,7 @@ def test_people_are_kept_beside_a_pack(tmp_path):
     assert people_path(file) == tmp_path / "made.people.tsv"
     loaded = load_verification(file)
     assert loaded.identity_2N.tolist() == ["anna", "anna", "anna b", "<bert>"]
-    assert "3 people" in loaded.describe()
+    assert "3 identities" in loaded.describe()
     write_verification(file, images, [True, False])  # another pack of that name
     assert load_verification(file).identity_2N is None and not people_path(file).exists()
 
