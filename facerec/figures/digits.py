@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -25,21 +25,7 @@ from facerec.reporting.style import COLOURS, GRAY, figure, frame
 from facerec.vectors import unit_rows
 
 _CLASSES: Final = 10
-# Ten colours that stay apart from each other on white.
-_DIGIT_COLOURS: Final = ListedColormap(
-    [
-        "#4477AA",
-        "#EE6677",
-        "#228833",
-        "#CCBB44",
-        "#66CCEE",
-        "#AA3377",
-        "#777777",
-        "#EE7733",
-        "#332288",
-        "#44BB99",
-    ]
-)
+_DIGIT_COLOURS: Final = colormaps["tab10"]
 # Two dimensions hold ten classes 36° apart: margins and scales made for 512 dimensions would never be met.
 _FLAT: Final[dict[str, dict[str, Any]]] = {
     **{name: {"s": 24.0} for name in ("normface", "subcenter", "arcneg", "curricularface")},

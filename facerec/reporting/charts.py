@@ -16,23 +16,40 @@ from facerec.reporting.evaluated import Evaluated, rows_of
 
 # For light paper; report.css turns keys and charts about where the screen is dark.
 COLOURS: Final = ("#0067a3", "#c24f00", "#00805b", "#a8437f", "#9c6b00", "#2f86c1", "#33363a")
-_INK, _DIM, _LINE, _FAINT = "#1c1e21", "#5b6066", "#dcdedb", "#eceeea"
+_INK, _DIM, _LINE = "#1c1e21", "#5b6066", "#dcdedb"
 DASHES: Final = ("", "7 4", "2 3", "10 3 2 3", "1 4", "12 4", "5 2 1 2 1 2")
 _FONT: Final = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
 
-_TEXTS: Final = {
-    "roc": ("ROC", "Accepted genuine over accepted impostor pairs; the square is the EER."),
-    "det": ("DET", "Errors of both kinds against each other, equal on the dotted line."),
-    "cmc": ("CMC", "Mated probes whose identity is among the first ranks of the gallery."),
-    "tpir": ("Open set", "Mated probes found at rank 1, over alarms of non-mated ones."),
-    "distractors": ("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
-}
-_AXES: Final = {
-    "roc": ("false accept rate", "true accept rate"),
-    "det": ("false accept rate", "false reject rate"),
-    "cmc": ("rank", "share identified"),
-    "tpir": ("FPIR", "TPIR"),
-    "distractors": ("distractors", "rank-1 rate"),
+
+class _Kind(NamedTuple):
+    title: str
+    text: str
+    x: str
+    y: str
+
+
+_FAR: Final = "false accept rate"
+_KINDS: Final = {
+    "roc": _Kind(
+        "ROC",
+        "Accepted genuine over accepted impostor pairs; the square is the EER.",
+        _FAR,
+        "true accept rate",
+    ),
+    "det": _Kind(
+        "DET", "Errors of both kinds against each other, equal on the dotted line.", _FAR, "false reject rate"
+    ),
+    "cmc": _Kind(
+        "CMC",
+        "Mated probes whose identity is among the first ranks of the gallery.",
+        "rank",
+        "share identified",
+    ),
+    "tpir": _Kind("Open set", "Mated probes found at rank 1, over alarms of non-mated ones.", "FPIR", "TPIR"),
+    "distractors": _Kind(
+        *("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
+        *("distractors", "rank-1 rate"),
+    ),
 }
 
 
@@ -65,7 +82,7 @@ Drawn = list[tuple[Line, dict[str, Any]]]
 def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
     """The charts of all models and targets: curves first, then a histogram per result."""
     models, targets = _names(evaluated)
-    by_kind: dict[str, Drawn] = {kind: [] for kind in (*_TEXTS, "histograms")}
+    by_kind: dict[str, Drawn] = {kind: [] for kind in (*_KINDS, "histograms")}
     for one, target, result in rows_of(evaluated):
         model, at = models.index(one.name), targets.index(target)
         label = target if len(models) == 1 else one.name if len(targets) == 1 else f"{one.name}, {target}"
@@ -81,7 +98,7 @@ def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
     if any(data["eer"] for _, data in by_kind["roc"]):  # else there are no errors to trade off
         by_kind["det"] = by_kind["roc"]
     charts = []
-    for kind, (title, text) in _TEXTS.items():
+    for kind, (title, text, *_) in _KINDS.items():
         if by_kind[kind]:
             draw = _ranks if kind in ("cmc", "distractors") else _rates
             lines = [line for line, _ in by_kind[kind]]
@@ -168,7 +185,7 @@ def _add(made: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> 
 
 def _rates(kind: str, drawn: Drawn) -> Any:
     """ROC, DET, or TPIR over FPIR: steps down to what the impostor trials can show."""
-    x, y = _AXES[kind]
+    *_, x, y = _KINDS[kind]
     det = kind == "det"
     least = min(1 / data["impostor"] for _, data in drawn)
     if det:
@@ -198,7 +215,7 @@ def _rates(kind: str, drawn: Drawn) -> Any:
 
 def _ranks(kind: str, drawn: Drawn) -> Any:
     """Rates at a few points: CMC, or rank 1 among distractors."""
-    x, y = _AXES[kind]
+    *_, x, y = _KINDS[kind]
     log = kind == "distractors"
     points = np.concatenate([data["x"] for _, data in drawn])
     low = max(0.0, np.floor(20 * min(min(data["y"]) for _, data in drawn) - 0.5) / 20)
@@ -230,7 +247,7 @@ def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
             outline = np.append(edges, edges[-1]), np.array([0, *fractions[kind], 0])
             made.step(*outline, color=colour, line_width=1.5)
     if data["threshold"] is not None:
-        made.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="dashed")
+        made.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="6 4")
     _read(made, pointed, "$name: @top{0.00 %}, @count{0,0} pairs at @left{0.000} to @right{0.000}")
     return made
 

@@ -1,4 +1,4 @@
-"""The output folder of a command: one at a time is at work in it, and a refused one leaves no trace."""
+"""The output folder of a command: one command works in it at a time, and a refused one leaves no trace."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ RECORDS = ".hydra"
 _made: list[Path] = []  # folders of this command that were not there before it, the innermost first
 
 
-class _Noting(logging.StreamHandler[Any]):
-    """A handler that notes what it cannot write instead of printing a traceback for each line."""
+class _Careful(logging.StreamHandler[Any]):
+    """A handler that remembers failed writes instead of printing a traceback for each line."""
 
-    place = Path("standard output")
+    target = Path("standard output")
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            _unwritten.append((self.place, error))
+            _unwritten.append((self.target, error))
         else:
             super().handleError(record)
 
 
-class LogStream(_Noting):
+class LogStream(_Careful):
     """Log lines on the console."""
 
 
-class LogFile(_Noting, logging.FileHandler):
+class LogFile(_Careful, logging.FileHandler):
     """Log lines in a file."""
 
     @property
-    def place(self) -> Path:  # type: ignore[override]
+    def target(self) -> Path:  # type: ignore[override]
         return Path(self.baseFilename)
 
     def close(self) -> None:
         try:
             super().close()
         except OSError as error:
-            _unwritten.append((self.place, error))
+            _unwritten.append((self.target, error))
 
 
 _unwritten: list[tuple[Path, OSError]] = []
@@ -221,8 +221,8 @@ def prepare(config: DictConfig, section: str) -> None:
     """Before Hydra makes the folder of a run (`section` ``run``) or of a sweep (``sweep``): note what is not
     there yet, and give a folder that is named after the time a name of its own.
     """
-    place_of = config.hydra[section]
-    folder = Path(place_of.dir)
+    settings = config.hydra[section]
+    folder = Path(settings.dir)
     _made[:] = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     if section == "sweep" and (folder / "multirun.yaml").is_file():
         (folder / "multirun.yaml").rename(_unused(folder / "multirun.yaml"))
@@ -238,7 +238,7 @@ def prepare(config: DictConfig, section: str) -> None:
             free = _unused(folder, first=2, sign="-")
     if free != folder:
         with read_write(config), open_dict(config):
-            place_of.dir = str(free)
+            settings.dir = str(free)
             config.hydra.overrides.hydra.append(f"hydra.{section}.dir='{free}'")  # for the runs of a sweep
         _made[:] = [free.absolute(), *(path for path in _made if path != folder.absolute())]
 
