@@ -17,17 +17,17 @@ from facerec.registry import defaults
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How long and in what way to train.
+    """Length and manner of a training.
 
     Args:
-        epochs: passes over the data; may end in the middle of one (fractions are allowed).
+        epochs: passes over the data; fractions end in the middle of one.
         max_steps: stop after so many optimizer steps, whatever `epochs` says; null: no such limit.
-        batch_size: images a process takes at once.
+        batch_size: images per process.
         accumulate: batches whose gradients are added before a step.
         precision: number format of the backbone: ``fp32``, ``bf16`` or ``fp16`` (CUDA only, with a scaler).
             The head always computes in fp32.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        clip_norm: largest norm of all gradients together; null: no clipping.
+        clip_norm: largest norm of all gradients; null: no clipping.
         resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there; a path
             continues from that checkpoint, once the output folder has one of its own from that; null starts
             anew and refuses a folder that holds a run.
@@ -35,14 +35,13 @@ class TrainerSettings:
         save_every: steps between checkpoints; null: at evaluations, at the end and when interrupted.
         keep_last: how many of the last checkpoints to keep, 1 or more; where the newest is found damaged, a
             resume goes on from the one before. Each takes its place on the disk.
-        save_in_background: where classes are shared out over processes, write checkpoints while the run goes
-            on; takes main memory for a copy.
-        sync_batch_norm: batch norm over the batches of all processes together (CUDA).
-        check_replicas: stop where a rank's weights, or the optimizer's state of them, are not those of rank 0
-            to the bit: looked at every so many steps, true: at every one. Takes a copy to main memory and a
-            hash of it.
-        profile: measure where the time of a step goes, and trace a few of them, into the folder ``profile``.
-        checkpoint_activations: let the backbone's blocks compute their activations again in the backward pass
+        save_in_background: with sharded classes, write checkpoints while the run goes on; takes main memory
+            for a copy.
+        sync_batch_norm: batch norm over the batches of all ranks (CUDA).
+        check_replicas: every so many steps (true: every step), stop unless weights and optimizer state of
+            each rank are those of rank 0 to the bit, by a hash of a copy in main memory.
+        profile: trace a few steps, and where their time goes, into the folder ``profile``.
+        checkpoint_activations: recompute the activations of the backbone's blocks in the backward pass
             instead of keeping them: less memory for one more forward pass.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
@@ -72,40 +71,25 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "trainer.epochs", self.epochs, "must be greater than 0")
-        for name in (
-            "max_steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "save_every",
-            "keep_last",
-            "threads",
-        ):
+        counts = ("max_steps", "batch_size", "accumulate", "log_every", "save_every", "keep_last", "threads")
+        for name in counts:
             value = getattr(self, name)
             most = 1024 if name == "threads" else 10**10
             good = value is None or 1 <= value <= most
             require(good, f"trainer.{name}", value, f"must be 1 or more, and at most {most:,}")
-        require(
-            self.check_replicas >= 0,
-            "trainer.check_replicas",
-            self.check_replicas,
-            "must be true, false or a number of steps",
-        )
-        require(
-            self.clip_norm is None or self.clip_norm > 0,
-            "trainer.clip_norm",
-            self.clip_norm,
-            "must be greater than 0, or null for no clipping",
-        )
+        every, clip = self.check_replicas, self.clip_norm
+        require(every >= 0, "trainer.check_replicas", every, "must be true, false or a number of steps")
+        hint = "must be greater than 0, or null for no clipping"
+        require(clip is None or clip > 0, "trainer.clip_norm", clip, hint)
 
 
 @dataclass(frozen=True)
 class StartSettings:
-    """Where the backbone starts from: the keys of every file in the config group backbone but its own.
+    """Start of the backbone: the keys that every file of the config group backbone has.
 
     Args:
         pretrained: weights to start from: a checkpoint of ours, or a state dict of the published layout.
-        frozen: keep the backbone as it is (in eval mode) and train the head alone.
+        frozen: keep the backbone unchanged (in eval mode) and train the head alone.
         lr_scale: factor on the backbone's learning rate, for fine-tuning.
         freeze_batch_norm: keep the running statistics of batch norm as they are.
 
@@ -124,52 +108,54 @@ class StartSettings:
 
 
 def without_effect(config: Mapping[str, Any], device: torch.device, world_size: int) -> list[str]:
-    """What a run would leave aside: settings that differ from their defaults and have no use here.
-
-    Returns:
-        ``section.key=value (when it has an effect)`` of each.
-    """
-    data, head = config["data"], config["head"]
-    start, augment = config["backbone"], data.get("augment") or {}
-    rules: list[tuple[bool, str, str, str]] = [
-        (data.get("shuffle") != "identity", "data", "images_per_identity", "for data.shuffle=identity"),
-        (data.get("shuffle") != "block", "data", "block_size window", "for data.shuffle=block"),
-        (not data.get("label_noise"), "data", "noise_kind noise_seed", "for data.label_noise above 0"),
-        (device.type == "cpu", "data", "decoder", "for GPUs; here one core decodes, and threads is faster"),
+    """Return settings that differ from their defaults and have no use in this run, each with its use."""
+    data, augment = config["data"], config["data"].get("augment") or {}
+    trained = not config["backbone"].get("frozen")
+    uses: list[tuple[str, bool, str]] = [
+        ("for data.shuffle=identity", data.get("shuffle") == "identity", "data.images_per_identity"),
+        ("for data.shuffle=block", data.get("shuffle") == "block", "data.block_size data.window"),
+        ("for data.label_noise above 0", bool(data.get("label_noise")), "data.noise_kind data.noise_seed"),
+        ("for GPUs; here one core decodes, and threads is faster", device.type != "cpu", "data.decoder"),
         (
-            world_size == 1,
-            "trainer",
-            "save_in_background sync_batch_norm check_replicas",
             "for several processes",
+            world_size > 1,
+            "trainer.save_in_background trainer.sync_batch_norm trainer.check_replicas",
         ),
-        (not head.get("sharded", False), "trainer", "save_in_background", "for head.sharded=true"),
-        (bool(start.get("frozen")), "trainer", "checkpoint_activations", "for a backbone that is trained"),
+        ("for head.sharded=true", config["head"].get("sharded", False), "trainer.save_in_background"),
         (
-            bool(start.get("frozen")),
-            "backbone",
-            "lr_scale freeze_batch_norm",
             "for a backbone that is trained",
+            trained,
+            "trainer.checkpoint_activations backbone.lr_scale backbone.freeze_batch_norm",
         ),
-        (True, "eval", "cache sanity", "for facerec-eval"),
-        (config["eval"].get("bootstrap") == 0, "eval", "seed", "for eval.bootstrap above 0"),
+        ("for facerec-eval", False, "eval.cache eval.sanity"),
+        ("for eval.bootstrap above 0", config["eval"].get("bootstrap") != 0, "eval.seed"),
+        *(
+            (f"for data.augment.{change} above 0", bool(augment.get(change)), f"data.augment.{strength}")
+            for strength, change in _STRENGTHS.items()
+        ),
     ]
-    idle = {
-        f"{section}.{key}={config[section][key]} ({use})": None
-        for unused, section, keys, use in rules
-        for key in keys.split()
-        if unused and key in config[section] and config[section][key] != defaults(_SETTINGS[section])[key]
-    }
-    strengths = {"crop_side": "crop", "low_resolution_side": "low_resolution", "blur_sigma": "blur"}
-    strengths |= {"color_strength": "color", "jpeg_quality": "jpeg", "cutout_side": "cutout"}
-    for key, part in strengths.items():
-        if key in augment and not augment.get(part) and augment[key] != defaults(AugmentSettings)[key]:
-            idle[f"data.augment.{key}={augment[key]} (for data.augment.{part} above 0)"] = None
-    return list(idle)
+    idle: dict[str, str] = {}
+    for use, in_use, keys in uses:
+        for key in () if in_use else keys.split():
+            section, _, name = key.rpartition(".")
+            given = augment if section == "data.augment" else config[section]
+            if name in given and given[name] != defaults(_SETTINGS[section])[name]:
+                idle.setdefault(f"{key}={given[name]}", use)
+    return [f"{setting} ({use})" for setting, use in idle.items()]
 
 
+_STRENGTHS = {
+    "crop_side": "crop",
+    "low_resolution_side": "low_resolution",
+    "blur_sigma": "blur",
+    "color_strength": "color",
+    "jpeg_quality": "jpeg",
+    "cutout_side": "cutout",
+}
 _SETTINGS: dict[str, Any] = {
     "trainer": TrainerSettings,
     "data": DataSettings,
+    "data.augment": AugmentSettings,
     "backbone": StartSettings,
     "eval": EvalSettings,
 }
