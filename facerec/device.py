@@ -1,4 +1,4 @@
-"""The device-specific part, kept tiny: which device, which number format, and seeds."""
+"""Device, number format and seeds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def resolve_device(name: str = "auto", *, key: str = "trainer.device", own: bool = True) -> torch.device:
-    """The device called `name`: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device called `name`: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
     Args:
-        name: see above; ``cuda`` under torchrun is the one of this process's own number.
+        name: see above; ``cuda`` under torchrun is the GPU of this process's local rank.
         key: the setting that messages name.
-        own: all processes that were started together are given this name, and each needs a device of its own.
+        own: every rank is given this name, and needs a device of its own.
 
     Raises:
-        ConfigError: for a name torch does not know, a device this machine does not have, or one that several
-            processes would share.
+        ConfigError: a name torch does not know, a device this machine does not have, or one that several
+            ranks would use.
     """
     ranks = launch.world_size()
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if own else 1
@@ -53,14 +53,14 @@ def resolve_device(name: str = "auto", *, key: str = "trainer.device", own: bool
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The mixed-precision region of a forward pass; fp32 is no region at all."""
+    """Return the mixed-precision context of a forward pass; none for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all it was told to; a CPU always has."""
+    """Wait until the device has done all work queued on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -68,7 +68,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes this process has had at most, on the GPU or else in main memory; 0 where that is not known."""
+    """Return the most bytes this process has had, on the GPU or else in main memory; 0 if not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -80,11 +80,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def release_memory() -> None:
-    """Give main memory that nothing uses back to the system.
-
-    An evaluation and its figures leave holes between what training allocates, and cycles of objects; over
-    hours both would add up.
-    """
+    """Give unused main memory back to the system; else holes and cycles that evaluations leave add up."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
@@ -92,9 +88,9 @@ def release_memory() -> None:
 
 
 def matmul_speed(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a large matrix product: what the device can do at best.
+    """Measure, in a tenth of a second, the floating-point operations per second of large matrix products.
 
-    Takes about a tenth of a second; a multiply-add counts as two operations.
+    A multiply-add counts as two operations.
     """
     side = 8192 if device.type == "cuda" else 1024
     a = torch.ones(side, side, device=device, dtype=PRECISIONS[precision])

@@ -1,9 +1,6 @@
-"""The other processes of a run: which one this is, and what they tell each other.
+"""Rank, world size and collectives, which do nothing in a run of one process; the same code on NCCL and gloo.
 
-Everything here works in a run of one process too, where there is nothing to say. What is written for NCCL
-runs on gloo, line for line.
-
-Shapes: B samples of this process, G samples of all processes, … any.
+Shapes: B samples of this rank, G samples of all ranks, … any.
 """
 
 from __future__ import annotations
@@ -28,30 +25,29 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 Sizes = Sequence[int] | None
-"""Samples that each process brings; None: all of them as many as this one."""
+"""Samples of each rank; None: as many on all as on this one."""
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Meet the other processes that torchrun has started, and part from them at the end.
+    """Initialize the process group of what torchrun has started, and destroy it at the end.
 
     Args:
-        device: what this process computes on; it decides how they talk: NCCL on CUDA, gloo elsewhere and for
-            what is on the CPU.
+        device: of this rank; NCCL on CUDA, gloo elsewhere and for what is on the CPU.
 
     Raises:
-        UserError: they do not find each other.
-        LostContactError: another process has ended before the work was done.
+        UserError: the ranks do not find each other.
+        LostContactError: another rank has ended before the work was done.
     """
     if launch.world_size() == 1 or dist.is_initialized():
         yield
@@ -69,8 +65,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         ) from error
     try:
         yield
-        # What started the processes ends all of them when the first one of an interrupted run goes, and the
-        # first process may still be writing what only it writes.
+        # Launchers end all ranks when the first of an interrupted run has ended, and rank 0 may still be
+        # writing what only it writes.
         dist.barrier()
     except RuntimeError as error:
         # NCCL has a class of its own for this; gloo's errors begin with the place in its source.
@@ -85,16 +81,16 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def carries(device: torch.device) -> bool:
-    """Return True if the processes exchange tensors on `device` directly: over NCCL, or on the CPU gloo.
+    """Return True if the ranks exchange tensors on `device` directly: over NCCL, or on the CPU gloo.
 
-    Not what `dist.get_backend` says: the backend of a group like that of `together` depends on the device.
+    `dist.get_backend` does not tell: a process group may have a backend per device.
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
     return f"{device.type}:{backend}" in dist.get_backend_config()
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum of `x` over all processes, the same on each; `x` itself where there is only one."""
+    """Return the sum of `x` over all ranks, the same on each; `x` itself where there is one."""
     if world_size() > 1:
         x = x.clone()
         dist.all_reduce(x)
@@ -102,7 +98,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def all_reduce_max(x: Tensor) -> Tensor:
-    """The elementwise maximum over all processes, the same on each; `x` itself where there is only one."""
+    """Return the elementwise maximum over all ranks, the same on each; `x` itself where there is one."""
     if world_size() > 1:
         x = x.clone()
         dist.all_reduce(x, dist.ReduceOp.MAX)
@@ -110,20 +106,20 @@ def all_reduce_max(x: Tensor) -> Tensor:
 
 
 def all_reduce_mean(x_N: Tensor) -> Tensor:
-    """The mean of the elements that all processes have together, however many each has; the same on each."""
+    """Return the mean of the elements of all ranks, however many each has; the same on each."""
     total, number = all_reduce_sum(torch.stack([x_N.sum(), torch.ones_like(x_N).sum()]))
     return total / number
 
 
 @functools.cache
 def gloo_group() -> Any:
-    """A group of all processes that talks through gloo beside the run, for work in the background."""
+    """Return a gloo group of all ranks beside that of the run, for work in the background."""
     return dist.new_group(backend="gloo")
 
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Let process 0 go first, so that the others find what it makes."""
+    """Let rank 0 go first, so that the others find what it makes."""
     if world_size() > 1 and rank() > 0:
         dist.barrier()
     try:
@@ -134,7 +130,7 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def all_gather_object(thing: Any) -> list[Any]:
-    """What every process calls `thing` (anything that can be pickled), in every process."""
+    """All-gather a picklable object."""
     if world_size() == 1:
         return [thing]
     things = [None] * world_size()
@@ -143,7 +139,7 @@ def all_gather_object(thing: Any) -> list[Any]:
 
 
 def broadcast_object(thing: Any) -> Any:
-    """What process 0 calls `thing` (anything that can be pickled), in every process."""
+    """Broadcast a picklable object from rank 0."""
     if world_size() == 1:
         return thing
     things = [thing]
@@ -152,11 +148,7 @@ def broadcast_object(thing: Any) -> Any:
 
 
 def rank_zero_result(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank: one look at the disk, one answer.
-
-    Raises:
-        FacerecError: on every rank, where `work` raised it.
-    """
+    """Return on every rank what `work` returns on rank 0; a `FacerecError` is raised on every rank, too."""
     answer: tuple[Any, FacerecError | None] = None, None
     if rank() == 0:
         try:
@@ -170,7 +162,7 @@ def rank_zero_result(work: Callable[[], T]) -> T:
 
 
 def all_gather(x_B: Tensor, sizes: Sizes = None) -> Tensor:
-    """The samples (B, …) of all processes one after the other, (G, …), in every process; no gradient."""
+    """All-gather samples (B, …) into (G, …), ordered by rank; no gradient."""
     if world_size() == 1:
         return x_B
     sizes = sizes or [len(x_B)] * world_size()
@@ -183,7 +175,7 @@ def all_gather(x_B: Tensor, sizes: Sizes = None) -> Tensor:
 
 
 def reduce_scatter(x_G: Tensor, sizes: Sizes = None) -> Tensor:
-    """This process's samples (B, …) of the sum of `x_G` over all processes: the counterpart of `gathered`."""
+    """Sum `x_G` over all ranks and return this rank's samples (B, …): the counterpart of `all_gather`."""
     if world_size() == 1:
         return x_G
     sizes = sizes or [len(x_G) // world_size()] * world_size()
@@ -196,7 +188,7 @@ def reduce_scatter(x_G: Tensor, sizes: Sizes = None) -> Tensor:
 
 
 def local_samples(x_G: Tensor, sizes: Sizes = None) -> Tensor:
-    """This process's samples (B, …) among those of all processes (G, …)."""
+    """Return this rank's samples (B, …) of those of all ranks (G, …)."""
     if world_size() == 1:
         return x_G
     sizes = sizes or [len(x_G) // world_size()] * world_size()
@@ -204,7 +196,7 @@ def local_samples(x_G: Tensor, sizes: Sizes = None) -> Tensor:
 
 
 class Gather(torch.autograd.Function):
-    """`gathered`, whose backward adds up what the processes have to say of each sample (`reduce_scatter`)."""
+    """`all_gather` whose gradients flow back to each rank, by `reduce_scatter`."""
 
     @staticmethod
     def forward(ctx: Any, x_B: Tensor, sizes: Sizes) -> Tensor:
@@ -217,6 +209,6 @@ class Gather(torch.autograd.Function):
 
 
 def _padded(x_B: Tensor, size: int) -> Tensor:
-    """`x_B` with rows of zeros up to `size`; the collectives take equal parts only."""
+    """Pad with rows of zeros up to `size`; the collectives take equal parts only."""
     x_B = x_B.contiguous()
     return x_B if len(x_B) == size else torch.cat([x_B, x_B.new_zeros(size - len(x_B), *x_B.shape[1:])])
