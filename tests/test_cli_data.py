@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facerec.cli.base import reported
 from facerec.cli.data import run
-from facerec.cli.errors import reported
 from facerec.errors import FacerecError, UserError
 from facerec.making.audit import Finding, audit
 from facerec.packs.recordio import RecordReader

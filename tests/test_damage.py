@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facerec.cli.base import reported
 from facerec.cli.data import run
-from facerec.cli.errors import reported
 from facerec.errors import FacerecError
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordReader, RecordWriter

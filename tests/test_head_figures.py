@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.cli.errors import reported
+from facerec.cli.base import reported
 from facerec.cli.figures import FIGURES, run
 from facerec.errors import ConfigError, UserError
 from facerec.figures import digits as digit_figures

@@ -17,8 +17,8 @@ import torch
 
 from facerec.backbones import create_backbone
 from facerec.backbones.flops import activation_bytes
+from facerec.cli.base import reported
 from facerec.cli.embed import run as embed
-from facerec.cli.errors import reported
 from facerec.errors import UserError
 from facerec.loading.loader import Loader
 from facerec.training.plateau import Plateau

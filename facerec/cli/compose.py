@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from facerec import launch, plugins
+from facerec.cli.base import machine_errors
 from facerec.cli.config_loader import ConfigLoader
-from facerec.cli.errors import machine_errors
 from facerec.cli.overrides import hydra_arguments, plugins_of
 from facerec.errors import ConfigError, FacerecError, UserError, nearest
 from facerec.reporting.run_folder import RunFolder

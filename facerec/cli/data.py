@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import pkgutil
-import sys
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from facerec.cli import data_commands
-from facerec.cli.errors import Parser, reported, stopped_by_sigterm
+from facerec.cli.base import Parser
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main() -> None:
-    """Entry point of the console script. SIGTERM ends it as Ctrl-C does: files half made are removed."""
-    sys.exit(stopped_by_sigterm(lambda: reported("facerec-data", lambda: run(sys.argv[1:]))))
+    """Entry point of the console script."""
+    parser().main()
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Execute a command line; returns the exit status."""
-    options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    return int(options.run(options) or 0)
+    """Run a command line and return the exit status."""
+    return parser().run(arguments)
 
 
 def parser() -> Parser:
-    """Return the parser with all sub-commands."""
+    """Return the parser of all sub-commands."""
     made = Parser(prog="facerec-data", description="Look after data sets.")
+    made.log_format = "%(levelname)s: %(message)s"
     commands = made.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
     for name in sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__)):
         _add(commands, name)

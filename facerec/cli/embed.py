@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facerec.cli.errors import Parser, reported, stopped_by_sigterm
+from facerec.cli.base import Parser
 from facerec.errors import ConfigError
 
 _EPILOG = """\
@@ -26,15 +25,16 @@ examples:
 
 
 def main() -> None:
-    """Entry point of the console script; SIGTERM ends it as Ctrl-C does, and nothing half made is left."""
-    sys.exit(stopped_by_sigterm(lambda: reported("facerec-embed", lambda: run(sys.argv[1:]))))
+    """Entry point of the console script."""
+    parser().main()
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do what a command line says; returns the exit status."""
-    options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    """Run a command line and return the exit status."""
+    return parser().run(arguments)
 
+
+def _embed(options: argparse.Namespace) -> None:
     from facerec.evaluation.embedding_files import check_out, embed_to_file
     from facerec.loading.opening import open_images
     from facerec.models.opening import load_model
@@ -74,11 +74,9 @@ def run(arguments: Sequence[str]) -> int:
         log.warning("left out: %d images; %s says why", written.skipped, written.files[-1])
     files = ", ".join(map(str, written.files))
     print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
-    return 0
 
 
 def _numbers(option: str, text: str | None) -> Any:
-    """One number, or several with commas between them."""
     if text is None:
         return None
     try:
@@ -88,13 +86,11 @@ def _numbers(option: str, text: str | None) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    made = Parser(
-        prog="facerec-embed",
-        description="Embed the images of SOURCE and write the embeddings to OUT.",
-        epilog=_EPILOG,
-    )
+def parser() -> Parser:
+    """Return the parser of the command."""
+    description = "Embed the images of SOURCE and write the embeddings to OUT."
+    made = Parser(prog="facerec-embed", description=description, epilog=_EPILOG)
+    made.set_defaults(run=_embed)
     made.add_argument(
         "source",
         type=Path,

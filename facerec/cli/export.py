@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from facerec.cli.errors import reported, stopped_by_sigterm
+from facerec.cli.base import run_hydra_command
 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(stopped_by_sigterm(lambda: reported("facerec-export", _run)))
+    run_hydra_command("facerec-export", "export", export_checkpoint)
 
 
-def _run() -> int:
-    from facerec.cli.compose import compose_and_run
+def export_checkpoint(config: dict[str, Any], _: object) -> None:
+    """Check the settings, which are those of configs/export.yaml, and write the backbone."""
     from facerec.registry import build
 
-    def run(config: dict[str, Any], _: object) -> None:
-        build(_export, "", {key: value for key, value in config.items() if key != "plugins"})
-
-    compose_and_run("export", run)
-    return 0
+    build(_export, "", {key: value for key, value in config.items() if key != "plugins"})
 
 
 def _export(
@@ -35,7 +30,6 @@ def _export(
     force: bool = False,
     output_dir: str,
 ) -> None:
-    """Do what the settings say, which are those of configs/export.yaml."""
     from facerec.errors import require
     from facerec.models.export import export
     from facerec.models.opening import load_model

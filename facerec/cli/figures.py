@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from facerec.cli.errors import Parser, reported
+from facerec.cli.base import Parser
 from facerec.errors import ConfigError, UserError, nearest
 
 FIGURES = {
@@ -23,12 +22,15 @@ FORMATS = ("png", "svg", "pdf")
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(reported("facerec-figures", lambda: run(sys.argv[1:])))
+    parser().main()
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do what a command line says; returns the exit status."""
-    options = parser().parse_args(arguments)
+    """Run a command line and return the exit status."""
+    return parser().run(arguments)
+
+
+def _draw(options: argparse.Namespace) -> None:
     names = options.figures or list(FIGURES)
     for name in names:
         if name not in FIGURES:
@@ -47,11 +49,10 @@ def run(arguments: Sequence[str]) -> int:
         with style.paper():
             for path in style.save(_maker(name, options)(), options.out, f"heads_{name}", formats):
                 print(f"wrote {path}", flush=True)
-    return 0
 
 
 def _maker(name: str, options: argparse.Namespace) -> Callable:
-    """What draws a figure; only what it needs is imported."""
+    """Return the function that draws a figure; only what it needs is imported."""
     if name in ("scatter", "sphere"):
         from facerec.figures import digits as digit_figures
 
@@ -69,8 +70,8 @@ def _maker(name: str, options: argparse.Namespace) -> Callable:
     }[name]
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def parser() -> Parser:
+    """Return the parser of the command."""
     listed = "\n".join(f"  {name:9} {text}" for name, text in FIGURES.items())
     made = Parser(
         prog="facerec-figures",
@@ -86,4 +87,5 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--k", type=float, default=80.0, help="sface: steepness; 80")
     made.add_argument("--a", type=float, default=0.87, help="sface: angle of half pull, radians; 0.87")
     made.add_argument("--b", type=float, default=1.22, help="sface: angle of half push, radians; 1.22")
+    made.set_defaults(run=_draw)
     return made

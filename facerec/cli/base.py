@@ -1,16 +1,17 @@
-"""How every command ends: exit status 0, 1 or 2, and one line that says what to hint."""
+"""Base of all commands: exit status 0, 1 or 2, a mistake in one line, SIGTERM as Ctrl-C; and their parser."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,30 @@ from facerec import launch
 from facerec.errors import FacerecError, LostContactError, StorageError, UserError
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
+
+
+def run_command(program: str, work: Callable[[], int | None]) -> NoReturn:
+    """Run `work` and end the process with the command's exit status."""
+    sys.exit(stopped_by_sigterm(lambda: reported(program, work)))
+
+
+def run_hydra_command(program: str, config_name: str, task: Callable[[dict[str, Any], Any], Any]) -> NoReturn:
+    """Run `task(config, run_folder)` with the configuration composed from `config_name` and sys.argv."""
+
+    def work() -> None:
+        from facerec.cli.compose import compose_and_run
+
+        compose_and_run(config_name, task)
+
+    run_command(program, work)
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """A run that a signal has ended in good order: a sweep does not go on, and the exit status tells."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number
 
 
 def reported(program: str, work: Callable[[], int | None]) -> int:
@@ -35,13 +60,15 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except FacerecError as error:
         if wants_traceback():
             raise
-        # Mostly the first process makes the same mistake and says so, and what started them ends the others.
-        # One that has merely lost the others waits longer, for the one that knows the reason.
+        # Mostly rank 0 makes the same mistake and says so, and the launcher ends the others. A rank that has
+        # merely lost contact waits longer, for the one that knows the reason.
         time.sleep(6 if isinstance(error, LostContactError) else 2 if launch.rank() else 0)
         _say(program, str(error))
         return error.exit_status
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         return 0
+    except StoppedBySignal as stopped:
+        return stopped.exit_status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
@@ -57,15 +84,15 @@ def _say(program: str, text: str) -> None:
     who = f"{program}[{launch.rank()}]" if launch.rank() else program
     with contextlib.suppress(OSError):  # a closed pipe here, too
         plain = " ".join(text.split())
-        # Names out of files: a terminal prints what it would obey.
+        # Names out of files may hold control characters, which a terminal would obey.
         plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in plain)
         print(f"{who}: {plain}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def machine_errors() -> Iterator[None]:
-    """Raise a `FacerecError` where memory, a device's too, does not suffice, or a disk is full, failing, gone
-    or read-only, or a path forbidden, too long or in circles: that is no bug of ours, wherever it shows.
+    """Raise a `FacerecError` for what is no bug of ours: memory (a device's, too) that does not suffice, a
+    disk that is full, failing, gone or read-only, a path that is forbidden, too long or a loop.
     """
     try:
         yield
@@ -88,10 +115,23 @@ def machine_errors() -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes in one line, as everywhere else; texts keep their lines.
+    """Parser of a command's or sub-command's options; ``set_defaults(run=function)`` says what it does.
 
-    ``~`` at the start of a path is the home folder, behind a ``=`` too, where a shell leaves it.
+    Mistakes are one line, texts keep their lines, and ``~`` at the start of a path is the home folder, behind
+    a ``=`` too, where a shell leaves it.
     """
+
+    log_format = "%(message)s"
+
+    def main(self) -> NoReturn:
+        """Run the command line of this process and end it."""
+        run_command(self.prog, lambda: self.run(sys.argv[1:]))
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Run a command line and return the exit status."""
+        options = self.parse_args(arguments)
+        logging.basicConfig(format=self.log_format, level=logging.INFO)
+        return int(options.run(options) or 0)
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -107,9 +147,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def stopped_by_sigterm(work: Callable[[], int]) -> int:
-    """The exit status of `work`; SIGTERM ends it as Ctrl-C does, so that files half made are removed.
+    """Return the exit status of `work`; SIGTERM ends it as Ctrl-C does, so that unfinished files are removed.
 
-    One of several processes may wait for the others, where nothing but the signal itself ends it.
+    One of several ranks may wait in a collective, where nothing but the signal itself ends it.
     """
     if launch.world_size() > 1:
         return work()
@@ -129,7 +169,6 @@ def stopped_by_sigterm(work: Callable[[], int]) -> int:
 
 
 def wants_traceback() -> bool:
-    """Whether the user asked for tracebacks."""
-    return any(
-        os.environ.get(name, "0") not in ("", "0") for name in ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR")
-    )
+    """Return True if the user asked for tracebacks."""
+    names = ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in names)
