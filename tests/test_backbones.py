@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.backbones.flops import multiply_adds
-from facerec.cli.compose import config_folder
+from facerec.cli.explain import config_folder
 from facerec.errors import ConfigError
 
 FAMILIES = (

@@ -1,34 +1,27 @@
-"""Hydra's part of a command: compose the configuration, run, and say a user's mistake in one line."""
+"""Compose the configuration of a command by Hydra, and call its task for each run."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal import hydra as hydra_internals
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from facerec import launch, plugins
 from facerec.cli.base import machine_errors
 from facerec.cli.config_loader import ConfigLoader
+from facerec.cli.explain import as_user_error, config_folder, explained, with_origin
 from facerec.cli.overrides import hydra_arguments, plugins_of
-from facerec.errors import ConfigError, FacerecError, UserError, nearest
+from facerec.errors import FacerecError, UserError
 from facerec.reporting.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -36,19 +29,11 @@ log = logging.getLogger(__name__)
 Task = Callable[[dict[str, Any], RunFolder], Any]
 
 
-def config_folder() -> Path:
-    """Where the configuration files are: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 def compose_and_run(config_name: str, task: Task) -> None:
     """Compose `config_name` with the command line and call `task(config, run_folder)` for each run.
 
-    The configuration comes as plain values, its `output_dir` being the folder that Hydra really uses.
-
-    A run of a sweep that fails does not keep the others from running.
+    The configuration comes as plain values, with the `output_dir` that Hydra really uses. A run of a sweep
+    that fails does not keep the others from running.
 
     Raises:
         UserError: a setting that does not exist, or cannot be composed.
@@ -59,21 +44,20 @@ def compose_and_run(config_name: str, task: Task) -> None:
     begun: list[str] = []
     if config_name == "export" and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UserError("-m: an export writes one file; call it once for each")
-    sys.argv[1:] = hydra_arguments([*sys.argv[1:], *_alone_in_speaking(sys.argv[1:])])
-
+    sys.argv[1:] = hydra_arguments([*sys.argv[1:], *_quiet_ranks(sys.argv[1:])])
     plugins.use(plugins_of(sys.argv[1:]))
 
     def job(config: DictConfig) -> Any:
         begun.append(HydraConfig.get().job.name)
         try:
-            with RunFolder(config, f"facerec-{config_name}") as run, _with_origin(), machine_errors():
-                _one_process_a_run()
+            with RunFolder(config, f"facerec-{config_name}") as run, with_origin(), machine_errors():
+                _require_one_process()
                 plugins.use(plugins_of([f"plugins={config.plugins}"]))  # where a launcher has started it
                 config.output_dir = str(run.path)
                 try:
                     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 except OmegaConfBaseException as error:  # Hydra would add a line of its own
-                    raise _as_user_error(error) from error
+                    raise as_user_error(error) from error
                 assert isinstance(plain, dict)
                 return task({str(key): value for key, value in plain.items()}, run)
         except FacerecError as error:
@@ -86,52 +70,25 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 log.error("run %s: %s", HydraConfig.get().job.num, error)
             return None
 
-    with _errors_pass_through():
+    with _errors_pass_through(), explained(begun):
         try:
             hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]  # no argument says it
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _as_user_error(error) from error
-        except OSError as error:
-            if begun or isinstance(error, BrokenPipeError):
-                raise
-            # Hydra makes the folder before the run begins.
-            raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
-        except (YAMLError, ValueError, RecursionError) as error:
-            if begun:
-                raise
-            # What Hydra reads before the run begins: flags, files that are no YAML or nested too deep.
-            reason = " ".join(str(error).split())[:400]
-            raise UserError(f"the configuration cannot be read: {reason}; hint that file or flag") from error
-        except Exception as error:
-            if not _of_submitit(error):
-                raise
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise FacerecError(f"hydra/launcher: {' '.join(lines[:3])}") from error
         finally:
             _table_of_sweep()
     if failures:
         raise failures[0]
 
 
-def _of_submitit(error: Exception) -> bool:
-    """Whether it is submitit that complains: no SLURM here, or a job that has left no result."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return "submitit" in (type(error).__module__.partition(".")[0], where.partition(".")[0])
-
-
 def _table_of_sweep() -> None:
-    """The table of a sweep that Hydra gave up because a run elsewhere has failed; all have ended by then."""
+    """Write the table of a sweep that Hydra gave up because a run elsewhere has failed; all have ended."""
     sweep = sys.modules.get("facerec.reporting.sweep")
     if sweep is not None:  # Hydra has loaded it for its callback
         sweep.write_table()
 
 
-def _one_process_a_run() -> None:
-    """Refuse several processes that do not know of each other: all would write to the same folder."""
+def _require_one_process() -> None:
+    """Refuse several processes outside of a process group: all would write to the same folder."""
     launcher = HydraConfig.get().launcher
     for key in ("nodes", "tasks_per_node"):
         number = launcher.get(key) or 1
@@ -148,8 +105,8 @@ def _one_process_a_run() -> None:
         )
 
 
-def _alone_in_speaking(given: list[str]) -> list[str]:
-    """What keeps all processes of torchrun but the first from writing logs and folders of their own."""
+def _quiet_ranks(given: list[str]) -> list[str]:
+    """Return settings that keep ranks other than 0 from writing logs and folders of their own."""
     if launch.world_size() == 1:
         return []
     if {"-m", "--multirun"} & set(given):
@@ -174,63 +131,6 @@ def _errors_pass_through() -> Iterator[None]:
 
 
 def _in_this_process() -> bool:
-    """Whether the run is one of this very process, and not one that a launcher has started elsewhere."""
+    """Return True unless a launcher has started the run in another process."""
     config = HydraConfig.get()
     return config.mode == RunMode.RUN or config.launcher._target_.endswith("BasicLauncher")
-
-
-@contextmanager
-def _with_origin() -> Iterator[None]:
-    """Let a `ConfigError` say where the value was set, after its hint."""
-    try:
-        yield
-    except ConfigError as error:
-        runtime = HydraConfig.get()
-        given = [item.lstrip("+~").partition("=")[0] for item in runtime.overrides.task]
-        section = error.key.partition(".")[0]
-        choice = runtime.runtime.choices.get(section)
-        if isinstance(choice, ListConfig):  # of a group with several choices, keys are below their names
-            choice = error.key.split(".")[1]
-        experiment = runtime.runtime.choices.get("experiment")
-        if error.key in given or (error.key == f"{section}.name" and section in given):
-            origin = "from the command line"
-        elif choice is not None:
-            also = f" or configs/experiment/{experiment}.yaml" if experiment else ""
-            origin = f"from configs/{section}/{choice}.yaml{also}"
-            if also and error.hint.startswith("no such setting"):
-                origin += f"; '~{error.key}' leaves it out"
-        else:
-            origin = f"from configs/{runtime.job.config_name}.yaml"
-        raise ConfigError(error.key, error.value, f"{error.hint} ({origin})") from error
-
-
-def _as_user_error(error: Exception) -> UserError:
-    """What Hydra says over several lines, in one line with the nearest thing that does exist."""
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        if Path(error.override).exists() or error.override.endswith((".pt", ".pth", ".onnx", ".safetensors")):
-            return UserError(f"{error.override}: of what is this the path? ckpt={error.override} is a model")
-        return UserError(f"{error.override}: is not of the form key=value ({text.splitlines()[0]})")
-    if isinstance(error, MissingConfigException):
-        launcher = re.search(r"'(hydra/launcher)/(submitit\w+)'", text)
-        if launcher:
-            group, option = launcher.groups()
-            return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
-        missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
-        if missing:
-            group, option = missing.groups()
-            folders = [folder / group for folder in (config_folder(), *plugins.config_folders())]
-            files = [path for folder in folders for path in folder.glob("*.yaml")]
-            known = [path.stem for path in files if path.stem != "base"]
-            return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
-    ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
-    if ambiguous:
-        hint = (
-            "is several values; -m runs one after the other, [a,b] is a list, and quotes within quotes a text"
-        )
-        return UserError(f"{ambiguous.group(1)}: {hint}")
-    full_key = re.search(r"full_key: (\S+)", text)
-    where = f"{full_key.group(1)}: " if full_key else ""
-    if "Missing mandatory value" in text:
-        return UserError(f"{where or text}must be given on the command line")
-    return UserError(where + " ".join(text.partition("\n    full_key: ")[0].split()))

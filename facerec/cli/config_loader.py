@@ -1,11 +1,9 @@
-"""Hydra's loader of configurations, held to what a configuration may do: no code of others is run from it."""
+"""Hydra's loader of configurations: plugins' folders, bounded YAML, a home folder, no foreign code, hints."""
 
 from __future__ import annotations
 
-import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +16,17 @@ from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from facerec import plugins
+from facerec.cli.foreign_code import entries, refuse_foreign_code
 from facerec.errors import UserError, nearest
-
-# What a configuration may have Hydra build: its launchers and sweepers, which it registers itself, and these.
-_PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
-_SAMPLER = re.compile(r"optuna\.samplers\.\w+Sampler")  # which Hydra's sweeper of Optuna is built with
-_CALLBACKS = frozenset(
-    (
-        "facerec.reporting.sweep.SweepTable",
-        "hydra.experimental.callbacks.LogJobReturnCallback",
-        "hydra.experimental.callbacks.PickleJobInfoCallback",
-    )
-)
-_LOGGING = frozenset(
-    (
-        "colorlog.ColoredFormatter",  # of Hydra's plugin hydra_colorlog
-        "facerec.reporting.run_folder.LogStream",
-        "logging.FileHandler",
-        "logging.Formatter",
-        "logging.NullHandler",
-        "logging.StreamHandler",
-        "logging.handlers.RotatingFileHandler",
-        "logging.handlers.TimedRotatingFileHandler",
-        "logging.handlers.WatchedFileHandler",
-    )
-)
-_STREAMS = frozenset(("ext://sys.stdout", "ext://sys.stderr"))
-
 
 _ENTRIES = 100_000  # of one file, its aliases written out; ours have less than a hundred
 
 
 class _Repository(ConfigRepository):
-    """Where configuration files are, read only where their aliases do not multiply without end."""
+    """Reads configuration files whose aliases do not multiply without end."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """As Hydra; raises `UserError` for a file of more than `_ENTRIES` entries."""
@@ -62,19 +34,19 @@ class _Repository(ConfigRepository):
         if source is not None and source.scheme() == "file":
             path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
             content = path.read_bytes()
-            entries = _written_out(content) if b"*" in content else 0
-            if entries > _ENTRIES:
+            number = _written_out(content) if b"*" in content else 0
+            if number > _ENTRIES:
                 raise UserError(
-                    f"the configuration cannot be read: {path}: stands for {entries:.2g} entries, its "
+                    f"the configuration cannot be read: {path}: stands for {number:.2g} entries, its "
                     f"aliases (*name) repeating each other; at most {_ENTRIES:,}: write out what is meant"
                 )
         return super().load_config(config_path)
 
 
 class ConfigLoader(ConfigLoaderImpl):
-    """Composes as Hydra does, and judges the outcome before anything is built from it.
+    """Composes as Hydra does, and checks the outcome before anything is built from it.
 
-    A class of its own, and not a check in the command, so that it goes along to the processes of a launcher.
+    Not a check in the command, so that it goes along to the processes of a launcher.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -85,7 +57,7 @@ class ConfigLoader(ConfigLoaderImpl):
         self.repository = _Repository(config_search_path)
 
     def get_group_options(self, group_name: str, *rest: Any, **named: Any) -> list[str]:
-        """The choices of a group, without those that are only what others begin with."""
+        """Return the choices of a group, without ``base``, from which others inherit."""
         return [name for name in super().get_group_options(group_name, *rest, **named) if name != "base"]
 
     def load_configuration(
@@ -114,9 +86,8 @@ class ConfigLoader(ConfigLoaderImpl):
             config = load(config_name, general, run_mode, *rest, **named)
             config.hydra.overrides.task = [one for one in overrides if not _of_hydra(one)]
         _expand_home(config)
-        _refuse_foreign_code(config)
-        _refuse_foreign_plugins(config)
-        _refuse_other_kinds(config)
+        refuse_foreign_code(config)
+        _refuse_wrong_types(config)
         self._refuse_unknown_sections(config, config_name)
         return config
 
@@ -147,7 +118,7 @@ class ConfigLoader(ConfigLoaderImpl):
     def _explained(
         self, error: ConfigCompositionException, config_name: str | None, choices: list[str]
     ) -> Exception:
-        """What is wrong, with the nearest setting that there is where these groups are chosen."""
+        """Name the nearest setting that exists with these choices of groups."""
         text = str(error)
         found = re.search(
             r"(Could not override|Could not delete from config\.|item is already at) '([^']+)'", text
@@ -177,7 +148,7 @@ def _of_hydra(override: str) -> bool:
 
 
 def _written_out(content: bytes) -> int:
-    """How many entries a YAML file stands for once each alias is what it names; no time goes into them."""
+    """Count the entries of a YAML file with all aliases written out, without writing them out."""
     sizes: dict[str, int] = {}  # by anchor
     open_: list[tuple[str | None, int]] = [(None, 0)]  # anchor and entries of what is not closed yet
     for event in yaml.parse(content, Loader=yaml.SafeLoader):
@@ -198,8 +169,8 @@ def _written_out(content: bytes) -> int:
     return open_[0][1]
 
 
-def _refuse_other_kinds(config: DictConfig) -> None:
-    """Raise `UserError` for what Hydra uses before any settings are checked, where it is of another kind."""
+def _refuse_wrong_types(config: DictConfig) -> None:
+    """Raise `UserError` for a wrong type of what Hydra uses before any settings are checked."""
     given: Any = OmegaConf.to_container(config, resolve=False)
     output_dir, verbose = given.get("output_dir", "."), given["hydra"]["verbose"]
     if not (isinstance(output_dir, str) and output_dir):
@@ -210,80 +181,10 @@ def _refuse_other_kinds(config: DictConfig) -> None:
 
 def _expand_home(config: DictConfig) -> None:
     """Put the home folder where a value begins with ``~``; of interpolations, in those of the environment."""
-    for path, key, raw in list(_entries(OmegaConf.to_container(config, resolve=False))):
+    for path, key, raw in list(entries(OmegaConf.to_container(config, resolve=False))):
         if isinstance(raw, str) and raw.startswith(("~", "${oc.env:")) and path != "hydra.overrides.task":
             node = OmegaConf.select(config, path) if path else config
             at: Any = key if isinstance(node, DictConfig) else int(key)
             value = str(node[at])
             if value.startswith("~"):
                 node[at] = os.path.expanduser(value)  # noqa: PTH111 - Path raises where there is no such user
-
-
-def _refuse_foreign_code(config: DictConfig) -> None:
-    """Raise `UserError` where the configuration names code that Hydra, or logging, would run.
-
-    Hydra before 1.3.6 runs whatever ``_target_`` names, ``os.system`` too; later ones all but what their own
-    list of dangers has.
-    """
-    for path, key, value in _entries(OmegaConf.to_container(config, resolve=False)):
-        if key == "_target_" and not path.startswith("hydra."):
-            raise _refused(path, key, value)
-    job = config.hydra.job
-    for name in sorted(set(map(str, job.env_set)) - set(map(str, job.env_copy))):
-        raise UserError(
-            f"hydra.job.env_set.{name}: a configuration may set no variables, which programs "
-            "started later obey; set it where facerec is started, hydra.job.env_copy passes it on"
-        )
-    known = copy.deepcopy(config)
-    with open_dict(known):
-        known.hydra.runtime.output_dir = "/"  # not known yet; a path, whatever it will be
-    for section in ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging"):
-        start = f"hydra.{section}"
-        try:
-            if not OmegaConf.is_dict(known.hydra[section]):
-                raise UserError(f"{start}={known.hydra[section]}: must be a section of settings")
-            resolved = OmegaConf.to_container(known.hydra[section], resolve=True)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{start}: {' '.join(str(error).split())}") from error
-        for path, key, value in _entries(resolved, start):
-            if not _permitted(path.removeprefix(start).lstrip("."), key, value, section):
-                raise _refused(path, key, value)
-
-
-def _refuse_foreign_plugins(config: DictConfig) -> None:
-    """Raise `UserError` for a plugin that a file names: only the command line may name code to be run."""
-    given = OmegaConf.to_container(config, resolve=False).get("plugins") or []  # type: ignore[union-attr]
-    for name in [given] if isinstance(given, str) else given:
-        if name not in plugins.named():
-            hint = "comes from a file, which may name no code to be run; give it on the command line"
-            raise UserError(f"plugins={name}: {hint}")
-
-
-def _permitted(inside: str, key: str, value: Any, section: str) -> bool:
-    """True for an entry that names no code, or code that is known; `inside` is where in the section it is."""
-    if section.endswith("logging"):
-        named = key in ("()", "class", "queue", "listener")
-        external = str(value).startswith(("ext://", "cfg://"))
-        return str(value) in (_LOGGING if named else _STREAMS) or not (named or external)
-    if key != "_target_":
-        return True
-    if section == "callbacks":
-        return "." not in inside and value in _CALLBACKS
-    if section == "sweeper" and inside.partition(".")[0] == "sampler":
-        return _SAMPLER.fullmatch(str(value)) is not None
-    return not inside and str(value).startswith(_PLUGINS)
-
-
-def _refused(path: str, key: str, value: object) -> UserError:
-    return UserError(
-        f"{path}.{key}={value}: a configuration may name no code to be run but this package's callbacks, and "
-        "Hydra's launchers and sweepers"
-    )
-
-
-def _entries(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Path, key and value of every entry of plain containers, at any depth."""
-    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in pairs:
-        yield path, str(key), value
-        yield from _entries(value, f"{path}.{key}" if path else str(key))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from facerec.backbones.flops import multiply_adds
 from facerec.backbones.prelu import PReLU
-from facerec.cli.compose import config_folder
+from facerec.cli.explain import config_folder
 from facerec.loading.batch import Batch
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble
