@@ -60,18 +60,18 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     seed: Any = config.get("seed")
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
     require(good, "seed", seed, "must be a whole number, 0 or more and below 2^63")
+    start, architecture = split_backbone(config["backbone"])
+    try_out(architecture, config["head"])
     settings = build(TrainerSettings, "trainer", config["trainer"])
     schedule = SCHEDULES.from_section(config["schedule"])
     optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
     data = build(DataSettings, "data", config["data"])
     evaluation = build(EvalSettings, "eval", config["eval"])
     input = build(Preprocessing, "input", config["input"])
-    start, architecture = split_backbone(config["backbone"])
     device = device_of(config)
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
-    try_out(architecture, config["head"])
     writable(folder)
     resume = distributed.rank_zero_result(lambda: resume_from(settings.resume, folder))
 
