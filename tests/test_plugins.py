@@ -1,8 +1,9 @@
-"""Heads, backbones, schedules and the rest from outside: the plugin of docs/extend.md, as it stands there."""
+"""Heads, backbones and the rest from outside: the plugin that docs/extend.md and extend-more.md show."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,18 +16,19 @@ import torch
 
 from facerec.models import checkpoint
 
-PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = "".join((DOCS / name).read_text() for name in ("extend.md", "extend-more.md"))
 SETTINGS = [
     *("head=widening", "head.m=0.3", "backbone=plain", "backbone.embedding_size=16"),
     *("schedule=halving", "optimizer=rmsprop", "trainer.batch_size=16", "trainer.max_steps=2"),
-    *("data=synthetic", "data.identities=6", "data.images=48", "data.size=32", "eval.targets=[]"),
-    *("trainer.log_every=1", "trainer.threads=1", "trainer.device=cpu", "eval.root=.", "output_dir=run"),
+    *("data=stripes", "data.options.per_identity=6", "data.size=32", "logger=[console,metrics,csv]"),
+    *("trainer.log_every=1", "trainer.threads=1", "trainer.device=cpu", "output_dir=run"),
 ]
 
 
 def write_plugin(folder: Path) -> None:
-    """Write the files of the page where their first lines say."""
-    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """Write the files of the pages where their first lines say."""
+    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGES, re.DOTALL)
     assert blocks
     for name, text in blocks:
         path = folder / name
@@ -40,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("plugin")
     write_plugin(work)
     wheel, info = work / "my_faces-1.0-py3-none-any.whl", "my_faces-1.0.dist-info"
-    entry = re.search(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    entry = re.search(r"```toml\n(.*?)```", PAGES, re.DOTALL)
     assert entry and entry[1].startswith('[project.entry-points."facerec.plugins"]')
     with zipfile.ZipFile(wheel, "w") as archive:
         for path in sorted((work / "my_faces").rglob("*.*")):
@@ -77,12 +79,25 @@ def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, site: Path)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == [1e-3, 1e-3 * 0.5**2]
     assert rows[-1]["loss"] > 0 and "accuracy" in rows[-1]
+    assert "6 widths of stripes, 36 images" in log
+    lines = (tmp_path / "run" / "losses.csv").read_text().splitlines()
+    assert lines == [f"{row['step']},{round(row['loss'], 4)}" for row in rows]
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     assert isinstance(checkpoint.load(last)["backbone"]["layers.0.weight"], torch.Tensor)
     without = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors")
     assert without.returncode == 2 and "plain" in without.stderr
     done = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors", packages=site)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_installed_plugin_judges(tmp_path: Path, site: Path) -> None:
+    assert run("train", tmp_path, *SETTINGS, packages=site).returncode == 0
+    ckpt = "ckpt=run/checkpoints/last.pt"
+    done = run("evaluate", tmp_path, ckpt, "eval=stripes", "output_dir=judged", packages=site)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "judged" / "results.json").read_text())["targets"]["stripes"]
+    assert results["pairs"] == 20 and math.isfinite(results["d_prime"]) and "eer" not in results
+    assert "d′" in (tmp_path / "judged" / "report.html").read_text()
 
 
 def test_a_projects_folder_is_a_plugin_by_its_name(tmp_path: Path) -> None:
@@ -92,7 +107,7 @@ def test_a_projects_folder_is_a_plugin_by_its_name(tmp_path: Path) -> None:
     again = run("train", tmp_path, *SETTINGS, "plugins=my_faces", "trainer.max_steps=3")
     assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr
     unknown = run("train", tmp_path, *SETTINGS)
-    assert unknown.returncode == 2 and ": no such " in unknown.stderr  # whichever Hydra looks for first
+    assert unknown.returncode == 2 and ": no such " in unknown.stderr  # which first, Hydra decides
 
 
 def test_settings_of_a_plugin_are_checked_like_all_others(tmp_path: Path, site: Path) -> None:
