@@ -82,21 +82,21 @@ def test_decisions_are_counted_pair_by_pair():
     assert high == pytest.approx(found.difference + 1.96 * sd, abs=0.01)
 
 
-def test_the_difference_is_resampled_over_people_where_they_are_known():
+def test_the_difference_is_resampled_over_identities_where_they_are_known():
     issame = np.arange(300) % 2 == 0
     who = np.repeat(np.arange(10), 30)
-    people = np.stack([who, np.where(issame, who, 10 + np.arange(300))], 1).reshape(-1)
+    identities = np.stack([who, np.where(issame, who, 10 + np.arange(300))], 1).reshape(-1)
     one, other = (made_result(noise, 300, seed, identity_2N=None) for noise, seed in ((1.0, 0), (1.0, 1)))
-    # The first fails on all genuine pairs of half of the people, the second nowhere.
+    # The first fails on all genuine pairs of half of the identities, the second nowhere.
     wrong = np.flatnonzero(issame & (who < 5))
     none = np.array([], int)
-    numbered = np.unique(people, return_inverse=True)[1].reshape(-1, 2)
+    numbered = np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
     one = replace(one, wrong_genuine=wrong, wrong_impostor=none)
     other = replace(other, wrong_genuine=none, wrong_impostor=none)
     over_pairs = compare({"a": one, "b": other}, bootstrap=300)[0].difference_interval
-    of_people = {name: replace(r, identity_N2=numbered) for name, r in (("a", one), ("b", other))}
-    over_people = compare(of_people, bootstrap=300)[0].difference_interval
-    assert over_people[1] - over_people[0] > 2 * (over_pairs[1] - over_pairs[0])
+    of_identities = {name: replace(r, identity_N2=numbered) for name, r in (("a", one), ("b", other))}
+    over_identities = compare(of_identities, bootstrap=300)[0].difference_interval
+    assert over_identities[1] - over_identities[0] > 2 * (over_pairs[1] - over_pairs[0])
 
 
 def test_three_models_are_compared_two_by_two_with_correction():
@@ -146,7 +146,7 @@ def test_names_tell_models_apart(tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two checkpoints of the same file name in folders that need quoting, and a set of people."""
+    """Two checkpoints of the same file name in folders that need quoting, and a set of identities."""
     root = tmp_path_factory.mktemp("runs")
     settings = {"name": "mobilefacenet", "embedding_size": 16}
     paths = []
@@ -203,13 +203,13 @@ def test_several_checkpoints_give_one_table_one_report_and_one_results_file(runs
 
 def test_other_protocols_are_compared_too(runs, tmp_path):
     rng = np.random.default_rng(1)
-    for part, people in (("gallery", "ab"), ("probes", "abc")):
-        for person in people:
-            (tmp_path / part / person).mkdir(parents=True)
+    for part, identities in (("gallery", "ab"), ("probes", "abc")):
+        for identity in identities:
+            (tmp_path / part / identity).mkdir(parents=True)
             face = np.ascontiguousarray(
                 rng.integers(0, 255, (7, 7, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
             )
-            (tmp_path / part / person / "1.jpg").write_bytes(simplejpeg.encode_jpeg(face))
+            (tmp_path / part / identity / "1.jpg").write_bytes(simplejpeg.encode_jpeg(face))
     folders = [f"eval.{part}={tmp_path / part}" for part in ("gallery", "probes")]
     written = evaluate([str(path) for path in runs], tmp_path / "out", "eval=identification", *folders)
     (found,) = written["comparisons"]["identification"]

@@ -34,7 +34,7 @@ def result():
     return replace(verify(embedding, issame), source=made)
 
 
-def test_every_figure_is_written_as_a_image(result, tmp_path):
+def test_every_figure_is_written_as_an_image(result, tmp_path):
     paths = save_figures(tmp_path / "run", "lfw", figures_of("lfw", {"model": result}))
     assert [path.name for path in paths] == [
         f"lfw_{kind}.png" for kind in ("roc", "det", "distances", "pairs")
@@ -117,7 +117,7 @@ def test_what_cannot_be_drawn_is_left_out(result):
     assert "pairs" not in figures_of("lfw", {"model": replace(result, source=None)})
 
 
-def test_a_image_that_cannot_be_written_is_an_error(result, tmp_path):
+def test_an_image_that_cannot_be_written_is_an_error(result, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="could not be written"):
         save_figures(tmp_path / "file", "lfw", figures_of("lfw", {"model": result}))

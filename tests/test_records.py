@@ -1,4 +1,4 @@
-"""What a run writes beside checkpoints: whole rows, those of a run in one part, or a line and an end."""
+"""Records of a run beside its checkpoints: complete rows, as of a run in one part, or a line and an end."""
 
 from __future__ import annotations
 
@@ -42,14 +42,16 @@ def logger(kind: Callable[..., Logger], folder: Path) -> Logger:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl holds, but for what the clock decides."""
+    """The rows of metrics.jsonl without what the clock decides."""
     made = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in made]
 
 
 def test_rows_after_a_resume_are_those_of_a_run_in_one_part(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"trainer_log_every": 4, "trainer_epochs": 3}
-    tiny_trainer(tmp_path / "whole", **settings, reporters=[logger(MetricsFile, tmp_path / "whole")]).fit()
+    tiny_trainer(
+        tmp_path / "unbroken", **settings, reporters=[logger(MetricsFile, tmp_path / "unbroken")]
+    ).fit()
     for stop in (3, 6, None):
         trainer = tiny_trainer(tmp_path, **settings, reporters=[logger(MetricsFile, tmp_path)])
         if stop is not None:
@@ -57,12 +59,10 @@ def test_rows_after_a_resume_are_those_of_a_run_in_one_part(tmp_path: Path) -> N
         if (tmp_path / "checkpoints" / "last.pt").is_file():
             trainer.resume(tmp_path / "checkpoints" / "last.pt")
         trainer.fit()
-    assert rows(tmp_path) == rows(tmp_path / "whole")
+    assert rows(tmp_path) == rows(tmp_path / "unbroken")
 
 
-def test_rows_are_dropped_by_replacing_the_file_as_a_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_dropped_by_replacing_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill right after a resume finds the old rows or the new ones, never an empty file."""
     path, trainer = tmp_path / "metrics.jsonl", tiny_trainer(tmp_path)
     before = '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st'

@@ -34,11 +34,15 @@ def made_result(pairs=400, noise=0.8, seed=0, name="made", **settings):
     centre = rng.normal(size=(pairs, 2, 16))
     centre[issame, 1] = centre[issame, 0]
     noisy = centre + noise * np.random.default_rng(seed).normal(size=centre.shape)
-    people = np.array([[f"p{i}", f"p{i}"] if same else [f"p{i}", "<b>"] for i, same in enumerate(issame)])
+    identities = np.array([[f"p{i}", f"p{i}"] if same else [f"p{i}", "<b>"] for i, same in enumerate(issame)])
     pixels = rng.integers(0, 255, (20, 8, 8, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)
     images = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), quality=90) for one in pixels]
-    source = VerificationSet(name, images, rng.integers(0, 20, 2 * pairs), issame, None, people.reshape(-1))
-    result = verify(noisy.reshape(-1, 16), issame, bootstrap=50, identity_2N=people.reshape(-1), **settings)
+    source = VerificationSet(
+        name, images, rng.integers(0, 20, 2 * pairs), issame, None, identities.reshape(-1)
+    )
+    result = verify(
+        noisy.reshape(-1, 16), issame, bootstrap=50, identity_2N=identities.reshape(-1), **settings
+    )
     return replace(result, source=source)
 
 
