@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a table of its phases, and a trace of every operation."""
+"""Profile of a training step: a table of its phases, and a trace of every operation."""
 
 from __future__ import annotations
 
