@@ -98,7 +98,7 @@ def test_confusable_labels_on_real_faces(lfw_root: Path) -> None:
 
 
 def test_shares_out_of_range_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"data\.label_noise=1: must be a share from 0 to below 1"):
+    with pytest.raises(ConfigError, match=r"data\.label_noise=1: must be 0 or more, and below 1"):
         DataSettings(label_noise=1.0)
     with pytest.raises(ConfigError, match=r"data\.noise_kind=near: must be one of uniform, confusable"):
         DataSettings(noise_kind="near")

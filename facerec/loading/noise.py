@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
@@ -57,8 +58,8 @@ class NoisyLabels(LabelledImages):
     def contents(self) -> list[np.ndarray | Sequence[str]]:
         return [*self.faces.contents(), self.label_N]
 
-    def prefetch(self, positions: object) -> None:
-        self.faces.prefetch(positions)  # type: ignore[arg-type]
+    def prefetch(self, positions: Sequence[int]) -> None:
+        self.faces.prefetch(positions)
 
 
 def with_label_noise(
@@ -77,7 +78,7 @@ def with_label_noise(
         ConfigError: for a fraction out of range.
     """
     if not 0 <= fraction < 1:
-        raise ConfigError("data.label_noise", fraction, "must be a share from 0 to below 1")
+        raise ConfigError("data.label_noise", fraction, "must be 0 or more, and below 1")
     if fraction == 0:
         return faces
     number_N = np.arange(len(faces), dtype=np.int64)
@@ -100,7 +101,8 @@ def lookalikes(faces: LabelledImages, count: int = _LOOKALIKES) -> Labels:
     order_N = np.argsort(faces.label_N, kind="stable")
     sorted_N = np.asarray(faces.label_N)[order_N]
     mean_CP = np.zeros((faces.num_classes, _SIDE * _SIDE), np.float32)
-    for identity, (begin, end) in enumerate(zip(*_spans(sorted_N, faces.num_classes), strict=True)):
+    edges = np.searchsorted(sorted_N, np.arange(faces.num_classes + 1))
+    for identity, (begin, end) in enumerate(pairwise(edges.tolist())):
         seen = order_N[begin:end][:: max(1, (end - begin) // _SEEN)][:_SEEN]
         for i in seen.tolist():
             with contextlib.suppress(DamagedDataError):  # the loader will say so, or skip it
@@ -114,11 +116,6 @@ def lookalikes(faces: LabelledImages, count: int = _LOOKALIKES) -> Labels:
         best = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
         nearest_CK[begin : begin + 1024] = np.sort(best, axis=1)
     return nearest_CK
-
-
-def _spans(sorted_N: Labels, classes: int) -> tuple[Labels, Labels]:
-    identity_C = np.arange(classes)
-    return np.searchsorted(sorted_N, identity_C), np.searchsorted(sorted_N, identity_C, side="right")
 
 
 def _thumbnail(faces: LabelledImages, i: int) -> np.ndarray:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from facerec.errors import require
 from facerec.images.augment import AugmentSettings
 from facerec.registry import build
 from facerec.threads import cores
+
+_LOADING: Final = (
+    *("shuffle", "block_size", "window", "images_per_identity"),
+    *("on_error", "mirror", "drop_last", "prefetch", "decoder"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class DataSettings:
         )
         k, noise = self.images_per_identity, self.label_noise
         require(k >= 2, "data.images_per_identity", k, "must be 2 or more")
-        require(0 <= noise < 1, "data.label_noise", noise, "must be a share from 0 to below 1")
+        require(0 <= noise < 1, "data.label_noise", noise, "must be 0 or more, and below 1")
         for key, choices in (
             ("shuffle", ("full", "block", "identity", "none")),
             ("on_error", ("raise", "skip")),
@@ -104,17 +109,8 @@ class DataSettings:
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `facerec.loading.loader.Loader` that are settings of this group."""
-        return {
+        return {name: getattr(self, name) for name in _LOADING} | {
             "size": self.shape,
             "workers": self.workers or min(8, cores()),
-            "shuffle": self.shuffle,
-            "block_size": self.block_size,
-            "window": self.window,
-            "images_per_identity": self.images_per_identity,
-            "on_error": self.on_error,
-            "mirror": self.mirror,
             "augment": build(AugmentSettings, "data.augment", self.augment),
-            "drop_last": self.drop_last,
-            "prefetch": self.prefetch,
-            "decoder": self.decoder,
         }

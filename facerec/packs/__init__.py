@@ -1,1 +1,4 @@
-"""Read and write packs: the RecordIO container, index and labels, face packs, verification `.bin` files."""
+"""Packs: `recordio` reads and writes `.rec`, `framing` knows its bytes, `index` its `.idx`, `pack` labels.
+
+`verification` reads and writes the `.bin` files of image pairs.
+"""
