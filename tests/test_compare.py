@@ -89,10 +89,9 @@ def test_the_difference_is_resampled_over_identities_where_they_are_known():
     one, other = (made_result(noise, 300, seed, identity_2N=None) for noise, seed in ((1.0, 0), (1.0, 1)))
     # The first fails on all genuine pairs of half of the identities, the second nowhere.
     wrong = np.flatnonzero(issame & (who < 5))
-    none = np.array([], int)
     numbered = np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
-    one = replace(one, wrong_genuine=wrong, wrong_impostor=none)
-    other = replace(other, wrong_genuine=none, wrong_impostor=none)
+    one = replace(one, right_X=~np.isin(np.arange(300), wrong))
+    other = replace(other, right_X=np.ones(300, bool))
     over_pairs = compare({"a": one, "b": other}, bootstrap=300)[0].difference_interval
     of_identities = {name: replace(r, identity_N2=numbered) for name, r in (("a", one), ("b", other))}
     over_identities = compare(of_identities, bootstrap=300)[0].difference_interval

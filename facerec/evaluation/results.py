@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from facerec.evaluation.metrics import Metric
 from facerec.evaluation.statistics.bootstrap import Interval
-from facerec.evaluation.statistics.separation import Curve, Histogram
+from facerec.evaluation.statistics.separation import Separation
 from facerec.files import replacing
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class Number:
         return "" if self.interval is None else f"{self.interval[0]:.5f}–{self.interval[1]:.5f}"
 
 
+_SAID = ("protocol", "notes")  # stand last in an entry of results.json
+
+
 class Series(NamedTuple):
     """One curve or histogram of a result, to be drawn by whoever reports it.
 
@@ -70,39 +73,34 @@ class Series(NamedTuple):
     data: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Result(ABC):
-    """What a protocol found on one test. A subclass is a frozen dataclass.
+    """What a protocol found on one test; a subclass adds its numbers.
 
-    Fields declared with ``repr=False`` (arrays) stay out of results.json.
+    Fields with ``repr=False`` stay out of results.json.
 
     Attributes:
         kind: results of one kind share a table.
         protocol: its name, as it is to be said with the numbers.
         notes: what a reader of the numbers has to know.
-        source: the images behind the decisions, where these are pairs of images.
-        identity_N2: identities of the pairs' images, numbers from 0, where they are known.
+        score_key: key of the number that runs are compared by.
+        right_X: which decisions were right, for the paired comparison of models.
+        decided: what these decisions are, e.g. pairs judged by their fold's threshold.
+        identity_N2: identities of the two images of each decision, numbers from 0, where it is about a pair
+            and they are known.
+        source: the images of these pairs.
+        curves: what can be drawn.
     """
 
     kind: ClassVar[str]
     protocol: str
     notes: list[str]
-    source: VerificationSet | None = None
-    identity_N2: npt.NDArray[np.integer] | None = None
-
-    @property
-    @abstractmethod
-    def score_key(self) -> str:
-        """Key of the number that runs are compared by."""
-
-    @property
-    @abstractmethod
-    def right_X(self) -> npt.NDArray[np.bool_] | None:
-        """Which decisions were right, for the paired comparison of models."""
-
-    @property
-    @abstractmethod
-    def decided(self) -> str:
-        """What `right_X` is about, e.g. pairs judged by their fold's threshold."""
+    score_key: str = field(repr=False)
+    decided: str = field(repr=False)
+    right_X: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+    identity_N2: npt.NDArray[np.integer] | None = field(default=None, repr=False)
+    source: VerificationSet | None = field(default=None, repr=False)
+    curves: list[Series] = field(default_factory=list, repr=False)
 
     @abstractmethod
     def numbers(self) -> list[Number]:
@@ -115,10 +113,6 @@ class Result(ABC):
     @abstractmethod
     def lines(self) -> list[str]:
         """Lines for the log, without the test's name and the step."""
-
-    def curves(self) -> list[Series]:
-        """What can be drawn."""
-        return []
 
     @property
     def headline(self) -> Number | None:
@@ -133,7 +127,8 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json: plain values at full precision, None for what is undefined."""
-        return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.repr}  # type: ignore[arg-type]
+        names = [one.name for one in fields(self) if one.repr]
+        return {name: _plain(getattr(self, name)) for name in sorted(names, key=_SAID.__contains__)}
 
     def log_lines(self, name: str, step: int | None = None) -> list[str]:
         """The lines of the field's habit: ``[lfw][60000]Accuracy-Flip: 0.98867+-0.00386``."""
@@ -182,10 +177,6 @@ class PairResult(Result):
         counts = f"{self.genuine_pairs:,} genuine, {self.pairs - self.genuine_pairs:,} impostor"
         return [("Protocol", self.protocol), ("Pairs", f"{self.pairs:,} ({counts})")]
 
-    def _roc(self, curve: Curve | None, scale: str) -> list[Series]:
-        impostors = self.pairs - self.genuine_pairs
-        return rate_series(curve, scale, self.genuine_pairs, impostors, self.values.get("eer"))
-
 
 def numbers_at(
     key: str, label: str, values: Mapping[str, float | None], intervals: Mapping[str, Interval]
@@ -195,22 +186,22 @@ def numbers_at(
 
 
 def rate_series(
-    curve: Curve | None, scale: str, genuine: int, impostor: int, eer: float | None = None, chart: str = "roc"
+    separation: Separation, scale: str, eer: float | None = None, chart: str = "roc"
 ) -> list[Series]:
-    """True over false accept rates; the numbers of trials say how far down the curve reaches."""
+    """True over false accept rates, where there are both kinds of trials."""
+    curve = separation.curve()
     if curve is None:
         return []
     kept = np.isfinite(curve.distance_V)  # beyond are probes whose mate was not first: never found
     threshold = curve.distance_V if scale == "distance" else -curve.distance_V
     data = {"far": curve.far_V[kept], "tar": curve.tar_V[kept], "threshold": threshold[kept]}
-    return [Series(chart, data | {"scale": scale, "genuine": genuine, "impostor": impostor, "eer": eer})]
+    counts = {"genuine": len(separation.genuine_G), "impostor": len(separation.impostor_I)}
+    return [Series(chart, data | counts | {"scale": scale, "eer": eer})]
 
 
-def histogram_series(counted: Histogram | None, scale: str, threshold: float | None = None) -> list[Series]:
+def histogram_series(separation: Separation, scale: str, threshold: float | None = None) -> list[Series]:
     """Counts of both kinds; cosines ascend from left to right, as distances do."""
-    if counted is None:
-        return []
-    edges, genuine, impostor = counted
+    edges, genuine, impostor = separation.histogram()
     if scale == "cosine":
         edges, genuine, impostor = -edges[::-1], genuine[::-1], impostor[::-1]
     data = {"edges": edges, "genuine": genuine, "impostor": impostor}

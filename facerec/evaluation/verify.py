@@ -19,7 +19,7 @@ import numpy.typing as npt
 from facerec.errors import require
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure, measured_intervals
-from facerec.evaluation.results import PairResult, Series, flip_fact, histogram_series
+from facerec.evaluation.results import PairResult, flip_fact, histogram_series, rate_series
 from facerec.evaluation.settings import USUAL_METRICS
 from facerec.evaluation.statistics.bootstrap import bootstrap as resample
 from facerec.evaluation.statistics.bootstrap import numbered_identities
@@ -36,7 +36,6 @@ from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separa
 if TYPE_CHECKING:
     import torch
 
-    from facerec.packs.verification import VerificationSet
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -67,8 +66,6 @@ class VerificationResult(PairResult):
     """How many identities the set has, where they are known."""
     thresholds: str
     flip: bool
-    protocol: str
-    notes: list[str]
     distance_N: Floats = field(repr=False)
     issame_N: Bools = field(repr=False)
     wrong_genuine: Ints = field(repr=False)
@@ -76,12 +73,8 @@ class VerificationResult(PairResult):
     last."""
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
-    identity_N2: Ints | None = field(default=None, repr=False)
-    source: VerificationSet | None = field(default=None, repr=False)
 
     kind = "verification"
-    score_key = "accuracy"
-    decided = "pairs judged by their fold's threshold"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json, with some of the pairs that were judged wrong."""
@@ -90,12 +83,6 @@ class VerificationResult(PairResult):
             nearest, worst = wrong[:NEAREST].tolist(), wrong[::-1][:NEAREST].tolist()
             entry[f"wrong_{kind}"] = {"count": len(wrong), "nearest": nearest, "worst": worst}
         return entry
-
-    @property
-    def right_X(self) -> Bools:
-        """Which pairs were judged right."""
-        wrong = np.concatenate([self.wrong_genuine, self.wrong_impostor])
-        return ~np.isin(np.arange(self.pairs), wrong)
 
     def lines(self) -> list[str]:
         """XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
@@ -124,14 +111,6 @@ class VerificationResult(PairResult):
         wrong = len(self.wrong_genuine), len(self.wrong_impostor)
         facts.append(("Judged wrong", f"{wrong[0]:,} genuine and {wrong[1]:,} impostor pairs"))
         return facts
-
-    def curves(self) -> list[Series]:
-        """The ROC, where there are both kinds of pairs, and the histogram of distances."""
-        separation = Separation.of(self.distance_N, self.issame_N)
-        return [
-            *self._roc(separation.curve(), "distance"),
-            *histogram_series(separation.histogram(), "distance", self.best_threshold),
-        ]
 
 
 def verify(
@@ -238,11 +217,18 @@ def verify(
             *_notes(compared.zero, values.get("tar_at_far", {}), pairs.separation),
             *one_sided(same, validated.fold_N),
         ],
+        score_key="accuracy",
+        decided="pairs judged by their fold's threshold",
+        right_X=~np.isin(np.arange(len(same)), np.concatenate([wrong_genuine, wrong_impostor])),
+        identity_N2=identity_N2,
+        curves=[
+            *rate_series(pairs.separation, "distance", values.get("eer")),
+            *histogram_series(pairs.separation, "distance", validated.threshold),
+        ],
         distance_N=distance_N,
         issame_N=same,
         wrong_genuine=wrong_genuine,
         wrong_impostor=wrong_impostor,
-        identity_N2=identity_N2,
     )
 
 

@@ -86,7 +86,7 @@ def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
     for one, target, result in rows_of(evaluated):
         model, at = models.index(one.name), targets.index(target)
         label = target if len(models) == 1 else one.name if len(targets) == 1 else f"{one.name}, {target}"
-        for kind, data in result.curves():
+        for kind, data in result.curves:
             if not len(data.get("y", data.get("far", "known"))):  # nothing to draw
                 continue
             eer = data.get("eer")

@@ -37,6 +37,7 @@ class HardPair:
 def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[HardPair], list[HardPair]]:
     """The genuine pairs farthest apart and the impostor pairs nearest to each other, worst first."""
     distance_N = np.asarray(result.distance_N, np.float64)
+    wrong = {*result.wrong_genuine.tolist(), *result.wrong_impostor.tolist()}
     names = getattr(result.source, "identity_2N", None)
 
     def pairs(genuine: bool) -> list[HardPair]:
@@ -45,8 +46,7 @@ def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[Hard
         found = []
         for pair in chosen[np.argsort(key, kind="stable")[:count]].tolist():
             identities = None if names is None else (str(names[2 * pair]), str(names[2 * pair + 1]))
-            wrong = not result.right_X[pair]
-            found.append(HardPair(pair, genuine, float(distance_N[pair]), wrong, identities))
+            found.append(HardPair(pair, genuine, float(distance_N[pair]), pair in wrong, identities))
         return found
 
     return pairs(True), pairs(False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_series
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
-from facerec.evaluation.statistics.separation import Bools, Curve, Ints, Separation
+from facerec.evaluation.statistics.separation import Ints, Separation
 from facerec.loading.folders import FileImages, images_below
 from facerec.models.model import Model
 from facerec.packs.text import text_lines
@@ -141,9 +141,6 @@ class IdentificationResult(Result):
         cmc: the same for rank 1, 2, 3 …
         tpir_at_fpir: fraction of the mated probes that are first and above the lowest threshold at which the
             fraction of non-mated probes above it is within the target; None where there are too few of these.
-        curve: TPIR over FPIR, thinned for drawing; its distances are negative cosines, infinite where a mate
-            was not first.
-        right_X: True where a mated probe's mate was first.
     """
 
     rank: dict[str, float]
@@ -156,14 +153,8 @@ class IdentificationResult(Result):
     gallery: int
     identities: int
     distractors: int
-    protocol: str
-    notes: list[str]
-    curve: Curve | None = field(default=None, repr=False)
-    right_X: Bools | None = field(default=None, repr=False)
 
     kind = "identification"
-    score_key = "rank_1"
-    decided = "mated probes found at rank 1"
 
     def lines(self) -> list[str]:
         """Ranks, and TPIR at the targets that are supported, five digits."""
@@ -188,12 +179,6 @@ class IdentificationResult(Result):
         if any(self.rank_interval.values()):
             facts.append(("Intervals", "95 %, people of the mated probes resampled, thresholds held fixed"))
         return facts
-
-    def curves(self) -> list[Series]:
-        """CMC, and TPIR over FPIR where there are non-mated probes."""
-        cmc = Series("cmc", {"x": list(range(1, len(self.cmc) + 1)), "y": self.cmc})
-        non_mated = self.probes - self.mated_probes
-        return [cmc, *rate_series(self.curve, "cosine", self.mated_probes, non_mated, chart="tpir")]
 
 
 def identify(
@@ -271,8 +256,13 @@ def identify(
         distractors=entries - len(gallery_G),
         protocol=protocol,
         notes=unsupported(tpir, "TPIR at FPIR", int((~mated_P).sum()), "non-mated probes"),
-        curve=separation.curve(),
+        score_key="rank_1",
+        decided="mated probes found at rank 1",
         right_X=first_P,
+        curves=[
+            Series("cmc", {"x": list(range(1, ranks + 1)), "y": cmc}),
+            *rate_series(separation, "cosine", chart="tpir"),
+        ],
     )
 
 

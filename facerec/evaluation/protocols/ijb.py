@@ -22,9 +22,9 @@ from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import identify
-from facerec.evaluation.results import Interval, PairResult, Result, Series, flip_fact, histogram_series
-from facerec.evaluation.statistics.bootstrap import rate_intervals
-from facerec.evaluation.statistics.separation import Bools, Curve, Floats, Histogram, Ints
+from facerec.evaluation.results import PairResult, Result, flip_fact, histogram_series, rate_series
+from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
+from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
 from facerec.images.align import align
 from facerec.images.decode import Pixels, decode_whole
@@ -153,26 +153,8 @@ class TemplateResult(PairResult):
     images: int
     flip: bool
     detector_score: bool
-    protocol: str
-    notes: list[str]
-    curve: Curve | None = field(default=None, repr=False)
-    """The ROC, thinned for drawing; its distances are negative cosines."""
-    histogram: Histogram | None = field(default=None, repr=False)
-    """Of the negative cosines."""
-    right_X: Bools | None = field(default=None, repr=False)
-    """Which genuine pairs are accepted at that FAR."""
 
     kind = "templates"
-
-    @property
-    def score_key(self) -> str:
-        """TAR at that FAR."""
-        return f"tar_at_far_{_scored_far(self.tar_at_far)}"
-
-    @property
-    def decided(self) -> str:
-        """What `right_X` is about."""
-        return f"genuine pairs accepted at FAR {_scored_far(self.tar_at_far)}"
 
     def lines(self) -> list[str]:
         """A line per FAR target that the pairs support, five digits."""
@@ -189,15 +171,6 @@ class TemplateResult(PairResult):
         if any(self.tar_at_far_interval.values()):
             facts.append(("Intervals", "95 %, people of the genuine pairs resampled, thresholds held fixed"))
         return facts
-
-    def curves(self) -> list[Series]:
-        """ROC and histogram of cosines."""
-        return [*self._roc(self.curve, "cosine"), *histogram_series(self.histogram, "cosine")]
-
-
-def _scored_far(tar_at_far: Mapping[str, float | None]) -> str | None:
-    supported = [far for far, tar in tar_at_far.items() if tar is not None and float(far) >= 1e-4]
-    return supported[-1] if supported else None
 
 
 def judge_pairs(
@@ -244,6 +217,7 @@ def judge_pairs(
         hits = np.stack(list(accepted.values()))
         found = rate_intervals(hits, identity_N[same_N], resamples=bootstrap, seed=seed)
         intervals |= dict(zip(supported, found, strict=True))
+    scored = next((far for far in reversed(supported) if float(far) >= 1e-4), None)
     notes = separation.alike()
     unsupported = [far for far in tars if far not in supported]
     if unsupported:
@@ -263,9 +237,13 @@ def judge_pairs(
         detector_score=detector_score,
         protocol=protocol,
         notes=notes,
-        curve=separation.curve(),
-        histogram=separation.histogram(),
-        right_X=accepted.get(_scored_far(tars) or ""),
+        score_key=f"tar_at_far_{scored}",
+        decided=f"genuine pairs accepted at FAR {scored}",
+        right_X=accepted.get(scored or ""),
+        curves=[
+            *rate_series(separation, "cosine", values.get("eer")),
+            *histogram_series(separation, "cosine"),
+        ],
     )
 
 

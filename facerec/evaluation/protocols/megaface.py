@@ -21,7 +21,7 @@ from facerec.evaluation.protocols.identification import Folders, unsupported
 from facerec.evaluation.results import Number, Result, Series, numbers_at
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, cosine_blocks, unit
-from facerec.evaluation.statistics.separation import Bools, Ints, accepted_at
+from facerec.evaluation.statistics.separation import Ints, accepted_at
 from facerec.models.model import Model
 
 CUTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -91,7 +91,6 @@ class MegafaceResult(Result):
             100 … distractors; None where there are not so many.
         tar_at_far: fraction of the mate pairs above the lowest threshold at which the fraction of (probe,
             distractor) pairs above it is within the target, over all distractors.
-        right_X: True where a mate is nearer than all of the most distractors.
     """
 
     rank1: dict[str, float | None]
@@ -102,17 +101,8 @@ class MegafaceResult(Result):
     identities: int
     mate_pairs: int
     distractors: int
-    protocol: str
-    notes: list[str]
-    right_X: Bools | None = field(default=None, repr=False)
 
     kind = "megaface"
-    decided = "mates nearer than all distractors"
-
-    @property
-    def score_key(self) -> str:
-        """Rank-1 among the most distractors."""
-        return next((f"rank1_{cut}" for cut, rate in reversed(self.rank1.items()) if rate is not None), "")
 
     def lines(self) -> list[str]:
         """Rank-1 at each supported number of distractors and TAR@FAR, five digits."""
@@ -138,11 +128,6 @@ class MegafaceResult(Result):
         if any(self.rank1_interval.values()):
             facts.append(("Intervals", "95 %, people of the probes resampled, distractors held fixed"))
         return facts
-
-    def curves(self) -> list[Series]:
-        """Rank-1 over the number of distractors."""
-        reached = {int(cut): value for cut, value in self.rank1.items() if value is not None}
-        return [Series("distractors", {"x": list(reached), "y": list(reached.values())})]
 
 
 def megaface(
@@ -220,7 +205,10 @@ def megaface(
         distractors=count,
         protocol=protocol,
         notes=notes,
+        score_key=f"rank1_{reached[-1]}" if reached else "",
+        decided="mates nearer than all distractors",
         right_X=hits[-1] if hits else None,
+        curves=[Series("distractors", {"x": reached, "y": [rank1[str(cut)] for cut in reached]})],
     )
 
 
