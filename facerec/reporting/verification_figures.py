@@ -121,7 +121,7 @@ def det_figure(name: str, results: Results) -> Figure:
 
 
 def _series(result: VerificationResult, chart: str) -> dict[str, Any] | None:
-    return next((data for kind, data in result.curves() if kind == chart), None)
+    return next((data for kind, data in result.curves if kind == chart), None)
 
 
 def _steps(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
