@@ -14,22 +14,13 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from facerec import plugins
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.backbones.flops import multiply_adds
 from facerec.cli.explain import config_folder
 from facerec.errors import ConfigError
+from tests.backbone_families import FAMILIES, PUBLISHED_FAMILIES
 
-FAMILIES = (
-    "ir_50",
-    "ir_se_50",
-    "adaface_ir_18",
-    "iresnet18",
-    "resnet50",
-    "mobilefacenet",
-    "mbf",
-    "sphere20",
-    "vit_t",
-)
 SIZE = 32  # pixels; enough for every family, and quick
 
 
@@ -94,11 +85,12 @@ def test_images_become_embeddings_in_bf16_channels_last_and_alone(
         last_BD = backbone(image_BCHW.contiguous(memory_format=torch.channels_last))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half_BD = backbone(image_BCHW)
-    assert half_BD.dtype == torch.float32
+    if name in PUBLISHED_FAMILIES:  # whose embedding is computed in full precision
+        assert half_BD.dtype == torch.float32
     scale = embedding_BD.abs().max().item()
     torch.testing.assert_close(alone_D, embedding_BD[0], rtol=1e-3, atol=1e-3 * scale)
     torch.testing.assert_close(last_BD, embedding_BD, rtol=1e-3, atol=1e-3 * scale)
-    assert F.cosine_similarity(half_BD, embedding_BD).min() > 0.99
+    assert F.cosine_similarity(half_BD.float(), embedding_BD).min() > 0.99
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -196,7 +188,7 @@ def test_stochastic_depth_leaves_branches_out_and_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilefacenet", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
+    "name", ["mobilefacenet", *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED_FAMILIES)]
 )
 def test_the_compiler_takes_it_as_one_graph(built: dict[str, nn.Module], name: str) -> None:
     backbone = built[name].eval()
@@ -246,8 +238,9 @@ def test_a_flop_is_a_multiply_add() -> None:
 
 @pytest.mark.parametrize("name", BACKBONES.names())
 def test_its_file_holds_every_setting_at_its_default(name: str) -> None:
-    folder = config_folder() / "backbone"
-    base, own = (OmegaConf.to_container(OmegaConf.load(folder / f"{n}.yaml")) for n in ("base", name))
+    folders = [folder / "backbone" for folder in (config_folder(), *plugins.config_folders())]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    base, own = (OmegaConf.to_container(OmegaConf.load(files[n])) for n in ("base", name))
     assert own.pop("defaults") == ["base", "_self_"] and own.pop("name") == name
     assert not own.keys() & base.keys()
     assert own.pop("input_size") == "${data.size}"  # images and backbone always agree
@@ -260,7 +253,7 @@ def test_its_file_holds_every_setting_at_its_default(name: str) -> None:
 
 def test_every_file_is_a_backbone() -> None:
     files = {path.stem for path in (config_folder() / "backbone").glob("*.yaml")}
-    assert files == {*BACKBONES.names(), "base"}
+    assert files <= {*BACKBONES.names(), "base"}
 
 
 def test_without_timm_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

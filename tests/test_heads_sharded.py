@@ -11,14 +11,14 @@ from torch import Tensor
 
 from facerec import distributed
 from facerec.errors import ConfigError
-from facerec.heads import HEADS, create_head
+from facerec.heads import create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard, shardable
+from tests.heads_reference import CLASS_HEADS
 from tests.several import together
 
 CLASSES, SIZE = 11, 6
-FAMILY = sorted(name for name in HEADS.names() if issubclass(HEADS.builder(name), ClassHead))
 SETTINGS: dict[str, dict[str, Any]] = {
     "elasticface": {"sigma": 0.0},  # else every process draws margins of its own
     "sphereface": {"normalize_gradient": True},
@@ -64,7 +64,7 @@ def every_head(folder: Path, parts: list[int]) -> None:
     rank = distributed.rank()
     begin = sum(parts[:rank])
     own = slice(begin, begin + parts[rank])
-    found = {name: step(make(name, sharded=True), parts, own, parts) for name in FAMILY}
+    found = {name: step(make(name, sharded=True), parts, own, parts) for name in CLASS_HEADS}
     found["recomputed"] = step(make("arcface", sharded=True, memory="recompute"), parts, own, parts)
     found["sampled"] = step(make("cosface", sharded=True, sample_rate=0.1), parts, own, parts)
     torch.save(found, folder / f"{rank}.pt")
@@ -79,7 +79,7 @@ def sharded_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return parts, [torch.load(folder / f"{rank}.pt") for rank in range(len(parts))]
 
 
-@pytest.mark.parametrize("name", [*FAMILY, "recomputed"])
+@pytest.mark.parametrize("name", [*CLASS_HEADS, "recomputed"])
 def test_gradients_state_and_report_are_those_of_one_process(sharded_run: Any, name: str) -> None:
     parts, found_by = sharded_run
     found = [process[name] for process in found_by]

@@ -8,8 +8,7 @@ from torch import nn
 
 from facerec.backbones import create_backbone
 from facerec.training.optimizers.groups import decayed_and_not, parameter_groups
-
-FAMILIES = ("ir_50", "ir_se_50", "iresnet18", "resnet50", "mobilefacenet", "mbf", "sphere20", "vit_t")
+from tests.backbone_families import FAMILIES
 
 
 def weightless(name: str) -> nn.Module:
