@@ -1,4 +1,4 @@
-"""A head or backbone that no test knows fails none: tests ask the registry, and the newcomer what it offers."""
+"""A head or backbone that no test knows fails none: tests ask the registry, and the newcomer its offers."""
 
 from __future__ import annotations
 
