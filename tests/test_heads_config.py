@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from facerec import plugins
 from facerec.errors import ConfigError
 from facerec.heads import HEADS, create_head
-from tests.heads_reference import PUBLISHED
+from tests.heads_cases import PUBLISHED
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "head"
 

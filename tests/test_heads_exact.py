@@ -10,7 +10,8 @@ from torch import Tensor
 
 from facerec.heads import create_head
 from facerec.heads.base import ClassHead, Head
-from tests.heads_reference import CASES, CLASS_HEADS, CONSTANT, REFERENCES, expected
+from tests.heads_cases import CASES, CLASS_HEADS, CONSTANT, expected
+from tests.heads_reference import REFERENCES
 
 CLASSES, SIZE, BATCH = 9, 6, 14
 SETTINGS = [(name, parameters) for name in REFERENCES for parameters in [{}, *CASES.get(name, [])]]

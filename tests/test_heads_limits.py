@@ -12,7 +12,7 @@ from facerec.heads import create_head
 from facerec.heads.base import ClassHead, Head
 from facerec.heads.mechanism.class_sums import class_sums
 from facerec.heads.mechanism.terms import Elementwise, Scaled, Term
-from tests.heads_reference import CLASS_HEADS
+from tests.heads_cases import CLASS_HEADS
 
 CLASSES, SIZE = 11, 5
 

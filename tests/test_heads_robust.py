@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from facerec.errors import DamagedDataError, UserError
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
-from tests.heads_reference import CLASS_HEADS
+from tests.heads_cases import CLASS_HEADS
 
 SIZE = 16
 ONE_ROW_PER_CLASS = [

@@ -15,7 +15,7 @@ from facerec.heads import create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard, shardable
-from tests.heads_reference import CLASS_HEADS
+from tests.heads_cases import CLASS_HEADS
 from tests.several import together
 
 CLASSES, SIZE = 11, 6

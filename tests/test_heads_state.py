@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facerec.heads import create_head
 from facerec.heads.base import Head
-from tests.heads_reference import CLASS_HEADS
+from tests.heads_cases import CLASS_HEADS
 
 CLASSES, SIZE, BATCH = 6, 5, 8
 MOVING = ["adacos", "adaface", "center", "curricularface", "lsoftmax", "sface_quality", "sphereface"]

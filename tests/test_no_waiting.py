@@ -20,7 +20,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import prepare
 from facerec.training import parallel
 from facerec.training.loop import Trainer
-from tests.heads_reference import CLASS_HEADS
+from tests.heads_cases import CLASS_HEADS
 from tests.tiny_run import tiny_trainer
 
 META = torch.device("meta")

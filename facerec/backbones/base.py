@@ -1,4 +1,4 @@
-"""What every backbone shares: the registry, making one by name, and the contract of the forward pass.
+"""The registry of backbones, making one by name, and the contract of the forward pass.
 
 Shapes: B images of C = 3 channels, H×W pixels; D is the length of the embedding.
 """

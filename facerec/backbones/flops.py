@@ -1,4 +1,4 @@
-"""What a backbone costs, counted on shapes: multiply-adds of a forward pass, memory of a backward pass."""
+"""Cost of a backbone, counted on shapes: multiply-adds of a forward pass, memory of a backward pass."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
-    """Multiply-adds of one image through the convolutions, matrix products and attention of `backbone`.
-
-    Counted on shapes alone: nothing is computed and the backbone is not changed.
+    """Return the multiply-adds of an image through convolutions, matrix products and attention.
 
     Args:
-        backbone: module from (B, 3, H, W) images.
+        backbone: module from (B, 3, H, W) images; nothing is computed and it is not changed.
         size: height and width in pixels, one number for a square.
     """
     modes = [(module, module.training) for module in backbone.modules()]
@@ -31,7 +29,7 @@ def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
 
 
 def gflops(backbone: nn.Module, size: int | Sequence[int] = 112) -> float:
-    """`multiply_adds` in thousands of millions.
+    """Return `multiply_adds` in thousands of millions.
 
     Papers and model zoos of the field call a multiply-add one FLOP, and so does this. Their figures (6.33 for
     iresnet50, 0.45 for mbf) also count batch norm and PReLU: half a percent to three percent more.
@@ -40,15 +38,10 @@ def gflops(backbone: nn.Module, size: int | Sequence[int] = 112) -> float:
 
 
 def activation_bytes(backbone: nn.Module, size: int | Sequence[int] = 112, *, half: bool = False) -> int:
-    """Bytes that the backward pass of `backbone` needs of each image, in the modes its parts are in.
+    """Return the bytes per image that the backward pass needs, in the modes the backbone's parts are in.
 
-    Counted on shapes alone, without parameters and buffers. What blocks recompute is not counted, nor what a
-    block needs while it does.
-
-    Args:
-        backbone: module from (B, 3, H, W) images.
-        size: height and width in pixels, one number for a square.
-        half: the backbone computes in bf16 or fp16; counted as if every number of it did.
+    Parameters, buffers, recomputed activations and what a block needs while it recomputes are not counted;
+    with `half` all numbers count as bf16 or fp16.
     """
     weightless = _weightless(backbone, torch.bfloat16 if half else None)
     own = {tensor.untyped_storage()._cdata for tensor in weightless.values()}
@@ -70,7 +63,7 @@ def require_batches_of_one(backbone: nn.Module, size: int | Sequence[int] = 112)
 
 
 def _weightless(backbone: nn.Module, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Parameters and buffers as shapes without values, trained or not as they are."""
+    """Return parameters and buffers as shapes without values."""
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     return {
         name: tensor.detach()

@@ -55,7 +55,7 @@ class _Recomputed:
         return result
 
     def contexts(self) -> tuple[Any, Any]:
-        """What the first and the second pass run in."""
+        """Return the contexts of the first and the second pass."""
         return contextlib.nullcontext(), _kept_statistics(self.module)
 
 

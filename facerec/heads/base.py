@@ -1,4 +1,4 @@
-"""What a head is, what a head with class weights is, and where a margin is applied (`MarginHead.loss`).
+"""Heads, heads with class weights, and heads with a margin, which `MarginHead.loss` applies.
 
 A head is a class whose annotated fields are its settings. What is under it lies in `facerec.heads.mechanism`.
 
@@ -48,11 +48,11 @@ def create_head(name: str, *, num_classes: int, embedding_size: int = 512, **par
 
 
 class HeadOutput(NamedTuple):
-    """What a head returns.
+    """Result of a step.
 
     Attributes:
         loss: scalar, mean over the batch.
-        statistics: what a run reports of this step; detached scalar tensors, so that nothing waits for a GPU.
+        statistics: detached scalar tensors for the log, so that nothing waits for a GPU.
     """
 
     loss: Tensor

@@ -31,7 +31,7 @@ _KEPT_ON_CPU = 2**28  # bytes; recomputing takes a fifth longer
 
 
 class ClassSums(NamedTuple):
-    """What a head builds its loss from; each of them one number per sample.
+    """Numbers that a head builds its loss from, one per sample.
 
     Attributes:
         target_B: product of the sample with its own class (cosine where both sides are normalised).
