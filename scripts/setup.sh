@@ -1,5 +1,5 @@
 # Sourced by ./scripts/demo and ./scripts/test: a virtual environment in the checkout with the package in it.
-# Usage: setup EXTRA [FOLDER [lowest]]. Does nothing where that was done before for the same pyproject.toml.
+# Usage: setup EXTRA [FOLDER [lowest]]. Does nothing if it was done before for the same pyproject.toml.
 # `lowest` installs every dependency that pyproject.toml names in the lowest version it allows.
 
 setup() {

@@ -1,7 +1,8 @@
-"""Part of the benchmark `data`: images a second from a pack to the model, and loading verification sets."""
+"""Part of the benchmark `data`: images per second from a pack to the model, and loading verification sets."""
 
 import io
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,21 +30,22 @@ DECODER_IMAGES = 2000
 
 
 def image_rows(root: Path | None, folder: Path) -> Iterator[Row]:
-    """Decoders, our loader and the common one, in turn, so that all see the same machine."""
-    pack = open_pack(root or some_pack(folder))
+    """Measure decoders, our loader and the common one in turn, so that all see the same machine."""
+    pack = open_pack(root or default_pack(folder))
     encoded = [bytes(pack.encoded(i)) for i in range(len(pack))]
     workers = cores()
     torch.set_num_threads(1)  # the workers have the cores
 
     decoders = _decoders()
     seconds = dict.fromkeys(decoders, float("inf"))
-    some = encoded[:DECODER_IMAGES]
+    images = encoded[:DECODER_IMAGES]
     for _ in range(ROUNDS):
-        for name, decode_one in decoders.items():
-            seconds[name] = min(seconds[name], best(lambda d=decode_one: [d(one) for one in some], 1))
-    for name, one in seconds.items():
+        for name, decoder in decoders.items():
+            took = best(lambda decode=decoder: [decode(image) for image in images], 1)
+            seconds[name] = min(seconds[name], took)
+    for name, took in seconds.items():
         title = f"decode with {name}, one thread"
-        yield Row(title, len(some) / one, "img/s", None, len(some) / seconds["PIL"])
+        yield Row(title, len(images) / took, "img/s", None, len(images) / seconds["PIL"])
 
     rates: dict[str, float] = {}
     ways: dict[str, Callable[[], int]] = {
@@ -63,17 +65,17 @@ def image_rows(root: Path | None, folder: Path) -> Iterator[Row]:
 
 
 def set_rows(path: Path | None, root: Path | None, folder: Path) -> Iterator[Row]:
-    """A verification set: ours reads it and decodes its distinct images; the common way makes float tensors
-    of all its images and their mirrors (of a tenth of them, times ten)."""
-    place = root or some_pack(folder)
-    path = path or next(iter(sorted(place.glob("*.bin"))), None)
+    """Load a verification set: ours reads it and decodes its distinct images; the common way makes float
+    tensors of all its images and their mirrors (measured on a tenth of them).
+    """
+    path = path or next(iter(sorted((root or default_pack(folder)).glob("*.bin"))), None)
     if path is None:
         return
     torch.set_num_threads(1)
     loaded = load_verification(path)
     images = [loaded.images[i] for i in loaded.index_2N]
     part = max(1, len(images) // 10)
-    common = best(lambda: _common_set(images[:part]), 1) * len(images) / part
+    common = best(lambda: common_views(images[:part]), 1) * len(images) / part
     distinct = list(loaded.images)
     floor = best(lambda: _decode_only(distinct, 1), 3)
     title = f"load {path.name}, {len(images):,} images"
@@ -82,7 +84,7 @@ def set_rows(path: Path | None, root: Path | None, folder: Path) -> Iterator[Row
 
 
 def _decoders() -> dict[str, Callable[[bytes], object]]:
-    """Ways to RGB pixels in memory; cv2 only where it is installed."""
+    """Functions from encoded bytes to RGB pixels; cv2 only if it is installed."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     slot = np.empty((112, 112, 3), np.uint8)
@@ -104,18 +106,18 @@ def _decoders() -> dict[str, Callable[[bytes], object]]:
 
 
 def _decode_only(encoded: list[bytes], threads: int) -> int:
-    """The floor: the decoder alone, on all cores, over images in memory and always into the same slot."""
+    """The floor: the decoder alone, in threads, over images in memory and always into the same slot."""
 
     def work(begin: int) -> None:
         slot = np.empty((112, 112, 3), np.uint8)
-        for one in encoded[begin::threads]:
-            simplejpeg.decode_jpeg(one, "RGB", buffer=slot)
+        for image in encoded[begin::threads]:
+            simplejpeg.decode_jpeg(image, "RGB", buffer=slot)
 
-    started = [threading.Thread(target=work, args=(begin,)) for begin in range(threads)]
-    for thread in started:
-        thread.start()
-    for thread in started:
-        thread.join()
+    workers = [threading.Thread(target=work, args=(begin,)) for begin in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     return len(encoded)
 
 
@@ -130,13 +132,13 @@ def _our_loader(pack: Pack, workers: int, ready: bool) -> int:
 
 
 class _CommonFaces(Dataset):
-    """PIL, and a float tensor for each image, mirrored and normalised in the worker."""
+    """A float tensor per image, decoded by PIL, mirrored and normalised in the worker."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
 
     def __len__(self) -> int:
-        return len(self.pack) // 8  # an eighth of the images is enough to know the rate
+        return len(self.pack) // 8  # an eighth of the images gives the rate
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         pixels = np.asarray(Image.open(io.BytesIO(self.pack.encoded(i))).convert("RGB"))
@@ -151,36 +153,46 @@ def _common_loader(pack: Pack, workers: int) -> int:
     return sum(len(label_B) for _, label_B in loader)
 
 
-def _common_set(images: list[bytes]) -> int:
-    both_views = torch.empty(2, len(images), 3, 112, 112)
-    for i, one in enumerate(images):
-        pixels = np.asarray(Image.open(io.BytesIO(bytes(one))).convert("RGB"))
-        both_views[0, i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        both_views[1, i] = both_views[0, i].flip(2)
-    return both_views.numel()
+def common_views(images: list[bytes]) -> torch.Tensor:
+    """Decode images and mirror them as the common implementations do: (2, N, 3, 112, 112) floats, 0 … 255."""
+    views = torch.empty(2, len(images), 3, 112, 112)
+    for i, image in enumerate(images):
+        pixels = np.asarray(Image.open(io.BytesIO(bytes(image))).convert("RGB"))
+        views[0, i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        views[1, i] = views[0, i].flip(2)
+    return views
 
 
 def _decode_set(path: Path) -> int:
     loaded = load_verification(path)
     slots = np.empty((BATCH, 112, 112, 3), np.uint8)
-    for i, one in enumerate(loaded.images):
-        decode_into(one, slots[i % BATCH])
+    for i, image in enumerate(loaded.images):
+        decode_into(image, slots[i % BATCH])
     return len(loaded.images)
 
 
-def some_pack(folder: Path) -> Path:
-    """LFW where it is at hand, else the ORL faces, each 40 times."""
+def lfw_or_orl(folder: Path, file: str) -> Path:
+    """Return the folder of LFW if `file` is there, else that of the ORL faces, packed below `folder`."""
     lfw = Path(os.environ.get("FACEREC_DATA", "data")) / "lfw"
-    if (lfw / "train.rec").is_file():
+    if (lfw / file).is_file():
         return lfw
+    if not (folder / "orl").is_dir():
+        pack_orl(folder / "orl")
+    return folder / "orl"
+
+
+def default_pack(folder: Path) -> Path:
+    """Return the folder of LFW if it is at hand, else one of the ORL faces, each 40 times."""
+    found = lfw_or_orl(folder, "train.rec")
+    if found.name == "lfw":
+        return found
     many = folder / "orl_40_times"
     if not many.is_dir():
-        pack_orl(folder / "orl")
         many.mkdir()
         pack = open_pack(folder / "orl")
         with RecordWriter(many / "train.rec") as writer:
             for key in range(40 * len(pack)):
                 i = key % len(pack)
                 writer.write(key, Record(0, float(pack.label_N[i]), key, 0, bytes(pack.encoded(i))))
-        (folder / "orl" / "orl.bin").rename(many / "orl.bin")
+        shutil.copy(folder / "orl" / "orl.bin", many)
     return many

@@ -1,4 +1,4 @@
-"""Part of the benchmark `data`: the offsets that an epoch reads in a pack, and how often a disk seeks."""
+"""Part of the benchmark `data`: the offsets that an epoch reads from a pack, and the seeks of a disk."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from facerec.packs.pack import Pack, open_pack
 from facerec.randomness import Positions
 
 BATCH = 128
-BLOCK_SIZE, WINDOW = 256, 16  # of a pack as small as LFW's; the settings' own suit millions of images
+BLOCK_SIZE, WINDOW = 256, 16  # for a pack as small as LFW; the defaults suit millions of images
 
 
 class Reads(NamedTuple):
-    """What an epoch read.
+    """The reads of an epoch.
 
     Attributes:
-        touched: offsets of records as they were first touched, be it to read ahead or to decode.
-        decoded: offsets of the records that were handed to the decoder, in the order of the threads.
+        touched: offsets of records in the order they were first touched, to read ahead or to decode.
+        decoded: offsets of the records that were decoded, in the order of the threads.
         batches: positions of the images of each batch.
     """
 
@@ -30,7 +30,7 @@ class Reads(NamedTuple):
 
 
 def trace(pack: Pack, batch_size: int = BATCH, **order: Any) -> Reads:
-    """Load an epoch of `pack`, recording what is asked of its file; `order` is for the `Loader`."""
+    """Load an epoch of `pack` and record the reads of its file; `order` goes to the `Loader`."""
     touched: dict[int, None] = {}
     decoded: list[int] = []
     reader = pack.reader
@@ -55,18 +55,18 @@ def trace(pack: Pack, batch_size: int = BATCH, **order: Any) -> Reads:
 
 
 def seeks(pack: Pack, offsets: Sequence[int]) -> int:
-    """How often the next record to be read is not the one that lies behind the last."""
+    """Count how often the next record read is not the one behind the previous."""
     row = np.searchsorted(np.sort(pack.offset_N), offsets)
     return 1 + int((np.diff(row) != 1).sum())
 
 
-def blocks_of(batches: Sequence[Positions], block_size: int) -> float:
-    """On how many blocks a batch draws, on average."""
+def blocks_per_batch(batches: Sequence[Positions], block_size: int) -> float:
+    """Return the mean number of blocks that a batch draws on."""
     return float(np.mean([len(np.unique(index_B // block_size)) for index_B in batches]))
 
 
 def read_rows(root: Path) -> Iterator[Row]:
-    """Block order against full: floor is one seek a block."""
+    """Compare block order with full; the floor is one seek per block."""
     pack = open_pack(root)
     full = trace(pack, shuffle="full")
     block = trace(pack, shuffle="block", block_size=BLOCK_SIZE, window=WINDOW)
@@ -76,5 +76,5 @@ def read_rows(root: Path) -> Iterator[Row]:
     title = f"{len(pack):,} images in blocks of {BLOCK_SIZE}, {WINDOW} mixed"
     many = per_mille * seeks(pack, block.touched)
     yield Row(f"{title}: read 1,000 images", many, "seeks", 1000 / BLOCK_SIZE, common)
-    drawn, at_random = (blocks_of(reads.batches, BLOCK_SIZE) for reads in (block, full))
-    yield Row(f"{title}: a batch of {BATCH} draws on", drawn, "blocks", None, at_random)
+    in_blocks, in_full = (blocks_per_batch(reads.batches, BLOCK_SIZE) for reads in (block, full))
+    yield Row(f"{title}: a batch of {BATCH} draws on", in_blocks, "blocks", None, in_full)

@@ -1,8 +1,8 @@
-"""Opening indexes and packs, training images a second out of a pack, and seeks of a disk.
+"""Opening indexes and packs, images per second from a pack to the model, and seeks of a disk.
 
-The indexes are generated: as many lines as MS1MV2's, with the offsets that images of its size give (--full:
-as WebFace42M's too). The images are those of --pack; by default LFW where it is in $FACEREC_DATA or ./data,
-else the ORL faces, 40 times over.
+The indexes are generated: as many lines as MS1MV2 has, with the offsets of images of its size (--full:
+WebFace42M, too). The images are those of --pack; by default LFW if it is in $FACEREC_DATA or ./data, else
+the ORL faces, 40 times.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from _images import image_rows, set_rows, some_pack
+from _images import default_pack, image_rows, set_rows
 from _reads import read_rows
-from table import Row, best, in_processes, share_of_memory
+from table import Row, best, in_processes, proportional_memory
 
 from facerec.packs.index import RecordIndex, read_index, write_index
 from facerec.packs.pack import open_pack
@@ -33,8 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full", action="store_true", help="also open an index of 42.5 million lines (1.2 GB)"
     )
-    parser.add_argument("--only", choices=PARTS, help="this part alone")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="pack whose images are loaded")
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="pack to load images from")
     parser.add_argument(
         "--bin", type=Path, metavar="FILE", help="verification set; default: the pack's first"
     )
@@ -53,7 +53,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         if "images" in parts:
             yield from image_rows(options.pack, folder)
         if "reads" in parts:
-            yield from read_rows(options.pack or some_pack(folder))
+            yield from read_rows(options.pack or default_pack(folder))
         if "set" in parts:
             yield from set_rows(options.bin, options.pack, folder)
 
@@ -62,26 +62,28 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def index_rows(folder: Path, lines: int, reference: bool) -> Iterator[Row]:
-    """First opening, later openings, and memory of an index of that many lines."""
+    """Measure the first opening, later ones, and the memory of an index of that many lines."""
     path = folder / f"{lines}.idx"
     size_N = np.random.default_rng(0).integers(2000, 7000, lines) // 4 * 4
     write_index(path, RecordIndex.of(np.arange(lines), np.cumsum(size_N) - size_N))
     title = f"open an .idx of {lines:,} lines"
 
-    def forget() -> None:
-        for kept in folder.glob("*.cache"):
-            kept.unlink()
+    def remove_caches() -> None:
+        for cached in folder.glob("*.cache"):
+            cached.unlink()
 
     floor = best(lambda: np.fromstring(path.read_bytes(), np.int64, sep=" "), 2)
     common_s, common_mb = in_processes(_common_way, path)[0] if reference else (None, None)
-    yield Row(f"{title} the first time", best(lambda: read_index(path), 3, forget), "s", floor, common_s)
+    yield Row(
+        f"{title} the first time", best(lambda: read_index(path), 3, remove_caches), "s", floor, common_s
+    )
     mapping_ms = 1e3 * best(lambda: _map(next(folder.glob("*.cache"))), 5)
     later_ms = 1e3 * best(lambda: read_index(path), 5)
     yield Row(f"{title} again", later_ms, "ms", mapping_ms, common_s and 1e3 * common_s)
-    together = sum(in_processes(_our_memory, path, count=PROCESSES))
+    total = sum(in_processes(_our_memory, path, count=PROCESSES))
     common_all = common_mb and PROCESSES * common_mb
-    yield Row(f"memory of it in {PROCESSES} processes together", together, "MB", 8e-6 * lines, common_all)
-    forget()
+    yield Row(f"memory of it in {PROCESSES} processes together", total, "MB", 8e-6 * lines, common_all)
+    remove_caches()
     path.unlink()
 
 
@@ -92,15 +94,15 @@ def _map(path: Path) -> int:
 
 
 def _our_memory(path: Path) -> Callable[[], float]:
-    before = share_of_memory()
+    before = proportional_memory()
     index = read_index(path)
-    assert int(index.offset_N.max()) > 0, "every page has been touched"
-    return lambda: share_of_memory() - before if len(index) else 0.0
+    assert int(index.offset_N.max()) > 0, "touches every page"
+    return lambda: proportional_memory() - before if len(index) else 0.0
 
 
 def _common_way(path: Path) -> tuple[float, float]:
-    """Seconds and MB of the loop that the common readers have: a dict and a list of Python numbers."""
-    before = share_of_memory()
+    """Return the seconds and MB of the common readers' loop: a dict and a list of Python numbers."""
+    before = proportional_memory()
     start = time.perf_counter()
     offsets, keys = {}, []
     with path.open() as file:
@@ -109,23 +111,23 @@ def _common_way(path: Path) -> tuple[float, float]:
             key = int(fields[0])
             offsets[key] = int(fields[1])
             keys.append(key)
-    return time.perf_counter() - start, share_of_memory() - before
+    return time.perf_counter() - start, proportional_memory() - before
 
 
 # Packs ----------------------------------------------------------------------------------------------------
 
 
-def pack_rows(folder: Path, identities: int = 2_000, images_each: int = 100) -> Iterator[Row]:
-    """Opening a pack of the InsightFace layout: labels first from the records, then from the cache."""
+def pack_rows(folder: Path, identities: int = 2_000, per_identity: int = 100) -> Iterator[Row]:
+    """Open a pack of the InsightFace layout: labels from the records at first, later from the cache."""
     path = folder / "train.rec"
-    end = 1 + identities * images_each
+    end = 1 + identities * per_identity
     image = os.urandom(1000)
     with RecordWriter(path) as writer:
         writer.write(0, Record(2, (float(end), float(end + identities)), 0, 0, b""))
         for key in range(1, end):
-            writer.write(key, Record(0, float((key - 1) // images_each), key, 0, image))
+            writer.write(key, Record(0, float((key - 1) // per_identity), key, 0, image))
         for c in range(identities):
-            borders = (float(1 + c * images_each), float(1 + (c + 1) * images_each))
+            borders = (float(1 + c * per_identity), float(1 + (c + 1) * per_identity))
             writer.write(end + c, Record(2, borders, end + c, 0, b""))
     read_index(path.with_suffix(".idx"))
     title = f"open a pack of {end - 1:,} images"
@@ -133,12 +135,12 @@ def pack_rows(folder: Path, identities: int = 2_000, images_each: int = 100) -> 
         floor = best(lambda: np.frombuffer(reader.view, "<u4")[reader.offsets // 4 + 3])
         common = best(lambda: _common_labels(path, reader.offsets.tolist()), 1)
 
-    def forget() -> None:
+    def remove_cache() -> None:
         path.with_name("train.rec.labels.cache").unlink(missing_ok=True)
 
     yield Row(
         f"{title} the first time",
-        1e3 * best(lambda: open_pack(path), 3, forget),
+        1e3 * best(lambda: open_pack(path), 3, remove_cache),
         "ms",
         1e3 * floor,
         1e3 * common,
@@ -153,7 +155,7 @@ def pack_rows(folder: Path, identities: int = 2_000, images_each: int = 100) -> 
 
 
 def _common_labels(path: Path, offsets: list[int]) -> list[float]:
-    """Labels as the common readers get them: seek, read the whole record, unpack its header."""
+    """Read labels as the common readers do: seek, read the full record, unpack its header."""
     labels = []
     with path.open("rb") as file:
         for offset in offsets:

@@ -1,14 +1,11 @@
 """Metrics, verification from file to accuracy, 15.7 million template pairs, and a million distractors.
 
-The verification set is --bin, by default LFW's where it is in $FACEREC_DATA or ./data, else the ORL faces.
-The common way embeds each occurrence of an image and its mirror in batches of ten. Templates and
-distractors are random vectors of the sizes of IJB-C and MegaFace.
+The verification set is --bin, by default LFW's if it is in $FACEREC_DATA or ./data, else that of the ORL
+faces. The common way embeds each occurrence of an image and its mirror in batches of ten. Templates and
+distractors are random vectors, as many as in IJB-C and MegaFace.
 """
 
 import argparse
-import io
-import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from _images import common_views, lfw_or_orl
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
-from table import Row, best, in_processes
+from table import Row, best, in_processes, peak_memory
 
 from facerec.backbones import create_backbone
 from facerec.evaluation.protocols.identification import identify
@@ -30,7 +27,6 @@ from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.search import BLOCK, unit
 from facerec.evaluation.verify import verify
-from facerec.making.orl import pack_orl
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, load_verification
 from facerec.vectors import unit_rows
@@ -38,16 +34,16 @@ from facerec.vectors import unit_rows
 PARTS = ("metrics", "verification", "templates", "identification")
 ROUNDS = 2
 IJBC_GALLERY, IJBC_PROBES, IJBC_PAIRS = 3_531, 19_593, 15_658_489
-FACESCRUB_PEOPLE, FACESCRUB = 80, 3_530
+FACESCRUB_IDENTITIES, FACESCRUB = 80, 3_530
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", choices=PARTS, help="this part alone")
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone")
     parser.add_argument("--bin", type=Path, metavar="FILE", help="verification set")
     parser.add_argument(
         "--pairs", type=int, default=300, help="its first pairs, 0 for all (default %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the same set (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="repetitions (default %(default)s)")
     parser.add_argument("--backbone", default="iresnet18", help="default %(default)s")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="ours; %(default)s")
     parser.add_argument("--distractors", type=int, default=1_000_000, help="default %(default)s")
@@ -59,10 +55,11 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
         yield from metric_rows()
     if "verification" in parts:
         with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as name:
-            whole = load_verification(options.bin or _some_set(Path(name)))
-            yield from verification_rows(
-                whole, _first_pairs(whole, options.pairs), options.backbone, options.rounds, options.precision
-            )
+            root = lfw_or_orl(Path(name), "lfw.bin")
+            path = options.bin or root / f"{root.name}.bin"
+            full = load_verification(path)
+            chosen = _first_pairs(full, options.pairs)
+            yield from verification_rows(full, chosen, options.backbone, options.rounds, options.precision)
     if "templates" in parts:
         yield from template_rows()
     if "identification" in parts:
@@ -73,7 +70,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def metric_rows() -> Iterator[Row]:
-    """All metrics of 6,000 pairs of 512 numbers."""
+    """Measure all metrics of 6,000 pairs of 512-dimensional embeddings."""
     rng = np.random.default_rng(0)
     issame_N = np.arange(6000) % 600 < 300
     centre = rng.standard_normal((6000, 2, 512), dtype=np.float32)
@@ -96,7 +93,7 @@ def metric_rows() -> Iterator[Row]:
 
 
 def _common_metrics(embedding_2ND: np.ndarray, issame_N: np.ndarray) -> float:
-    """Ten folds, 400 thresholds each, one after the other: the published way, accuracy only."""
+    """Compute the accuracy in the published way: ten folds, 400 thresholds each, one after the other."""
     unit_2ND = normalize(embedding_2ND)
     distance_N = np.sum(np.square(unit_2ND[0::2] - unit_2ND[1::2]), 1)
     thresholds = np.arange(0, 4, 0.01)
@@ -119,13 +116,13 @@ def _accuracy(threshold: float, distance_N: np.ndarray, issame_N: np.ndarray) ->
 
 
 def verification_rows(
-    whole: VerificationSet, chosen: VerificationSet, name: str, rounds: int, precision: str
+    full: VerificationSet, chosen: VerificationSet, name: str, rounds: int, precision: str
 ) -> Iterator[Row]:
-    """From encoded images to the accuracy: ours, the common way, and the forward passes alone, in turn.
+    """Measure from encoded images to the accuracy: ours, the common way, the forward passes alone, in turn.
 
-    Both ways take time in proportion to their forward passes: one for each occurrence of an image, and one
-    for each distinct image. The first pairs of a set repeat fewer images than all of it, so what was
-    measured on some is also said for the whole set.
+    Both ways take time in proportion to their forward passes: one per occurrence of an image, and one per
+    distinct image. The first pairs of a set repeat fewer images than all of it, so the ratio is also given
+    for the full set.
     """
     torch.manual_seed(0)
     backbone = create_backbone(name).eval()
@@ -136,13 +133,13 @@ def verification_rows(
     ready_BHWC = torch.randint(256, (32, 112, 112, 3), dtype=torch.uint8)
     passes = 2 * len(chosen.images) / len(ready_BHWC)
     seconds = dict.fromkeys(("ours", "common", "floor"), float("inf"))
-    processor = dict.fromkeys(("ours", "common"), float("inf"))
+    processor_seconds = dict.fromkeys(("ours", "common"), float("inf"))
     numbers = {}
 
     def timed(way: str, run: Callable[[], None]) -> None:
         began = time.process_time()
         seconds[way] = min(seconds[way], best(run, 1))
-        processor[way] = min(processor[way], time.process_time() - began)
+        processor_seconds[way] = min(processor_seconds[way], time.process_time() - began)
 
     def run_ours() -> None:
         numbers["ours"] = evaluate_set(ours, chosen, settings)
@@ -173,48 +170,42 @@ def verification_rows(
     yield Row(title, seconds["ours"], "s", seconds["floor"], seconds["common"])
     faster = seconds["common"] / seconds["ours"]
     yield Row("how many times the speed of the common way", faster, "×")
-    # Where other work shares the cores, the clock on the wall says little; this does not feel it as much.
-    yield Row("the same by processor time", processor["common"] / processor["ours"], "×")
-    if len(chosen) < len(whole):
-        repeated = [len(one.index_2N) / len(one.images) for one in (whole, chosen)]
-        title = f"the same for all {len(whole):,} pairs, {len(whole.images):,} distinct images, from it"
+    # Beside other work, processor time says more than the wall clock.
+    yield Row("the same by processor time", processor_seconds["common"] / processor_seconds["ours"], "×")
+    if len(chosen) < len(full):
+        repeated = [len(pairs.index_2N) / len(pairs.images) for pairs in (full, chosen)]
+        title = f"the same for all {len(full):,} pairs, {len(full.images):,} distinct images, from it"
         yield Row(title, faster * repeated[0] / repeated[1], "×")
     yield Row("largest difference of a distance between the two", float(difference), "")
 
 
 def _common_embeddings(backbone: torch.nn.Module, chosen: VerificationSet) -> np.ndarray:
-    """Every occurrence decoded to a float tensor first, then it and its mirror in batches of ten."""
-    images = torch.empty(2, len(chosen.index_2N), 3, 112, 112)
-    for row, image in enumerate(chosen.index_2N):
-        pixels = np.asarray(Image.open(io.BytesIO(chosen.images[image])).convert("RGB"))
-        images[0, row] = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) - 127.5) / 127.5
-        images[1, row] = images[0, row].flip(2)
+    """Decode every occurrence to a float tensor first, then embed it and its mirror in batches of ten."""
+    images = common_views([chosen.images[i] for i in chosen.index_2N]).sub_(127.5).div_(127.5)
     with torch.no_grad():
         views = [torch.cat([backbone(batch) for batch in view.split(10)]) for view in images]
     return (views[0] + views[1]).numpy()
 
 
-def _first_pairs(whole: VerificationSet, pairs: int) -> VerificationSet:
-    if not pairs or pairs >= len(whole):
-        return whole
-    used, index_2N = np.unique(whole.index_2N[: 2 * pairs], return_inverse=True)
-    images = [whole.images[image] for image in used]
-    return replace(whole, images=images, index_2N=index_2N, issame_N=whole.issame_N[:pairs])
-
-
-def _some_set(folder: Path) -> Path:
-    lfw = Path(os.environ.get("FACEREC_DATA", "data")) / "lfw" / "lfw.bin"
-    if lfw.is_file():
-        return lfw
-    pack_orl(folder / "orl")
-    return folder / "orl" / "orl.bin"
+def _first_pairs(full: VerificationSet, pairs: int) -> VerificationSet:
+    if not pairs or pairs >= len(full):
+        return full
+    used, index_2N = np.unique(full.index_2N[: 2 * pairs], return_inverse=True)
+    return replace(
+        full,
+        images=[full.images[i] for i in used],
+        index_2N=index_2N,
+        issame_N=full.issame_N[:pairs],
+        identity_2N=None,
+        folds=None,
+    )
 
 
 # Templates -------------------------------------------------------------------------------------------------
 
 
 def template_rows() -> Iterator[Row]:
-    """TAR@FAR over the listed pairs of IJB-C; memory in a process of its own."""
+    """Measure TAR@FAR over the listed pairs of IJB-C, in a process of its own for the memory."""
     (seconds, floor, memory), *_ = in_processes(_judge_ijbc)
     title = f"TAR@FAR of {IJBC_PAIRS:,} template pairs × 512"
     yield Row(title, seconds, "s", floor)
@@ -227,24 +218,23 @@ def _judge_ijbc() -> tuple[float, float, float]:
     first_N = np.sort(rng.integers(0, IJBC_GALLERY, IJBC_PAIRS, dtype=np.int32))
     second_N = rng.integers(IJBC_GALLERY, len(unit_TD), IJBC_PAIRS, dtype=np.int32)
     issame_N = rng.integers(0, 800, IJBC_PAIRS, dtype=np.int16) == 0
-    before = _peak_memory()
-    said = {"images": 0, "flip": True, "detector_score": False, "protocol": ""}
-    seconds = best(lambda: judge_pairs(unit_TD, first_N, second_N, issame_N, **said), 2)
-    memory = _peak_memory() - before
+    facts = {"images": 0, "flip": True, "detector_score": False, "protocol": ""}
+    seconds: list[float] = []
+
+    def judge() -> None:
+        seconds.append(best(lambda: judge_pairs(unit_TD, first_N, second_N, issame_N, **facts), 2))
+
+    memory = peak_memory(judge)
     gallery, probe = torch.from_numpy(unit_TD).split([IJBC_GALLERY, IJBC_PROBES])
     floor = best(lambda: [part @ probe.T for part in gallery.split(256)], 2)
-    return seconds, floor, memory
-
-
-def _peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return seconds[0], floor, memory
 
 
 # Identification --------------------------------------------------------------------------------------------
 
 
 def identification_rows(distractors: int) -> Iterator[Row]:
-    """MegaFace's challenge 1 and a gallery search of the same size; memory in a process of its own."""
+    """Measure MegaFace's challenge 1 and a gallery search of the same size, in a process of its own."""
     (megaface_s, identify_s, floor, memory), *_ = in_processes(_search_distractors, distractors)
     size = f"{FACESCRUB:,} probes × {distractors:,} distractors × 512"
     yield Row(f"MegaFace, {size}", megaface_s, "s", floor)
@@ -255,9 +245,8 @@ def identification_rows(distractors: int) -> Iterator[Row]:
 def _search_distractors(count: int) -> tuple[float, float, float, float]:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(FACESCRUB, 512, generator=generator)
-    person_P = np.arange(FACESCRUB) % FACESCRUB_PEOPLE
+    identity_P = np.arange(FACESCRUB) % FACESCRUB_IDENTITIES
     distractor = torch.randn(count, 512, generator=generator)
-    before = _peak_memory()
     probe_PD = unit(probe)
     buffer = torch.empty(FACESCRUB, BLOCK)
 
@@ -266,14 +255,22 @@ def _search_distractors(count: int) -> tuple[float, float, float, float]:
             torch.mm(probe_PD, block.T, out=buffer[:, : len(block)])
 
     def search() -> None:
-        enrolled = person_P < FACESCRUB_PEOPLE // 2
-        gallery = slice(0, FACESCRUB_PEOPLE // 2)
+        enrolled = identity_P < FACESCRUB_IDENTITIES // 2
+        gallery = slice(0, FACESCRUB_IDENTITIES // 2)
         assert enrolled[gallery].all()
-        identify(probe, person_P, probe[gallery], person_P[gallery], distractors=distractor)
+        identify(probe, identity_P, probe[gallery], identity_P[gallery], distractors=distractor)
 
-    seconds = dict.fromkeys(("megaface", "identify", "floor"), float("inf"))
-    for _ in range(ROUNDS):
-        seconds["floor"] = min(seconds["floor"], best(products, 1))
-        seconds["megaface"] = min(seconds["megaface"], best(lambda: megaface(probe, person_P, distractor), 1))
-        seconds["identify"] = min(seconds["identify"], best(search, 1))
-    return seconds["megaface"], seconds["identify"], seconds["floor"], _peak_memory() - before
+    ways: dict[str, Callable[[], object]] = {
+        "floor": products,
+        "megaface": lambda: megaface(probe, identity_P, distractor),
+        "identify": search,
+    }
+    seconds = dict.fromkeys(ways, float("inf"))
+
+    def measure() -> None:
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                seconds[name] = min(seconds[name], best(way, 1))
+
+    memory = peak_memory(measure)
+    return seconds["megaface"], seconds["identify"], seconds["floor"], memory

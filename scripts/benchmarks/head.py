@@ -1,19 +1,18 @@
 """Forward and backward of heads over many classes: time and memory, against three matrix products.
 
-The floor of the time are the products alone: samples by classes, and its two gradients, in blocks. That of
-the memory is the weights' gradient. The reference is the loss written plainly: one-hot masks, whole logits.
-With --curves the same over several numbers of classes and batch sizes instead; --plot draws them.
+The floor of the time is the products alone: samples by classes, and its two gradients, in blocks. That of the
+memory is the weights' gradient. The reference is the loss written plainly: one-hot masks, all logits at once.
+--curves measures several numbers of classes and batch sizes instead; --plot draws them.
 """
 
 import argparse
 import gc
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from matplotlib.ticker import LogLocator
-from table import Row, in_processes
+from table import Row, best, in_processes, peak_memory
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +21,7 @@ from facerec.reporting import style
 
 BATCH, SIZE = 256, 512
 CURVE_CLASSES, CURVE_BATCHES, CURVE_AT = (2_000, 10_572, 40_000, 85_742), (32, 64, 128, 256, 512), 10_572
-WHOLE = 200_000  # more classes than this are too many for the reference
+REFERENCE_CLASSES = 200_000  # at most; more do not fit the reference
 
 Step = Callable[[], object]
 LINES = ("o-", "s-", "--", "^-")
@@ -31,10 +30,10 @@ LINES = ("o-", "s-", "--", "^-")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", default="10572,85742", help="with commas; up to 1000000 on 16 GB")
     parser.add_argument("--heads", default="arcface,sface", help="with commas; all but pair losses")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the best counts")
-    parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
-    parser.add_argument("--curves", action="store_true", help="over classes and batch sizes; takes minutes")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the curves as an image")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the fastest counts")
+    parser.add_argument("--threads", type=int, help="of torch (default: its own)")
+    parser.add_argument("--curves", action="store_true", help="vary classes and batch size; takes minutes")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -50,11 +49,11 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
-    """Time over classes, memory over classes, time over batch sizes; drawn in `path` where one is given."""
+    """Measure time and memory over classes, and time over batch sizes; draw them into `path`, if any."""
     sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]] = [
-        ("classes, batch of 256", "seconds a step", []),
+        ("classes, batch of 256", "seconds per step", []),
         ("classes, batch of 256", "MB at most above the weights", []),
-        (f"batch size, {CURVE_AT:,} classes", "seconds a step", []),
+        (f"batch size, {CURVE_AT:,} classes", "seconds per step", []),
     ]
     for classes in CURVE_CLASSES:
         sweeps[0][2].append((classes, list(time_rows(name, classes, rounds))))
@@ -70,7 +69,7 @@ def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
 
 
 def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], path: Path) -> None:
-    """A panel a sweep: keeping, recomputing, the floor and the reference."""
+    """Draw one panel per sweep: keep, recompute, floor and reference."""
     with style.paper():
         figure = style.figure(9.0, 2.9)
         for axes, (over, unit, points) in zip(figure.subplots(1, 3), sweeps, strict=True):
@@ -92,35 +91,32 @@ def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], 
 
 
 def time_rows(name: str, classes: int, rounds: int, batch: int = BATCH) -> Iterator[Row]:
-    """Seconds of a step, keeping and recomputing, floor and reference measured in turn with them."""
+    """Measure the seconds of a step, keep and recompute, in turn with floor and reference."""
     weight_CD, embedding_BD, label_B = problem(classes, batch)
     steps = {"floor": floor(weight_CD, embedding_BD)}
     for memory in ("keep", "recompute"):
         steps[memory] = head_step(name, memory, weight_CD, embedding_BD, label_B)
-    if name in REFERENCES and classes <= WHOLE:
+    if name in REFERENCES and classes <= REFERENCE_CLASSES:
         steps["reference"] = reference_step(name, weight_CD, embedding_BD, label_B)
-    quickest = dict.fromkeys(steps, float("inf"))
+    seconds = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
         for key, step in steps.items():
-            gc.collect()
-            start = time.perf_counter()
-            step()
-            quickest[key] = min(quickest[key], time.perf_counter() - start)
+            seconds[key] = min(seconds[key], best(step, 1, gc.collect))
     for memory in ("keep", "recompute"):
         yield Row(
             f"{name} C={classes} {memory}" + (f" B={batch}" if batch != BATCH else ""),
-            quickest[memory],
+            seconds[memory],
             "s",
-            floor=quickest["floor"],
-            reference=quickest.get("reference"),
+            floor=seconds["floor"],
+            reference=seconds.get("reference"),
         )
 
 
 def memory_rows(name: str, classes: int) -> Iterator[Row]:
-    """Peak MB above weights and embeddings of a step, each in a process of its own."""
+    """Measure the peak MB of a step above weights and embeddings, each in a process of its own."""
     gradient = 4 * classes * SIZE / 1e6
     plain = None
-    if name in REFERENCES and classes <= WHOLE:
+    if name in REFERENCES and classes <= REFERENCE_CLASSES:
         (plain,) = in_processes(peak, name, "reference", classes)
     for memory in ("keep", "recompute"):
         (extra,) = in_processes(peak, name, memory, classes)
@@ -128,27 +124,14 @@ def memory_rows(name: str, classes: int) -> Iterator[Row]:
 
 
 def peak(name: str, memory: str, classes: int) -> float:
-    """In a fresh process: MB that a step needs above what was there before it (Linux)."""
+    """Return the peak MB of a step, to be called in a fresh process."""
     torch.set_num_threads(2)
-    make(name, memory, *problem(512))()  # libraries load, threads start
-    step = make(name, memory, *problem(classes))
-    gc.collect()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    step()
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(key: str) -> float:
-    """A figure of /proc/self/status, in kB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return float(line.split()[1])
-    raise OSError(f"no {key} in /proc/self/status")
+    make_step(name, memory, *problem(512))()  # loads libraries, starts threads
+    return peak_memory(make_step(name, memory, *problem(classes)))
 
 
 def problem(classes: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (C, D), embeddings (B, D) and labels (B)."""
+    """Draw weights (C, D), embeddings (B, D) and labels (B)."""
     generator = torch.Generator().manual_seed(0)
     weight_CD = torch.randn(classes, SIZE, generator=generator).mul_(0.01)
     embedding_BD = torch.randn(batch, SIZE, generator=generator)
@@ -156,7 +139,7 @@ def problem(classes: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def floor(weight_CD: Tensor, embedding_BD: Tensor) -> Step:
-    """The three matrix products of a step, in blocks that stay in the cache, and nothing else."""
+    """Return the three matrix products of a step, in blocks that stay in the cache."""
 
     def step() -> None:
         gradient_CD = torch.empty_like(weight_CD)
@@ -170,7 +153,7 @@ def floor(weight_CD: Tensor, embedding_BD: Tensor) -> Step:
     return step
 
 
-def make(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
+def make_step(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
     if memory == "reference":
         return reference_step(name, weight_CD, embedding_BD, label_B)
     return head_step(name, memory, weight_CD, embedding_BD, label_B)
@@ -179,7 +162,7 @@ def make(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_
 def head_step(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
     head = create_head(name, num_classes=len(weight_CD), embedding_size=SIZE, memory=memory)
     if head.weight.shape == weight_CD.shape:
-        head.weight = torch.nn.Parameter(weight_CD)  # one set of weights for all that are compared
+        head.weight = torch.nn.Parameter(weight_CD)  # the same weights for all
     return _step(lambda x, y: head(x, y).loss, head.weight, embedding_BD, label_B)
 
 

@@ -1,10 +1,10 @@
-"""A whole training step: ours in bf16 and channels-last, against the plain one in fp32, in the same run.
+"""A training step from batch to update: ours in bf16 and channels-last, against the plain one in fp32.
 
-Ours is the trainer that `facerec-train` makes, step by step: uint8 batches prepared, backbone, head without
-one-hot masks, gradient norm and guard, fused SGD. The reference is written plainly: contiguous fp32, torch's
-own PReLU, one-hot ArcFace over whole logits, SGD. Steps are taken in turn; the best of each counts. The floor
-is the step's multiply-adds at the speed of large bf16 matrix products, measured in the same run. The parts
-are those of the best step; the rest is what lies between them (images prepared, learning rate).
+Ours is the trainer that `facerec-train` builds: uint8 batches prepared, backbone, head without one-hot masks,
+gradient norm and guard, fused SGD. The reference is written plainly: contiguous fp32, torch's own PReLU,
+one-hot ArcFace over all logits, SGD. Steps are taken in turn; the fastest of each counts. The floor is the
+step's multiply-adds at the speed of large bf16 matrix products, measured in the same run. The parts are those
+of the fastest step; the rest is what lies between them (preparing images, learning rate).
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from head import arcface
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from table import Row
+from table import Row, best
 from torch import Tensor, nn
 
 from facerec.backbones.flops import multiply_adds
@@ -36,16 +36,16 @@ PARTS = ("forward", "head", "backward", "optimizer", "rest")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="iresnet50", help="with commas (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="images a step (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (default %(default)s)")
     parser.add_argument("--classes", type=int, default=10_572, help="default %(default)s")
     parser.add_argument(
-        "--steps", type=int, default=4, help="of each, the first left out (default %(default)s)"
+        "--steps", type=int, default=4, help="after a first that is left out (default %(default)s)"
     )
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of ours")
-    parser.add_argument("--compile", action="store_true", help="ours compiled as well; takes minutes more")
-    parser.add_argument("--checkpoint", action="store_true", help="ours recomputing its activations as well")
+    parser.add_argument("--compile", action="store_true", help="also ours compiled; takes minutes more")
+    parser.add_argument("--checkpoint", action="store_true", help="also ours recomputing its activations")
     parser.add_argument("--quick", action="store_true", help="mobilefacenet, 8 images, 1,000 classes")
-    parser.add_argument("--threads", type=int, help="of torch; as it decides itself")
+    parser.add_argument("--threads", type=int, help="of torch (default: its own)")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -58,25 +58,25 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def step_rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
-    """Images a second and the milliseconds of the parts, reference and ours in turn."""
+    """Measure images per second and the milliseconds of the parts, reference and ours in turn."""
     speed = products_speed()
     with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as folder:
         ways: dict[str, Callable[[list[Batch]], Clock]] = {}
-        trainer, batches = made(name, options, Path(folder))
-        ways["plain"] = Plain(trainer)
-        ways[options.precision] = lambda group: timed(trainer, group)
+        trainer, steps = build_trainer(name, options, Path(folder))
+        ways["plain"] = PlainStep(trainer)
+        ways[options.precision] = lambda batches: timed_step(trainer, batches)
         for way, wanted in (("compile", options.compile), ("checkpoint_activations", options.checkpoint)):
             if wanted:
-                other, _ = made(name, options, Path(folder), f"trainer.{way}=true")
-                ways[f"{options.precision}, {way}"] = lambda group, other=other: timed(other, group)
+                other, _ = build_trainer(name, options, Path(folder), f"trainer.{way}=true")
+                ways[f"{options.precision}, {way}"] = lambda batches, other=other: timed_step(other, batches)
         clocks: dict[str, list[Clock]] = {way: [] for way in ways}
-        for group in itertools.islice(batches, options.steps + 1):
+        for batches_of_step in steps:
             for way, step in ways.items():
-                clocks[way].append(step(group))
-    best = {way: min(taken[1:], key=lambda clock: clock.total) for way, taken in clocks.items()}
-    plain = best.pop("plain")
+                clocks[way].append(step(batches_of_step))
+    fastest = {way: min(taken[1:], key=lambda clock: clock.total) for way, taken in clocks.items()}
+    plain = fastest.pop("plain")
     floor = speed / (3 * 2 * multiply_adds(trainer.backbone))
-    for way, ours in best.items():
+    for way, ours in fastest.items():
         title = f"{name} {way}, B={options.batch}"
         yield Row(title, options.batch / ours.total, "img/s", floor, options.batch / plain.total)
         for part in PARTS:
@@ -85,33 +85,33 @@ def step_rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
 
 @dataclass
 class Clock:
-    """Where the seconds of a step went."""
+    """The seconds of a step by part."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    last: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=time.perf_counter)
 
     def spent(self, part: str) -> None:
-        """What has passed since the last call was `part`."""
+        """Add the time since the previous call to `part`."""
         now = time.perf_counter()
-        self.seconds[part] += now - self.last
-        self.last = now
+        self.seconds[part] += now - self.since
+        self.since = now
 
     @property
     def total(self) -> float:
         return sum(self.seconds.values())
 
-    def backward(self, embedding_BD: Tensor) -> None:
-        """Tell the head's part of the backward pass, which ends at the embeddings, from the backbone's."""
+    def split_backward(self, embedding_BD: Tensor) -> None:
+        """Count the backward pass down to the embeddings as the head's, the remainder as the backbone's."""
         embedding_BD.register_hook(lambda _: self.spent("head"))
 
 
 # Ours ------------------------------------------------------------------------------------------------------
 
 
-def made(
+def build_trainer(
     name: str, options: argparse.Namespace, folder: Path, *overrides: str
-) -> tuple[Trainer, Iterator[list[Batch]]]:
-    """The trainer that the command line would make, and the groups of batches of its first epoch."""
+) -> tuple[Trainer, list[list[Batch]]]:
+    """Return the trainer that `facerec-train` would build, and the batches of its first steps."""
     settings = [
         f"backbone={name}",
         "head=arcface",
@@ -130,41 +130,40 @@ def made(
     config: Mapping[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     trainer = assemble(config, folder)
     trainer.set_modes()
-    groups = (group for group, _ in trainer.groups())
-    return trainer, iter(list(itertools.islice(groups, options.steps + 1)))
+    return trainer, list(itertools.islice(trainer.batches_of_steps(), options.steps + 1))
 
 
-def timed(trainer: Trainer, group: list[Batch]) -> Clock:
-    """A step of the trainer, watched from outside: what it calls is the same, each call told to a clock."""
-    forward, head, update = trainer.forward, trainer.head.forward, trainer.update
+def timed_step(trainer: Trainer, batches_of_step: list[Batch]) -> Clock:
+    """Time a step of the trainer from outside, by wrapping the methods it calls."""
+    forward, head, update = trainer.forward, trainer.head.forward, trainer.update_weights
     clock = Clock()
 
-    def watched_forward(image_BCHW: Tensor) -> Tensor:
+    def timed_forward(image_BCHW: Tensor) -> Tensor:
         clock.spent("rest")
         embedding_BD = forward(image_BCHW)
         clock.spent("forward")
-        clock.backward(embedding_BD)
+        clock.split_backward(embedding_BD)
         return embedding_BD
 
-    def watched_head(*arguments: Any) -> Any:
+    def timed_head(*arguments: Any) -> Any:
         output = head(*arguments)
         clock.spent("head")
         return output
 
-    def watched_update(loss: Tensor, batches: int) -> tuple[Tensor, Tensor]:
+    def timed_update(loss: Tensor, batches: int) -> tuple[Tensor, Tensor]:
         clock.spent("backward")
         result = update(loss, batches)
         clock.spent("optimizer")
         return result
 
-    watched = {"forward": watched_forward, "update": watched_update}
-    trainer.__dict__.update(watched)
-    trainer.head.forward = watched_head  # type: ignore[method-assign]
+    wrapped = {"forward": timed_forward, "update_weights": timed_update}
+    trainer.__dict__.update(wrapped)
+    trainer.head.forward = timed_head  # type: ignore[method-assign]
     try:
-        trainer.step(group, 0.0)
+        trainer.step(batches_of_step)
     finally:
         del trainer.head.forward
-        for key in watched:
+        for key in wrapped:
             del trainer.__dict__[key]
     clock.spent("rest")
     return clock
@@ -173,7 +172,7 @@ def timed(trainer: Trainer, group: list[Batch]) -> Clock:
 # The reference ---------------------------------------------------------------------------------------------
 
 
-class Plain:
+class PlainStep:
     """The same step as it is usually written, from the same weights."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -185,10 +184,10 @@ class Plain:
         weights = [*self.backbone.parameters(), self.weight]
         self.optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
-    def __call__(self, group: list[Batch]) -> Clock:
+    def __call__(self, batches_of_step: list[Batch]) -> Clock:
         clock = Clock()
         self.optimizer.zero_grad()
-        for batch in group:
+        for batch in batches_of_step:
             image_BHWC = torch.where(
                 batch.mirror_B[:, None, None, None], batch.image_BHWC.flip(2), batch.image_BHWC
             )
@@ -196,7 +195,7 @@ class Plain:
             clock.spent("rest")
             embedding_BD = self.backbone(image_BCHW)
             clock.spent("forward")
-            clock.backward(embedding_BD)
+            clock.split_backward(embedding_BD)
             loss = arcface(embedding_BD, self.weight, batch.label_B)
             clock.spent("head")
             loss.backward()
@@ -207,11 +206,6 @@ class Plain:
 
 
 def products_speed(size: int = 1024) -> float:
-    """FLOP/s of bf16 matrix products, the best of ten."""
+    """Return the FLOP/s of bf16 matrix products, the fastest of ten."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    quickest = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        quickest = min(quickest, time.perf_counter() - start)
-    return 2 * size**3 / quickest
+    return 2 * size**3 / best(lambda: torch.mm(a, b), 10)

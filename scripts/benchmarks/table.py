@@ -1,8 +1,8 @@
-"""What all benchmarks share: rows with their floor and reference, a table of them, and ways to measure."""
+"""Rows with floor and reference, their table, and measurements of time and memory, for all benchmarks."""
 
+import gc
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -16,10 +16,10 @@ class Row:
 
     Attributes:
         name: what was measured.
-        value: how much, in `unit`.
+        value: in `unit`.
         unit: ``s``, ``ms``, ``MB``, ``img/s``, …
         floor: the least (or for a rate, the most) that the hardware allows, measured in the same run.
-        reference: what the common implementations need, measured in the same run.
+        reference: the common implementation's value, measured in the same run.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Row:
     reference: float | None = None
 
     def json(self) -> dict[str, Any]:
-        """The row with value ÷ floor and value ÷ reference; null where there is none to compare with."""
+        """The row with value ÷ floor and value ÷ reference, null without them."""
         return {
             **asdict(self),
             "ratio_to_floor": self.value / self.floor if self.floor else None,
@@ -38,7 +38,7 @@ class Row:
 
 
 def show(rows: Iterable[Row], path: Path | None) -> None:
-    """Print rows as they come; write them to the JSON file `path` at the end, where one is given."""
+    """Print rows as they come, and write them to the JSON file `path`, if any, at the end."""
     kept = []
     print(f"{'':56} {'value':>12} {'floor':>12} {'reference':>12} {'/ floor':>9} {'/ ref.':>9}")
     for row in rows:
@@ -57,19 +57,19 @@ def _number(value: float | None) -> str:
 
 
 def best(work: Callable[[], object], repeats: int = 3, before: Callable[[], object] | None = None) -> float:
-    """Seconds of the quickest of several calls: other work on the machine only ever adds to it."""
-    quickest = float("inf")
+    """Return the seconds of the fastest of several calls: other work on the machine only adds to them."""
+    fastest = float("inf")
     for _ in range(repeats):
         if before is not None:
             before()
         start = time.perf_counter()
         work()
-        quickest = min(quickest, time.perf_counter() - start)
-    return quickest
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest
 
 
 def in_processes(work: Callable[..., Any], *arguments: Any, count: int = 1) -> list[Any]:
-    """What `work(*arguments)` returns in `count` fresh processes that run, and stay alive, side by side."""
+    """Return the results of `work(*arguments)` in `count` fresh processes that live side by side."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count)
     queue = context.Queue()
@@ -83,15 +83,28 @@ def in_processes(work: Callable[..., Any], *arguments: Any, count: int = 1) -> l
 
 
 def _call(queue: Any, barrier: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    held = work(*arguments)  # still referred to while the others are measured
+    result = work(*arguments)  # a callable result measures once all processes hold theirs
     barrier.wait()
-    queue.put(held() if callable(held) else held)
+    queue.put(result() if callable(result) else result)
     barrier.wait()
 
 
-def share_of_memory() -> float:
-    """This process's memory in MB, pages shared by n processes counted as 1/n (Linux: PSS)."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1e3
-    raise OSError(f"no Pss in /proc/{os.getpid()}/smaps_rollup")
+def proportional_memory() -> float:
+    """Return this process's memory in MB, pages of n processes counted as 1/n (Linux: PSS)."""
+    return _kilobytes("smaps_rollup", "Pss") / 1e3
+
+
+def peak_memory(work: Callable[[], object]) -> float:
+    """Return the MB that `work` needs at most above what was there before it (Linux)."""
+    gc.collect()
+    before = _kilobytes("status", "VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    work()
+    return (_kilobytes("status", "VmHWM") - before) / 1e3
+
+
+def _kilobytes(file: str, key: str) -> float:
+    for line in Path("/proc/self", file).read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return float(line.split()[1])
+    raise OSError(f"no {key} in /proc/self/{file}")
