@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 def recordio_files() -> Path:
     """Folder of RecordIO files written by the original mxnet, with their manifest."""
     return FIXTURES / "recordio"
+
+
+@pytest.fixture
+def golden(recordio_files: Path, tmp_path: Path) -> Path:
+    """A writable copy of the files that the original mxnet wrote."""
+    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,6 @@ from tests.making import overwrite
 
 
 @pytest.fixture
-def golden(recordio_files: Path, tmp_path: Path) -> Path:
-    """A writable copy of the packs that the original mxnet wrote."""
-    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
-
-
-@pytest.fixture
 def pack(golden: Path) -> Path:
     return golden / "insightface_layout.rec"
 

@@ -1,9 +1,8 @@
-"""`facerec-data unpack`, `pairs` and `lfw`: images out of packs, and verification sets of one's own."""
+"""`facerec-data pairs` and `lfw`: verification sets of one's own."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,96 +16,17 @@ from facerec.images.decode import decode
 from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import lfw_image, read_csv, read_names, read_pairs_txt, read_people_txt
 from facerec.packs.pack import open_pack
-from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
 from tests.making import image
 
 
-def fill(folder: Path, people: dict[str, int]) -> Path:
-    """A folder of people, each image another one, named as in LFW."""
-    for seed, (name, many) in enumerate(people.items()):
+def fill(folder: Path, identities: dict[str, int]) -> Path:
+    """A folder per identity, each image another one, named as in LFW."""
+    for seed, (name, many) in enumerate(identities.items()):
         (folder / name).mkdir(parents=True)
         for i in range(1, many + 1):
             (folder / lfw_image(name, i)).write_bytes(image(100 * seed + i))
     return folder
-
-
-@pytest.fixture
-def golden(recordio_files: Path, tmp_path: Path) -> Path:
-    """A writable copy of a pack that the original mxnet wrote."""
-    for ending in ("rec", "idx"):
-        shutil.copy(recordio_files / f"insightface_layout.{ending}", tmp_path / f"golden.{ending}")
-    return tmp_path / "golden.rec"
-
-
-# unpack ----------------------------------------------------------------------------------------------------
-
-
-def test_unpacked_and_packed_again_is_what_mxnet_wrote(golden: Path, tmp_path: Path) -> None:
-    assert run(["unpack", str(golden), str(tmp_path / "files")]) == 0
-    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["0", "1", "2", "3"]
-    for path in (tmp_path / "files").rglob("*.jpg"):  # so that names sort as keys do
-        path.rename(path.with_name(f"{int(path.stem):03}.jpg"))
-    run(["pack", str(tmp_path / "files"), str(tmp_path / "again"), "--keep"])
-    again, pack = open_pack(tmp_path / "again"), open_pack(golden)
-    assert [bytes(again.encoded(i)) for i in range(12)] == [bytes(pack.encoded(i)) for i in range(12)]
-    assert (tmp_path / "again" / "train.idx").read_bytes() == golden.with_suffix(".idx").read_bytes()
-
-
-def test_unpack_uses_the_names_of_the_lst_in_any_order(golden: Path, tmp_path: Path) -> None:
-    lines = [f"{key}\t0\tperson {key % 2}/é{key}.jpg\n" for key in range(12, 0, -1) if key != 5]
-    golden.with_suffix(".lst").write_text("".join(lines))
-    run(["unpack", str(golden), str(tmp_path / "out")])
-    pack = open_pack(golden)
-    assert (tmp_path / "out" / "person 1" / "é3.jpg").read_bytes() == bytes(pack.encoded(2))
-    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 12, "the one without a name gets a number"
-
-
-@pytest.mark.parametrize("name", ["../../escaped.jpg", "/escaped.jpg", "a/../../b.jpg", "a\0b.jpg"])
-def test_unpack_never_writes_outside_of_its_folder(golden: Path, tmp_path: Path, name: str) -> None:
-    golden.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
-    with pytest.raises(DamagedDataError, match=r"line 1: .* leads out of its folder"):
-        run(["unpack", str(golden), str(tmp_path / "out")])
-    assert sorted(path.suffix for path in tmp_path.iterdir() if path.suffix != ".cache") == [
-        ".idx",
-        ".lst",
-        ".rec",
-    ]
-
-
-@pytest.mark.parametrize("name", [f"{'é' * 200}/1.jpg", f"Ann/{'é' * 200}.jpg"])
-def test_unpack_refuses_a_name_that_no_file_can_have(golden: Path, tmp_path: Path, name: str) -> None:
-    golden.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
-    said = rf"\.lst: identity {name[:3]}.*: the name é+… has 40\d bytes, a file's 255 at most; shorten"
-    with pytest.raises(UserError, match=said):
-        run(["unpack", str(golden), str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
-
-
-def test_unpack_refuses_two_images_of_one_name_and_a_folder_in_use(golden: Path, tmp_path: Path) -> None:
-    golden.with_suffix(".lst").write_text("1\t0\ta/b.jpg\n2\t0\ta/b.jpg\n")
-    with pytest.raises(UserError, match=r"names two images a/b\.jpg"):
-        run(["unpack", str(golden), str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
-    golden.with_suffix(".lst").unlink()
-    mine = tmp_path / "out" / "0" / "mine.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
-    with pytest.raises(UserError, match="is not empty; --force writes into it"):
-        run(["unpack", str(golden), str(tmp_path / "out")])
-    assert run(["unpack", str(golden), str(tmp_path / "out"), "--force"]) == 0
-    assert mine.read_text() == "mine" and len(list((tmp_path / "out").rglob("*.jpg"))) == 12
-
-
-def test_unpack_of_a_damaged_pack_writes_the_rest_and_ends_with_1(
-    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    offset = int(open_pack(golden).offset_N[3])
-    with golden.open("r+b") as file:
-        file.seek(offset)
-        file.write(b"\0")
-    assert run(["unpack", str(golden), str(tmp_path / "out")]) == 1
-    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 11
 
 
 # Drawn pairs -----------------------------------------------------------------------------------------------
@@ -179,8 +99,9 @@ def test_pairs_of_a_folder_are_faces_of_its_images(
 
 
 def test_pairs_of_a_pack_are_its_own_bytes(golden: Path, tmp_path: Path) -> None:
-    assert run(["pairs", str(golden), str(tmp_path / "x.bin"), "--folds", "2"]) == 0
-    pack = open_pack(golden)
+    path = golden / "insightface_layout.rec"
+    assert run(["pairs", str(path), str(tmp_path / "x.bin"), "--folds", "2"]) == 0
+    pack = open_pack(path)
     own = {bytes(pack.encoded(i)): int(pack.label_N[i]) for i in range(len(pack))}
     made = load_verification(tmp_path / "x.bin")
     label_K2 = np.array([own[bytes(one)] for one in made.images])[made.index_2N].reshape(-1, 2)
@@ -337,17 +258,6 @@ def test_lfw_is_byte_for_byte_the_pack_that_mxnet_wrote(lfw_root: Path, tmp_path
 def _split(name: str) -> tuple[str, int]:
     who, number = name.split()
     return who, int(number)
-
-
-def test_the_im2rec_layout_is_unpacked_too(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path / "x.rec") as writer:
-        for key, label in enumerate((5, 3, 5)):
-            writer.write(key, Record(0, float(label), key, 0, image(key)))
-    run(["unpack", str(tmp_path / "x.rec"), str(tmp_path / "out")])
-    found = sorted(
-        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")
-    )
-    assert found == ["3/1.jpg", "5/0.jpg", "5/2.jpg"]
 
 
 # Lists and sets of other programs ---------------------------------------------------------------------------

@@ -28,12 +28,6 @@ from tests.making import image, overwrite, report
 
 
 @pytest.fixture
-def golden(recordio_files: Path, tmp_path: Path) -> Path:
-    """A writable copy of the packs that the original mxnet wrote."""
-    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
-
-
-@pytest.fixture
 def pack(golden: Path) -> Path:
     """12 images of 4 identities, three each, with names."""
     lines = [

@@ -23,12 +23,6 @@ from facerec.packs.recordio import Record, RecordReader, RecordWriter
 INSIGHTFACE = ["insightface_layout", "insightface_two_labels"]
 
 
-@pytest.fixture
-def golden(recordio_files: Path, tmp_path: Path) -> Path:
-    """A writable copy of the packs that the original mxnet wrote."""
-    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
-
-
 def write_insightface(
     path: Path,
     label_N: list[float],

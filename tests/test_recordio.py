@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ from facerec.packs.recordio import Record, RecordReader, RecordWriter, pack, unp
 
 MAGIC = framing.MAGIC_BYTES
 INDEXED = ["insightface_layout", "insightface_two_labels", "im2rec_layout", "hard_payloads", "sparse_keys"]
-
-
-@pytest.fixture
-def golden(recordio_files: Path, tmp_path: Path) -> Path:
-    """A writable copy of the files that the original mxnet wrote."""
-    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import pickle
-import shutil
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -27,12 +26,6 @@ from facerec.packs import framing
 from facerec.packs.recordio import Record, RecordReader, RecordWriter
 
 MAGIC = framing.MAGIC_BYTES
-
-
-@pytest.fixture
-def golden(recordio_files: Path, tmp_path: Path) -> Path:
-    """A writable copy of the files that the original mxnet wrote."""
-    return Path(shutil.copytree(recordio_files, tmp_path / "golden"))
 
 
 # Damage ----------------------------------------------------------------------------------------------------
