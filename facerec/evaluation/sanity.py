@@ -126,8 +126,8 @@ def check_preprocessing(
         )
         return None
     logger.warning(
-        "the preprocessing looks wrong: on %s, %s separates people clearly better (d′ %.3f, AUC %.4f) than "
-        "%s (d′ %.3f, AUC %.4f); if that is how the model was trained, say %s",
+        "the preprocessing looks wrong: on %s, %s separates identities clearly better (d′ %.3f, AUC %.4f) "
+        "than %s (d′ %.3f, AUC %.4f); if that is how the model was trained, say %s",
         count,
         best.input,
         best.dprime,

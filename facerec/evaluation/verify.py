@@ -98,7 +98,7 @@ class VerificationResult(PairResult):
         exact = f"accuracy {self.accuracy_exact:.5f} at {self.best_threshold_exact:.5f}, mean of folds"
         facts = [
             *self._pair_facts(),
-            ("People", "not known" if self.identities is None else f"{self.identities:,}"),
+            ("Identities", "not known" if self.identities is None else f"{self.identities:,}"),
             flip_fact(self.flip),
             ("Threshold", f"{self.best_threshold:.5f}, mean of {self.folds} folds"),
             ("Exact threshold", exact),

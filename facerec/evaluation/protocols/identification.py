@@ -56,7 +56,7 @@ class Identification(Protocol):
         super().__post_init__()
         for key in ("gallery", "probes"):
             given = getattr(self, key) is not None
-            require(given, f"eval.{key}", None, "must be a folder of people's folders")
+            require(given, f"eval.{key}", None, "must be a folder of folders, one per identity")
 
     def results(self, model: Model) -> Mapping[str, Result]:
         """Search the probes in the gallery.
@@ -173,11 +173,13 @@ class IdentificationResult(Result):
         facts = [
             ("Protocol", self.protocol),
             ("Probes", f"{self.probes:,} ({self.mated_probes:,} with a mate in the gallery)"),
-            ("Gallery", f"{self.gallery:,} entries of {self.identities:,} people"),
+            ("Gallery", f"{self.gallery:,} entries of {self.identities:,} identities"),
             ("Distractors", f"{self.distractors:,}"),
         ]
         if any(self.rank_interval.values()):
-            facts.append(("Intervals", "95 %, people of the mated probes resampled, thresholds held fixed"))
+            facts.append(
+                ("Intervals", "95 %, identities of the mated probes resampled, thresholds held fixed")
+            )
         return facts
 
 
@@ -202,7 +204,7 @@ def identify(
     Args:
         probe_PD, gallery_GD: embeddings of any norm.
         probe_identity_P, gallery_identity_G: identities, numbers or names.
-        distractors: more gallery entries, of people who are no probes; an array or an iterable of arrays.
+        distractors: more gallery entries, of identities that are no probes; an array or several.
         ranks: length of the CMC, 1 or more.
         bootstrap: number of resamples for 95 % intervals; 0 for none.
 
@@ -241,14 +243,14 @@ def identify(
     supported = [target for target, rate in tpir.items() if rate is not None]
     hits = [rank_P[mated_P] <= rank for rank in named]
     hits += [found_P < separation.threshold_at_far(float(target)) for target in supported]
-    spread = rate_intervals(np.stack(hits), probe_P[mated_P], resamples=bootstrap, seed=seed)
-    tpir_spread = dict(zip(supported, spread[len(named) :], strict=True))
+    intervals = rate_intervals(np.stack(hits), probe_P[mated_P], resamples=bootstrap, seed=seed)
+    tpir_interval = dict(zip(supported, intervals[len(named) :], strict=True))
     return IdentificationResult(
         rank={str(rank): cmc[rank - 1] for rank in named},
-        rank_interval={str(rank): one for rank, one in zip(named, spread, strict=False)},
+        rank_interval={str(rank): one for rank, one in zip(named, intervals, strict=False)},
         cmc=cmc,
         tpir_at_fpir=tpir,
-        tpir_at_fpir_interval={target: tpir_spread.get(target) for target in tpir},
+        tpir_at_fpir_interval={target: tpir_interval.get(target) for target in tpir},
         probes=len(probe),
         mated_probes=int(mated_P.sum()),
         gallery=len(gallery_G),

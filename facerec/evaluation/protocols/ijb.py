@@ -169,7 +169,9 @@ class TemplateResult(PairResult):
             ("Detector score", "as weight of each image" if self.detector_score else "not used"),
         ]
         if any(self.tar_at_far_interval.values()):
-            facts.append(("Intervals", "95 %, people of the genuine pairs resampled, thresholds held fixed"))
+            facts.append(
+                ("Intervals", "95 %, identities of the genuine pairs resampled, thresholds held fixed")
+            )
         return facts
 
 

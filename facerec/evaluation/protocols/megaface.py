@@ -119,14 +119,14 @@ class MegafaceResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Protocol, probes and distractors."""
-        probes = f"{self.probes:,} ({self.identities:,} people, {self.mate_pairs:,} mate pairs)"
+        probes = f"{self.probes:,} ({self.identities:,} identities, {self.mate_pairs:,} mate pairs)"
         facts = [
             ("Protocol", self.protocol),
             ("Probes", probes),
             ("Distractors", f"{self.distractors:,}"),
         ]
         if any(self.rank1_interval.values()):
-            facts.append(("Intervals", "95 %, people of the probes resampled, distractors held fixed"))
+            facts.append(("Intervals", "95 %, identities of the probes resampled, distractors held fixed"))
         return facts
 
 
@@ -147,9 +147,9 @@ def megaface(
     tie with a distractor is a miss.
 
     Args:
-        probe_PD: embeddings of the probe set (FaceScrub: 3,530 images of 80 people), any norm.
+        probe_PD: embeddings of the probe set (FaceScrub: 3,530 images of 80 identities), any norm.
         identity_P: who they are, numbers or names.
-        distractors: (count, D) embeddings of other people, in the order in which they are added; an array
+        distractors: (count, D) embeddings of other identities, in the order in which they are added; an array
             (memory-mapped ones are read block by block) or an iterable of arrays.
         count: how many distractors there are, where `distractors` is an iterable.
         cuts: numbers of distractors at which rank-1 is wanted, ascending.
@@ -164,8 +164,8 @@ def megaface(
         count = len(distractors)
     if not count:
         raise UserError("MegaFace needs distractors, and how many there are")
-    _, person_P = np.unique(np.asarray(identity_P), return_inverse=True)
-    probe_N, cosine_N = _mate_pairs(probe, person_P)
+    _, number_P = np.unique(np.asarray(identity_P), return_inverse=True)
+    probe_N, cosine_N = _mate_pairs(probe, number_P)
     if not len(probe_N):
         raise UserError("no person of the probe set has two images, so there are no mates")
     reached = [cut for cut in cuts if cut <= count]
@@ -187,8 +187,10 @@ def megaface(
     rank1 |= {str(cut): float(hit_N.mean()) for cut, hit_N in zip(reached, hits, strict=True)}
     accepted_N = cosine_N > float(highest.values()[allowed])
     tar = float(accepted_N.mean()) if 1 / impostors <= far else None
-    spread = rate_intervals(np.stack([*hits, accepted_N]), person_P[probe_N], resamples=bootstrap, seed=seed)
-    rank1_spread = {str(cut): one for cut, one in zip(reached, spread, strict=False)}
+    intervals = rate_intervals(
+        np.stack([*hits, accepted_N]), number_P[probe_N], resamples=bootstrap, seed=seed
+    )
+    rank1_interval = {str(cut): one for cut, one in zip(reached, intervals, strict=False)}
     notes = unsupported(rank1, "rank-1 at", count, "distractors")
     notes += unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
     alone = len(probe) - len(np.unique(probe_N))
@@ -196,11 +198,11 @@ def megaface(
         notes.append(f"{alone} probes are the only image of their person and have no mate")
     return MegafaceResult(
         rank1=rank1,
-        rank1_interval={cut: rank1_spread.get(cut) for cut in rank1},
+        rank1_interval={cut: rank1_interval.get(cut) for cut in rank1},
         tar_at_far={MEGAFACE_FAR: tar},
-        tar_at_far_interval={MEGAFACE_FAR: None if tar is None else spread[-1]},
+        tar_at_far_interval={MEGAFACE_FAR: None if tar is None else intervals[-1]},
         probes=len(probe),
-        identities=int(person_P.max()) + 1,
+        identities=int(number_P.max()) + 1,
         mate_pairs=len(probe_N),
         distractors=count,
         protocol=protocol,
@@ -212,10 +214,10 @@ def megaface(
     )
 
 
-def _mate_pairs(probe_PD: torch.Tensor, person_P: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
-    """All ordered pairs of two images of one person: the probe of each, and their cosine."""
+def _mate_pairs(probe_PD: torch.Tensor, number_P: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """All ordered pairs of two images of one identity: the probe of each, and their cosine."""
     probes, cosines = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for members in np.split(np.argsort(person_P, kind="stable"), np.cumsum(np.bincount(person_P))[:-1]):
+    for members in np.split(np.argsort(number_P, kind="stable"), np.cumsum(np.bincount(number_P))[:-1]):
         rows = probe_PD[torch.from_numpy(members)]
         pairs = ~np.eye(len(members), dtype=bool)
         cosines.append((rows @ rows.T).numpy()[pairs])

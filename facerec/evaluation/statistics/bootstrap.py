@@ -1,11 +1,11 @@
-"""Bootstrap intervals of verification numbers: people resampled where they are known, else pairs.
+"""Bootstrap intervals of verification numbers: identities resampled where they are known, else pairs.
 
 A resample is a weight for each pair, so that nothing is copied. Over pairs, the weight is how often the pair
 was drawn, within its fold. Over identities, these are drawn with replacement: a genuine pair weighs as often
 as its one identity was drawn, an impostor pair the product of its two identities' numbers, since each copy of
 the one meets each copy of the other (A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1,
 2007; R. M. Bolle, N. K. Ratha, S. Pankanti, "Error analysis of pattern recognition systems: the subsets
-bootstrap", CVIU 93, 2004, for why pairs of the same people must not count as independent).
+bootstrap", CVIU 93, 2004, for why pairs of the same identities must not count as independent).
 
 Shape suffixes: N pairs, I identities, R resamples (of a block), F folds, J cells, V vertices of a ROC curve;
 "2" is impostor, genuine, or the two images of a pair.

@@ -77,7 +77,8 @@ def compare(results: Mapping[str, Result], *, bootstrap: int = 0, seed: int = 0)
 
     Args:
         results: by model.
-        bootstrap: resamples for the interval of the difference; people where they are known, else decisions.
+        bootstrap: resamples for the interval of the difference, of identities where they are known, else of
+            decisions.
         seed: of the bootstrap.
 
     Raises:
