@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
 
 class FacerecError(Exception):
@@ -88,3 +93,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Raise a `FacerecError` for what is no bug of ours: memory (a device's, too) that does not suffice, a
+    disk that is full, failing, gone or read-only, a path that is forbidden, too long or a loop.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = isinstance(error.filename, str | bytes)
+        if isinstance(error, BrokenPipeError) or not (named or error.errno in _STORAGE):
+            raise
+        what = os.fsdecode(error.filename) if named else "a file"
+        raise StorageError(f"{what} could not be read or written: {error.strerror}") from error
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].strip()
+        # torch has a class for a device's memory alone.
+        told = any(sign in reason for sign in ("can't allocate memory", "not enough memory"))
+        if not (told or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+            raise
+        raise FacerecError(
+            f"out of memory: {reason or 'none was left'}; lower trainer.batch_size or eval.batch_size, or "
+            "take trainer.precision=bf16 or trainer.checkpoint_activations=true"
+        ) from error

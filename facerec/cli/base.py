@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from facerec import launch
-from facerec.errors import FacerecError, LostContactError, StorageError, UserError
-
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
+from facerec.errors import FacerecError, LostContactError, UserError, machine_errors
 
 
 def run_command(program: str, work: Callable[[], int | None]) -> NoReturn:
@@ -87,31 +83,6 @@ def _say(program: str, text: str) -> None:
         # Names out of files may hold control characters, which a terminal would obey.
         plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in plain)
         print(f"{who}: {plain}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def machine_errors() -> Iterator[None]:
-    """Raise a `FacerecError` for what is no bug of ours: memory (a device's, too) that does not suffice, a
-    disk that is full, failing, gone or read-only, a path that is forbidden, too long or a loop.
-    """
-    try:
-        yield
-    except OSError as error:
-        named = isinstance(error.filename, str | bytes)
-        if isinstance(error, BrokenPipeError) or not (named or error.errno in _STORAGE):
-            raise
-        what = os.fsdecode(error.filename) if named else "a file"
-        raise StorageError(f"{what} could not be read or written: {error.strerror}") from error
-    except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].strip()
-        # torch has a class for a device's memory alone.
-        told = any(sign in reason for sign in ("can't allocate memory", "not enough memory"))
-        if not (told or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
-            raise
-        raise FacerecError(
-            f"out of memory: {reason or 'none was left'}; lower trainer.batch_size or eval.batch_size, or "
-            "take trainer.precision=bf16 or trainer.checkpoint_activations=true"
-        ) from error
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,11 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facerec import launch, plugins
-from facerec.cli.base import machine_errors
 from facerec.cli.config_loader import ConfigLoader
 from facerec.cli.explain import as_user_error, config_folder, explained, with_origin
 from facerec.cli.overrides import hydra_arguments, plugins_of
-from facerec.errors import FacerecError, UserError
+from facerec.errors import FacerecError, UserError, machine_errors
 from facerec.reporting.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
