@@ -10,9 +10,9 @@ small object, so a bound on the operations bounds time and memory.
 from __future__ import annotations
 
 import codecs
+import io
 import mmap
 import pickletools
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -32,10 +32,11 @@ from facerec.pickles.stand_ins import (
     text,
 )
 
-_NUMBERS: Final = frozenset("?bBhHiIlLqQefd")  # dtype.char of booleans, integers and floats
+_DTYPES: Final = frozenset("?bBhHiIlLqQefd")  # dtype.char of booleans, integers and floats
 _ARRAY: Final = "numpy.core.multiarray._reconstruct"
 _NUMPY: Final = ("numpy.ndarray", "numpy.dtype", _ARRAY)
 
+_BITS: Final = 2048  # of a number
 _ARGUMENTS: Final = 16  # of a call: it takes five bytes of a file, and no long time
 
 Builder = Callable[..., Any]
@@ -76,7 +77,6 @@ class Reader:
         text: make str of Python 2's byte strings where they are ASCII.
 
     Attributes:
-        position: of the next pickle in `data`.
         inert: names of unknown functions that were called, in the order of their first call.
     """
 
@@ -89,9 +89,9 @@ class Reader:
         plain_only: bool = False,
         text: bool = False,
     ) -> None:
-        self.position = 0
         self.inert: dict[str, None] = {}
-        self._data, self._stored, self._plain_only, self._in_text = data, stored, plain_only, text
+        self._file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
+        self._stored, self._plain_only, self._in_text = stored, plain_only, text
         self._budget = len(data)
         self._builders: dict[str, Builder] = {
             "_codecs.encode": self._encode,
@@ -103,6 +103,16 @@ class Reader:
             **(builders or {}),
         }
 
+    @property
+    def position(self) -> int:
+        """Of the next pickle in the buffer."""
+        position: int = self._file.tell()
+        return position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._file.seek(position)
+
     def run(self) -> Any:
         """The value of the pickle at `position`; raises `Broken` or `Forbidden`."""
         self._stack: list[Any] = []
@@ -112,20 +122,10 @@ class Reader:
         try:
             for _ in range(OPERATIONS):
                 begin = self.position
-                name, length = _OPERATIONS.get(self._take(1)[0], ("", 0))
-                if length == pickletools.UP_TO_NEWLINE:
-                    raw = self._line()
-                elif length < 0:
-                    size = _SIZES[length]
-                    raw = self._take(int.from_bytes(self._take(abs(size)), "little", signed=size < 0))
-                else:
-                    raw = self._take(length)
-                if name in _PUSHED:
-                    self._stack.append(_PUSHED[name](raw))
-                elif name == "STOP":
+                name, read = _OPERATIONS.get(self._file.read(1), ("", None))
+                if name == "STOP":
                     break
-                else:
-                    self._do(name, raw)
+                self._do(name, None if read is None else read(self._file))
             else:
                 raise Broken(f"it has more than {OPERATIONS:,} operations")
             value = self._stack[-1]
@@ -137,37 +137,32 @@ class Reader:
         check_nesting(value)
         return value
 
-    def _take(self, length: int) -> bytes:
-        end = self.position + length
-        if not self.position <= end <= len(self._data):
-            raise Broken(f"it ends within an operation, at byte {len(self._data):,}")
-        raw = self._data[self.position : end]
-        self.position = end
-        return raw
-
-    def _line(self) -> bytes:
-        raw = self._take(self._data.find(b"\n", self.position) - self.position)
-        self.position += 1
-        return raw
-
-    def _do(self, name: str, raw: bytes) -> None:
-        """Do the operation that pickletools calls `name`; `raw` is its argument in the file."""
+    def _do(self, name: str, argument: Any) -> None:
+        """Do the operation that pickletools calls `name`."""
         stack = self._stack
         match name:
+            case _ if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case _ if name in _NUMBERS:
+                if type(argument) is int and argument.bit_length() > _BITS:
+                    raise Broken(f"it holds a number of {argument.bit_length():,} bits")
+                stack.append(argument)
+            case _ if name.endswith("UNICODE") or name == "BINUNICODE8":
+                stack.append(argument)
+            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                stack.append(bytes(argument))
+            case "SHORT_BINSTRING" | "BINSTRING":
+                stack.append(self._byte_string(argument.encode("latin-1")))
+            case "STRING":
+                stack.append(self._byte_string(argument))
+            case "EMPTY_LIST":
+                stack.append([])
             case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
-            case "BINPUT" | "LONG_BINPUT":
-                self._memo[int.from_bytes(raw, "little")] = stack[-1]
-            case "PUT":
-                self._memo[_digits(raw)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                self._recall(int.from_bytes(raw, "little"))
-            case "GET":
-                self._recall(_digits(raw))
-            case "SHORT_BINSTRING" | "BINSTRING":
-                stack.append(self._byte_string(raw))
-            case "STRING" if len(raw) > 1 and raw[:1] == raw[-1:] and raw[:1] in (b"'", b'"'):
-                stack.append(self._byte_string(codecs.escape_decode(raw[1:-1])[0]))
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                self._recall(argument)
             case "MARK":
                 self._below.append(stack)
                 self._stack = []
@@ -190,7 +185,7 @@ class Reader:
             case "SETITEMS":
                 self._set(self._since_mark())
             case "GLOBAL":
-                stack.append(self._named(text(raw), text(self._line())))
+                stack.append(self._named(*map(text, argument)))
             case "STACK_GLOBAL":
                 last = text(stack.pop())
                 stack.append(self._named(text(stack.pop()), last))
@@ -204,7 +199,7 @@ class Reader:
                 stack.append(self._stored(stack.pop()))
             case "FRAME":
                 pass
-            case "PROTO" if raw[0] <= 5:
+            case "PROTO" if argument <= 5:
                 pass
             case _:
                 raise Broken(f"before byte {self.position:,} stands no operation that data need")
@@ -320,49 +315,32 @@ def _real(dtype: Any) -> np.dtype[Any]:
     if code.lstrip("|<>=") in ("O", "O8", "O4"):
         return np.dtype(object)
     real = np.dtype(code) if len(code) <= 4 else np.dtype("V1")
-    if real.char not in _NUMBERS:
+    if real.char not in _DTYPES:
         raise Broken(f"it holds an array of {shown(code)}; only numbers are read")
     order = "=" if dtype.state is None else text(dtype.state[1])
     return real.newbyteorder(order) if order in ("<", ">") else real  # type: ignore[arg-type]
 
 
-def _long(raw: bytes) -> int:
-    if len(raw) > 256:
-        raise Broken(f"it holds a number of {len(raw):,} bytes")
-    return int.from_bytes(raw, "little", signed=True)
+def _line(file: Any) -> bytes:
+    line: bytes = file.readline()
+    if line[-1:] != b"\n":
+        raise ValueError
+    return line[:-1]
 
 
-def _digits(raw: bytes) -> int:
-    if len(raw) > 256:
-        raise Broken(f"it holds a number of {len(raw):,} digits")
-    return int(raw)
+def _quoted(file: Any) -> bytes:
+    """The argument of STRING: a line in quotes, with escapes."""
+    line = _line(file)
+    if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
+        raise ValueError
+    return codecs.escape_decode(line[1:-1])[0]
 
 
-def _utf8(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
-
-
-_OPERATIONS: Final = {ord(one.code): (one.name, one.arg.n if one.arg else 0) for one in pickletools.opcodes}
-# Bytes of the length of an argument; negative: as a signed number.
-_SIZES: Final = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: -4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
-_PUSHED: Final[Mapping[str, Callable[[bytes], Any]]] = {
-    "NONE": lambda _: None,
-    "NEWTRUE": lambda _: True,
-    "NEWFALSE": lambda _: False,
-    "EMPTY_TUPLE": lambda _: (),
-    "EMPTY_LIST": lambda _: [],
-    "INT": lambda raw: raw == b"01" if raw in (b"00", b"01") else _digits(raw),
-    "LONG": lambda raw: _digits(raw.rstrip(b"L")),
-    **dict.fromkeys(("BININT", "LONG1", "LONG4"), _long),
-    **dict.fromkeys(("BININT1", "BININT2"), lambda raw: int.from_bytes(raw, "little")),
-    "FLOAT": float,
-    "BINFLOAT": lambda raw: struct.unpack(">d", raw)[0],
-    "UNICODE": lambda raw: raw.decode("raw-unicode-escape"),
-    **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _utf8),
-    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), bytes),
+_CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_NUMBERS: Final = {"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"}
+# pickletools would take what these say for ASCII.
+_READERS: Final[Mapping[str, Any]] = {"STRING": _quoted, "GLOBAL": lambda file: (_line(file), _line(file))}
+_OPERATIONS: Final[Mapping[bytes, tuple[str, Any]]] = {
+    one.code.encode("latin-1"): (one.name, _READERS.get(one.name, one.arg.reader if one.arg else None))
+    for one in pickletools.opcodes
 }
