@@ -40,7 +40,7 @@ class Registry:
         self._loaded = False
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator: make the class or function known under `names`."""
+        """Return a decorator that registers a class or function under `names`."""
 
         def keep(builder: T) -> T:
             for name in names:
@@ -52,14 +52,16 @@ class Registry:
         return keep
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
+        """Return all registered names, sorted."""
         self._load()
         return sorted(self._builders)
 
     def builder(self, name: str) -> Callable[..., Any]:
-        """The builder called `name`; raises `ConfigError` with the nearest known name."""
-        self._load()
+        """Return the builder called `name`; raise `ConfigError` with the nearest known name."""
+        if isinstance(name, str):
+            self._load(name)
         if not isinstance(name, str) or name not in self._builders:
+            self._load()
             raise ConfigError(self.kind, name, f"no such {self.kind}; {nearest(str(name), self._builders)}")
         return self._builders[name]
 
@@ -68,21 +70,25 @@ class Registry:
         return build(self.builder(name), self.kind, given or {}, **context)
 
     def from_section(self, section: Mapping[str, Any], /, **context: Any) -> Any:
-        """Build what a configuration section names by its key ``name``; its other keys are the parameters."""
+        """Build the ``name`` of a configuration section from its other keys."""
         if section.get("name") is None:
             known = ", ".join(self.names())
             raise ConfigError(f"{self.kind}.name", None, f"must name one; known: {known}")
         given = {key: value for key, value in section.items() if key != "name"}
         return self.create(section["name"], given, **context)
 
-    def _load(self) -> None:
-        if not self._loaded:
+    def _load(self, wanted: str | None = None) -> None:
+        """Import modules until `wanted` is registered, those first that it begins with; None: all."""
+        if not self._loaded and (wanted is None or wanted not in self._builders):
             package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
-            for name in self._others:
+            names = [f"{self.package}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+            begins = tuple(name for name in names if (wanted or "").startswith(name.rpartition(".")[2]))
+            for name in (*begins, *names, *self._others):
+                if wanted is not None and wanted in self._builders:
+                    break
                 importlib.import_module(name)
-            self._loaded = True
+            else:
+                self._loaded = True
         plugins.load()
 
 

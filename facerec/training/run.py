@@ -30,7 +30,6 @@ from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_checkpoint, newest
-from facerec.models.pretrained import load_pretrained
 from facerec.registry import build
 from facerec.training import cost, parallel
 from facerec.training.loop import Trainer
@@ -89,6 +88,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     seed_everything(seed)
     backbone = BACKBONES.from_section(architecture)
     if start.pretrained and resume is None:
+        from facerec.models.pretrained import load_pretrained
+
         load_pretrained(backbone, Path(start.pretrained))
     if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
         backbone.requires_grad_(False)
