@@ -1,4 +1,4 @@
-"""The errors a user may see, each one line that names the value, the place and the hint."""
+"""The errors a user may see, each one line that names the value, where it came from, and a hint."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def require(condition: bool, key: str, value: object, hint: str) -> None:
 
 
 def counted(number: int, one: str) -> str:
-    """How many there are of what `one` names: ``1 identity``, ``2,000 identities``."""
+    """Return a number with its noun: ``1 identity``, ``2,000 identities``."""
     many = f"{one[:-1]}ies" if one.endswith("y") else f"{one}s"
     return f"{number:,} {one if number == 1 else many}"
 

@@ -29,6 +29,6 @@ def require_numbers() -> None:
 
 
 def _number(name: str, default: int) -> int:
-    """A variable of the environment; `default` where it is not set, or no number."""
+    """Return a variable of the environment; `default` if it is not set, or no number."""
     text = os.environ.get(name, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else default

@@ -130,7 +130,7 @@ def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]:
-    """The parameters of a builder with their types, and which of them have no default.
+    """Return the parameters of a builder with their types, and the names of those without default.
 
     ``**options: Unpack[SomeTypedDict]`` counts as the parameters that the typed dictionary names.
     """
@@ -155,7 +155,7 @@ def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` asks for (an int becomes a float where one is wanted), or `ConfigError`."""
+    """Return `value` in the type `hint` (an int becomes a float if one is wanted); raise `ConfigError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -181,8 +181,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
                 return float(value)
             raise ConfigError(key, value, "must be a finite number")
     elif hint is int:
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-        if whole and value == int(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+        if number and value == int(value):
             return int(value)
     elif hint is types.NoneType:
         if value is None:
@@ -193,7 +193,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def _spoken(hint: Any) -> str:
-    """A type hint in words a user reads: ``one of fp32, bf16, fp16``, ``a number or null``."""
+    """Return a type hint in words: ``one of fp32, bf16, fp16``, ``a number or null``."""
     words = {
         float: "a number",
         int: "a whole number",

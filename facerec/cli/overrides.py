@@ -1,4 +1,4 @@
-"""The command line as Hydra's grammar wants it: options behind the settings, paths in quotes."""
+"""Rewrite a command line for Hydra's grammar: options behind the settings, paths in quotes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ PATHS = frozenset(
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arrange a command line for Hydra, which wants all settings in one piece and has a small alphabet.
-
-    Args:
-        arguments: what was typed behind the program's name: settings (``head.m=0.4``) and Hydra's options
-            (``-m``, ``--cfg job``, …) in any order.
-
-    Returns:
-        The settings, quoted where Hydra could not read them or would take a path apart, then the options.
+    """Return the settings, quoted where Hydra could not read them, and then the options (``-m``, …).
 
     Raises:
         UserError: an option that does not exist or lacks its value, or one that would run code from a file.
@@ -76,7 +69,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _readable(setting: str, *, sweeps: bool) -> str:
-    """The setting with its value in quotes, where Hydra's grammar could not read what it means."""
+    """Quote the value of a setting that Hydra's grammar could not read."""
     key, equals, value = setting.partition("=")
     if not equals:
         return setting
@@ -94,7 +87,7 @@ def _readable(setting: str, *, sweeps: bool) -> str:
 
 
 def _taken_apart(parsed: Any, value: str, *, path: bool, sweeps: bool) -> bool:
-    """True where Hydra reads something else than the path that `value` is."""
+    """Return True if Hydra reads something else than the path that `value` is."""
     if isinstance(parsed, ChoiceSweep) and parsed.simple_form and path:
         return not sweeps or any("," in file for file in _existing(value))
     if isinstance(parsed, Sweep | list):
@@ -105,7 +98,7 @@ def _taken_apart(parsed: Any, value: str, *, path: bool, sweeps: bool) -> bool:
 
 
 def _parsed(setting: str) -> Override | None:
-    """What Hydra reads; None where it cannot."""
+    """Return what Hydra reads; None where it cannot."""
     try:
         return OverridesParser.create().parse_override(setting)
     except HydraException:
@@ -113,7 +106,7 @@ def _parsed(setting: str) -> Override | None:
 
 
 def _element(text: str) -> str:
-    """One of several values, in quotes where Hydra could not read it."""
+    """Quote one of several values, if Hydra could not read it."""
     parsed = _parsed(f"key={text}")
     return text if parsed is not None and not isinstance(parsed._value, Sweep) else _quoted(text.strip())
 
@@ -123,7 +116,7 @@ def _quoted(text: str) -> str:
 
 
 def _existing(text: str) -> list[str]:
-    """Existing files named with commas between, commas in their names allowed; none unless all are files."""
+    """Split at commas into existing files, which may have commas in their names; empty unless all exist."""
     if Path(text).expanduser().exists():
         return [text]
     for at, sign in enumerate(text):

@@ -22,7 +22,7 @@ Formulas: TypeAlias = dict[str, str]  # products of symbols and numbers by what 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one optimizer step takes on one rank; a multiply-add counts as two operations.
+    """Cost of one optimizer step on one rank; a multiply-add counts as two operations.
 
     Attributes:
         symbols: their values.

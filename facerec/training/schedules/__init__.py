@@ -14,7 +14,7 @@ SCHEDULES = Registry("schedule", "facerec.training.schedules")
 
 
 class Progress(NamedTuple):
-    """How far training is.
+    """Progress of a training.
 
     Attributes:
         step: optimizer steps done.
