@@ -62,7 +62,8 @@ class Registry:
             self._load(name)
         if not isinstance(name, str) or name not in self._builders:
             self._load()
-            raise ConfigError(self.kind, name, f"no such {self.kind}; {nearest(str(name), self._builders)}")
+            kind = self.kind.rpartition(".")[2]
+            raise ConfigError(self.kind, name, f"no such {kind}; {nearest(str(name), self._builders)}")
         return self._builders[name]
 
     def create(self, name: str, given: Mapping[str, Any] | None = None, /, **context: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facerec.errors import ConfigError, DamagedDataError, MissingDataError, nearest
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.decode import Encoded
 from facerec.images.images import LabelledImages
 from facerec.loading.noise import with_label_noise
@@ -36,10 +36,6 @@ def open_faces(settings: DataSettings) -> LabelledImages:
             works without), or have fewer than two identities.
         DamagedDataError: they are there and cannot be read.
     """
-    if settings.kind not in SOURCES.names():
-        raise ConfigError(
-            "data.kind", settings.kind, f"no such kind; {nearest(settings.kind, SOURCES.names())}"
-        )
     faces: LabelledImages = build(
         SOURCES.builder(settings.kind), "data.options", settings.options, settings=settings
     )
