@@ -46,4 +46,4 @@ def test_the_tests_of_all_heads_and_backbones_pass_with_a_newcomer(name: str, tm
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    assert f"[{name}" in done.stdout, "it was not among the heads and backbones"
