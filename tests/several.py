@@ -17,7 +17,7 @@ import torch.distributed as dist
 from facerec import distributed
 
 
-def together(world: int, folder: Path, work: Callable[..., None], *details: object) -> None:
+def run_ranks(world: int, folder: Path, work: Callable[..., None], *details: object) -> None:
     """Run `work(folder, *details)`, a function of a module, in so many processes of one group."""
     running = start(world, folder, work, *details)
     while not running.join():
@@ -25,7 +25,7 @@ def together(world: int, folder: Path, work: Callable[..., None], *details: obje
 
 
 def start(world: int, folder: Path, work: Callable[..., None], *details: object) -> Any:
-    """As `together`, but returns at once: a context with the ``processes``, and `join` to wait for them."""
+    """As `run_ranks`, but returns at once: a context with the ``processes``, and `join` to wait for them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
     multiprocessing.set_forkserver_preload(

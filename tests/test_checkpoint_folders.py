@@ -18,7 +18,7 @@ from facerec.models import checkpoint
 from facerec.models.checkpoint import RunCheckpoints, newest, open_checkpoint
 from facerec.models.checkpoint.dcp_metadata import stored_tensors
 from facerec.models.pretrained import load_pretrained
-from tests.several import together
+from tests.several import run_ranks
 from tests.test_parallel import first_half
 
 
@@ -26,7 +26,7 @@ from tests.test_parallel import first_half
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint folder of a run of two processes."""
     folder = tmp_path_factory.mktemp("saved")
-    together(2, folder, first_half, False)
+    run_ranks(2, folder, first_half, False)
     last = newest(folder / "run" / "checkpoints")
     assert last is not None and last.is_dir()
     return last
@@ -156,7 +156,7 @@ def make_published_like(folder: Path) -> None:
 
 
 def test_a_checkpoint_folder_is_a_model_to_evaluate_and_weights_to_start_from(tmp_path: Path) -> None:
-    together(2, tmp_path, make_published_like)
+    run_ranks(2, tmp_path, make_published_like)
     folder = tmp_path / "last-00000003"
     model = load_model(folder, device="cpu")
     assert (model.step, model.input.size) == (3, 32)

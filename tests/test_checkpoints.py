@@ -17,7 +17,7 @@ from facerec.models import checkpoint
 from facerec.models.checkpoint import kept, open_checkpoint
 from facerec.models.checkpoint.folder import FolderSave, is_folder
 from facerec.training.loop import Trainer
-from tests.several import together
+from tests.several import run_ranks
 from tests.test_training import At, assert_identical, interrupt, weights
 from tests.tiny_run import tiny_trainer
 
@@ -62,7 +62,7 @@ def save_sharded(folder: Path) -> None:
 
 
 def test_no_single_bit_of_a_checkpoint_folder_changes_unnoticed(tmp_path: Path) -> None:
-    together(2, tmp_path, save_sharded)
+    run_ranks(2, tmp_path, save_sharded)
     (folder,) = (tmp_path / "checkpoints").glob("last-*")
 
     def read() -> list[Any]:
@@ -105,7 +105,7 @@ def save_a_step_again(folder: Path) -> None:
 def test_a_step_that_is_saved_again_has_a_checkpoint_all_the_time(
     tmp_path: Path,
 ) -> None:
-    together(2, tmp_path, save_a_step_again)
+    run_ranks(2, tmp_path, save_a_step_again)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

@@ -16,7 +16,7 @@ from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard, shardable
 from tests.heads_cases import CLASS_HEADS
-from tests.several import together
+from tests.several import run_ranks
 
 CLASSES, SIZE = 11, 6
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def sharded_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """What each of two or three processes found, by process and head."""
     folder = tmp_path_factory.mktemp("processes")
     parts = PARTS[request.param]
-    together(len(parts), folder, every_head, parts)
+    run_ranks(len(parts), folder, every_head, parts)
     return parts, [torch.load(folder / f"{rank}.pt") for rank in range(len(parts))]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.several import together, train
+from tests.several import run_ranks, train
 
 # Nothing here depends on which rank an image goes to, so that all world sizes must agree. Neither 3 nor 4
 # divides 10 classes; the last of the global batches of 12 has 10 images, which they share unevenly.
@@ -52,7 +52,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def run_all(folder: Path, world: int, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     """What metrics.jsonl holds of each of these runs, of so many processes."""
     runs = {name: [*EXACT, f"trainer.batch_size={12 // world}", *RUNS[name]] for name in names}
-    together(world, folder, train, runs)
+    run_ranks(world, folder, train, runs)
     for name in names:
         for rank in range(world):
             said = (folder / f"{name}.{rank}.txt").read_text()

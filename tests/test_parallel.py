@@ -20,7 +20,7 @@ from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
 from tests import tiny_run
-from tests.several import together
+from tests.several import run_ranks
 from tests.tiny_run import tiny_backbone, tiny_trainer
 
 # Nothing here depends on which process an image goes to, so that all numbers of processes must agree.
@@ -96,7 +96,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     make_folders(one)
     make_folders(two)
     all_runs(one)
-    together(2, two, all_runs)
+    run_ranks(2, two, all_runs)
     return one, two
 
 
@@ -138,7 +138,7 @@ def interrupted(folder: Path) -> None:
 def test_a_signal_to_one_process_ends_all_at_a_step_and_they_go_on_to_the_bit(tmp_path: Path) -> None:
     """With dropout, batch norm and sampled classes: every process's random numbers go on, too."""
     (tmp_path / "straight").mkdir()
-    together(2, tmp_path, interrupted)
+    run_ranks(2, tmp_path, interrupted)
     resumed, whole = torch.load(tmp_path / "resumed.pt"), torch.load(tmp_path / "straight" / "whole.pt")
     for name in whole:
         assert torch.equal(resumed[name], whole[name]), name
@@ -194,7 +194,7 @@ class Spoil(Reporter):
 
 
 def test_what_goes_wrong_on_one_rank_is_found_and_said_by_all(tmp_path: Path) -> None:
-    together(2, tmp_path, faults)
+    run_ranks(2, tmp_path, faults)
 
 
 def first_half(folder: Path, background: bool) -> None:
@@ -226,18 +226,18 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
     if before == 1:
         first_half(tmp_path, False)
     else:
-        together(before, tmp_path, first_half, after == 3)
+        run_ranks(before, tmp_path, first_half, after == 3)
     if after == 1:
         second_half(tmp_path)
     else:
-        together(after, tmp_path, second_half)
+        run_ranks(after, tmp_path, second_half)
     assert_close(whole / "weights.pt", tmp_path / f"from_{after}.pt")
     left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("last*"))
     assert left == (["last.pt"] if after == 1 else ["last-00000015"])
 
 
 def test_samples_of_uneven_processes_are_gathered_and_given_back(tmp_path: Path) -> None:
-    together(3, tmp_path, gather_uneven)
+    run_ranks(3, tmp_path, gather_uneven)
 
 
 def gather_uneven(_: Path) -> None:

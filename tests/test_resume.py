@@ -25,7 +25,7 @@ from facerec.training.loop import Trainer
 from facerec.training.run import assemble
 from facerec.training.state import Position
 from tests.folder_run import TINY, files, train
-from tests.several import together
+from tests.several import run_ranks
 from tests.test_cli_train import failed
 from tests.tiny_run import TinyFaces, tiny_trainer
 
@@ -235,7 +235,7 @@ def head_then_all(folder: Path) -> None:
 
 
 def test_the_head_first_then_all_of_it_in_two_processes(tmp_path: Path) -> None:
-    together(2, tmp_path, head_then_all)
+    run_ranks(2, tmp_path, head_then_all)
 
 
 @pytest.mark.parametrize(
