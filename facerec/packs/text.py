@@ -37,10 +37,10 @@ def read_table(
         separator = "\t" if b"\t" in file.readline(_LONGEST_LINE) else " "
         file.seek(0)
         chunks = iter(lambda: file.read(2**20), b"")
-        if any(chunk.translate(None, b"0123456789\t \n") for chunk in chunks):
-            return _line_by_line(
-                path, highest, expected, dtype
-            )  # NumPy takes signs, and any CR as a line's end
+        usual = b"0123456789 \n" + separator.encode()
+        if any(chunk.translate(None, usual) for chunk in chunks):
+            # NumPy takes signs, tabs around numbers, and any CR as the end of a line.
+            return _line_by_line(path, highest, expected, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there are no lines
         try:
