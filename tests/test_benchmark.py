@@ -34,6 +34,26 @@ def test_every_benchmark_is_listed_with_its_first_line() -> None:
             assert "def rows(options" in path.read_text()
 
 
+SMALLEST = {
+    "data": ["--only", "reads"],
+    "eval": ["--only", "verification", "--pairs", "20", "--rounds", "1", "--backbone", "mobilefacenet"],
+    "head": ["--classes", "1000", "--rounds", "1"],
+    "scale": ["--classes", "1000", "--rounds", "1"],
+    "step": ["--quick", "--steps", "1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_runs_on_the_present_code(name: str, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, BENCHMARKS, name, "--json", tmp_path / "rows.json", *SMALLEST[name]],
+        check=True,
+        timeout=300,
+    )
+    assert json.loads((tmp_path / "rows.json").read_text())
+
+
 def test_rows_are_printed_and_written_with_both_ratios(
     table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
