@@ -60,6 +60,6 @@ def test_an_epoch_reads_every_record_once(reads: ModuleType, pack: Pack, shuffle
 
 def test_neighbours_in_a_batch_come_from_many_blocks(reads: ModuleType, pack: Pack) -> None:
     block = reads.trace(pack, BATCH, shuffle="block", **ORDER)
-    assert reads.blocks_of(block.batches, BLOCK) > 0.95 * WINDOW
+    assert reads.blocks_per_batch(block.batches, BLOCK) > 0.95 * WINDOW
     following = np.concatenate([np.diff(index_B) == 1 for index_B in block.batches])
     assert following.mean() < 0.005  # one in block·window is expected
