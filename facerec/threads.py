@@ -12,7 +12,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_order(
+def ordered_map(
     work: Callable[[Task], Result],
     tasks: Iterable[Task],
     workers: int | None = None,

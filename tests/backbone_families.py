@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from facerec.backbones import BACKBONES, create_backbone
-from facerec.backbones.base import Backbone, without_memory
+from facerec.backbones.base import Backbone, on_meta_device
 
 
 def _families() -> dict[str, Backbone]:
@@ -16,7 +16,7 @@ def _families() -> dict[str, Backbone]:
         if any(setting.default is setting.empty for setting in settings.values()):
             continue  # timm: any network at all
         base = getattr(builder, "__base__", Backbone)
-        with without_memory():
+        with on_meta_device():
             backbone = create_backbone(name)
         size = sum(parameter.numel() for parameter in backbone.parameters())
         family = builder if base is Backbone else base

@@ -19,7 +19,7 @@ GRID = 4  # images are patterns of 4×4 squares
 
 
 def weight() -> np.ndarray:
-    """What the networks below multiply images (flattened, channels first) with."""
+    """Return the matrix by which the networks below multiply images (flattened, channels first)."""
     generator = np.random.default_rng(0)
     return generator.normal(size=(3 * SIZE * SIZE, WIDTH)).astype(np.float32) / 10
 
@@ -124,7 +124,7 @@ def pixels(count: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
 
 
 def expected(images: np.ndarray, **preparing: Any) -> np.ndarray:
-    """What `onnx_file`'s network says of images, computed here."""
+    """Return the output of `onnx_file`'s network for images, computed here."""
     mean, std = preparing.get("mean", 127.5), preparing.get("std", 127.5)
     prepared = (images.transpose(0, 3, 1, 2).astype(np.float32) - mean) / std
     result: np.ndarray = prepared.reshape(len(images), -1) @ weight()

@@ -21,7 +21,7 @@ ISSAME = [True, False, True]
 
 
 def python2_pickle(images: list[bytes], issame: list[bool]) -> bytes:
-    """What Python 2's cPickle writes under protocol 2 for (list of str, list of bool)."""
+    """Return the bytes that Python 2's cPickle writes under protocol 2 for (list of str, list of bool)."""
     out = bytearray(b"\x80\x02]q\x01(")
     for one in images:
         out += b"T" + struct.pack("<i", len(one)) + one  # BINSTRING

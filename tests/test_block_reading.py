@@ -1,4 +1,4 @@
-"""What a disk sees of an epoch: the offsets that the loader reads in a pack, in block order and in full."""
+"""Disk accesses of an epoch: the offsets that the loader reads in a pack, in block order and in full."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from facerec import create_backbone, distributed, load_model
 from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
-from facerec.models.checkpoint import RunCheckpoints, newest, open_checkpoint
+from facerec.models.checkpoint import RunCheckpoints, newest_checkpoint, open_checkpoint
 from facerec.models.checkpoint.dcp_metadata import stored_tensors
 from facerec.models.pretrained import load_pretrained
 from tests.several import run_ranks
@@ -27,7 +27,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint folder of a run of two processes."""
     folder = tmp_path_factory.mktemp("saved")
     run_ranks(2, folder, first_half, False)
-    last = newest(folder / "run" / "checkpoints")
+    last = newest_checkpoint(folder / "run" / "checkpoints")
     assert last is not None and last.is_dir()
     return last
 
@@ -63,10 +63,10 @@ def test_a_save_that_was_never_finished_does_not_count(saved: Path, tmp_path: Pa
     unfinished = tmp_path / "last-00000009"
     shutil.copytree(saved, unfinished)
     (unfinished / "run.pt").unlink()
-    assert newest(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     complete = tmp_path / "last-00000003"
     shutil.copytree(saved, complete)
-    assert newest(tmp_path) == complete
+    assert newest_checkpoint(tmp_path) == complete
 
 
 def test_the_newest_state_is_the_one_of_most_steps_whatever_the_times_of_its_files(
@@ -76,10 +76,10 @@ def test_the_newest_state_is_the_one_of_most_steps_whatever_the_times_of_its_fil
     shutil.copytree(saved, folder)
     for step, expected in ((3, folder), (12, tmp_path / "last.pt")):
         checkpoint.save(tmp_path / "last.pt", {"step": step})
-        assert newest(tmp_path) == expected
+        assert newest_checkpoint(tmp_path) == expected
         for path, when in ((folder / "run.pt", 2000), (tmp_path / "last.pt", 1000)):
             os.utime(path, (when, when))
-        assert newest(tmp_path) == expected
+        assert newest_checkpoint(tmp_path) == expected
 
 
 def test_a_metadata_file_changes_no_class_of_the_process_that_reads_it(saved: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
 from facerec.models import checkpoint
-from facerec.models.checkpoint import kept, open_checkpoint
+from facerec.models.checkpoint import list_checkpoints, open_checkpoint
 from facerec.models.checkpoint.folder import FolderSave, is_folder
 from facerec.training.loop import Trainer
 from tests.several import run_ranks
@@ -88,7 +88,7 @@ def save_a_step_again(folder: Path) -> None:
     trainer.fit()
     trainer.saved = None
     distributed.all_gather_object(None)  # the first one concludes a save
-    (before,) = kept(trainer.checkpoints)
+    (before,) = list_checkpoints(trainer.checkpoints)
     finish = FolderSave.finish
 
     def watched(saving: FolderSave) -> None:
@@ -99,7 +99,7 @@ def save_a_step_again(folder: Path) -> None:
         patch.setattr(FolderSave, "finish", watched)
         trainer.save()
     distributed.all_gather_object(None)
-    assert kept(trainer.checkpoints) == [before]
+    assert list_checkpoints(trainer.checkpoints) == [before]
 
 
 def test_a_step_that_is_saved_again_has_a_checkpoint_all_the_time(
@@ -111,7 +111,7 @@ def test_a_step_that_is_saved_again_has_a_checkpoint_all_the_time(
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_so_many_checkpoints_are_kept_as_asked_for(tmp_path: Path, keep: int) -> None:
     tiny_trainer(tmp_path, trainer_max_steps=5, trainer_save_every=1, trainer_keep_last=keep).fit()
-    states = kept(tmp_path / "checkpoints")
+    states = list_checkpoints(tmp_path / "checkpoints")
     assert [path.name for path in states] == ["last.pt", "last.1.pt", "last.2.pt"][:keep]
     assert [checkpoint.load(path)["step"] for path in states] == [5, 4, 3][:keep]
     assert len(list((tmp_path / "checkpoints").iterdir())) == keep
@@ -133,7 +133,7 @@ def test_a_resume_falls_back_on_the_checkpoint_before_a_damaged_one_and_says_so(
     assert "it is now called last.pt.damaged, and the run goes on from" in said and "last.1.pt" in said
     resumed.fit()
     assert_identical(weights(resumed), weights(whole))
-    assert [path.name for path in kept(newest.parent)] == ["last.pt", "last.1.pt"]
+    assert [path.name for path in list_checkpoints(newest.parent)] == ["last.pt", "last.1.pt"]
 
 
 def test_the_only_checkpoint_and_those_of_other_folders_are_not_replaced(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ SMALL = [
 
 
 class Ended(NamedTuple):
-    """What a command left: its exit status and what it printed."""
+    """Outcome of a command: its exit status and what it printed."""
 
     returncode: int
     stdout: str

@@ -1,4 +1,4 @@
-"""What may be typed behind a command, and what a configuration may not do: paths, sweeps, foreign code."""
+"""Arguments that a command takes, and what a configuration may not do: paths, sweeps, foreign code."""
 
 from __future__ import annotations
 

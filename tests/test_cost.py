@@ -1,4 +1,4 @@
-"""What a run costs: the estimate against hand calculations, real tensors, and scripts/plan."""
+"""Cost of a run: the estimate against hand calculations, real tensors, and scripts/plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from facerec.heads import create_head
-from facerec.heads.mechanism.sampling import sampled_rows
+from facerec.heads.mechanism.sampling import updating_sampled_rows
 from facerec.training.cost import Cost, estimate, of_run, size
 from tests.tiny_run import tiny_trainer
 
@@ -107,7 +107,7 @@ def test_the_estimate_is_what_a_step_really_allocates(optimizer: Any, tensors: i
     weight = head.weight
     assert isinstance(weight, torch.nn.Parameter) and weight.grad is not None
     gradient = weight.grad.coalesce().values() if weight.grad.is_sparse else weight.grad
-    with sampled_rows(step):
+    with updating_sampled_rows(step):
         step.step()
     state = sum(x.nbytes for x in step.state[weight].values() if isinstance(x, torch.Tensor) and x.ndim)
     sizes = {"rows": 1000, "embedding_size": 16, "batch_size": 8, "world_size": 1}

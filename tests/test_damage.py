@@ -72,7 +72,7 @@ def write(folder: Path, records: list[tuple[int, bytes]], insightface: bool) -> 
 
 @contextmanager
 def little() -> Iterator[None]:
-    """What runs inside takes less than 4 MB and 10 s, whatever a small file claims."""
+    """Assert that the body takes less than 4 MB and 10 s, whatever a small file claims."""
     begun = time.monotonic()
     tracemalloc.start()
     try:

@@ -90,7 +90,7 @@ def visible(folder: Path) -> dict[str, bytes]:
 
 
 def check_whole(folder: Path) -> None:
-    """Whatever lies under a final name is complete."""
+    """Assert that every file under its final name is complete."""
     for name, content in visible(folder).items():
         path = folder / name
         if path.suffix == ".rec":

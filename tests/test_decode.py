@@ -14,7 +14,7 @@ from PIL import Image
 
 from facerec.device import release_memory
 from facerec.errors import DamagedDataError
-from facerec.images.decode import MAX_PIXELS, decode, decode_into, decode_whole
+from facerec.images.decode import MAX_PIXELS, decode, decode_full_size, decode_into
 
 
 def photograph(height: int = 112, width: int = 112) -> Image.Image:
@@ -149,7 +149,7 @@ def test_photographs_are_put_upright_by_their_exif_orientation(
     exif = Image.Exif()
     exif[0x0112] = orientation
     encoded = file_of(stored, "JPEG", quality=98, exif=exif)
-    assert off_by(decode_whole(encoded), upright) < 2
+    assert off_by(decode_full_size(encoded), upright) < 2
     assert off_by(decode(encoded), Image.fromarray(decode(file_of(upright, "PNG")))) < 2
 
 

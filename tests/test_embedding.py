@@ -211,7 +211,7 @@ def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
             with np.load(tmp_path / f"{number}_of_rank{rank}.npz") as stored:
                 close(stored["plain"], expected.plain_PD)
                 close(stored["mirrored"], expected.mirrored_PD)
-    for rank in range(3):  # the damaged image is in the last process's share, and stops all of them
+    for rank in range(3):  # the damaged image is in the last rank's part, and stops all of them
         assert "image 16 of faces" in (tmp_path / f"error_of_rank{rank}").read_text()
         failure = (tmp_path / f"failure_of_rank{rank}").read_text()  # one whose model fails stops all, too
         assert failure.startswith(

@@ -104,7 +104,7 @@ def test_batches_and_threads_do_not_matter(
 def test_another_model_and_another_file_of_its_numbers_are_noticed(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture, name: str, numbers_at: str
 ) -> None:
-    """Whatever the network is called, and wherever below its folder the numbers lie."""
+    """Independent of the name of the network, and of where below its folder the numbers lie."""
     caplog.set_level(logging.INFO)
     place = tmp_path / numbers_at
     place.parent.mkdir(exist_ok=True)

@@ -72,7 +72,7 @@ def every_head(folder: Path, parts: list[int]) -> None:
 
 @pytest.fixture(scope="module", params=[2, 3])
 def sharded_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What each of two or three processes found, by process and head."""
+    """Results of two or three processes, by process and head."""
     folder = tmp_path_factory.mktemp("processes")
     parts = PARTS[request.param]
     run_ranks(len(parts), folder, every_head, parts)

@@ -17,7 +17,7 @@ from facerec.cli.data import run as facerec_data
 from facerec.cli.embed import run as facerec_embed
 from facerec.errors import DamagedDataError
 from facerec.evaluation.embedding import embed_images
-from facerec.images.decode import ENDINGS, Pixels, decode, decode_whole, read_header
+from facerec.images.decode import ENDINGS, Pixels, decode, decode_full_size, read_header
 from facerec.images.face_maker import FaceMaker
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
@@ -284,7 +284,7 @@ def test_an_image_has_the_pixels_that_pillow_sees(cases: list[Case]) -> None:
     for kind, encoded, face_HWC in cases:
         agree(kind, decode(encoded), face_HWC)
         whole_HWC = as_pillow_sees(encoded)
-        agree(kind, decode_whole(encoded), whole_HWC)
+        agree(kind, decode_full_size(encoded), whole_HWC)
         header = read_header(encoded)
         assert (header.height, header.width) == whole_HWC.shape[:2], kind
 
@@ -368,7 +368,7 @@ def test_an_image_is_read_in_full_or_refused(size: str) -> None:
         for cut in (0.4 * len(encoded), 0.05 * len(encoded), 30, 13, 12, 5, 3, 2, 1):
             length = len(encoded) - int(cut)
             try:
-                read_HWC = decode_whole(encoded[:length])
+                read_HWC = decode_full_size(encoded[:length])
             except DamagedDataError:
                 continue
             assert np.array_equal(read_HWC, whole_HWC), f"{kind}, {length} of {len(encoded)} bytes"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facerec.models.checkpoint import kept, newest, open_checkpoint
+from facerec.models.checkpoint import list_checkpoints, newest_checkpoint, open_checkpoint
 from facerec.models.checkpoint.folder import is_folder
 from facerec.packs.verification import write_verification
 from tests.foreign_files import png
@@ -95,7 +95,7 @@ def run_until(moment: Moment | None, folder: Path, world: int, settings: list[st
 
 def final_state(out: Path) -> list[Any]:
     """All that the newest checkpoint holds, but for the names of folders."""
-    path = newest(out / "checkpoints")
+    path = newest_checkpoint(out / "checkpoints")
     assert path is not None
     opened = open_checkpoint(path)
     rest = {key: value for key, value in opened.rest.items() if key != "config"}
@@ -103,7 +103,7 @@ def final_state(out: Path) -> list[Any]:
 
 
 def records(out: Path) -> dict[str, Any]:
-    """What metrics.jsonl, results.json and TensorBoard say."""
+    """Return the records of metrics.jsonl, results.json and TensorBoard."""
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     scalars = {
@@ -132,7 +132,7 @@ def survive(folder: Path, world: int, moments: list[Moment], steps: int, *settin
     assert [step for step, _ in shown["train/loss"]] == list(range(2, steps + 1, 2))
     assert [step for step, _ in shown["tiny/accuracy"]] == list(range(8, steps + 1, 8))
     left = (killed / "checkpoints").glob("last*")
-    assert sorted(left) == sorted(kept(killed / "checkpoints"))
+    assert sorted(left) == sorted(list_checkpoints(killed / "checkpoints"))
 
 
 @pytest.mark.parametrize(

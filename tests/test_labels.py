@@ -26,7 +26,7 @@ def via_ranges(path: Path) -> np.ndarray:
 
 
 def count_headers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many headers each later call of `own_labels` reads."""
+    """Count the headers that each later call of `own_labels` reads."""
     read: list[int] = []
     plain = labels.own_labels
 
@@ -40,7 +40,7 @@ def count_headers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("first_key", [1, (1 << 24) - 150, (1 << 24) + 1, (1 << 25) + 3, 42_474_557])
-def test_ranges_save_reading_headers_and_float32_borders_are_mended(
+def test_ranges_save_reading_headers_and_float32_borders_are_repaired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_key: int
 ) -> None:
     """Beyond 2^24 the borders that float32 can say are off by up to 2 keys; the labels are not."""

@@ -50,7 +50,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_all(folder: Path, world: int, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """What metrics.jsonl holds of each of these runs, of so many processes."""
+    """Rows of metrics.jsonl of each of these runs, by world size."""
     runs = {name: [*EXACT, f"trainer.batch_size={12 // world}", *RUNS[name]] for name in names}
     run_ranks(world, folder, train, runs)
     for name in names:

@@ -102,7 +102,7 @@ def test_torchrun_leaves_one_log_and_one_folder_which_a_single_process_goes_on_w
 def test_a_run_over_any_numbers_of_processes_is_that_of_one(
     tmp_path: Path, orl: Path, worlds: list[int]
 ) -> None:
-    """24 images a step; 30 identities, which 4 processes do not share out evenly."""
+    """24 images per step; 30 identities, which 4 ranks cannot divide evenly."""
     settings = ["experiment=orl_demo", f"data.root={orl}", *SMALL, "backbone.freeze_batch_norm=true"]
     steps = 2 * len(worlds)
     settings += ["schedule=constant", "trainer.check_replicas=true", "eval.every_steps=100"]

@@ -177,7 +177,7 @@ class StoppingMaker(FaceMaker):
 
 
 def stop_after(many: int, folder: Path, out: Path, size: int = 112) -> int:
-    """How many photographs were made."""
+    """Return the number of photographs made."""
     StoppingMaker.left, StoppingMaker.made = many, 0
     try:
         pack_folder(folder, out, StoppingMaker(size))

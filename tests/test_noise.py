@@ -36,7 +36,7 @@ def test_noise_is_a_function_of_its_seed() -> None:
     one, same, other = (people(label_noise=0.3, noise_seed=seed).label_N for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
-    # a larger share keeps what a smaller one has made wrong
+    # a larger fraction keeps what a smaller one has made wrong
     more = people(label_noise=0.5, noise_seed=1)
     changed = one != more.clean_label_N
     assert np.array_equal(one[changed], more.label_N[changed])

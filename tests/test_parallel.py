@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facerec import distributed
 from facerec.errors import ConfigError, FacerecError, NonFiniteError, UserError
-from facerec.models.checkpoint import newest
+from facerec.models.checkpoint import newest_checkpoint
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
@@ -24,7 +24,7 @@ from tests.several import run_ranks
 from tests.tiny_run import tiny_backbone, tiny_trainer
 
 # Nothing here depends on which process an image goes to, so that all numbers of processes must agree.
-# The last of the batches of 14 has 7 images, which two processes share out unevenly.
+# The last of the batches of 14 has 7 images, which two ranks divide unevenly.
 EXACT: dict[str, Any] = {
     "dropout": 0.0,
     "each": 7,
@@ -58,7 +58,7 @@ def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, st
     rows = Rows()
     trainer = tiny_trainer(folder / "run", reporters=[rows, *([Stop(stop)] if stop else [])], **given)
     if resume:
-        last = newest(trainer.checkpoints)
+        last = newest_checkpoint(trainer.checkpoints)
         assert last is not None
         trainer.resume(last)
     trainer.fit()
@@ -145,7 +145,7 @@ def test_a_signal_to_one_process_ends_all_at_a_step_and_they_go_on_to_the_bit(tm
 
 
 def faults(folder: Path) -> None:
-    """What goes wrong on one rank only; every rank says it."""
+    """Raise an error on one rank only; every rank reports it."""
     given = {"head_options": {"sharded": True, "sample_rate": 0.5}, "trainer_batch_size": 3}
     steps = {"trainer_save_every": 2, "trainer_log_every": 1}
     trainer = tiny_trainer(folder / "nan", reporters=[Spoil(3, torch.nan)], **given, **steps)
@@ -165,7 +165,7 @@ def faults(folder: Path) -> None:
         with pytest.raises(ConfigError, match="idle takes no part in the loss"):
             trainer.fit()
     with pytest.raises(UserError, match=r"^head\.m: is 0 on rank 0 and 1 on rank 1"):
-        parallel.require_alike({"seed": 0, "head.m": distributed.rank()})
+        parallel.require_same_on_all_ranks({"seed": 0, "head.m": distributed.rank()})
     with pytest.raises(UserError, match="of rank 0"):
         distributed.rank_zero_result(partial(fail, f"of rank {distributed.rank()}"))
     assert distributed.rank_zero_result(distributed.rank) == 0

@@ -1,4 +1,4 @@
-"""Which parameters take weight decay."""
+"""Parameters with and without weight decay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from facerec.backbones import create_backbone
-from facerec.training.optimizers.groups import decayed_and_not, parameter_groups
+from facerec.training.optimizers.groups import parameter_groups, split_by_decay
 from tests.backbone_families import FAMILIES
 
 
@@ -19,7 +19,7 @@ def weightless(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_trainable_parameter_is_in_one_group(name: str) -> None:
     backbone = weightless(name)
-    decayed, plain = decayed_and_not(backbone)
+    decayed, plain = split_by_decay(backbone)
     trainable = {n for n, p in backbone.named_parameters() if p.requires_grad}
     assert decayed.keys() | plain.keys() == trainable
     assert not decayed.keys() & plain.keys()
@@ -27,16 +27,16 @@ def test_every_trainable_parameter_is_in_one_group(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_matrices_and_kernels_decay(name: str) -> None:
-    decayed, plain = decayed_and_not(weightless(name))
+    decayed, plain = split_by_decay(weightless(name))
     assert all(parameter.ndim > 1 for parameter in decayed.values())
     tokens = {"pos_embed", "mask_token"} if name == "vit_t" else set()
     assert {n for n, parameter in plain.items() if parameter.ndim > 1} == tokens
 
 
 def test_slopes_biases_and_norms_are_named() -> None:
-    _, plain = decayed_and_not(weightless("ir_50"))
+    _, plain = split_by_decay(weightless("ir_50"))
     assert {"input_layer.1.weight", "input_layer.2.weight", "output_layer.3.bias"} <= plain.keys()
-    _, plain = decayed_and_not(weightless("sphere20"))
+    _, plain = split_by_decay(weightless("sphere20"))
     assert {"conv1_1.bias", "relu1_1.weight", "fc5.bias"} <= plain.keys()
 
 

@@ -15,7 +15,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import build
 from facerec.training.optimizers import OPTIMIZERS
-from facerec.training.run import split_backbone, try_out
+from facerec.training.run import check_architecture, split_backbone
 from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import TrainerSettings
 
@@ -40,7 +40,7 @@ def test_every_recipe_has_settings_that_the_program_takes(name: str) -> None:
     build(DataSettings, "data", config["data"])
     build(EvalSettings, "eval", config["eval"])
     _, architecture = split_backbone(config["backbone"])
-    try_out(architecture, config["head"])
+    check_architecture(architecture, config["head"])
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_any_payload_survives_its_framing(payloads: list[bytes]) -> None:
 
 
 def cuts(payload: bytes) -> int:
-    """How often a payload is cut: aligned magic numbers."""
+    """Count the cuts of a payload: its aligned magic numbers."""
     return sum(payload[at : at + 4] == MAGIC for at in range(0, len(payload) - 3, 4))
 
 

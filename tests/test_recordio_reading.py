@@ -51,7 +51,7 @@ def damage(path: Path, offset: int, wrong: bytes) -> None:
         (8, b"\xff\xff\xff\xff", "announces 4294967295 labels"),
     ],
 )
-def test_a_damaged_record_is_named_with_file_key_offset_and_mend(
+def test_a_damaged_record_is_named_with_file_key_offset_and_hint(
     golden: Path, at: int, wrong: bytes, said: str
 ) -> None:
     path = golden / "insightface_layout.rec"

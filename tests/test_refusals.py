@@ -1,4 +1,4 @@
-"""What a run refuses before it trains, and what it says of settings and losses that lead nowhere."""
+"""Refusals of a run before it trains, and its messages on settings and losses that lead nowhere."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facerec.heads.mechanism.sampling import sampled_rows, take_rows
+from facerec.heads.mechanism.sampling import take_rows, updating_sampled_rows
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -31,7 +31,7 @@ def steps(
         optimizer.zero_grad()
         picked = take_rows(weight, torch.tensor(chosen)) if sparse else weight[chosen]
         ((picked**3).sum() + (other**2).sum()).backward()
-        with sampled_rows(optimizer):
+        with updating_sampled_rows(optimizer):
             optimizer.step()
     return weight.detach(), optimizer, weight
 
@@ -64,7 +64,7 @@ def test_several_batches_that_sample_the_same_row_add_up() -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     for chosen in ([0, 1], [1, 3]):
         take_rows(weight, torch.tensor(chosen)).sum().backward()
-    with sampled_rows(optimizer):
+    with updating_sampled_rows(optimizer):
         optimizer.step()
     assert weight.detach()[:, 0].tolist() == [0.0, -1.0, 1.0, 0.0]
 

@@ -100,7 +100,7 @@ def test_a_folder_that_is_something_else_is_told_what_it_is(tmp_path: Path) -> N
         open_faces(folder(tmp_path))
 
 
-def test_a_image_that_went_away_is_named(people: Path) -> None:
+def test_an_image_that_went_away_is_named(people: Path) -> None:
     faces = open_faces(folder(people))
     (people / "Bo" / "2.png").unlink()
     with pytest.raises(DamagedDataError, match=r"Bo/2\.png cannot be read: No such file"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from facerec.threads import cores, in_order
+from facerec.threads import cores, ordered_map
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 5), (4, None), (7, 100), (None, None)])
@@ -17,7 +17,7 @@ def test_results_come_in_the_order_of_the_tasks(workers: int | None, ahead: int 
         time.sleep(0.001 * (number % 3))
         return number * number
 
-    assert list(in_order(work, range(40), workers, ahead=ahead)) == [number**2 for number in range(40)]
+    assert list(ordered_map(work, range(40), workers, ahead=ahead)) == [number**2 for number in range(40)]
 
 
 def test_tasks_are_read_no_further_ahead_than_asked_for() -> None:
@@ -28,7 +28,7 @@ def test_tasks_are_read_no_further_ahead_than_asked_for() -> None:
             read.append(number)
             yield number
 
-    results = in_order(int, tasks(), 2, ahead=5)
+    results = ordered_map(int, tasks(), 2, ahead=5)
     for result in range(10):
         assert next(results) == result and len(read) == result + 6
     results.close()
@@ -36,7 +36,7 @@ def test_tasks_are_read_no_further_ahead_than_asked_for() -> None:
 
 
 def test_an_error_comes_where_its_result_would_and_leaves_no_thread() -> None:
-    results = in_order(lambda number: 1 // (3 - number), range(100), 3, name="in-order-test")
+    results = ordered_map(lambda number: 1 // (3 - number), range(100), 3, name="in-order-test")
     assert [next(results) for _ in range(3)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)

@@ -183,7 +183,7 @@ BOMBS: dict[str, bytes] = {
 
 
 def with_little_memory(folder: Path, expression: str) -> dict[str, str]:
-    """What `expression` gives for each .pt file of a folder, or its error after the file's name, in a process
+    """Return what `expression` gives for each .pt file of a folder, or its error by name, in a process
     that may take 600 MB more than torch itself."""
     code = (
         "import json, resource, sys\n"

@@ -166,7 +166,7 @@ def test_folds_of_one_kind_of_pairs_are_said():
     assert not any("folds hold one kind" in note for note in verify(plain, issame).notes)
 
 
-def test_fewer_pairs_than_folds_is_an_error_and_fewer_folds_the_mend():
+def test_fewer_pairs_than_folds_is_an_error_and_fewer_folds_the_hint():
     plain, _, issame = made_embeddings(6)
     with pytest.raises(
         ConfigError, match=r"eval\.folds=10: must be between 2 and the number of pairs, here 6"

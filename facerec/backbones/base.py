@@ -153,7 +153,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def without_memory() -> Iterator[None]:
-    """Modules that are made in here have names and sizes of parameters (on the meta device), no numbers."""
+def on_meta_device() -> Iterator[None]:
+    """Build modules on the meta device: parameters have names and sizes, no memory and no values."""
     with torch.device("meta"), _Undrawn():
         yield

@@ -12,7 +12,7 @@ from facerec.cli.base import Parser
 from facerec.errors import ConfigError
 
 _EPILOG = """\
-OUT.npy is a float32 array with a row an image; OUT.names.csv beside it has a line name,label for each row,
+OUT.npy is a float32 array with one row per image; OUT.names.csv beside it has one line name,label per row,
 with an apostrophe before what a spreadsheet would take for a formula (=a.jpg becomes '=a.jpg).
 OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are pair
 i, and the label is 1 where they show one person, else 0.

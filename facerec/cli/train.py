@@ -30,12 +30,12 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     run.hold()
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
-        first = distributed.rank() == 0
+        rank_zero = distributed.rank() == 0
         loggers = make_loggers(config, folder)
-        trainer = assemble(config | {"output_dir": str(folder)}, folder, loggers if first else ())
+        trainer = assemble(config | {"output_dir": str(folder)}, folder, loggers if rank_zero else ())
         run.accept(folder)
         results = trainer.fit()
-    if first:
+    if rank_zero:
         log_outcome(trainer, folder)
     if trainer.interrupted is not None:
         raise StoppedBySignal(trainer.interrupted)

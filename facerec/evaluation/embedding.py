@@ -25,7 +25,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.images.decode import Encoded, Pixels, ppm
 from facerec.images.images import MAX_PIXELS, Images
 from facerec.models.model import Model
-from facerec.threads import in_order
+from facerec.threads import ordered_map
 
 PORTION = 8192  # images embedded before they are used: 32 MB of embeddings of length 512, both views
 _AHEAD = 8  # batches decoded or being decoded while one is in the model
@@ -225,7 +225,7 @@ def _decoded(
             images.decode_into(image, batch_BHWC[row])
         return batch_BHWC, len(some)
 
-    return in_order(decode, range(0, len(mine_P), batch_size), threads, ahead=_AHEAD)
+    return ordered_map(decode, range(0, len(mine_P), batch_size), threads, ahead=_AHEAD)
 
 
 def _gather(

@@ -69,7 +69,7 @@ class EmbeddingCache:
     def look_up(
         self, images: Images, position_P: Positions, name: str, *, flip: bool, precision: str
     ) -> tuple[Path | None, Views | None]:
-        """Where the embeddings of `images` at `position_P` are kept (on rank 0), and those that are there.
+        """Return the cache file of `images` at `position_P` (on rank 0), and the embeddings it holds already.
 
         All the images are read, for their content decides.
 

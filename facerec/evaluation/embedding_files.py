@@ -21,11 +21,11 @@ import numpy.typing as npt
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, require
 from facerec.evaluation.embedding import Embeddings, embed_images
 from facerec.files import csv_lines, refuse_overwriting, replacing, replacing_both, storing
-from facerec.images.decode import Pixels, decode_whole, fit_into
+from facerec.images.decode import Pixels, decode_full_size, fit_into
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import Images
 from facerec.models.model import Model
-from facerec.threads import in_order
+from facerec.threads import ordered_map
 from facerec.vectors import unit_rows
 
 PORTION: Final = 1024  # images decoded while as many are in the model: 2 × 38 MB at 112×112
@@ -148,7 +148,7 @@ def embed_to_file(
 
 
 def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
-    """What writes `out`, the file of the names beside it, and that of the images left out.
+    """Return the writer of `out`, the file of the names beside it, and that of the images left out.
 
     Raises:
         UserError: the suffix is another one, its package is missing, or a file is there and no `force`.
@@ -183,7 +183,7 @@ def _portions(
         return [_prepared(images, i, shape, maker) for i in distinct_P[first : first + _SLICE].tolist()]
 
     slices = range(0, len(distinct_P), _SLICE)
-    with contextlib.closing(in_order(prepare, slices, ahead=PORTION // _SLICE)) as done:
+    with contextlib.closing(ordered_map(prepare, slices, ahead=PORTION // _SLICE)) as done:
         prepared = chain.from_iterable(done)
         for first in range(0, len(distinct_P), PORTION):
             yield distinct_P[first : first + PORTION].tolist(), list(islice(prepared, PORTION))
@@ -195,7 +195,7 @@ def _prepared(images: Images, image: int, shape: tuple[int, int], maker: FaceMak
         if maker is not None:
             image_HWC, note = maker.face(encoded)
             return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
-        image_HWC = decode_whole(encoded)
+        image_HWC = decode_full_size(encoded)
     except (DamagedDataError, MissingDataError) as error:
         return _Prepared(None, error)
     fitted_HWC = np.empty((*shape, 3), np.uint8)

@@ -75,7 +75,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ABC):
-    """What a protocol found on one test; a subclass adds its numbers.
+    """Result of a protocol on one test; a subclass adds its numbers.
 
     Fields with ``repr=False`` stay out of results.json.
 
@@ -108,7 +108,7 @@ class Result(ABC):
 
     @abstractmethod
     def facts(self) -> list[tuple[str, str]]:
-        """What must be said with the numbers, by name; the protocol first."""
+        """Return the conditions of the numbers, by name; the protocol first."""
 
     @abstractmethod
     def lines(self) -> list[str]:
@@ -220,7 +220,7 @@ def results_document(
     step: int | None = None,
     ckpt: str | None = None,
 ) -> dict[str, Any]:
-    """What results.json holds: an entry per target, which model it was, and its preprocessing."""
+    """Return the contents of results.json: an entry per target, which model it was, and its preprocessing."""
     return {
         "targets": {name: result.to_dict() for name, result in results.items()},
         "ckpt": ckpt if ckpt is not None else (None if model.path is None else str(model.path)),

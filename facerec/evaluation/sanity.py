@@ -187,7 +187,7 @@ def _normalised(prepared: Preprocessing) -> Iterator[Preprocessing]:
 
 
 def _overrides(given: Preprocessing, better: Preprocessing) -> str:
-    """What to type: ``input.channels=bgr input.mean=0 input.std=255``."""
+    """Return the overrides to type: ``input.channels=bgr input.mean=0 input.std=255``."""
     words = []
     for key in ("channels", "mean", "std"):
         value = getattr(better, key)

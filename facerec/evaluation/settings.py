@@ -12,7 +12,7 @@ USUAL_METRICS = ("accuracy", "auc", "eer", "tar_at_far")
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to evaluate and how.
+    """Settings of an evaluation: its targets and the choices that all of them follow.
 
     Args:
         protocol: ``verification``; the others are for `facerec-eval` (`evaluation.protocols`).

@@ -44,7 +44,7 @@ NEAREST = 10  # of the pairs judged wrong and of the worst of them, listed in re
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationResult(PairResult):
-    """What the protocol found on one set; `to_dict` gives the entry of results.json.
+    """Result of the protocol on one set; `to_dict` gives the entry of results.json.
 
     Rates are between 0 and 1, distances squared Euclidean between unit vectors, 0 … 4. A number that the set
     cannot support (TAR at a FAR with too few impostor pairs) is None, and `notes` says why.
@@ -61,9 +61,9 @@ class VerificationResult(PairResult):
     """The same with the exact threshold search, whatever `thresholds` says."""
     best_threshold_exact: float
     interval_over: str | None
-    """What the 95 % intervals come from: ``identities`` or ``pairs`` resampled; None: there are none."""
+    """Unit that is resampled for the 95 % intervals: ``identities`` or ``pairs``; None: no intervals."""
     identities: int | None
-    """How many identities the set has, where they are known."""
+    """Number of identities of the set, where they are known."""
     thresholds: str
     flip: bool
     distance_N: Floats = field(repr=False)
@@ -259,7 +259,7 @@ def _protocol(folds: int, flip: bool, thresholds: str) -> str:
 
 
 def _notes(zero: int, tar_at_far: dict[str, float | None], separation: Separation) -> list[str]:
-    """What a reader of the numbers has to know about this set."""
+    """Return what a reader of the numbers has to know about this set."""
     notes = []
     if zero:
         notes.append(f"{zero} embeddings are all zeros; they were compared as they are")

@@ -231,7 +231,7 @@ def sphere(steps: int = 400) -> Figure:
     for axes in histograms:
         axes.set_ylim(0, highest)
         axes.tick_params(labelleft=axes is histograms[0])
-    histograms[0].set_ylabel("share of pairs")
+    histograms[0].set_ylabel("fraction of pairs")
     histograms[0].legend(handlelength=1.0, borderaxespad=0.2)
     return made
 

@@ -92,10 +92,13 @@ class Head(nn.Module):
         self.shard = Shard(0, self.num_classes, self.num_classes)
         self.sharded_parameters: tuple[str, ...] = ()
 
-    def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
+    def check_batches(
+        self, images_C: npt.NDArray[np.int64], batch_size: int, images_per_identity: int | None
+    ) -> None:
         """Raise `ConfigError` where no batch could hold what the loss compares; by default any batch does.
 
-        Identity c has `images_C[c]` images, of which `together` share a batch; 1: unknown, None: by chance.
+        Identity c has `images_C[c]` images, of which `images_per_identity` are in a batch; 1: unknown, None: by
+        chance.
         """
 
     def after_step(self) -> None:
@@ -121,8 +124,8 @@ class ClassHead(Head):
             ±√(6/(C+D))), or ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start).
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
         block_size: classes per block; null takes what fits the cache.
-        sharded: divide the class rows among the ranks, which then compute the loss of all their batches
-            together; False, or too few classes for every rank to get one: all rows on every rank.
+        sharded: divide the class rows among the ranks, which then compute the loss over all their
+            batches; False, or too few classes for every rank to get one: all rows on every rank.
         sample_rate: fraction of the class rows that take part in a step (Partial FC), in (0, 1]; those of the
             batch's own classes always do, the others are drawn anew each step. The sum over the other classes
             and what is reported of them are of those rows.

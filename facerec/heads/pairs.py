@@ -37,17 +37,19 @@ class PairHead(Head):
         self.pair_loss: Any = None
         self.pair_miner: Any = None
 
-    def check_batches(self, images_C: npt.NDArray[np.int64], batch_size: int, together: int | None) -> None:
+    def check_batches(
+        self, images_C: npt.NDArray[np.int64], batch_size: int, images_per_identity: int | None
+    ) -> None:
         head = type(self).__name__.lower()
         several = bool((images_C > 1).any()) and batch_size > 1
         where = "no identity of the data has two" if batch_size > 1 else "no batch of one holds two"
         hint = f"compares images of one identity, and {where}; take other data, or another head"
         require(several, "head.name", head, hint)
-        if together:
+        if images_per_identity:
             hint = (
                 f"leaves no room for a second identity in a batch of {batch_size}; at most half of it will do"
             )
-            require(together < batch_size, "data.images_per_identity", together, hint)
+            require(images_per_identity < batch_size, "data.images_per_identity", images_per_identity, hint)
             return
         pairs = batch_size * (batch_size - 1) / 2
         pairs *= float((images_C * (images_C - 1.0)).sum() / (images_C.sum() * (images_C.sum() - 1.0)))

@@ -11,7 +11,14 @@ from PIL import Image
 
 from facerec.errors import DamagedDataError, require
 from facerec.images.align import TEMPLATE_52, align
-from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, Encoded, decode, decode_whole, fit_into, read_header
+from facerec.images.decode import (
+    MAX_PHOTOGRAPH_PIXELS,
+    Encoded,
+    decode,
+    decode_full_size,
+    fit_into,
+    read_header,
+)
 from facerec.images.detection import Detector, Face, choose
 
 
@@ -70,7 +77,7 @@ class FaceMaker:
         """
         if self.detector is None:
             return decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS), ""
-        image_HWC = decode_whole(encoded)
+        image_HWC = decode_full_size(encoded)
         faces = self.detector.detect(image_HWC)
         if not faces:
             if self.no_face == "drop":

@@ -34,14 +34,14 @@ from facerec.images.images import LabelledImages
 from facerec.loading.batch import Batch
 from facerec.loading.order import IdentityOrder, Order, Shuffle, count_batches, mirrored, rank_part
 from facerec.randomness import Positions
-from facerec.threads import in_order
+from facerec.threads import ordered_map
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 32  # images a thread decodes at a time: about 3 ms, a hundred times the cost of handing them over
-_TAKEN = 8192  # positions of the order looked up at a time
-_NAMED = 5  # undecodable images named in the log before they are only counted
-_GIVE_UP = 1000  # undecodable images in a row after which skipping is no longer the answer
+_LOOKUP = 8192  # positions of the order looked up at a time
+_LOGGED_SKIPS = 5  # undecodable images named in the log before they are only counted
+_MAX_SKIPS = 1000  # undecodable images in a row after which skipping is no longer the answer
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Loader:
         return left % step // self.world_size if kept else self.batch_size
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch from sample `start` on.
+        """Yield this rank's batches of an epoch from sample `start` on.
 
         `start` is the `position` of the batch before, whatever the number of ranks then and now.
 
@@ -162,14 +162,14 @@ class Loader:
             DamagedDataError: at the first image in the order that does not decode (``on_error="raise"``).
         """
         skipped_before = self.skipped
-        work = self._collect if self.decoder == "device" else self._fill
+        work = self._read_chunk if self.decoder == "device" else self._decode_chunk
         ahead = self.prefetch * -(-self.batch_size // _CHUNK)
         with contextlib.closing(
-            in_order(work, self._chunks(epoch, start), self.workers, ahead=ahead)
+            ordered_map(work, self._chunks(epoch, start), self.workers, ahead=ahead)
         ) as done:
             for chunk in done:
-                if self._take(chunk):
-                    self._describe(chunk.batch, epoch)
+                if self._finish_chunk(chunk):
+                    self._set_labels(chunk.batch, epoch)
                     yield chunk.batch
         if self.skipped > skipped_before:
             log.warning(
@@ -180,35 +180,35 @@ class Loader:
             )
 
     def _global_batches(self, epoch: int, start: int) -> Iterator[tuple[int, Positions]]:
-        """Begin of each global batch in the order of the epoch, and its images."""
+        """Yield the first position of each global batch of the epoch, and its images."""
         step = self.batch_size * self.world_size
         taken, index_N = start, self.order.take(epoch, start, start)
         for begin in range(start, start + self.batches_per_epoch(start) * step, step):
             end = min(begin + step, len(self.faces))
             if end > taken + len(index_N):  # many at a time: for one batch alone this takes ten times as long
                 taken = begin
-                index_N = self.order.take(epoch, begin, min(max(end, begin + _TAKEN), len(self.faces)))
+                index_N = self.order.take(epoch, begin, min(max(end, begin + _LOOKUP), len(self.faces)))
             yield begin, index_N[begin - taken : end - taken]
 
     def _chunks(self, epoch: int, start: int) -> Iterator[_Chunk]:
-        """The work of an epoch; a batch gets its memory, and the disk its hint, with its first chunk."""
+        """Yield the chunks of an epoch; with the first of a batch, allocate it and prefetch its bytes."""
         for begin, index_G in self._global_batches(epoch, start):
             batch = self._batch(epoch, begin, index_G)
             # The disk begins now, several batches before a thread would wait for it.
-            soon_B = batch.index_B
+            prefetch_B = batch.index_B
             if self.shuffle == "block":
-                soon_B = self.order.to_read(epoch, begin, batch.position, first=begin == start)
-            self.faces.prefetch(soon_B.tolist())
+                prefetch_B = self.order.to_read(epoch, begin, batch.position, first=begin == start)
+            self.faces.prefetch(prefetch_B.tolist())
             count = len(batch.index_B)
             for a in range(0, count, _CHUNK):
                 yield _Chunk(batch, a, min(a + _CHUNK, count))
 
     def _batch(self, epoch: int, begin: int, index_G: Positions) -> Batch:
-        """A batch without its images, labels and mirrors."""
+        """Return a batch whose images, labels and mirrors are yet to be filled in."""
         end = begin + len(index_G)
         parts = [rank_part(begin, end, rank, self.world_size) for rank in range(self.world_size)]
-        mine, behind = parts[self.rank]
-        index_B = index_G[mine - begin : behind - begin].copy()
+        first, stop = parts[self.rank]
+        index_B = index_G[first - begin : stop - begin].copy()
         count = len(index_B)
         shape = (0 if self.decoder == "device" else count, self.height, self.width, 3)
         batch = Batch(
@@ -226,15 +226,15 @@ class Loader:
             batch = batch._replace(undecoded=Undecoded([], (self.height, self.width), retry))
         return batch
 
-    def _fill(self, chunk: _Chunk) -> _Chunk:
+    def _decode_chunk(self, chunk: _Chunk) -> _Chunk:
         """In a thread: decode images into their slots."""
         slots_BHWC = chunk.batch.image_BHWC.numpy()
         for slot in range(chunk.begin, chunk.end):
             self._load_slot(chunk, slot, slots_BHWC[slot])
         return chunk
 
-    def _collect(self, chunk: _Chunk) -> _Chunk:
-        """In a thread: the files of images, pixels of those that are not for the device."""
+    def _read_chunk(self, chunk: _Chunk) -> _Chunk:
+        """In a thread: read the encoded images; decode those that the device does not."""
         for slot in range(chunk.begin, chunk.end):
             encoded = None
             with contextlib.suppress(DamagedDataError):  # met again, and dealt with, below
@@ -252,9 +252,9 @@ class Loader:
             chunk.replaced.append((slot, taken, reasons))
 
     def _load(self, index: int, out_HWC: Pixels) -> tuple[int, dict[int, str]]:
-        """Decode an image, or the next that decodes; returns its position, and why those before it do not."""
+        """Decode an image, or the next that decodes; return its position, and why those before it do not."""
         reasons: dict[int, str] = {}
-        for step in range(min(_GIVE_UP, len(self.faces))):
+        for step in range(min(_MAX_SKIPS, len(self.faces))):
             taken = (index + step) % len(self.faces)
             try:
                 self.faces.decode_into(taken, out_HWC)
@@ -267,36 +267,36 @@ class Loader:
                 return taken, reasons
         raise DamagedDataError(f"{len(reasons)} images in a row do not decode; the first: {reasons[index]}")
 
-    def _take(self, chunk: _Chunk) -> bool:
-        """Note what a thread did, in the order of the images; True where its batch is complete."""
+    def _finish_chunk(self, chunk: _Chunk) -> bool:
+        """Record the results of a chunk, in the order of the images; return True if its batch is complete."""
         if chunk.batch.undecoded is not None:
             chunk.batch.undecoded.images += chunk.images
         for slot, taken, reasons in chunk.replaced:
             chunk.batch.index_B[slot] = taken
-            self._note(reasons)
+            self._count_skipped(reasons)
         return chunk.end == len(chunk.batch.index_B)
 
     def _retry(self, batch: Batch, epoch: int, slot: int) -> Pixels:
-        """The pixels of an image that the device does not decode, or of one that replaces it."""
+        """Return the pixels of an image that the device does not decode, or of one that replaces it."""
         pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)
         batch.index_B[slot], reasons = self._load(batch.index_B.item(slot), pixels_HWC)
-        self._note(reasons)
-        self._describe(batch, epoch)
+        self._count_skipped(reasons)
+        self._set_labels(batch, epoch)
         return pixels_HWC
 
-    def _describe(self, batch: Batch, epoch: int) -> None:
-        """Labels and mirrors that follow from which images are in a batch."""
+    def _set_labels(self, batch: Batch, epoch: int) -> None:
+        """Set the labels and mirrors of the images in a batch."""
         batch.label_B.numpy()[:] = self.faces.label_N[batch.index_B]
         if self.mirror:
             batch.mirror_B.numpy()[:] = mirrored(self.seed, epoch, batch.index_B)
 
-    def _note(self, reasons: dict[int, str]) -> None:
+    def _count_skipped(self, reasons: dict[int, str]) -> None:
         """Count images that do not decode and name the first few of them in the log."""
         for index, reason in reasons.items():
             if index in self._undecodable:
                 continue
             self._undecodable.add(index)
-            if len(self._undecodable) <= _NAMED:
+            if len(self._undecodable) <= _LOGGED_SKIPS:
                 log.warning("skipped an image that does not decode: %s", reason)
-            elif len(self._undecodable) == _NAMED + 1:
+            elif len(self._undecodable) == _LOGGED_SKIPS + 1:
                 log.warning("further images that do not decode are only counted")

@@ -22,7 +22,7 @@ from facerec.packs.framing import Record, unpack
 from facerec.packs.index import RecordIndex, default_path, read_index, strays
 from facerec.packs.recordio import RecordReader
 from facerec.packs.verification import load_verification
-from facerec.threads import cores, in_order
+from facerec.threads import cores, ordered_map
 
 _CHUNK = 64  # records a thread reads at a time
 
@@ -114,8 +114,8 @@ def audit(
         return piece if isinstance(piece, Progress) else _check(reader.view, piece, images, insightface)
 
     if index is None:
-        return Audit(len(reader.view), in_order(check, _walked(reader.view, first), threads))
-    return Audit(len(index), in_order(check, _indexed(reader.view, index), threads))
+        return Audit(len(reader.view), ordered_map(check, _walked(reader.view, first), threads))
+    return Audit(len(index), ordered_map(check, _indexed(reader.view, index), threads))
 
 
 def _usable_index(path: Path, view: memoryview) -> tuple[RecordIndex | None, list[Finding]]:
@@ -251,4 +251,4 @@ def _audit_verification(path: Path, threads: int) -> Audit:
                 findings.append(Finding(pack.where(image), str(problem)))
         return Progress(end - start, end - start, findings, 0, end)
 
-    return Audit(count, in_order(check, range(0, count, _CHUNK), threads))
+    return Audit(count, ordered_map(check, range(0, count, _CHUNK), threads))

@@ -18,7 +18,7 @@ from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.loading.folders import Entries, folder_entries, identity_folders
 from facerec.loading.opening import warn_of_unaligned
 from facerec.making.builder import Built, PackBuilder
-from facerec.threads import in_order
+from facerec.threads import ordered_map
 
 
 class _Photograph(NamedTuple):
@@ -78,7 +78,7 @@ def pack_folder(
         def make(photograph: _Photograph) -> tuple[_Photograph, FaceFile]:
             return photograph, _face(maker, folder, photograph)
 
-        faces = in_order(make, _photographs(folder, identities[done:]), workers)
+        faces = ordered_map(make, _photographs(folder, identities[done:]), workers)
         groups = groupby(faces, key=lambda face: face[0].identity)
         title = f"packing {folder.name}"
         for identity, group in tqdm(

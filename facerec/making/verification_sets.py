@@ -18,7 +18,7 @@ from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import Pair
 from facerec.packs.text import stays_inside
 from facerec.packs.verification import write_verification
-from facerec.threads import in_order
+from facerec.threads import ordered_map
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _faces(
         except (DamagedDataError, MissingDataError) as error:
             return i, FaceFile(None, str(error))
 
-    faces = in_order(make, wanted, workers)
+    faces = ordered_map(make, wanted, workers)
     yield from tqdm(faces, total=len(wanted), desc=f"images of {out.name}", disable=None, delay=0.5)
 
 

@@ -173,8 +173,8 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
     return Model(
         _ready(backbone, request),
         prepared,
-        step=checkpoint.count(state, "step", request.where),
-        epoch=checkpoint.count(state, "epoch", request.where),
+        step=checkpoint.counter(state, "step", request.where),
+        epoch=checkpoint.counter(state, "epoch", request.where),
         path=request.path,
         identities=_names(state.get("classes")),
         config=config,
@@ -327,7 +327,7 @@ def _finished(
     recorded = _metadata(request, metadata, "input")
     prepared = _preprocessing(request, {**made_for, **recorded, "size": made_for["size"]})
     step = metadata.get("facerec.step", "")
-    log.info("%s: %s, %d numbers a face", request.where, what, embedding_size)
+    log.info("%s: %s, %d numbers per face", request.where, what, embedding_size)
     if not recorded:
         asked = {"mean", "std", "channels"} - request.input.keys()
         origin = "as usual for it" if made_for.keys() - {"size"} else "the usual one"

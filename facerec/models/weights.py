@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, create_backbone, without_memory
+from facerec.backbones.base import BACKBONES, Backbone, create_backbone, on_meta_device
 from facerec.errors import CheckpointError
 from facerec.pickles.stand_ins import Inert, shown
 
@@ -150,7 +150,7 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
     register = nn.modules.module
     hook = register.register_module_module_registration_hook(count)
     try:
-        with _each_parameter(count), without_memory():
+        with _each_parameter(count), on_meta_device():
             return create_backbone(**network_settings(settings))
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # of sizes that overflow
         raise CheckpointError(
@@ -293,7 +293,7 @@ def _prefix(names: Iterable[str], expected: Shapes) -> str:
 def _known(name: str, embedding_size: int, input_size: int | tuple[int, int]) -> tuple[Shapes, Iterable[str]]:
     """Entries of a backbone, built without memory, and the prefixes of others in its files."""
     size = input_size if isinstance(input_size, int) else list(input_size)
-    with without_memory():
+    with on_meta_device():
         backbone = create_backbone(name, embedding_size=embedding_size, input_size=size)
     return _shapes(backbone), backbone.foreign
 

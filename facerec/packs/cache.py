@@ -63,7 +63,7 @@ def writable(folder: Path) -> bool:
 
 
 def paths(source: Path, kind: str) -> list[Path]:
-    """Where the cache of `kind` for `source` may lie: beside it, else in the user's cache folder."""
+    """Return the paths a cache of `kind` may have: beside `source`, else in the user's cache folder."""
     source = source.absolute()
     name = f"{source.name}.{kind}.cache"
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facerec"

@@ -148,7 +148,7 @@ def begins(view: memoryview, offset: int) -> bool:
 
 
 def _padded(end: int) -> int:
-    """Where the next part begins."""
+    """Return the offset at which the next part begins: the next multiple of 4."""
     return end + 3 & -4
 
 

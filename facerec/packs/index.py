@@ -116,7 +116,7 @@ class RecordIndex:
 
 
 def default_path(rec_path: Path) -> Path:
-    """Where the index of a `.rec` lies unless said otherwise."""
+    """Return the default path of the index of a `.rec`."""
     return rec_path.with_suffix(".idx")
 
 

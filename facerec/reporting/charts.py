@@ -43,7 +43,7 @@ _KINDS: Final = {
         "CMC",
         "Mated probes whose identity is among the first ranks of the gallery.",
         "rank",
-        "share identified",
+        "fraction identified",
     ),
     "tpir": _Kind("Open set", "Mated probes found at rank 1, over alarms of non-mated ones.", "FPIR", "TPIR"),
     "distractors": _Kind(
@@ -235,7 +235,7 @@ def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
         1.06 * max(float(one.max()) for one in fractions.values()),
     )
     scale = "squared distance" if data["scale"] == "distance" else "cosine"
-    made = _figure(_Axis(scale, *ends), _Axis("share of pairs", 0, top))
+    made = _figure(_Axis(scale, *ends), _Axis("fraction of pairs", 0, top))
     made.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
     pointed = []
     for kind, colour in (("genuine", COLOURS[0]), ("impostor", COLOURS[1])):

@@ -173,7 +173,7 @@ def distance_figure(name: str, result: VerificationResult) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     cosine = axes.secondary_xaxis("top", functions=(_cosine_of, _distance_of))
     cosine.set_xlabel("cosine", labelpad=4)
-    x, y = "squared distance of the unit embeddings", "share of each kind's pairs"
+    x, y = "squared distance of the unit embeddings", "fraction of each kind's pairs"
     frame(axes, _title(name, {"": result}), x, y)
     return _with_legend(made)
 

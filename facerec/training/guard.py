@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from facerec import distributed
 from facerec.errors import NonFiniteError
-from facerec.models.checkpoint import newest
+from facerec.models.checkpoint import newest_checkpoint
 
 
 class Guard:
@@ -75,7 +75,7 @@ class Guard:
         """Add where it was seen, by the first rank that has (shards differ), and what to go back to."""
         layer = next(filter(None, distributed.all_gather_object(first_non_finite(self.modules))), None)
         seen = f", seen in {layer}" if layer else ""
-        safe = newest(self.checkpoints)
+        safe = newest_checkpoint(self.checkpoints)
         kept = f"{safe} is the last good checkpoint" if safe else "no checkpoint exists yet"
         return NonFiniteError(
             f"{problem}{seen}; {kept}. Lower optimizer.lr, lengthen schedule.warmup, set trainer.clip_norm, "

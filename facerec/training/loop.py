@@ -23,7 +23,7 @@ from facerec.evaluation.protocols.verification import evaluate_targets
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verify import VerificationResult
 from facerec.heads import Head
-from facerec.heads.mechanism.sampling import sampled_rows
+from facerec.heads.mechanism.sampling import updating_sampled_rows
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import Batch, prepare
 from facerec.loading.loader import Loader
@@ -196,7 +196,7 @@ class Trainer:
         self.guard.watch(self.position.step + 1, loss, norm)  # before clipping makes all of them NaN
         if self.settings.clip_norm:
             self.gradients.clip(norm, self.settings.clip_norm)
-        with sampled_rows(self.optimizer):
+        with updating_sampled_rows(self.optimizer):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss, norm
@@ -282,7 +282,9 @@ class Trainer:
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""
         self.head.train()
-        state.freeze(self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm)
+        state.set_training_mode(
+            self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm
+        )
 
     def model(self) -> Model:
         """Return the backbone with its preprocessing."""

@@ -93,7 +93,7 @@ def agree_on_signal(own: signal.Signals | None) -> signal.Signals | None:
     return signal.Signals(largest) if largest else None
 
 
-def require_alike(settings: Mapping[str, Any]) -> None:
+def require_same_on_all_ranks(settings: Mapping[str, Any]) -> None:
     """Raise `UserError` unless every rank has the settings of rank 0, by dotted name; all ranks call this."""
     first, *others = distributed.all_gather_object(dict(settings))
     for rank, theirs in enumerate(others, 1):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facerec.errors import CheckpointError
 from facerec.images.images import LabelledImages
-from facerec.models.checkpoint import Checkpoint, is_count, open_checkpoint
+from facerec.models.checkpoint import Checkpoint, is_counter, open_checkpoint
 from facerec.training import comparison
 from facerec.training.state import Position, shards_of
 
@@ -72,9 +72,9 @@ def _require_types(path: Path, state: Mapping[str, Any]) -> None:
     groups: Any = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     mappings = {name: state.get(name, {}) for name in ("config", "highest", "scaler", "random")}
     right = {
-        **{name: is_count(state.get(name)) for name in ("step", "epoch", "sample")},
-        "images": is_count(state.get("images", 0)),
-        "evaluated": is_count(state.get("evaluated", -1), least=-1),
+        **{name: is_counter(state.get(name)) for name in ("step", "epoch", "sample")},
+        "images": is_counter(state.get("images", 0)),
+        "evaluated": is_counter(state.get("evaluated", -1), least=-1),
         **{name: isinstance(one, dict) and _all(list(one), str) for name, one in mappings.items()},
         "best": isinstance(state.get("best"), int | float),
         "classes": isinstance(classes, Tensor) or _all(classes, str),

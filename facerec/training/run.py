@@ -15,7 +15,7 @@ import torch
 
 from facerec import distributed
 from facerec.backbones import BACKBONES
-from facerec.backbones.base import without_memory
+from facerec.backbones.base import on_meta_device
 from facerec.backbones.flops import activation_bytes, multiply_adds, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, resolve_device, seed_everything
@@ -29,7 +29,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
-from facerec.models.checkpoint import is_checkpoint, newest
+from facerec.models.checkpoint import is_checkpoint, newest_checkpoint
 from facerec.registry import build
 from facerec.training import cost, parallel
 from facerec.training.loop import Trainer
@@ -60,7 +60,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
     require(good, "seed", seed, "must be a whole number, 0 or more and below 2^63")
     start, architecture = split_backbone(config["backbone"])
-    try_out(architecture, config["head"])
+    check_architecture(architecture, config["head"])
     settings = build(TrainerSettings, "trainer", config["trainer"])
     schedule = SCHEDULES.from_section(config["schedule"])
     optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
@@ -71,7 +71,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
-    writable(folder)
+    require_writable(folder)
     resume = distributed.rank_zero_result(lambda: resume_from(settings.resume, folder))
 
     # … then the data, then what depends on it.
@@ -79,7 +79,9 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         faces = open_faces(data)
     sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
     alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
-    parallel.require_alike(alike | {"seed": seed, "identities": faces.num_classes, "images": len(faces)})
+    parallel.require_same_on_all_ranks(
+        alike | {"seed": seed, "identities": faces.num_classes, "images": len(faces)}
+    )
     verification_sets = load_targets(evaluation)
     if distributed.rank() == 0:
         warn_of_overlap(faces, verification_sets)
@@ -150,16 +152,16 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
     return start, {k: v for k, v in section.items() if k not in names}
 
 
-def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
-    """Build backbone and head without memory, so that their settings are judged before data is touched."""
-    classes = max(2, distributed.world_size())  # how many there are is not known yet; some for every process
-    with without_memory():
+def check_architecture(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+    """Build backbone and head on the meta device: their settings are judged before data is touched."""
+    classes = max(2, distributed.world_size())  # how many there are is not known yet; at least one per rank
+    with on_meta_device():
         backbone = BACKBONES.from_section(architecture)
         HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
 
 
 def refuse_batches_of_one(trainer: Trainer) -> None:
-    """Raise `ConfigError` where a process gets a batch of one image, which batch norm cannot take."""
+    """Raise `ConfigError` where a rank gets a batch of one image, which batch norm cannot take."""
     loader, settings = trainer.loader, trainer.settings
     smallest = min(loader.smallest_batch(start) for start in (0, trainer.position.sample))
     if smallest > 1 or (settings.sync_batch_norm and loader.world_size > 1):
@@ -178,7 +180,7 @@ def refuse_batches_of_one(trainer: Trainer) -> None:
         raise ConfigError("data.drop_last", False, hint) from error
 
 
-def writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Raise `UserError` unless files can be made in `folder`, which is made where it is not there."""
     try:
         Unfinished(folder / "probe").drop()
@@ -192,7 +194,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
     Raises:
         UserError: a run would be overwritten, or the checkpoint is missing.
     """
-    last = newest(folder / "checkpoints")
+    last = newest_checkpoint(folder / "checkpoints")
     if last is not None:
         if setting is None:
             raise UserError(

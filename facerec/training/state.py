@@ -17,7 +17,7 @@ from facerec.models.checkpoint import Rows
 
 @dataclass
 class Position:
-    """Where a run stands.
+    """Progress of a run, as its checkpoints hold it.
 
     Attributes:
         step: optimizer steps done.
@@ -44,7 +44,7 @@ def capture(
     input: Mapping[str, Any],
     faces: LabelledImages,
 ) -> dict[str, Any]:
-    """The state of a run in plain containers and tensors.
+    """Return the state of a run in plain containers and tensors.
 
     Args:
         parts: objects with a state_dict: backbone, head, and for a resume optimizer and scaler too.
@@ -99,7 +99,7 @@ def shards_of(parts: Mapping[str, Any]) -> dict[str, Rows]:
     return shards
 
 
-def freeze(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:
+def set_training_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:
     """Put the backbone into training mode, as far as it is to be trained."""
     backbone.train(not frozen)
     if batch_norm:

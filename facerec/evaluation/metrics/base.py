@@ -1,4 +1,4 @@
-"""What a metric is, and the registry of metrics."""
+"""Protocol of a metric, and the registry of metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Value = float | None | dict[str, float | None]
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """What a metric is computed from: N pairs with their distances and answers.
+    """Input of a metric: N pairs with their distances and answers.
 
     Attributes:
         distance_N: smaller for more alike pairs; squared Euclidean (verification) or the negative cosine.

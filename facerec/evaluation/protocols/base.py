@@ -1,4 +1,4 @@
-"""What a protocol is, and the registry of protocols, the config group `eval`.
+"""Base class of protocols and their registry, the config group `eval`.
 
 A protocol is a settings dataclass in a module of this package (or of a plugin), and a file
 ``configs/eval/NAME.yaml`` that says ``protocol: NAME``.
@@ -47,7 +47,7 @@ class Protocol(EvalSettings, ABC):
         return results
 
     def begin(self, first: Model) -> Callable[[Model], Mapping[str, Result]]:
-        """What judges each of several models alike; the first one may complete the settings."""
+        """Return the function that evaluates each of several models; `first` may complete the settings."""
         return self.run
 
     @property

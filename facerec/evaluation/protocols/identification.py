@@ -122,7 +122,7 @@ class Folders:
         return [path for path in paths if path not in self._listed]
 
     def notes(self) -> list[str]:
-        """What is to be said with the numbers; a warning where the list names images that are nowhere."""
+        """Return the notes of the result; warn where the list names images that are nowhere."""
         missing = sorted(self._listed - self._met)
         if missing:
             said = "%d of %d images to leave out are not there, e.g. %s"

@@ -27,7 +27,7 @@ from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
 from facerec.images.align import align
-from facerec.images.decode import Pixels, decode_whole
+from facerec.images.decode import Pixels, decode_full_size
 from facerec.images.images import PixelImages
 from facerec.loading.folders import FileImages
 from facerec.models.model import Model
@@ -127,7 +127,7 @@ class AlignedCrops(PixelImages):
 
     def pixels(self, i: int) -> Pixels:
         try:
-            return align(decode_whole(self._crops.encoded(i)), self._landmarks_P52[i], self._size)
+            return align(decode_full_size(self._crops.encoded(i)), self._landmarks_P52[i], self._size)
         except DamagedDataError as error:
             raise DamagedDataError(f"{self.where(i)}: {error}") from error
 
@@ -368,7 +368,7 @@ def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], n
 
 
 def _rows_of(id_N: Ints, template: Ints, path: Path) -> npt.NDArray[np.int32]:
-    """Which template each id is."""
+    """Return the row of each id among the templates."""
     row_N = np.searchsorted(template, id_N).astype(np.int32)
     wrong = template[np.minimum(row_N, len(template) - 1)] != id_N
     if wrong.any():

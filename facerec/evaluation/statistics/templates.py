@@ -26,7 +26,7 @@ _DENSE = 100  # a matrix product of so many times the wanted scores is still qui
 
 @dataclass(frozen=True)
 class FaceList:
-    """Which image belongs to which template and medium, a row each.
+    """Template and medium of each image, one row per image and template.
 
     Attributes:
         image_R: number of the image, 0 … P − 1.
@@ -44,7 +44,7 @@ class FaceList:
         return int(self.template_R.max(initial=-1)) + 1
 
     def weight_R(self) -> Floats:
-        """What each row counts in the sum of its template: 1 / (rows of its medium in its template)."""
+        """Weight of each row in the sum of its template: 1 / (rows of its medium in its template)."""
         media_R2 = np.stack([self.template_R, self.medium_R], axis=1)
         _, group_R, rows = np.unique(media_R2, axis=0, return_inverse=True, return_counts=True)
         return 1 / rows[group_R.reshape(-1)]

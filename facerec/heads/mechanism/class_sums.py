@@ -69,14 +69,14 @@ def class_sums(
 
     Args:
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
-        weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres a class, of whose
+        weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres per class, of whose
             products the largest counts.
         row_B: target class of each sample, int64 in [0, C); −1 for a class of another rank.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
         memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
-        block_size: classes a block; by default as many as fit a cache-sized block.
+        block_size: classes per block; by default as many as fit a cache-sized block.
         sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
             samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
             the query that of this rank's classes.
@@ -135,9 +135,9 @@ class _ClassSums(torch.autograd.Function):
         hardest_B = torch.full_like(target_B, -torch.inf)
         kept: list[Tensor | None] = []
         for block in _blocks(len(weight), block_size):
-            product_KB, centre_KB = products.of(block)
+            product_KB, winner_KB = products.of(block)
             if keep:
-                kept += product_KB, centre_KB
+                kept += product_KB, winner_KB
             total.add(_fill_own(term.value(product_KB), row_B, block, total.neutral))
             sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
             extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
@@ -149,7 +149,7 @@ class _ClassSums(torch.autograd.Function):
                 _fill_own(product_KB, row_B, block, target_B)
         classes_B = torch.full_like(mean_B, len(weight))
         if sharded:
-            hardest_B, mean_B, classes_B, *extra = total.join(hardest_B, mean_B, classes_B, *extra)
+            hardest_B, mean_B, classes_B, *extra = total.all_reduce(hardest_B, mean_B, classes_B, *extra)
         others_B = total.result()
 
         length_B = _norm(query_BD)  # so far the statistics were of x·ŵ
@@ -190,7 +190,7 @@ class _ClassSums(torch.autograd.Function):
             products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
             gradients = _Gradients(products, distributed.world_size() if ctx.sharded else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
-                product_KB, centre_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
+                product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
                 slope_KB = term.slope(product_KB)
                 if term.reduction == "logsumexp":
                     softmax_KB = term.value(product_KB).sub_(finite_B).exp_()  # over the others
@@ -198,7 +198,7 @@ class _ClassSums(torch.autograd.Function):
                 else:
                     grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
                 _fill_own(grad_KB, row_B, block, grad_target_B)
-                gradients.add(grad_KB, centre_KB, block)
+                gradients.add(grad_KB, winner_KB, block)
             if grad_norm_B is not None:
                 gradients.add_norm(grad_norm_B, winner_B)
         weight_grad = gradients.weight_RD.view_as(weight)
@@ -319,8 +319,8 @@ class _RunningSum:
         self.sum_B = self.sum_B * (self.largest_B - shift_B).exp() + summand_KB.sub_(shift_B).exp_().sum(0)
         self.largest_B = largest_B
 
-    def join(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
-        """Join the sums of the ranks, and with them the largest of `hardest_B` and other sums.
+    def all_reduce(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+        """All-reduce the sums of the ranks, and with them the largest of `hardest_B` and other sums.
 
         The same two small reductions serve all of them; returns the joint `hardest_B` and `sums`.
         """
@@ -367,7 +367,7 @@ def block_bytes(device: torch.device) -> int:
 def kept_bytes(device: torch.device) -> int:
     """Return the bytes of products below which ``memory="auto"`` keeps them: a small part of the memory.
 
-    A GPU's whole memory is asked, not what is free: that is known without waiting, and a step does not choose
+    A GPU's total memory counts, not what is free: that is known without waiting, and a step does not choose
     otherwise than the one before because the allocator has meanwhile kept that memory for it.
     """
     if device.type == "cuda":

@@ -65,7 +65,7 @@ class _TakeRows(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def sampled_rows(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def updating_sampled_rows(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let an optimizer step see each parameter with a sparse gradient as the rows of that gradient.
 
     These rows of weights and state (momentum, Adam's moments) are taken out before the step and put back

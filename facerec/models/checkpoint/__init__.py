@@ -22,13 +22,13 @@ from facerec.models.checkpoint.file import save as save
 from facerec.models.checkpoint.folder import FolderCheckpoint
 from facerec.models.checkpoint.folder import is_folder as is_folder
 from facerec.models.checkpoint.run import RunCheckpoints as RunCheckpoints
-from facerec.models.checkpoint.run import kept as kept
-from facerec.models.checkpoint.run import newest as newest
-from facerec.models.checkpoint.run import path_at as path_at
+from facerec.models.checkpoint.run import checkpoint_path as checkpoint_path
+from facerec.models.checkpoint.run import list_checkpoints as list_checkpoints
+from facerec.models.checkpoint.run import newest_checkpoint as newest_checkpoint
 from facerec.models.checkpoint.sections import Checkpoint
 from facerec.models.checkpoint.sections import Rows as Rows
-from facerec.models.checkpoint.sections import count as count
-from facerec.models.checkpoint.sections import is_count as is_count
+from facerec.models.checkpoint.sections import counter as counter
+from facerec.models.checkpoint.sections import is_counter as is_counter
 
 
 def is_checkpoint(path: Path) -> bool:

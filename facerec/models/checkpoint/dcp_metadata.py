@@ -43,7 +43,7 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder by name.
+    """Return the tensors of a folder by name.
 
     Raises:
         DamagedCheckpointError: the description is damaged, or claims more than the files hold.
@@ -103,7 +103,7 @@ def _tensor(name: str, entry: Inert, stored: Mapping[_Chunk, Any]) -> StoredTens
 
 
 def _fields(thing: Any, name: str) -> Any:
-    """The state of an inert object that stands for one of class `name`."""
+    """Return the state of an inert object that stands for one of class `name`."""
     if type(thing) is not Inert or thing.name != name:
         named = shown(thing.name) if isinstance(thing, Inert | Global) else type(thing).__name__
         raise Broken(f"it names {named}, not {name.rpartition('.')[2]}")

@@ -26,18 +26,18 @@ from facerec.pickles.stand_ins import Broken
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-REST = "run.pt"
+RUN_FILE = "run.pt"
 _CHECKSUM = "metadata_crc32"
 
 
 def is_folder(path: Path) -> bool:
     """Return True for a finished checkpoint folder."""
-    return (path / REST).is_file()
+    return (path / RUN_FILE).is_file()
 
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint folder, the file that makes it count first."""
-    (folder / REST).unlink(missing_ok=True)
+    (folder / RUN_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -61,7 +61,9 @@ class FolderSave:
 
         self.folder = folder
         tensors, self._rest = split(state)
-        stored = {name: _stored(tensor, rows_of(name, tensor, shards)) for name, tensor in tensors.items()}
+        stored = {
+            name: _as_dtensor(tensor, rows_of(name, tensor, shards)) for name, tensor in tensors.items()
+        }
         options: Any = {
             "storage_writer": dcp.FileSystemWriter(folder),
             "planner": dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True),
@@ -71,14 +73,14 @@ class FolderSave:
             group = distributed.gloo_group()
             self._future = dcp.async_save(stored, process_group=group, **options)  # type: ignore[assignment]
         else:
-            _storing(lambda: dcp.save(stored, **options))
+            _as_storage_error(lambda: dcp.save(stored, **options))
 
     def finish(self) -> None:
         """Wait until all is on disk, then write the file that makes it count; raises `StorageError`."""
         if self._future is not None:
-            _storing(self._future.result)
+            _as_storage_error(self._future.result)
         if distributed.rank() == 0:
-            save(self.folder / REST, self._rest | {_CHECKSUM: _checksum(self.folder)})
+            save(self.folder / RUN_FILE, self._rest | {_CHECKSUM: _checksum(self.folder)})
 
 
 class FolderCheckpoint(Checkpoint):
@@ -86,7 +88,7 @@ class FolderCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rest = load_file(path / REST)
+        self.rest = load_file(path / RUN_FILE)
         if self.rest.pop(_CHECKSUM, None) not in (None, _checksum(path)):
             raise DamagedCheckpointError(f"ckpt={path}: damaged ({METADATA} is not what was written)")
         self._stored = stored_tensors(path)
@@ -131,8 +133,8 @@ def _checksum(folder: Path) -> int:
         raise DamagedCheckpointError(f"ckpt={folder}: damaged (it has no {METADATA})") from error
 
 
-def _stored(tensor: Tensor, rows: Rows | None) -> Tensor:
-    """A shard as DTensor, which knows its rows; other tensors as they are."""
+def _as_dtensor(tensor: Tensor, rows: Rows | None) -> Tensor:
+    """Return a shard as a DTensor, which knows its rows; other tensors as they are."""
     tensor = tensor.detach()
     if rows is None:
         return tensor
@@ -145,7 +147,8 @@ def _stored(tensor: Tensor, rows: Rows | None) -> Tensor:
     return DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
 
 
-def _storing(write: Callable[[], Any]) -> None:
+def _as_storage_error(write: Callable[[], Any]) -> None:
+    """Call `write`; raise whatever it raises as `StorageError`."""
     from torch.distributed.checkpoint import CheckpointException
 
     try:

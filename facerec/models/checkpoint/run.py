@@ -14,7 +14,7 @@ from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import replacing
 from facerec.models.checkpoint.file import load_file, write
 from facerec.models.checkpoint.folder import FolderSave, is_folder, remove
-from facerec.models.checkpoint.sections import Rows, count
+from facerec.models.checkpoint.sections import Rows, counter
 
 log = logging.getLogger(__name__)
 Read = TypeVar("Read")
@@ -24,16 +24,16 @@ _FILES = re.compile(r"last(?:\.(\d+))?\.pt")
 _FOLDERS = re.compile(r"last-(\d+)(?:\.(?:saving|again))?")  # again: as earlier versions called the former
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest complete state in a run's folder of checkpoints, if there is one."""
-    return next(iter(kept(folder)), None)
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in a run's folder of checkpoints, if there is one."""
+    return next(iter(list_checkpoints(folder)), None)
 
 
-def kept(folder: Path) -> list[Path]:
-    """The complete states in a run's folder of checkpoints, newest first.
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in a run's folder, newest first.
 
-    A copy gives files any time, so it is the step that counts. Files are read for theirs only where there are
-    folders too, which is so for a few saves after the world size has changed from or to 1.
+    Copied files have any modification time, so the step decides. Files are read for theirs only where there
+    are folders too, which is so for a few saves after the world size has changed from or to 1.
     """
     ages = {
         path: int(name[1] or 0) for path in folder.glob("last*.pt") if (name := _FILES.fullmatch(path.name))
@@ -45,8 +45,8 @@ def kept(folder: Path) -> list[Path]:
     return sorted([*files, *folders], key=_step, reverse=True)
 
 
-def path_at(folder: Path, step: int, *, sharded: bool) -> Path:
-    """The path of the state at `step`, now or once it is saved."""
+def checkpoint_path(folder: Path, step: int, *, sharded: bool) -> Path:
+    """Return the path of the checkpoint at `step`, now or once it is saved."""
     path = folder / f"last-{step:08d}"
     return path if sharded or is_folder(path) else folder / _FILE
 
@@ -81,7 +81,7 @@ class RunCheckpoints:
                 self._save_file(state)
             return
         self.finish()
-        path = path_at(self.folder, state["step"], sharded=True)
+        path = checkpoint_path(self.folder, state["step"], sharded=True)
         unfinished = path.with_name(f"{path.name}.saving")
         if distributed.rank() == 0:
             remove(unfinished)
@@ -117,7 +117,7 @@ class RunCheckpoints:
         damage = next(filter(None, distributed.all_gather_object(damage)), None)
         if damage is None:
             return path, result  # type: ignore[return-value]
-        states = distributed.broadcast_object(kept(self.folder))
+        states = distributed.broadcast_object(list_checkpoints(self.folder))
         older = states[states.index(path) + 1 :] if path in states else []
         if not older:
             raise damage
@@ -141,7 +141,7 @@ class RunCheckpoints:
 
     def _remove_older(self, newest: Path) -> None:
         """Remove the states beyond those to keep, and saves that were never finished."""
-        keep = [newest, *(path for path in kept(self.folder) if path != newest)][: self.keep]
+        keep = [newest, *(path for path in list_checkpoints(self.folder) if path != newest)][: self.keep]
         for path in self.folder.glob("last*"):
             if path in keep:
                 continue
@@ -152,11 +152,11 @@ class RunCheckpoints:
 
 
 def _step(path: Path) -> float:
-    """The step of a state; one that cannot be read counts as the newest, so that it is tried and reported."""
+    """Return the step of a checkpoint; one that cannot be read is the newest, so that it is tried and reported."""
     if folder := _FOLDERS.fullmatch(path.name):
         return int(folder[1])
     try:
-        step = count(load_file(path), "step", str(path))
+        step = counter(load_file(path), "step", str(path))
     except CheckpointError:
         step = None
     return float("inf") if step is None else step

@@ -34,21 +34,21 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, rest
 
 
-def is_count(value: object, least: int = 0) -> bool:
-    """Return True for a whole number of `least` or more that a counter can reach."""
+def is_counter(value: object, least: int = 0) -> bool:
+    """Return True for an integer that a counter can hold, `least` or more."""
     return type(value) is int and least <= value < 2**63
 
 
-def count(state: Mapping[str, Any], name: str, where: str) -> int | None:
-    """The counter `name` of the checkpoint `where`, None where it has none; raises `CheckpointError`."""
+def counter(state: Mapping[str, Any], name: str, where: str) -> int | None:
+    """Return the counter `name` of the checkpoint `where`, if it has one; raises `CheckpointError`."""
     value = state.get(name)
-    if value is not None and not is_count(value):
+    if value is not None and not is_counter(value):
         raise CheckpointError(f"{where}: its {name} is no whole number of 0 or more; take another checkpoint")
     return value
 
 
 def rows_of(name: str, tensor: Tensor, shards: Mapping[str, Rows]) -> Rows | None:
-    """The rows that `tensor` holds, by its name or that of its parameter: momentum is sharded as that is."""
+    """Return the rows that `tensor` holds, by its name or its parameter's: momentum is sharded alike."""
     return shards.get(name) or (shards.get(name.rpartition("/")[0]) if tensor.ndim else None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facerec.evaluation.results import results_document, write_results
-from facerec.models.checkpoint import path_at
+from facerec.models.checkpoint import checkpoint_path
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
 from facerec.reporting.verification_figures import save_figures
@@ -28,7 +28,7 @@ class ResultFiles(Logger):
     written: Sequence[Path] = ()
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
-        kept = path_at(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
+        kept = checkpoint_path(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
         document = results_document(results, run.model(), ckpt=str(kept))
         results_file = self.folder / "results.json"
         written = [write_results(results_file, document | {"highest": run.position.highest})]

@@ -19,7 +19,7 @@ OPTIMIZERS = Registry("optimizer", "facerec.training.optimizers")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of every optimizer; a subclass adds its own and says `over`.
+    """Settings of every optimizer; a subclass adds its own and defines `build`.
 
     Args:
         lr: learning rate at factor 1 of the schedule.
@@ -38,7 +38,7 @@ class OptimizerSettings:
         require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
 
-    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameter groups."""
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ def make_optimizer(
     )
     if not groups:
         raise ConfigError("backbone.frozen", True, "leaves nothing to train with a head without weights")
-    return settings.over(groups)
+    return settings.build(groups)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

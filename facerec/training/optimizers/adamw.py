@@ -27,5 +27,5 @@ class AdamW(OptimizerSettings):
         good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good, "optimizer.betas", list(self.betas), "must be two numbers from 0 to below 1")
 
-    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)

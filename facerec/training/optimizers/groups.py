@@ -1,4 +1,4 @@
-"""Which parameters get weight decay: weights do, batch norm, biases and PReLU slopes do not."""
+"""Parameter groups by weight decay: weights get it, batch norm, biases and PReLU slopes do not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 _NEVER_DECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 
-def decayed_and_not(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The trainable parameters of `module` by name: those that take weight decay, and those that do not.
+def split_by_decay(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return the trainable parameters of `module` by name: with weight decay, and without.
 
     A module may except more of its parameters by a method ``no_weight_decay() -> set[str]``.
     """
@@ -32,7 +32,7 @@ def parameter_groups(
     decay_all: bool = False,
     lr_scales: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """Optimizer groups over several modules; two, or two for each learning rate where they differ.
+    """Return the optimizer groups of several modules; two, or two for each learning rate where they differ.
 
     Args:
         modules: by name, e.g. ``{"backbone": …, "head": …}``.
@@ -47,7 +47,7 @@ def parameter_groups(
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for module_name, module in modules.items():
         scale = lr_scales.get(module_name, 1.0)
-        decayed, plain = decayed_and_not(module)
+        decayed, plain = split_by_decay(module)
         for parameters, decay in ((decayed, weight_decay), (plain, weight_decay if decay_all else 0.0)):
             if not parameters:
                 continue

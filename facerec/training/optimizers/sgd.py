@@ -30,5 +30,5 @@ class SGD(OptimizerSettings):
         usable = not self.nesterov or self.momentum > 0
         require(usable, "optimizer.nesterov", self.nesterov, "needs optimizer.momentum greater than 0")
 
-    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
