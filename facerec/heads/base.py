@@ -97,8 +97,8 @@ class Head(nn.Module):
     ) -> None:
         """Raise `ConfigError` where no batch could hold what the loss compares; by default any batch does.
 
-        Identity c has `images_C[c]` images, of which `images_per_identity` are in a batch; 1: unknown, None: by
-        chance.
+        Identity c has `images_C[c]` images, of which `images_per_identity` are in a batch; 1: unknown, None:
+        by chance.
         """
 
     def after_step(self) -> None:

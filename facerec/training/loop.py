@@ -282,9 +282,7 @@ class Trainer:
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""
         self.head.train()
-        state.set_training_mode(
-            self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm
-        )
+        state.set_mode(self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm)
 
     def model(self) -> Model:
         """Return the backbone with its preprocessing."""

@@ -99,7 +99,7 @@ def shards_of(parts: Mapping[str, Any]) -> dict[str, Rows]:
     return shards
 
 
-def set_training_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:
+def set_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:
     """Put the backbone into training mode, as far as it is to be trained."""
     backbone.train(not frozen)
     if batch_norm:

@@ -152,7 +152,7 @@ class RunCheckpoints:
 
 
 def _step(path: Path) -> float:
-    """Return the step of a checkpoint; one that cannot be read is the newest, so that it is tried and reported."""
+    """Return the step of a checkpoint; infinite if it cannot be read, so that it is tried and reported."""
     if folder := _FOLDERS.fullmatch(path.name):
         return int(folder[1])
     try:
