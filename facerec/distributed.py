@@ -83,7 +83,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 def carries(device: torch.device) -> bool:
     """Return True if the ranks exchange tensors on `device` directly: over NCCL, or on the CPU gloo.
 
-    `dist.get_backend` does not tell: a process group may have a backend per device.
+    `dist.get_backend` does not say: a process group may have a backend per device.
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
     return f"{device.type}:{backend}" in dist.get_backend_config()

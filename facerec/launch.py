@@ -21,9 +21,7 @@ def require_numbers() -> None:
     """Raise `UserError` where the environment says something else than numbers, or a rank beyond them."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         if name in os.environ and _number(name, -1) == -1:
-            raise UserError(
-                f"{name}={os.environ[name]}: must be a whole number; torchrun sets it, else unset it"
-            )
+            raise UserError(f"{name}={os.environ[name]}: must be an integer; torchrun sets it, else unset it")
     if rank() >= world_size():
         raise UserError(f"RANK={rank()}: must be below WORLD_SIZE={world_size()}; torchrun sets both")
 

@@ -197,7 +197,7 @@ def _spoken(hint: Any) -> str:
     """Return a type hint in words: ``one of fp32, bf16, fp16``, ``a number or null``."""
     words = {
         float: "a number",
-        int: "a whole number",
+        int: "an integer",
         bool: "true or false",
         str: "text",
         types.NoneType: "null",

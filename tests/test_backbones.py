@@ -125,7 +125,7 @@ def test_images_of_another_shape_are_refused_by_name(shape: tuple[int, ...]) -> 
     ("name", "parameters", "message"),
     [
         ("ir_50", {"embedding_size": 0}, r"backbone\.embedding_size=0: must be 1 or more"),
-        ("ir_50", {"embedding_size": 1.5}, r"backbone\.embedding_size=1\.5: must be a whole number"),
+        ("ir_50", {"embedding_size": 1.5}, r"backbone\.embedding_size=1\.5: must be an integer"),
         ("ir_50", {"dropout": 1.0}, r"backbone\.dropout=1(\.0)?: must be 0 or more and less than 1"),
         ("iresnet50", {"dropout": -0.1}, r"backbone\.dropout=-0\.1"),
         ("ir_50", {"input_size": 100}, r"backbone\.input_size=100: must be a multiple of 16"),

@@ -50,7 +50,7 @@ def test_resampling_people_equals_copying_their_pairs(thresholds):
         drawn = np.repeat(np.arange(people), times)  # the people of this resample, copies included
         copies = []
         for pair, (one, other) in enumerate(identity_N2):
-            if one == other:  # a genuine pair: once for each copy of its person
+            if one == other:  # a genuine pair: once for each copy of its identity
                 copies += [pair] * int((drawn == one).sum())
             else:  # an impostor pair: each copy of the one with each copy of the other
                 copies += [pair for a in drawn if a == one for b in drawn if b == other]
@@ -67,7 +67,7 @@ def test_resampling_people_equals_copying_their_pairs(thresholds):
             assert ours["tar_at_far"][target][resample] == pytest.approx(tar, abs=1e-12)
 
 
-def test_the_weight_of_a_pair_is_the_product_of_its_two_people_or_its_one_persons_number():
+def test_the_weight_of_a_pair_is_the_product_of_its_two_identities_or_its_one_identitys_number():
     identity_N2 = np.array([[0, 0], [0, 1], [1, 2], [2, 2]])
     weight_RN = identity_draw(identity_N2, np.random.default_rng(1))(500)
     times_RI = np.random.default_rng(1).multinomial(3, np.full(3, 1 / 3), size=500)
@@ -91,21 +91,21 @@ def test_an_interval_over_people_is_wider_where_people_differ():
     assert widths[1] > 2 * widths[0]
 
 
-def test_a_fold_that_no_person_was_drawn_of_does_not_count():
+def test_a_fold_that_no_identity_was_drawn_of_does_not_count():
     identity_N2 = np.repeat(np.arange(4), 5)[:, None].repeat(2, 1)
     distance = np.full(20, 0.105)
     how = {"resamples": 200, "seed": 0, "identity_N2": identity_N2}
     drawn = bootstrap(distance, np.ones(20, bool), 4, metrics=create_metrics(["accuracy", "auc"]), **how)
     accuracy = drawn["accuracy"]
-    alone = np.isnan(accuracy)  # one person was drawn four times: no other fold to choose a threshold by
+    alone = np.isnan(accuracy)  # one identity was drawn four times: no other fold to choose a threshold by
     assert 0 < alone.sum() < 20 and (accuracy[~alone] == 1).all()
     assert interval(accuracy) == (1, 1)
     assert interval(drawn["auc"]) is None  # no impostor pairs
 
 
-def test_rates_are_resampled_by_person():
+def test_rates_are_resampled_by_identity():
     cluster = np.repeat(np.arange(30), 10)
-    hit = (cluster % 3 > 0)[None]  # each person is always or never found
+    hit = (cluster % 3 > 0)[None]  # each identity is always or never found
     (low, high), *_ = rate_intervals(hit, cluster, resamples=2000, seed=0)
     sd = np.sqrt(2 / 9 / 30)
     assert low == pytest.approx(2 / 3 - 1.96 * sd, abs=0.03)
@@ -135,7 +135,7 @@ def test_results_say_what_was_resampled():
 
 def test_identities_that_contradict_the_answers_are_an_error():
     with pytest.raises(
-        UserError, match="pair 1 is of one person by its answer, but its identities are b and c"
+        UserError, match="pair 1 is of one identity by its answer, but its identities are b and c"
     ):
         numbered_identities(["a", "a", "b", "c"], np.array([True, True]))
     with pytest.raises(UserError, match="3 identities do not fit 2 pairs"):

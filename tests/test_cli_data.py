@@ -119,7 +119,7 @@ def test_verify_names_every_damaged_record_and_ends_with_1(
         2: "bad magic number 0x00000000",
         4: "its length is wrong: it ends at",
         6: "announces 2147483647 labels",
-        8: "label -1 is not a whole number",
+        8: "label -1 is not an integer",
         10: "",
         14: "truncated: a part claims 536870911 bytes",
     }.items():

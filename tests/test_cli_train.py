@@ -315,7 +315,7 @@ def test_a_pack_of_the_published_layout_trains_under_its_name(tmp_path: Path, or
         ("trainer.device=tpu", "trainer.device=tpu: must be auto, cpu, cuda, cuda:N or mps"),
         ("optimizer.lr=0", "optimizer.lr=0: must be greater than 0"),
         ("backbone=ir_5", "backbone=ir_5: no such backbone; did you mean ir_50?"),
-        ("seed=-1", "seed=-1: must be a whole number, 0 or more"),
+        ("seed=-1", "seed=-1: must be an integer, 0 or more"),
         ("nonsense", "nonsense: is not of the form key=value"),
         ("trainer.resume=nowhere.pt", "trainer.resume=nowhere.pt: no such file"),
     ],

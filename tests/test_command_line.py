@@ -268,7 +268,7 @@ def test_help_lists_choices_and_not_what_they_begin_with(tmp_path: Path) -> None
 def test_a_variable_that_is_no_number_is_one_line(tmp_path: Path, name: str) -> None:
     told = {"RANK": "0", "WORLD_SIZE": "2", name: "two"}
     line = failed(command("facerec-train", cwd=tmp_path, **told))
-    assert line == f"facerec-train: {name}=two: must be a whole number; torchrun sets it, else unset it"
+    assert line == f"facerec-train: {name}=two: must be an integer; torchrun sets it, else unset it"
 
 
 def test_a_key_that_others_refer_to_is_no_mistake(tmp_path: Path) -> None:

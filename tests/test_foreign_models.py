@@ -173,7 +173,7 @@ def test_a_counter_that_counts_nothing_is_said_with_its_file(
     ours: Path, tmp_path: Path, name: str, value: Any
 ) -> None:
     checkpoint.save(tmp_path / "other.pt", {**checkpoint.load(ours), name: value})
-    with pytest.raises(CheckpointError, match=rf"other\.pt: its {name} is no whole number of 0 or more"):
+    with pytest.raises(CheckpointError, match=rf"other\.pt: its {name} is no integer of 0 or more"):
         load_model(tmp_path / "other.pt", device="cpu")
 
 

@@ -232,12 +232,12 @@ def test_megaface_says_what_its_numbers_do_not_support():
     notes = " ".join(result.notes)
     assert "rank-1 at 100, 1000, 10000, 100000, 1000000 needs more than the 50 distractors" in notes
     assert "TAR at FAR 1e-6 needs more than the 450 impostor pairs" in notes
-    assert "1 probes are the only image of their person" in notes
+    assert "1 probes are the only image of their identity" in notes
 
 
 def test_megaface_refuses_what_makes_no_sense():
     probe, person = people(4, 2, noise=0.5)
-    with pytest.raises(UserError, match="no person of the probe set has two images"):
+    with pytest.raises(UserError, match="no identity of the probe set has two images"):
         megaface(probe[::2], person[::2], probe)
     with pytest.raises(UserError, match="8 distractors came, 9 were announced"):
         megaface(probe, person, iter([probe]), 9)
@@ -345,11 +345,13 @@ def test_missing_folders_are_said(model, tmp_path):
 def test_people_of_the_training_set_in_the_test_are_a_warning(model, tmp_path, caplog):
     trained = Model(Pixels(), Preprocessing(size=8), identities=["Adam_Brody", "Zoe", "17"])
     notes = overlap_notes(trained, ["adam brody", "17", "Berta"], "FaceScrub")
-    assert notes == ["1 people of FaceScrub are in the training set (adam_brody): its numbers are too good"]
+    assert notes == [
+        "1 identities of FaceScrub are in the training set (adam_brody): its numbers are too good"
+    ]
     assert notes[0] in caplog.text
     assert overlap_notes(model, ["adam brody"], "FaceScrub") == []
     gallery = write_folders(tmp_path / "gallery", ["Zoe", "b"], 1, seed=1)
     probes = write_folders(tmp_path / "probes", ["Zoe", "b"], 2, seed=2)
-    assert "1 people of identification are in the training set" in str(
+    assert "1 identities of identification are in the training set" in str(
         identified(trained, gallery, probes).notes
     )

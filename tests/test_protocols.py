@@ -81,7 +81,7 @@ def test_ytf(ckpt, faces, tmp_path, caplog):
     assert score == entry["accuracy"]
     assert (entry["pairs"], entry["folds"]) == (8, 2)
     assert "1 frames a video" in entry["protocol"]
-    assert any("1 people of YTF are in the training set (anna)" in note for note in entry["notes"])
+    assert any("1 identities of YTF are in the training set (anna)" in note for note in entry["notes"])
     assert written["step"] == 7 and written["preprocessing"]["size"] == 112
     assert (tmp_path / "ytf_roc.png").is_file() and (tmp_path / "ytf_distances.png").is_file()
     assert f"ytf: {entry['protocol']}" in caplog.text

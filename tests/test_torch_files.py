@@ -341,6 +341,6 @@ def test_nothing_beside_the_weights_runs(tmp_path: Path, monkeypatch: pytest.Mon
     model = load_model(path, device="cpu")
     assert list(model.identities) == ["a name"]
     torch.save({**state, "step": Evil()}, path)
-    with pytest.raises(CheckpointError, match="its step is no whole number"):
+    with pytest.raises(CheckpointError, match="its step is no integer"):
         load_model(path, device="cpu")
     assert not Path("made_by_a_pickle").exists()

@@ -36,7 +36,7 @@ def run_hydra_command(program: str, config_name: str, task: Callable[[dict[str, 
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """A run that a signal has ended in good order: a sweep does not go on, and the exit status tells."""
+    """A run that a signal has ended in good order: a sweep does not go on, and the exit status says so."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -15,7 +15,7 @@ _EPILOG = """\
 OUT.npy is a float32 array with one row per image; OUT.names.csv beside it has one line name,label per row,
 with an apostrophe before what a spreadsheet would take for a formula (=a.jpg becomes '=a.jpg).
 OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are pair
-i, and the label is 1 where they show one person, else 0.
+i, and the label is 1 where they show one identity, else 0.
 
 examples:
   facerec-embed photographs faces.npy --ckpt runs/x/checkpoints/best.pt --align

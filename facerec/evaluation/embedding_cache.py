@@ -75,7 +75,7 @@ class EmbeddingCache:
 
         Args:
             images, position_P, flip, precision: as `embed_images` takes them.
-            name: of the set, for people who look into the folder.
+            name: of the set, for readers of the folder.
         """
         path, views_VPD = None, None
         if distributed.rank() == 0:

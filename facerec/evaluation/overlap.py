@@ -20,11 +20,11 @@ _LONGEST_LIST = 1 << 26  # bytes of a .lst that is read for its names: about a m
 
 
 def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
-    """A warning where the model was trained on people of the test, as far as both lists carry names.
+    """Return a warning where the model was trained on identities of the test, by the names of both.
 
     Args:
         model: knows the names it was trained with, where its checkpoint has names.
-        names: of the people in the test; mere numbers are no names.
+        names: of the identities in the test; mere numbers are no names.
         test: name of the test, for the warning.
 
     Returns:
@@ -34,7 +34,7 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
     if not common:
         return []
     shown = ", ".join(common[:5]) + (", …" if len(common) > 5 else "")
-    note = f"{len(common)} people of {test} are in the training set ({shown}): its numbers are too good"
+    note = f"{len(common)} identities of {test} are in the training set ({shown}): its numbers are too good"
     logger.warning(note)
     return [note]
 
@@ -51,8 +51,8 @@ def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> 
     seen, looked = _images(faces) if faces.root.exists() else (set(), 0)  # else made on the spot
     of = "" if looked == len(faces) else f" ({looked:,} of {len(faces):,} training images were looked at)"
     for test in tests:
-        people = () if test.identity_2N is None else np.unique(test.identity_2N)
-        common = sorted(known.intersection(map(_plain, people)))
+        names = () if test.identity_2N is None else np.unique(test.identity_2N)
+        common = sorted(known.intersection(map(_plain, names)))
         images = sum(hash(image) in seen for image in test.images)
         found = []
         if common:

@@ -33,10 +33,10 @@ def similarity(points_K2: npt.ArrayLike, target_K2: npt.ArrayLike) -> npt.NDArra
     # points.
     point_K, target_K = (np.asarray(array, np.float64) @ [1, 1j] for array in (points_K2, target_K2))
     centred_K = point_K - point_K.mean()
-    spread = float((np.abs(centred_K) ** 2).sum())
-    if not 0 < spread < np.inf:
+    sum_of_squares = float((np.abs(centred_K) ** 2).sum())
+    if not 0 < sum_of_squares < np.inf:
         raise DamagedDataError(f"landmarks {np.asarray(points_K2).tolist()} span no face")
-    a = (centred_K.conj() * (target_K - target_K.mean())).sum() / spread
+    a = (centred_K.conj() * (target_K - target_K.mean())).sum() / sum_of_squares
     b = target_K.mean() - a * point_K.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 

@@ -219,7 +219,7 @@ def _check_image(record: Record, images: bool) -> int:
     """The label of a sound image; raises DamagedDataError."""
     label = record.first_label
     if not (label >= 0 and float(label).is_integer()):
-        raise DamagedDataError(f"label {label:g} is not a whole number of 0 or more")
+        raise DamagedDataError(f"label {label:g} is not an integer of 0 or more")
     if not len(record.payload):
         raise DamagedDataError("holds no image")
     if images:

@@ -90,8 +90,8 @@ def filter_pack(
     Args:
         min_images: identities with fewer images are left out.
         drop: labels or names of identities to leave out.
-        overlap: names of the people of a test set; identities of the same names are left out, whatever the
-            case, the accents and the signs between words.
+        overlap: names of the identities of a test set, which are left out, whatever the case, the accents and
+            the signs between words.
 
     Raises:
         UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; a pack is

@@ -250,6 +250,6 @@ def _patterns(count: int, shape: tuple[int, int]) -> Tensor:
 
 
 def first_line(error: Exception) -> str:
-    """The most telling line of an error: TorchScript's last, onnxruntime's first."""
+    """The most informative line of an error: TorchScript's last, onnxruntime's first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if "TorchScript" in lines[0] else 0][:300]

@@ -1,4 +1,4 @@
-"""Open a model file of any kind: `KINDS` is the table. Its content tells the kind, and nothing in it is run.
+"""Open a model file of any kind: `KINDS` is the table. Its content decides the kind; nothing in it is run.
 
 Checkpoints and state dicts are read by `pickles.torch_file`; safetensors and ONNX files hold numbers and a
 graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network that a

@@ -22,7 +22,7 @@ from facerec.packs.recordio import RecordReader
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16  # records looked at together
 _LABEL = HEADER.size + 8  # where labels behind the header begin, counted from the record's magic number
-EXACT = 1 << 24  # float32 holds every whole number up to here
+EXACT = 1 << 24  # float32 holds every integer up to here
 _SAMPLED = 4096  # images inside the ranges whose own label is checked
 _LARGE = 500_000  # images; below it all headers are read
 
@@ -131,7 +131,7 @@ def _anchors(range_I2: np.ndarray, first_key: int, count: int) -> np.ndarray:
 
 
 def dense(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (whole numbers of 0 or more) as 0 … C−1 in growing order, and those C originals; both int64."""
+    """Labels (integers of 0 or more) as 0 … C−1 in growing order, and those C originals; both int64."""
     wide = int(label_N.max(initial=0)) + 1
     if wide > 4 * len(label_N) + EXACT:  # a few huge labels: sorting is cheaper than counting
         class_C, dense_N = np.unique(label_N, return_inverse=True)

@@ -143,7 +143,7 @@ def open_pack(
 
     Raises:
         MissingDataError: where there is no pack, or no image in it.
-        DamagedDataError: naming key and offset, where a label is not a whole number of 0 or more or (unless
+        DamagedDataError: naming key and offset, where a label is not an integer of 0 or more or (unless
             skipped) a header is damaged; naming the line where the index is malformed.
     """
     path = find_rec(Path(root))
@@ -175,7 +175,7 @@ def read_property(path: Path) -> Property | None:
     try:
         fields = [field.strip() for field in path.read_text("ascii")[:200].split(",")]
         if len(fields) != 3 or not all(is_number(field) and int(field) for field in fields):
-            raise ValueError("three whole numbers of 1 or more")
+            raise ValueError("three integers of 1 or more")
         return Property(*map(int, fields))
     except FileNotFoundError:
         return None
@@ -210,7 +210,7 @@ def _read_labels(reader: RecordReader, damaged: OnDamage) -> tuple[dict[str, np.
             continue
         label = record.first_label
         raise DamagedDataError(
-            f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not a whole number of 0 or "
+            f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not an integer of 0 or "
             f"more; pack the images again with identities numbered from 0"
         )
     if skipped:

@@ -1,4 +1,4 @@
-"""Lists in text: tables of whole numbers by NumPy's parser, lines of any others, checks of their fields."""
+"""Lists in text: tables of integers by NumPy's parser, lines of any others, checks of their fields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_LINE = 4096  # bytes
 def read_table(
     path: Path, highest: Sequence[int], expected: str, dtype: type[np.signedinteger] = np.int64
 ) -> np.ndarray:
-    """A table of whole numbers, (lines, columns): an `.idx`, or the pair list of IJB.
+    """A table of integers, (lines, columns): an `.idx`, or the pair list of IJB.
 
     A tab or spaces stand between two numbers; blank lines, spaces around and CR at the end are passed over.
     An empty field is refused, and never shifts the others.
@@ -71,7 +71,7 @@ def _line_by_line(
 
 
 def is_number(field: str, digits: int = 9) -> bool:
-    """True for a whole number of 0 or more, of at most so many ASCII digits."""
+    """True for an integer of 0 or more, of at most so many ASCII digits."""
     return field.isascii() and field.isdecimal() and len(field) <= digits
 
 

@@ -159,12 +159,12 @@ def write_verification(
     path: str | Path,
     images: Sequence[bytes],
     issame: Sequence[bool] | np.ndarray,
-    people: Sequence[str] | None = None,
+    identities: Sequence[str] | None = None,
     folds: int | None = None,
 ) -> None:
     """Write a `.bin` pack of 2N encoded images and N answers, a plain pickle that every reader takes.
 
-    `people`, the 2N names of identities, and the number of folds go into a file beside it
+    `identities`, the 2N names of them, and the number of folds go into a file beside it
     (`people_path`); without either, one that an earlier pack of this name left there is removed. Both are
     replaced, or neither.
 
@@ -179,7 +179,7 @@ def write_verification(
     same: dict[bytes, bytes] = {}
     content = ([same.setdefault(one, one) for one in map(bytes, images)], answers)
     # Tabs and line ends would break the lines.
-    names = [name.translate(dict.fromkeys(map(ord, "\t\r\n\0"), " ")) for name in people or ()]
+    names = [name.translate(dict.fromkeys(map(ord, "\t\r\n\0"), " ")) for name in identities or ()]
     rows = zip(names[0::2], names[1::2], strict=True)
     with replacing_both(path, people_path(path)) as (file, listing):
         pickle.dump(content, file, protocol=4)

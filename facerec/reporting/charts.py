@@ -76,13 +76,13 @@ class Chart:
     tags: tuple[str, ...] = ()
 
 
-Drawn = list[tuple[Line, dict[str, Any]]]
+DrawnLines = list[tuple[Line, dict[str, Any]]]
 
 
 def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
     """The charts of all models and targets: curves first, then a histogram per result."""
     models, targets = _names(evaluated)
-    by_kind: dict[str, Drawn] = {kind: [] for kind in (*_KINDS, "histograms")}
+    by_kind: dict[str, DrawnLines] = {kind: [] for kind in (*_KINDS, "histograms")}
     for one, target, result in rows_of(evaluated):
         model, at = models.index(one.name), targets.index(target)
         label = target if len(models) == 1 else one.name if len(targets) == 1 else f"{one.name}, {target}"
@@ -183,7 +183,7 @@ def _add(made: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> 
     return drawn
 
 
-def _rates(kind: str, drawn: Drawn) -> Any:
+def _rates(kind: str, drawn: DrawnLines) -> Any:
     """ROC, DET, or TPIR over FPIR: steps down to what the impostor trials can show."""
     *_, x, y = _KINDS[kind]
     det = kind == "det"
@@ -213,7 +213,7 @@ def _rates(kind: str, drawn: Drawn) -> Any:
     return made
 
 
-def _ranks(kind: str, drawn: Drawn) -> Any:
+def _ranks(kind: str, drawn: DrawnLines) -> Any:
     """Rates at a few points: CMC, or rank 1 among distractors."""
     *_, x, y = _KINDS[kind]
     log = kind == "distractors"

@@ -42,12 +42,12 @@ def comparison_lines(comparisons: Comparisons) -> list[str]:
     lines = []
     for target, found in comparisons.items():
         for one in found:
-            spread = ""
+            interval = ""
             if one.difference_interval is not None:
-                spread = " (95 % {:+.5f} to {:+.5f})".format(*one.difference_interval)
+                interval = " (95 % {:+.5f} to {:+.5f})".format(*one.difference_interval)
             corrected = f", Holm-corrected {p_text(one.p_holm)}" if len(found) > 1 else ""
             lines.append(
-                f"{target}: {one.first} against {one.second}: {one.difference:+.5f}{spread}; right alone "
+                f"{target}: {one.first} against {one.second}: {one.difference:+.5f}{interval}; right alone "
                 f"{one.first_only:,} against {one.second_only:,}; McNemar p {p_text(one.p)}{corrected}"
             )
     return lines

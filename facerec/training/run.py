@@ -58,7 +58,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         require(isinstance(section, Mapping), name, section, "must be a section of settings")
     seed: Any = config.get("seed")
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
-    require(good, "seed", seed, "must be a whole number, 0 or more and below 2^63")
+    require(good, "seed", seed, "must be an integer, 0 or more and below 2^63")
     start, architecture = split_backbone(config["backbone"])
     check_architecture(architecture, config["head"])
     settings = build(TrainerSettings, "trainer", config["trainer"])

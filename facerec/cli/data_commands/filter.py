@@ -1,6 +1,6 @@
 """Copy a pack without some identities.
 
-Identities that have few images, are listed, or are people of a test set are left out of the new pack in the
+Identities that have few images, are listed, or belong to a test set are left out of the new pack in the
 folder OUT; report.csv there names them. Labels are numbered anew.
 
 example:

@@ -141,7 +141,7 @@ def megaface(
     seed: int = 0,
     protocol: str = "MegaFace challenge 1",
 ) -> MegafaceResult:
-    """Each probe with one mate among many distractors, for each ordered pair of images of a person.
+    """Each probe with one mate among many distractors, for each ordered pair of images of an identity.
 
     Every image of an identity is the one mate in the gallery in turn, every other image of it a probe. A
     tie with a distractor is a miss.
@@ -156,7 +156,7 @@ def megaface(
         bootstrap: number of resamples for 95 % intervals; 0 for none.
 
     Raises:
-        UserError: no person has two images, or there are other than `count` distractors.
+        UserError: no identity has two images, or there are other than `count` distractors.
         NonFiniteError: naming an embedding that is not finite.
     """
     probe = unit(probe_PD, "probe")
@@ -167,7 +167,7 @@ def megaface(
     _, number_P = np.unique(np.asarray(identity_P), return_inverse=True)
     probe_N, cosine_N = _mate_pairs(probe, number_P)
     if not len(probe_N):
-        raise UserError("no person of the probe set has two images, so there are no mates")
+        raise UserError("no identity of the probe set has two images, so there are no mates")
     reached = [cut for cut in cuts if cut <= count]
     impostors = len(probe) * count
     far = float(MEGAFACE_FAR)
@@ -195,7 +195,7 @@ def megaface(
     notes += unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
     alone = len(probe) - len(np.unique(probe_N))
     if alone:
-        notes.append(f"{alone} probes are the only image of their person and have no mate")
+        notes.append(f"{alone} probes are the only image of their identity and have no mate")
     return MegafaceResult(
         rank1=rank1,
         rank1_interval={cut: rank1_interval.get(cut) for cut in rank1},

@@ -193,8 +193,8 @@ def evaluate_targets(
     for verification_set in sets:
         name = verification_set.name
         result = evaluate_set(model, verification_set, settings)
-        people = () if verification_set.identity_2N is None else set(verification_set.identity_2N.tolist())
-        result = replace(result, notes=result.notes + overlap_notes(model, people, name))
+        names = () if verification_set.identity_2N is None else set(verification_set.identity_2N.tolist())
+        result = replace(result, notes=result.notes + overlap_notes(model, names, name))
         for line in result.log_lines(name, step):
             logger.info(line)
         highest[name] = max(result.accuracy, highest.get(name, 0.0))

@@ -82,7 +82,7 @@ def numbered_identities(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
     contradicted = np.flatnonzero((identity_N2[:, 0] == identity_N2[:, 1]) != issame_N)
     if len(contradicted):
         pair = int(contradicted[0])
-        said = "one person" if issame_N[pair] else "two people"
+        said = "one identity" if issame_N[pair] else "two identities"
         one, other = given[2 * pair : 2 * pair + 2]
         raise UserError(f"pair {pair} is of {said} by its answer, but its identities are {one} and {other}")
     return identity_N2
@@ -193,7 +193,7 @@ def interval(value_R: Floats, coverage: float = 0.95) -> Interval:
 def rate_intervals(hit_XN: Bools, cluster_N: npt.ArrayLike, *, resamples: int, seed: int) -> list[Interval]:
     """95 % intervals of the fraction of hits among N trials, resampling the identities of the trials.
 
-    Thresholds and galleries are held fixed: the spread is that of the probes alone.
+    Thresholds and galleries are held fixed: the variation is that of the probes alone.
 
     Args:
         hit_XN: X rates, a row of hits each.

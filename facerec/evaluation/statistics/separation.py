@@ -44,7 +44,7 @@ class Histogram(NamedTuple):
 def accepted_at(far: float, impostors: int) -> int:
     """The largest number n of impostor pairs with n / `impostors` ≤ `far`, compared as floats."""
     accepted = int(far * impostors)
-    # The product may round across a whole number; the definition compares a quotient.
+    # The product may round across an integer; the definition compares a quotient.
     while accepted < impostors and (accepted + 1) / impostors <= far:
         accepted += 1
     while accepted > 0 and accepted / impostors > far:

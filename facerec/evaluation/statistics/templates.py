@@ -1,4 +1,4 @@
-"""Templates: many images of a person pooled into one vector, and pairs of templates compared by cosine.
+"""Templates: many images of an identity pooled into one vector, and pairs of templates compared by cosine.
 
 Pooling is a weighted sum, so it streams: an image's embedding is added to its template and forgotten. Pairs
 are compared in blocks, by matrix products where the list is dense (the 15.7 million pairs of IJB-C are a

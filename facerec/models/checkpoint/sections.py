@@ -43,7 +43,7 @@ def counter(state: Mapping[str, Any], name: str, where: str) -> int | None:
     """Return the counter `name` of the checkpoint `where`, if it has one; raises `CheckpointError`."""
     value = state.get(name)
     if value is not None and not is_counter(value):
-        raise CheckpointError(f"{where}: its {name} is no whole number of 0 or more; take another checkpoint")
+        raise CheckpointError(f"{where}: its {name} is no integer of 0 or more; take another checkpoint")
     return value
 
 
