@@ -87,7 +87,9 @@ def test_gradients_state_and_report_are_those_of_one_process(sharded_run: Any, n
     own = torch.tensor(parts, dtype=torch.float64) / sum(parts)
 
     def mean(key: str) -> Tensor:
-        return sum((f[key] * share for f, share in zip(found, own, strict=True)), torch.zeros(()).double())
+        return sum(
+            (f[key] * fraction for f, fraction in zip(found, own, strict=True)), torch.zeros(()).double()
+        )
 
     close = {"rtol": 1e-9, "atol": 1e-10}
     torch.testing.assert_close(mean("loss"), alone["loss"], **close)

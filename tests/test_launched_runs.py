@@ -11,7 +11,7 @@ import pytest
 from tests.several import run_ranks, train
 
 # Nothing here depends on which rank an image goes to, so that all world sizes must agree. Neither 3 nor 4
-# divides 10 classes; the last of the global batches of 12 has 10 images, which they share unevenly.
+# divides 10 classes; the last of the global batches of 12 has 10 images, which they divide unevenly.
 EXACT = [
     "backbone=mobilefacenet",
     "backbone.input_size=32",

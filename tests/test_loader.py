@@ -113,12 +113,12 @@ def test_epochs_differ_and_repeat_under_one_seed() -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_processes_together_take_what_one_would(world_size: int) -> None:
     alone = load(batch_size=2 * world_size, drop_last=False)
-    shares = [
+    by_rank = [
         load(batch_size=2, rank=rank, world_size=world_size, drop_last=False) for rank in range(world_size)
     ]
-    assert len({len(share) for share in shares}) == 1
+    assert len({len(batches) for batches in by_rank}) == 1
     taken = []
-    for parts in zip(*shares, strict=True):
+    for parts in zip(*by_rank, strict=True):
         assert len({part.position for part in parts}) == 1
         taken.append(np.concatenate([part.index_B for part in parts]))
     for whole, part in zip(alone, taken, strict=False):

@@ -230,7 +230,7 @@ def test_a_page_that_fetches_or_fails_would_be_noticed(browser, tmp_path):
 
 
 def place_in(page, chart, x, y):
-    """Move the mouse to the point at shares (x, y) of a chart's axes."""
+    """Move the mouse to the point at fractions (x, y) of a chart's axes."""
     plot = page.locator(f"[data-chart={chart}] .plot").first
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
@@ -282,8 +282,8 @@ def test_dragging_zooms_a_chart_and_a_button_shows_all(browser, pages):
         before = view_of(page, "true accept")
         place_in(page, "roc", 0.4, 0.3)
         page.mouse.down()
-        for share in (0.5, 0.6):
-            place_in(page, "roc", share, 0.2 + share / 2)
+        for fraction in (0.5, 0.6):
+            place_in(page, "roc", fraction, 0.2 + fraction / 2)
         page.mouse.up()
         zoomed = view_of(page, "true accept")
         assert before[0] < zoomed[0] < zoomed[1] < before[1] and before[2] < zoomed[2] < zoomed[3] < before[3]

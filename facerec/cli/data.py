@@ -26,12 +26,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def parser() -> Parser:
     """Return the parser of all sub-commands."""
-    made = Parser(prog="facerec-data", description="Look after data sets.")
-    made.log_format = "%(levelname)s: %(message)s"
-    commands = made.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
+    parser = Parser(prog="facerec-data", description="Look after data sets.")
+    parser.log_format = "%(levelname)s: %(message)s"
+    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
     for name in sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__)):
         _add(commands, name)
-    return made
+    return parser
 
 
 def _add(commands: Commands, name: str) -> None:

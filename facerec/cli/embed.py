@@ -89,16 +89,16 @@ def _numbers(option: str, text: str | None) -> Any:
 def parser() -> Parser:
     """Return the parser of the command."""
     description = "Embed the images of SOURCE and write the embeddings to OUT."
-    made = Parser(prog="facerec-embed", description=description, epilog=_EPILOG)
-    made.set_defaults(run=_embed)
-    made.add_argument(
+    parser = Parser(prog="facerec-embed", description=description, epilog=_EPILOG)
+    parser.set_defaults(run=_embed)
+    parser.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
         help="a folder of images at any depth, a pack, a .bin, or a text file with a path a line",
     )
-    made.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
-    model = made.add_argument_group("model")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
+    model = parser.add_argument_group("model")
     model.add_argument(
         "--ckpt",
         type=Path,
@@ -123,7 +123,7 @@ def parser() -> Parser:
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
     )
     model.add_argument("--batch-size", type=int, default=128, help="images at once (default: 128)")
-    embeddings = made.add_argument_group("embeddings")
+    embeddings = parser.add_argument_group("embeddings")
     embeddings.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
@@ -131,7 +131,7 @@ def parser() -> Parser:
         help="add the embedding of the mirrored image (default: --flip)",
     )
     embeddings.add_argument("--normalise", action="store_true", help="to unit length")
-    images = made.add_argument_group("images and files")
+    images = parser.add_argument_group("images and files")
     images.add_argument(
         "--align", action="store_true", help="find the face and align it first (extra `align`)"
     )
@@ -145,4 +145,4 @@ def parser() -> Parser:
         "--root", type=Path, help="where relative paths of a list start (default: in the list's folder)"
     )
     images.add_argument("--force", action="store_true", help="replace what is there already")
-    return made
+    return parser

@@ -73,19 +73,21 @@ def _maker(name: str, options: argparse.Namespace) -> Callable:
 def parser() -> Parser:
     """Return the parser of the command."""
     listed = "\n".join(f"  {name:9} {text}" for name, text in FIGURES.items())
-    made = Parser(
+    parser = Parser(
         prog="facerec-figures",
         description=f"Draw what the heads are and do.\n\nfigures (all, unless some are named):\n{listed}",
         epilog="example:\n  facerec-figures scatter sface --heads softmax,arcface,sface --a 0.8 --b 1.23 "
         "--out figures",
     )
-    made.add_argument("figures", nargs="*", metavar="FIGURE", help="which to draw")
-    made.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="folder; figures")
-    made.add_argument("--formats", default="png,svg", help="some of png,svg,pdf; png,svg")
-    made.add_argument("--heads", metavar="NAMES", help="scatter: heads, with commas; all")
-    made.add_argument("--steps", type=int, default=250, help="scatter, sphere: training steps a panel; 250")
-    made.add_argument("--k", type=float, default=80.0, help="sface: steepness; 80")
-    made.add_argument("--a", type=float, default=0.87, help="sface: angle of half pull, radians; 0.87")
-    made.add_argument("--b", type=float, default=1.22, help="sface: angle of half push, radians; 1.22")
-    made.set_defaults(run=_draw)
-    return made
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="which to draw")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="folder; figures")
+    parser.add_argument("--formats", default="png,svg", help="some of png,svg,pdf; png,svg")
+    parser.add_argument("--heads", metavar="NAMES", help="scatter: heads, with commas; all")
+    parser.add_argument(
+        "--steps", type=int, default=250, help="scatter, sphere: training steps per panel; 250"
+    )
+    parser.add_argument("--k", type=float, default=80.0, help="sface: steepness; 80")
+    parser.add_argument("--a", type=float, default=0.87, help="sface: angle of half pull, radians; 0.87")
+    parser.add_argument("--b", type=float, default=1.22, help="sface: angle of half push, radians; 1.22")
+    parser.set_defaults(run=_draw)
+    return parser

@@ -166,8 +166,8 @@ def feature_scatter(names: list[str] | None = None, steps: int = 250) -> Figure:
     start = warm_start(digits, 2, 2 * steps)
     columns = min(6, len(names))
     rows = -(-len(names) // columns)
-    made = figure(1.62 * columns, 1.85 * rows + 0.25)
-    panels = made.subplots(rows, columns, squeeze=False)
+    fig = figure(1.62 * columns, 1.85 * rows + 0.25)
+    panels = fig.subplots(rows, columns, squeeze=False)
     for axes in panels.flat[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels.flat, names, strict=False):
@@ -178,10 +178,10 @@ def feature_scatter(names: list[str] | None = None, steps: int = 250) -> Figure:
     handles = [
         axes.plot([], [], "o", ms=4, color=_DIGIT_COLOURS(c), label=str(c))[0] for c in range(_CLASSES)
     ]
-    made.legend(
+    fig.legend(
         handles=handles, loc="outside lower center", ncols=_CLASSES, handletextpad=0.1, columnspacing=1
     )
-    return made
+    return fig
 
 
 def drawable() -> list[str]:
@@ -215,9 +215,9 @@ def sphere(steps: int = 400) -> Figure:
     """
     digits = load()
     start = warm_start(digits, 3, steps)
-    made = figure(7.6, 3.7, layout=None)
-    balls = [made.add_axes((i / 4 - 0.015, 0.37, 0.28, 0.6), projection="3d") for i in range(4)]
-    histograms = [made.add_axes((0.07 + 0.235 * i, 0.12, 0.205, 0.25)) for i in range(4)]
+    fig = figure(7.6, 3.7, layout=None)
+    balls = [fig.add_axes((i / 4 - 0.015, 0.37, 0.28, 0.6), projection="3d") for i in range(4)]
+    histograms = [fig.add_axes((0.07 + 0.235 * i, 0.12, 0.205, 0.25)) for i in range(4)]
     for m, ball, axes in zip((1, 2, 3, 4), balls, histograms, strict=True):
         embedding_N3, direction_C3 = trained_on(
             start, digits, "sphereface", steps, m=m, base=50.0, gamma=0.12, lambda_min=0.0
@@ -225,7 +225,7 @@ def sphere(steps: int = 400) -> Figure:
         unit_N3 = unit_rows(embedding_N3)
         _draw_ball(ball, unit_N3, direction_C3, digits.label_N)
         correct = accuracy(embedding_N3, direction_C3, digits)
-        made.text((m - 0.5) / 4, 0.955, f"$m={m}$, {100 * correct:.1f} %", ha="center")
+        fig.text((m - 0.5) / 4, 0.955, f"$m={m}$, {100 * correct:.1f} %", ha="center")
         _draw_pairs(axes, unit_N3[digits.trained :], digits.label_N[digits.trained :])
     highest = max(axes.get_ylim()[1] for axes in histograms)
     for axes in histograms:
@@ -233,7 +233,7 @@ def sphere(steps: int = 400) -> Figure:
         axes.tick_params(labelleft=axes is histograms[0])
     histograms[0].set_ylabel("fraction of pairs")
     histograms[0].legend(handlelength=1.0, borderaxespad=0.2)
-    return made
+    return fig
 
 
 def _draw_ball(axes: Any, unit_N3: Tensor, direction_C3: Tensor, label_N: Tensor) -> None:

@@ -165,8 +165,8 @@ def target_curves() -> Figure:
     """Target logit of the published heads over θ ∈ [0°, 180°], one panel per family; cos θ in gray."""
     angle_A = torch.linspace(0, math.pi, 721, dtype=torch.float64)
     degrees = angle_A.rad2deg().numpy()
-    made = figure(9.6, 7.4)
-    panels = made.subplots(2, 4)
+    fig = figure(9.6, 7.4)
+    panels = fig.subplots(2, 4)
     for axes, (title, lines) in zip(panels.flat, CURVES.items(), strict=True):
         frame(axes, title)
         axes.plot(degrees, angle_A.cos(), color=GRAY, lw=0.9, ls=(0, (4, 3)))
@@ -184,7 +184,7 @@ def target_curves() -> Figure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1.2, labelspacing=0.35)
     for axes in panels[:, 0]:
         axes.set_ylabel("target logit / $s$")
-    return made
+    return fig
 
 
 _HAIR: Final = 1e-5  # of the plain logit, so that no point of the grid lies on a border
@@ -207,8 +207,8 @@ def decision_regions(points: int = 361) -> Figure:
     """
     grid = torch.linspace(0, math.pi / 2, points, dtype=torch.float64)
     own_A, other_A = (x.flatten() for x in torch.meshgrid(grid, grid, indexing="xy"))
-    made = figure(7.0, 4.9)
-    panels = made.subplots(2, 3, sharex=True, sharey=True)
+    fig = figure(7.0, 4.9)
+    panels = fig.subplots(2, 3, sharex=True, sharey=True)
     for axes, (title, (name, parameters, ratio)) in zip(panels.flat, REGIONS.items(), strict=True):
         first_AA = _wins(name, own_A, other_A, 1.0, ratio, **parameters).view(points, points)
         second_AA = _wins(name, other_A, own_A, ratio, 1.0, **parameters).view(points, points)
@@ -227,7 +227,7 @@ def decision_regions(points: int = 361) -> Figure:
         axes.set_xlabel(r"$\theta_1$, degrees")
     for axes in panels[:, 0]:
         axes.set_ylabel(r"$\theta_2$, degrees")
-    return made
+    return fig
 
 
 def _wins(
@@ -271,8 +271,8 @@ def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure
     angle_A = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
     _, pull_A, push_A = (force_A / head.s for force_A in _forces(head, angle_A, angle_A))
 
-    made = figure(4.6, 3.2)
-    axes = frame(made.subplots(), x=r"$\theta$, degrees", y=r"length of the gradient / $s$")
+    fig = figure(4.6, 3.2)
+    axes = frame(fig.subplots(), x=r"$\theta$, degrees", y=r"length of the gradient / $s$")
     degrees, sine_A = angle_A.rad2deg(), angle_A.sin()
     axes.plot(degrees, sine_A, color=GRAY, lw=0.9, ls=(0, (4, 3)), label=r"$\sin\theta$")
     pull = r"$r_\mathrm{intra}(\theta_y)\,\sin\theta_y$, towards the own class"
@@ -288,8 +288,8 @@ def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure
         ylim=(0, 1.12),
         title=f"SFace, $k={k:g}$, $a={a:g}$, $b={b:g}$",
     )
-    made.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.4)
-    return made
+    fig.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.4)
+    return fig
 
 
 _WHITE: Final = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
@@ -298,8 +298,8 @@ _WHITE: Final = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:
     """The softmax of cosines [1, 0.8, 0.6, 0.4, 0.2], a perfect sample, at several scales s."""
     cosine_C = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
-    made = figure(4.6, 2.9)
-    axes = frame(made.subplots(), x=r"class $j$, with $\cos\theta_j$", y=r"softmax of $s\,\cos\theta$")
+    fig = figure(4.6, 2.9)
+    axes = frame(fig.subplots(), x=r"class $j$, with $\cos\theta_j$", y=r"softmax of $s\,\cos\theta$")
     axes.grid(visible=False, axis="x")
     width = 0.8 / len(scales)
     for i, (s, colour) in enumerate(zip(scales, COLOURS, strict=False)):
@@ -310,4 +310,4 @@ def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:
     axes.set_xticks(range(len(cosine_C)), [f"{c:.1f}" for c in cosine_C.tolist()])
     axes.set_ylim(0, 1)
     axes.legend()
-    return made
+    return fig

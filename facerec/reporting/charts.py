@@ -149,37 +149,37 @@ def _figure(x: _Axis, y: _Axis) -> Any:
     """An empty figure in the page's type and colours, as wide as the page lets it be."""
     tools = "box_zoom,zoom_in,zoom_out,reset"
     scales: dict[str, Any] = {"x_axis_type": x.scale, "y_axis_type": y.scale}
-    made: Any = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools=tools, **scales)
-    made.x_range, made.y_range = (Range1d(start=one.low, end=one.high, bounds="auto") for one in (x, y))
-    made.toolbar_location, made.toolbar.logo = "above", None
-    made.toolbar.stylesheets = ["@media print { :host { visibility: hidden; } }"]
-    made.border_fill_color = made.background_fill_color = None
-    made.outline_line_color = _DIM
-    made.min_border_left, made.min_border_right = 58, 14
+    plot: Any = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools=tools, **scales)
+    plot.x_range, plot.y_range = (Range1d(start=one.low, end=one.high, bounds="auto") for one in (x, y))
+    plot.toolbar_location, plot.toolbar.logo = "above", None
+    plot.toolbar.stylesheets = ["@media print { :host { visibility: hidden; } }"]
+    plot.border_fill_color = plot.background_fill_color = None
+    plot.outline_line_color = _DIM
+    plot.min_border_left, plot.min_border_right = 58, 14
     # The label of y lies flat above its axis.
-    made.title.text, made.xaxis.axis_label = (
+    plot.title.text, plot.xaxis.axis_label = (
         f"{one.label} (log)" if one.log else one.label for one in (y, x)
     )
-    made.title.text_font_style = made.axis.axis_label_text_font_style = "normal"
-    made.title.text_font = made.axis.axis_label_text_font = made.axis.major_label_text_font = _FONT
-    made.title.text_font_size = made.axis.axis_label_text_font_size = "12.5px"
-    made.axis.major_label_text_font_size = "12px"
-    made.title.text_color = made.axis.axis_label_text_color = _INK
-    made.axis.major_label_text_color = _DIM
-    made.axis.axis_line_color = made.axis.major_tick_line_color = made.axis.minor_tick_line_color = None
-    made.grid.grid_line_color = _LINE
-    made.xaxis.ticker.desired_num_ticks = 5
-    return made
+    plot.title.text_font_style = plot.axis.axis_label_text_font_style = "normal"
+    plot.title.text_font = plot.axis.axis_label_text_font = plot.axis.major_label_text_font = _FONT
+    plot.title.text_font_size = plot.axis.axis_label_text_font_size = "12.5px"
+    plot.axis.major_label_text_font_size = "12px"
+    plot.title.text_color = plot.axis.axis_label_text_color = _INK
+    plot.axis.major_label_text_color = _DIM
+    plot.axis.axis_line_color = plot.axis.major_tick_line_color = plot.axis.minor_tick_line_color = None
+    plot.grid.grid_line_color = _LINE
+    plot.xaxis.ticker.desired_num_ticks = 5
+    return plot
 
 
-def _add(made: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> Any:
+def _add(plot: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> Any:
     """Draw one line, and return what to point at."""
     source = ColumnDataSource({name: np.asarray(column, np.float32) for name, column in columns.items()})
     look: dict[str, Any] = {"color": COLOURS[line.colour], "name": line.name}
-    drawn = made.line("x", "y", source=source, line_width=2, line_dash=line.dash, **look)
+    drawn = plot.line("x", "y", source=source, line_width=2, line_dash=line.dash, **look)
     drawn.tags = list(line.tags)
     if dots:
-        made.scatter("x", "y", source=source, size=6, **look).tags = drawn.tags
+        plot.scatter("x", "y", source=source, size=6, **look).tags = drawn.tags
     return drawn
 
 
@@ -193,9 +193,9 @@ def _rates(kind: str, drawn: DrawnLines) -> Any:
     else:
         lowest = min(float(np.interp(1 / data["impostor"], data["far"], data["tar"])) for _, data in drawn)
         low = max(0.0, np.floor(20 * lowest - 0.5) / 20)
-    made = _figure(_Axis(x, least, 1, log=True), _Axis(y, low, 1, log=det))
+    plot = _figure(_Axis(x, least, 1, log=True), _Axis(y, low, 1, log=det))
     if det:
-        made.line([least, 1], [least, 1], color=_DIM, line_width=1.2, line_dash=[2, 4])
+        plot.line([least, 1], [least, 1], color=_DIM, line_width=1.2, line_dash=[2, 4])
     scale = drawn[0][1]["scale"]
     pointed = []
     for line, data in drawn:
@@ -204,13 +204,13 @@ def _rates(kind: str, drawn: DrawnLines) -> Any:
         rate = np.maximum(1 - tar, low / 10) if det else tar
         columns = {"x": np.repeat(far, 2)[1:], "y": np.repeat(rate, 2)[:-1]}
         columns["threshold"] = np.repeat(threshold, 2)[:-1]
-        pointed.append(_add(made, line, columns))
+        pointed.append(_add(plot, line, columns))
         if data["eer"]:
             mark = [data["eer"]], [data["eer"] if det else 1 - data["eer"]]
             look: dict[str, Any] = {"marker": "square", "size": 8, "fill_color": "white", "line_width": 1.8}
-            made.scatter(*mark, line_color=COLOURS[line.colour], **look).tags = list(line.tags)
-    _read(made, pointed, f"$name: @y{{0.00000}} at @x{{%.3g}}, {scale} @threshold{{0.000}}")
-    return made
+            plot.scatter(*mark, line_color=COLOURS[line.colour], **look).tags = list(line.tags)
+    _read(plot, pointed, f"$name: @y{{0.00000}} at @x{{%.3g}}, {scale} @threshold{{0.000}}")
+    return plot
 
 
 def _ranks(kind: str, drawn: DrawnLines) -> Any:
@@ -220,10 +220,10 @@ def _ranks(kind: str, drawn: DrawnLines) -> Any:
     points = np.concatenate([data["x"] for _, data in drawn])
     low = max(0.0, np.floor(20 * min(min(data["y"]) for _, data in drawn) - 0.5) / 20)
     ends = (points.min() / 1.4, points.max() * 1.4) if log else (points.min() - 0.5, points.max() + 0.5)
-    made = _figure(_Axis(x, float(ends[0]), float(ends[1]), log), _Axis(y, low, 1.01))
-    pointed = [_add(made, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
-    _read(made, pointed, f"$name: @y{{0.00000}} at {x} @x{{%d}}", policy="nearest")
-    return made
+    plot = _figure(_Axis(x, float(ends[0]), float(ends[1]), log), _Axis(y, low, 1.01))
+    pointed = [_add(plot, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
+    _read(plot, pointed, f"$name: @y{{0.00000}} at {x} @x{{%d}}", policy="nearest")
+    return plot
 
 
 def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
@@ -235,25 +235,25 @@ def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
         1.06 * max(float(one.max()) for one in fractions.values()),
     )
     scale = "squared distance" if data["scale"] == "distance" else "cosine"
-    made = _figure(_Axis(scale, *ends), _Axis("fraction of pairs", 0, top))
-    made.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
+    plot = _figure(_Axis(scale, *ends), _Axis("fraction of pairs", 0, top))
+    plot.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
     pointed = []
     for kind, colour in (("genuine", COLOURS[0]), ("impostor", COLOURS[1])):
         if kind in fractions:
             columns = {"left": edges[:-1], "right": edges[1:], "top": fractions[kind].astype(np.float32)}
             source = ColumnDataSource(columns | {"count": np.asarray(data[kind], np.int32)})
             look: dict[str, Any] = {"fill_color": colour, "fill_alpha": 0.22, "line_color": None}
-            pointed.append(made.quad(source=source, bottom=0, name=kind, **look))
+            pointed.append(plot.quad(source=source, bottom=0, name=kind, **look))
             outline = np.append(edges, edges[-1]), np.array([0, *fractions[kind], 0])
-            made.step(*outline, color=colour, line_width=1.5)
+            plot.step(*outline, color=colour, line_width=1.5)
     if data["threshold"] is not None:
-        made.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="6 4")
-    _read(made, pointed, "$name: @top{0.00 %}, @count{0,0} pairs at @left{0.000} to @right{0.000}")
-    return made
+        plot.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="6 4")
+    _read(plot, pointed, "$name: @top{0.00 %}, @count{0,0} pairs at @left{0.000} to @right{0.000}")
+    return plot
 
 
-def _read(made: figure, pointed: list[Any], text: str, policy: Literal["prev", "nearest"] = "prev") -> None:
+def _read(plot: figure, pointed: list[Any], text: str, policy: Literal["prev", "nearest"] = "prev") -> None:
     """Read values where a reader points, a line of text per curve."""
     tool = HoverTool(renderers=pointed, mode="vline", line_policy=policy, tooltips=f"<div>{text}</div>")
     tool.visible, tool.formatters = False, {"@x": "printf"}
-    made.add_tools(tool)
+    plot.add_tools(tool)
