@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,3 +79,12 @@ def test_imports_point_down() -> None:
 
 def test_imports_never_go_round() -> None:
     assert list(TopologicalSorter(IMPORTS).static_order())
+
+
+def test_former_names_of_modules_lead_to_their_homes_and_warn() -> None:
+    sys.modules.pop("facerec.data", None)
+    with pytest.warns(FutureWarning, match="facerec.images and facerec.packs"):
+        former = importlib.import_module("facerec.data.decode")
+    assert former.decode is importlib.import_module("facerec.images.decode").decode
+    sets = importlib.import_module("facerec.data.verification")
+    assert sets.load_verification is importlib.import_module("facerec.packs.verification").load_verification
