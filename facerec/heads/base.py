@@ -116,8 +116,8 @@ class Head(nn.Module):
 class ClassHead(Head):
     """A head with one weight row per class, whose loss needs the target's product and a sum over the others.
 
-    A subclass says what the classes are compared with (`query`), what each other class adds (`others`) and
-    how both make the loss (`loss`).
+    A subclass defines the vectors multiplied with the class weights (`query`), the term of each other class
+    (`others`) and the loss of both (`loss`).
 
     Args:
         init: start of the class weights: deviation of a zero-mean normal, or ``"xavier"`` (uniform,
@@ -208,7 +208,7 @@ class ClassHead(Head):
         return HeadOutput(loss_B.mean(), statistics | {k: v.detach() for k, v in own_statistics.items()})
 
     def sums(self, samples: Samples) -> ClassSums:
-        """Walk over the classes; where these are sharded, with the samples of all ranks."""
+        """Return the sums over the classes; where these are sharded, `samples` are those of all ranks."""
         weight: Tensor = self.weight
         bias_C: Tensor | None = self.bias
         row_B = self.shard.local(samples.label_B) if self.sharded else samples.label_B

@@ -194,7 +194,7 @@ class Loader:
         """Yield the chunks of an epoch; with the first of a batch, allocate it and prefetch its bytes."""
         for begin, index_G in self._global_batches(epoch, start):
             batch = self._batch(epoch, begin, index_G)
-            # The disk begins now, several batches before a thread would wait for it.
+            # Start reading now, several batches before a thread needs the bytes.
             prefetch_B = batch.index_B
             if self.shuffle == "block":
                 prefetch_B = self.order.to_read(epoch, begin, batch.position, first=begin == start)
@@ -234,10 +234,10 @@ class Loader:
         return chunk
 
     def _read_chunk(self, chunk: _Chunk) -> _Chunk:
-        """In a thread: read the encoded images; decode those that the device does not."""
+        """In a thread: read the encoded images; decode those that the device cannot."""
         for slot in range(chunk.begin, chunk.end):
             encoded = None
-            with contextlib.suppress(DamagedDataError):  # met again, and dealt with, below
+            with contextlib.suppress(DamagedDataError):  # raised again and handled by _load_slot
                 encoded = for_device(self.faces.encoded(chunk.batch.index_B.item(slot)))
             if encoded is None:
                 pixels_HWC = np.empty((self.height, self.width, 3), np.uint8)

@@ -72,7 +72,7 @@ class Trainer:
         self.scaler = parallel.make_scaler(self.device, enabled=settings.precision == "fp16")
         self.meter = Meter(self.device)
         self.modules: dict[str, nn.Module] = {"backbone": self.backbone, "head": self.head}
-        # What has a state, as checkpoints name it.
+        # Everything with a state, by its name in checkpoints.
         self.parts: dict[str, Any] = {**self.modules, "optimizer": self.optimizer, "scaler": self.scaler}
         self.parts |= {"random": state.RandomState(), "meter": self.meter}
         self.guard = Guard(self.modules, self.device, self.checkpoints, self.scaler.is_enabled())
@@ -141,7 +141,7 @@ class Trainer:
         return Progress(step, epoch, fraction, min(1.0, images_per_step / images))
 
     def batches_of_steps(self) -> Iterator[list[Batch]]:
-        """Yield the batches of one step after the other, of what is left of the epoch."""
+        """Yield the list of batches of each step that is left of the epoch."""
         batches = self.loader.batches(self.position.epoch, self.position.sample)
         with contextlib.closing(batches):  # type: ignore[type-var]
             while True:
@@ -204,7 +204,7 @@ class Trainer:
     # -- between steps ---------------------------------------------------------------------------------------
 
     def after_step(self) -> None:
-        """Log, evaluate and save where it is time to."""
+        """Log, evaluate and save at the intervals of the settings."""
         self.notify("stepped")
         if self.at_every(self.settings.check_replicas):
             parallel.check_replicas(self.position.step, self.backbone, self.head, self.optimizer)
@@ -236,7 +236,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Check the weights, and stop the clock while they are used or written; all ranks call this."""
+        """Check the weights, then stop the clock while they are evaluated or saved; all ranks call this."""
         self.guard.check()
         self.guard.check_weights(self.position.step)
         with self.meter.paused():

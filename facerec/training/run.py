@@ -47,12 +47,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     Args:
         config: plain values of configs/train.yaml.
         folder: the run's output folder.
-        reporters: what follows the run.
+        reporters: notified of the events of the run.
 
     Raises:
         UserError: a setting, file or folder that is not as it must be.
     """
-    # First what can be judged without data, so that a typing error costs no time …
+    # First all settings, without data, so that a typing error fails at once …
     for name in ("trainer", "schedule", "optimizer", "data", "eval", "input", "backbone", "head"):
         section = config.get(name)
         require(isinstance(section, Mapping), name, section, "must be a section of settings")
@@ -75,7 +75,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     resume = distributed.rank_zero_result(lambda: resume_from(settings.resume, folder))
 
     # … then the data, then what depends on it.
-    with distributed.rank_zero_first():  # it makes what is made on first use: data=orl, the index of a pack
+    with distributed.rank_zero_first():  # it writes what others read: data=orl, the index of a pack
         faces = open_faces(data)
     sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
     alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
@@ -212,7 +212,7 @@ def resume_from(setting: str | None, folder: Path) -> Path | None:
 
 
 def describe_run(trainer: Trainer) -> None:
-    """Log what is about to be trained, on what, and what it takes."""
+    """Log data, model, optimizer and device, with the memory and work that the run takes."""
     loader, settings, config = trainer.loader, trainer.settings, trainer.config
     backbone, shape, world_size = trainer.backbone, trainer.input.shape, loader.world_size
     parameters = sum(parameter.numel() for parameter in backbone.parameters())

@@ -273,7 +273,7 @@ class _Gradients:
         self.bias_C = None if products.bias_C is None else torch.empty_like(products.bias_C)
 
     def add(self, grad_KB: Tensor, winner_KB: Tensor | None, block: slice) -> None:
-        """Let the gradient of a block's products flow back (`grad_KB` is used up)."""
+        """Backpropagate the gradient of a block's products to query, weight, bias; overwrites `grad_KB`."""
         rows = self.products.rows(block)
         weight_RD, into_RD = self.products.weight_RD[rows], self.weight_RD[rows]
         if self.bias_C is not None:
@@ -285,7 +285,7 @@ class _Gradients:
             inverse_norm_R1 = self.products.inverse_norm_R[rows, None]
             grad_KB.mul_(inverse_norm_R1)
             torch.mm(grad_KB, self.scaled_query_BD, out=into_RD)
-            # What lies along w would change its length only, and the length has been divided out.
+            # The component along w changes only its norm, which the products are divided by.
             along_R1 = torch.linalg.vecdot(into_RD, weight_RD)[:, None]
             into_RD.addcmul_(weight_RD, along_R1 * inverse_norm_R1.square(), value=-1.0)
         else:
@@ -293,7 +293,7 @@ class _Gradients:
         self.query_BD.addmm_(grad_KB.t(), weight_RD)
 
     def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
-        """Let the gradient of the samples' ‖W_y‖ flow back to the rows they have here (−1: elsewhere)."""
+        """Backpropagate the gradient of ‖W_y‖ to the samples' rows on this rank (−1: on another)."""
         grad_B = torch.where(row_B >= 0, grad_B, 0.0) / self.ranks
         row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
@@ -301,7 +301,7 @@ class _Gradients:
 
 
 class _RunningSum:
-    """A sum or log-sum-exp over blocks, numerically safe whatever order they come in."""
+    """A sum or log-sum-exp over blocks, numerically stable in any order of them."""
 
     def __init__(self, reduction: Reduction, like_B: Tensor) -> None:
         self.log = reduction == "logsumexp"
@@ -310,7 +310,7 @@ class _RunningSum:
         self.sum_B = torch.zeros_like(like_B)
 
     def add(self, summand_KB: Tensor) -> None:
-        """Take in one block (which is used up)."""
+        """Add the summands of one block, which are overwritten."""
         if not self.log:
             self.sum_B += summand_KB.sum(0)
             return
@@ -348,7 +348,7 @@ def _norm(rows_ND: Tensor) -> Tensor:
 
 
 def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | float) -> Tensor:
-    """Write `value` where a class of this block is the sample's own. B numbers move; the host never waits."""
+    """Write `value` where a class of this block is the sample's own: B numbers, no wait for the GPU."""
     row_B = own_B - block.start
     inside_B = (row_B >= 0) & (row_B < len(block_KB))
     row_1B = row_B.clamp(0, len(block_KB) - 1)[None]
