@@ -62,7 +62,7 @@ class Registry:
             self._load(name)
         if not isinstance(name, str) or name not in self._builders:
             self._load()
-            kind = self.kind.rpartition(".")[2]
+            kind = self.kind.rpartition(".")[2].removesuffix("s")
             raise ConfigError(self.kind, name, f"no such {kind}; {nearest(str(name), self._builders)}")
         return self._builders[name]
 

@@ -43,6 +43,7 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         (["head=3"], "head=3: must be the name of a choice; known: adacos, adaface"),
         (["~schedule"], "schedule=None: must be a section of settings"),
         (["~seed"], "seed=None: must be an integer"),
+        (["eval.metrics=[auc,foo]"], "eval.metrics=foo: no such metric; known: accuracy, auc"),
         (["seed=1e30"], "must be an integer"),
         (["head.name=[arcface]"], "head=['arcface']: no such head"),
         (["+head.num_classes=3"], "head.num_classes=3: no such setting"),

@@ -20,6 +20,7 @@ from facerec.backbones.flops import activation_bytes, multiply_adds, require_bat
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, require
+from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.overlap import warn_of_overlap
 from facerec.evaluation.protocols.verification import load_targets
 from facerec.evaluation.settings import EvalSettings
@@ -66,6 +67,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
     data = build(DataSettings, "data", config["data"])
     evaluation = build(EvalSettings, "eval", config["eval"])
+    create_metrics(evaluation.metrics)  # an unknown one would else end the run at its first evaluation
     input = build(Preprocessing, "input", config["input"])
     device = device_of(config)
     if settings.precision == "fp16" and device.type != "cuda":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.settings import EvalSettings
 from facerec.registry import Registry, build
 
@@ -63,4 +64,6 @@ def create_protocol(section: Mapping[str, Any]) -> Protocol:
         ConfigError: unknown protocol or setting, or a value of the wrong type or out of range.
     """
     builder: type[Protocol] = PROTOCOLS.builder(section["protocol"])  # type: ignore[assignment]
-    return build(builder, "eval", {key: value for key, value in section.items() if value is not None})
+    protocol = build(builder, "eval", {key: value for key, value in section.items() if value is not None})
+    create_metrics(protocol.metrics)
+    return protocol
