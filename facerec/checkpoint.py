@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,19 @@ def load(path: Path | str) -> dict[str, Any]:
         names = ", ".join(map(shown, inert[:3])) + (f" and {len(inert) - 3} more" if len(inert) > 3 else "")
         log.info("ckpt=%s: what it holds of %s is neither read nor run", path, names)
     return state
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """True for a whole number of `least` or more that a counter can reach."""
+    return type(value) is int and least <= value < 2**63
+
+
+def count(state: Mapping[str, Any], name: str, where: str) -> int | None:
+    """The counter `name` of the checkpoint `where`, None where it has none; raises `CheckpointError`."""
+    value = state.get(name)
+    if value is not None and not is_count(value):
+        raise CheckpointError(f"{where}: its {name} is no whole number of 0 or more; take another checkpoint")
+    return value
 
 
 def require_file(path: Path) -> None:

@@ -177,6 +177,15 @@ def test_a_preprocessing_that_cannot_be_is_said_with_its_file(
         load_model(tmp_path / "other.pt", device="cpu")
 
 
+@pytest.mark.parametrize(("name", "value"), [("step", -1), ("step", "2"), ("epoch", 2**99)])
+def test_a_counter_that_counts_nothing_is_said_with_its_file(
+    ours: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    checkpoint.save(tmp_path / "other.pt", {**checkpoint.load(ours), name: value})
+    with pytest.raises(CheckpointError, match=rf"other\.pt: its {name} is no whole number of 0 or more"):
+        load_model(tmp_path / "other.pt", device="cpu")
+
+
 def test_complex_weights_are_refused_and_not_halved(ours: Path, tmp_path: Path) -> None:
     state = checkpoint.load(ours)
     weights = {name: value + 1j for name, value in state["backbone"].items()}

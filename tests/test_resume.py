@@ -119,6 +119,9 @@ def test_other_identities_in_the_same_number_are_refused(work: Path) -> None:
 def test_fewer_images_and_other_images_are_refused(work: Path) -> None:
     (work / "faces" / "anna" / "0.png").rename(work / "faces" / "anna" / "other.png")
     assert "was made from other images" in failed(train(work, "output_dir=run", "trainer.max_steps=4"))
+    (work / "faces" / "anna" / "other.png").rename(work / "faces" / "anna" / "0.png")
+    Image.new("RGB", (32, 32)).save(work / "faces" / "anna" / "1.png")  # of another size
+    assert "was made from other images" in failed(train(work, "output_dir=run", "trainer.max_steps=4"))
     for path in (work / "faces").glob("*/[1-7].png"):
         path.unlink()
     line = failed(train(work, "output_dir=run", "trainer.max_steps=4"))
@@ -395,6 +398,11 @@ def test_a_lock_that_is_somebodys_link_is_not_followed(work: Path) -> None:
     ("part", "value"),
     [
         ("step", "2"),
+        ("step", -1),
+        ("step", True),
+        ("step", 2**99),
+        ("epoch", 2**63),
+        ("evaluated", torch.zeros(2)),
         ("sample", None),
         ("classes", [["anna"]]),
         ("config", [1]),

@@ -197,8 +197,8 @@ def _open_checkpoint(wish: _Wish, state: Mapping[str, Any]) -> Model:
     return Model(
         _ready(backbone, wish),
         prepared,
-        step=state["step"] if isinstance(state.get("step"), int) else None,
-        epoch=state["epoch"] if isinstance(state.get("epoch"), int) else None,
+        step=checkpoint.count(state, "step", wish.where),
+        epoch=checkpoint.count(state, "epoch", wish.where),
         path=wish.path,
         identities=_names(state.get("classes")),
         config=config,

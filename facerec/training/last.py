@@ -176,7 +176,7 @@ def _step(path: Path) -> float:
     if folder := _FOLDER.fullmatch(path.name):
         return int(folder[1])
     try:
-        step = checkpoint.load(path).get("step")
+        step = checkpoint.count(checkpoint.load(path), "step", str(path))
     except CheckpointError:
         step = None
-    return step if isinstance(step, int) else float("inf")
+    return float("inf") if step is None else step

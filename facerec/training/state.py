@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec import __version__, checkpoint, processes, sharded_checkpoint
+from facerec.checkpoint import is_count
 from facerec.data.faces import FaceSet
 from facerec.errors import CheckpointError
 from facerec.sharded_checkpoint import Rows
@@ -187,9 +188,10 @@ def _require_kinds(path: Path, state: Mapping[str, Any]) -> None:
     slots = optimizer.get("state") if isinstance(optimizer, dict) else None
     groups: Any = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     right = {
-        **{name: isinstance(state.get(name), int) for name in ("step", "epoch", "sample")},
+        **{name: is_count(state.get(name)) for name in ("step", "epoch", "sample")},
+        "images": is_count(state.get("images", 0)),
+        "evaluated": is_count(state.get("evaluated", -1), least=-1),
         "best": isinstance(state.get("best"), int | float),
-        **{name: isinstance(state.get(name, 0), int) for name in ("images", "evaluated")},
         "classes": isinstance(classes, Tensor) or _all(classes, str),
         "optimizer": isinstance(slots, dict)
         and _all(list(slots.values()), dict)
@@ -248,12 +250,13 @@ def _read_tensors(
     parameters = [p for group in parts["optimizer"].param_groups for p in group["params"]]
     whole["optimizer"] = {"state": {}}
     named: dict[str, str] = {}  # as the folder calls it
+    place_of = {str(number): place for number, place in places.items()}
     for key, size in sharded_checkpoint.sizes(folder).items():
         part, _, rest = key.partition("/")
         index, _, name = rest.partition("/")
-        if part != "optimizer" or int(index) not in places:
+        if part != "optimizer" or index not in place_of:
             continue
-        place = places[int(index)]
+        place = place_of[index]
         parameter = parameters[place]
         per_element = size[1:] == parameter.shape[1:] and len(size) == parameter.ndim
         value = torch.zeros_like(parameter) if per_element else torch.zeros(size)

@@ -76,7 +76,8 @@ class FolderFaces(EncodedFaces):
             raise DamagedDataError(f"{path}: {error}") from error
 
     def contents(self) -> list[np.ndarray | Sequence[str]]:
-        return [*super().contents(), self._files]
+        size_N = np.fromiter((_size(self.path(i)) for i in range(len(self))), np.int64, len(self))
+        return [*super().contents(), self._files, size_N]
 
     def where(self, i: int) -> str:
         return str(self.path(i))
@@ -91,6 +92,14 @@ def open_folder(settings: DataSettings, min_images: int = 1) -> FaceSet:
     """The folder `settings.root`; option ``min_images`` leaves out identities with fewer pictures."""
     require(min_images >= 1, "data.options.min_images", min_images, "must be 1 or more")
     return FolderFaces(existing_root(settings), settings.name, min_images)
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; −1 where it went away, which whoever reads it will be told."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _nothing_in(root: Path, folders: int, min_images: int) -> str:
