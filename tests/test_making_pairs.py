@@ -212,6 +212,21 @@ def test_pairs_of_a_csv(small_lfw: Path, tmp_path: Path) -> None:
     assert decode(made.pictures[0]).shape == (112, 112, 3)
 
 
+@pytest.mark.parametrize("link", ["Dan/Dan_0001.jpg", "Dan"])
+def test_a_picture_that_the_list_names_is_no_link_out_of_the_folder(
+    small_lfw: Path, tmp_path: Path, link: str
+) -> None:
+    (small_lfw / link).rename(tmp_path / "elsewhere")
+    (small_lfw / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MissingDataError, match=rf"Dan_0001\.jpg: a link that leads out of {small_lfw}; put"):
+        run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+    assert not (tmp_path / "x.bin").exists()
+    (small_lfw / link).unlink()
+    (tmp_path / "elsewhere").rename(small_lfw / "mine")
+    (small_lfw / link).symlink_to(small_lfw / "mine")
+    run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+
+
 def test_a_picture_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Path) -> None:
     (small_lfw / lfw_picture("Dan", 1)).unlink()
     (small_lfw / lfw_picture("Bob", 1)).unlink()

@@ -280,6 +280,25 @@ def test_a_missing_crop_is_named(ijb, tmp_path):
         evaluate_ijb(Model(Pixels(), Input(size=112)), tmp_path, "ijbc", SETTINGS)
 
 
+def test_a_crop_or_video_that_is_a_link_out_of_its_folder_is_not_opened(ijb, tmp_path):
+    root, _, _, _ = ijb
+    (tmp_path / "meta").symlink_to(root / "meta")
+    (tmp_path / "loose_crop").mkdir()
+    for number in range(30):
+        (tmp_path / "loose_crop" / f"{number}.jpg").symlink_to(root / "loose_crop" / f"{number}.jpg")
+    with pytest.raises(
+        MissingDataError, match=r"\.jpg: a link that leads out of .*/loose_crop; put the files"
+    ):
+        evaluate_ijb(Model(Pixels(), Input(size=112)), tmp_path, "ijbc", SETTINGS)
+    (tmp_path / "A").symlink_to(root / "loose_crop")
+    (tmp_path / "B").mkdir()
+    (tmp_path / "B" / "0").symlink_to(root / "loose_crop")
+    for first, second in (("A/0", "B/1"), ("B/0", "B/1")):
+        (tmp_path / "splits.txt").write_text(f"1, {first}, {second}, 0\n")
+        with pytest.raises(MissingDataError, match=f"{first}: a link that leads out of {tmp_path}; put"):
+            evaluate_ytf(Model(Pixels(), Input(size=112)), tmp_path, SETTINGS)
+
+
 def test_pair_lists_are_read_in_portions(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     expected = np.column_stack([rng.integers(1, 10 ** rng.integers(1, 9, 5000)), rng.integers(1, 99, 5000)])

@@ -222,8 +222,7 @@ def folder_entries(folder: Path, root: Path) -> Entries:
     """
     found = Entries([], [], {})
     inside = Path(os.path.realpath(root))
-    if not Path(os.path.realpath(folder)).is_relative_to(inside):
-        raise OSError(errno.EINVAL, f"a link that leads out of {root}", str(folder))
+    require_inside(folder, root)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
@@ -232,9 +231,7 @@ def folder_entries(folder: Path, root: Path) -> Entries:
             if target and not target.exists():
                 found.left_out[entry.name] = "a link to nothing"
             elif target and not target.is_relative_to(inside):
-                found.left_out[entry.name] = (
-                    f"a link that leads out of {root}; put the files themselves there"
-                )
+                found.left_out[entry.name] = _out_of(root)
             elif entry.is_dir():
                 found.folders.append(entry.name)
             elif entry.is_file():
@@ -242,6 +239,16 @@ def folder_entries(folder: Path, root: Path) -> Entries:
             else:
                 found.left_out[entry.name] = "no regular file (a pipe, a socket or a device)"
     return found
+
+
+def require_inside(path: Path, root: Path) -> None:
+    """Raise OSError where a link on the way to `path` leads out of the folder `root`."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise OSError(errno.EINVAL, _out_of(root), str(path))
+
+
+def _out_of(root: Path) -> str:
+    return f"a link that leads out of {root}; put the files themselves there"
 
 
 def images_below(root: Path) -> list[str]:

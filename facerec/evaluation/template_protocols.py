@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facerec.data.pictures import images_below
+from facerec.data.pictures import images_below, require_inside
 from facerec.data.verification import VerificationSet
 from facerec.errors import MissingDataError, require
 from facerec.evaluation.embedding import embed_pictures
@@ -73,7 +73,7 @@ def evaluate_ytf(
     paths: list[Path] = []
     video_R: list[int] = []
     for number, video in enumerate(pairs.video_V):
-        chosen = spaced(_frames(Path(root) / video), frames)
+        chosen = spaced(_frames(Path(root) / video, Path(root)), frames)
         paths += chosen
         video_R += [number] * len(chosen)
     # Every frame is a medium of its own: the sum over them has the direction of their mean.
@@ -141,7 +141,7 @@ def evaluate_ijb(
     lists = read_ijb(meta, name)
     searches = _ijb_searches(meta, name, lists.id_T)
     paths = [root / "loose_crop" / one for one in lists.name_P]
-    pictures = FilePictures(paths, lists.landmarks_P52, height)
+    pictures = FilePictures(paths, lists.landmarks_P52, height, root / "loose_crop")
     plain, weighted = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
     pool_pictures(model, pictures, [plain, weighted], settings, name)
     results: dict[str, TemplateResult | IdentificationResult] = {}
@@ -197,8 +197,11 @@ def spaced(frames: Sequence[Path], count: int | None) -> list[Path]:
     return [frames[int(at)] for at in np.linspace(0, len(frames) - 1, count).round()]
 
 
-def _frames(folder: Path) -> list[Path]:
+def _frames(folder: Path, root: Path) -> list[Path]:
     try:
+        require_inside(folder, root)
         return [folder / path for path in images_below(folder)]
+    except OSError as error:
+        raise MissingDataError(f"{folder}: {error.strerror}") from None
     except MissingDataError:
         raise MissingDataError(f"{folder}: no pictures of this video, but splits.txt names it") from None

@@ -11,11 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from facerec.data.decode import ENDINGS
+from facerec.data.index_text import stays_inside
 from facerec.data.making.drawing import draw_pairs
 from facerec.data.making.from_folder import make_file
 from facerec.data.making.pair_lists import Pair
 from facerec.data.making.pictures import FaceMaker, Made, in_order
 from facerec.data.making.shelves import Shelf
+from facerec.data.pictures import require_inside
 from facerec.data.verification import write_verification
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 
@@ -81,7 +83,8 @@ def write_listed(
         folds: how many the list makes, where it says so.
 
     Raises:
-        MissingDataError: a picture is not there; the message says which, and how many more.
+        MissingDataError: a picture is not there; the message says which, and how many more. Or one of a path
+            below `root` is a link that leads out of it.
         DamagedDataError: one is damaged, or has no face.
         StorageError: `out` cannot be written.
     """
@@ -93,6 +96,11 @@ def write_listed(
         raise MissingDataError(
             f"{root / absent[0]}: is in the list, but not there{more}; paths start from {root}"
         )
+    try:
+        for path in filter(stays_inside, paths):
+            require_inside(file_of[path] or root / path, root)
+    except OSError as error:
+        raise MissingDataError(f"{error.filename}: {error.strerror}") from None
     others = [path for path in paths if file_of[path] != root / path]
     if others:
         took = f"such as {file_of[others[0]]} for {others[0]}"
