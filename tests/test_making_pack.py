@@ -237,6 +237,21 @@ def test_a_stopped_run_starts_anew_where_folders_or_options_changed(
     assert len(open_pack(tmp_path / "out")) == 7
 
 
+@pytest.mark.parametrize("planted", [".making", ".making/lock", ".making/train.rec", ".making/journal"])
+def test_a_link_in_the_place_of_what_is_being_made_is_refused(
+    photographs: Path, tmp_path: Path, planted: str
+) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "out" / planted
+    (mine.mkdir if planted == ".making" else mine.touch)()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    with pytest.raises(UserError, match=f"out/{planted}: is a link or no file, and nothing of facerec-data"):
+        run(["pack", str(photographs), str(tmp_path / "out")])
+    assert mine.stat().st_size == 0 if mine.is_file() else not list(mine.iterdir())
+    link.unlink()
+    assert run(["pack", str(photographs), str(tmp_path / "out")]) == 0
+
+
 def test_two_runs_at_once_are_refused(photographs: Path, tmp_path: Path) -> None:
     with (
         builder.PackBuilder(tmp_path / "out", (112, 112)),

@@ -87,6 +87,7 @@ class PackBuilder:
         refuse_overwriting(out / "train.rec", force)
         with self._storage():
             self._stage.mkdir(parents=True, exist_ok=True)
+            self._require_own_stage()
             self._lock = (self._stage / "lock").open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,6 +187,13 @@ class PackBuilder:
     def _head(self) -> Record:
         """Record 0; written first with a guess, and again when the numbers are known."""
         return Record(2, (float(self._key), float(self._key + self._label)), 0, 0, b"")
+
+    def _require_own_stage(self) -> None:
+        """Raise `UserError` where writing to the stage would write elsewhere, or wait for a reader."""
+        with os.scandir(self._stage) as entries:
+            strange = [entry.path for entry in entries if not entry.is_file(follow_symlinks=False)]
+        for path in [str(self._stage)] if self._stage.is_symlink() else strange[:1]:
+            raise UserError(f"{path}: is a link or no file, and nothing of facerec-data; remove it")
 
     def _found(self) -> dict[str, Any] | None:
         """The last line of a journal of the same plan, whose files are all there and long enough."""
