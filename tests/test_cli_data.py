@@ -197,6 +197,23 @@ def test_verify_leaves_another_packs_index_aside(golden: Path) -> None:
     assert only.place == "insightface_layout.idx" and "it was left aside" in only.reason
 
 
+def test_verify_names_an_index_that_gives_one_offset_to_several_keys(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idx = pack.with_suffix(".idx")
+    lines = idx.read_text().splitlines()
+    idx.write_text("\n".join([*lines[:4], f"4\t{lines[3].split()[1]}", *lines[5:]]))
+    assert run(["verify", str(pack)]) == 1
+    said = capsys.readouterr().out
+    assert "key 3 at offset 6776: the index gives this offset to another key, too" in said
+    assert "17 records, 11 pictures, 1 damaged" in said
+    idx.write_text("".join(f"{key}\t0\n" for key in range(17)))
+    assert run(["verify", str(pack)]) == 1
+    said = capsys.readouterr().out
+    assert ".idx: offset 0 is that of 17 of 17 keys tried; it was left aside" in said
+    assert "17 records, 12 pictures, 1 damaged" in said
+
+
 def test_verify_of_a_verification_pack_names_its_damaged_pictures(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -254,9 +254,10 @@ def test_a_missing_index_of_read_only_data_is_rebuilt_once(
         ("", "it is empty"),
         ("0\t0\n1\t40\n2\t2920\n3\t99999999\n", "points to offset 99999999, beyond the 72212 bytes"),
         ("0\t0\n1\t44\n2\t2924\n3\t6780\n", "no record begins at 3 of 4 offsets tried, such as 44"),
+        ("0\t0\n1\t0\n2\t0\n3\t2920\n", "offset 0 is that of 3 of 4 keys tried"),
         ("0\t1\n1\t41\n2\t2921\n3\t6777\n", "no record begins at 4 of 4 offsets tried, such as 1"),
     ],
-    ids=["empty", "beyond the file", "not at records", "not at multiples of 4"],
+    ids=["empty", "beyond the file", "not at records", "one for several", "not at multiples of 4"],
 )
 def test_a_stale_index_is_kept_aside_and_rebuilt(
     pack: Path, caplog: pytest.LogCaptureFixture, stale: str, said: str

@@ -216,8 +216,9 @@ def _check(view: memoryview, piece: _Piece, pictures: bool, insightface: bool) -
     for place in piece.places:
         try:
             raw, end = framing.assemble(view, place.offset)
-            if place.end > place.offset:  # else the index lists it twice, and the last of them is checked
-                unlisted += _between(view, end, place.end)
+            if place.end == place.offset:
+                raise DamagedDataError("the index gives this offset to another key, too")
+            unlisted += _between(view, end, place.end)
             record = unpack(raw)
             if insightface and record.flag == 2 and not len(record.payload):
                 continue

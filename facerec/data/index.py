@@ -13,6 +13,7 @@ import logging
 import mmap
 import operator
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -258,14 +259,18 @@ def write_index(idx_path: Path, index: RecordIndex, keep_old: bool = False) -> N
 
 
 def strays(index: RecordIndex, view: memoryview) -> str | None:
-    """Says so where no record begins at half or more of a sample of the offsets, else None.
+    """Says so where at half or more of a sample of the offsets no record begins, or one of another key does.
 
     Fewer are damaged records, which do not make an index stale.
     """
     row_S = np.unique(np.linspace(0, len(index) - 1, _SAMPLES).astype(np.int64))
-    wrong = [offset for offset in index.offset_N[row_S].tolist() if not framing.begins(view, offset)]
-    if 2 * len(wrong) >= len(row_S):
-        return f"no record begins at {len(wrong)} of {len(row_S)} offsets tried, such as {wrong[0]}"
+    offsets = index.offset_N[row_S].tolist()
+    wrong = [offset for offset in offsets if not framing.begins(view, offset)]
+    if 2 * len(wrong) >= len(offsets):
+        return f"no record begins at {len(wrong)} of {len(offsets)} offsets tried, such as {wrong[0]}"
+    if 2 * len(set(offsets)) <= len(offsets) > 1:
+        offset, times = Counter(offsets).most_common(1)[0]
+        return f"offset {offset} is that of {times} of {len(offsets)} keys tried"
     return None
 
 
