@@ -78,6 +78,24 @@ def test_an_image_that_costs_too_much_is_refused_before_it_costs_it(
             assert decode(encoded).shape == (SIDE, SIDE, 3)
 
 
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"P2 3000 3000 255 " + b"7 " * 9_000_000, r"in 18,000,017 bytes of text \(P2\), .*binary form, P5"),
+        (b"P3 1 1 255 1 2 3" + b" " * (1 << 22), r"bytes of text \(P3\), .*binary form, P6"),
+        (b"P5\n" + b"#" * (1 << 22) + b"\n1 1 255\n7", "does not decode: .*header"),
+    ],
+)
+def test_text_that_takes_minutes_to_read_is_refused(encoded: bytes, message: str) -> None:
+    with pytest.raises(DamagedDataError, match=message):
+        decode(encoded)
+
+
+def test_comments_are_left_out_of_pixels_written_as_text() -> None:
+    comments = b"#\n" * (1 << 20)
+    assert (decode(b"P2 # one\n112 112 # two\n255\n" + comments + b"7 #\n" * 112 * 112) == 7).all()
+
+
 def test_the_line_names_the_image_its_size_and_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,15 +3,10 @@
 Whatever the size wanted and wherever the bytes come from, an image is read here, and in one way: put upright,
 16-bit gray scaled to 8 bits, transparency dropped, refused where pixels are missing or are too many.
 
-The decoder was chosen by measurement (5,999 pictures of the LFW pack, one core, pictures a second; 112×112
-JPEG quality 92, the accurate DCT; `scripts/benchmark data` repeats it):
-
-    simplejpeg into a given buffer   9,400      cv2              10,000 (BGR, allocates every picture)
-    torchvision.io (deprecated)      9,100      PIL               4,800
-
-The first three are the same libjpeg-turbo, and cv2's lead is within what one run differs from the next; only
-simplejpeg writes into memory that is already there, so a batch is one buffer and no picture is an object of
-its own. It releases the interpreter lock while it decodes, and gives the same pixels as PIL.
+The decoder was chosen by measurement (images a second, 112×112 JPEG, one core; `scripts/benchmark data`
+repeats it): simplejpeg into a given buffer 9,400, cv2 10,000, torchvision.io 9,100, PIL 4,800. The first
+three are the same libjpeg-turbo; only simplejpeg writes into memory that is already there, so a batch is one
+buffer. It releases the interpreter lock while it decodes, and gives the same pixels as PIL.
 """
 
 from __future__ import annotations
@@ -52,6 +47,8 @@ MAX_PHOTOGRAPH_PIXELS: Final = 89_478_485
 MAX_PIXELS_SETTING: Final = "FACEREC_MAX_PIXELS"
 _SCANS: Final = 16  # of a JPEG, that cost what one image of its size does; progressive ones have about ten
 _SIDES: Final = 4  # a side may be as many times as long as that of a square of the most pixels
+_DIGITS: Final = 1 << 22  # bytes of a PBM, PGM or PPM whose pixels are written as text
+_HEADER: Final = 1 << 16  # bytes of the header of a binary one
 _BYTES: Final = 4  # a file may have for each pixel of the most pixels
 
 # `_afford` is stricter than PIL, which would warn on standard error of what is then refused.
@@ -265,9 +262,24 @@ def _open(encoded: bytes, max_pixels: int) -> Pixels:
 def _pil(encoded: bytes, max_pixels: int) -> Image.Image:
     """An image of which only the header is read yet."""
     _limit(max_pixels)  # PIL has a limit too, which this raises
+    if encoded.startswith(b"P"):
+        encoded = _netpbm(encoded)
     image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     _afford(*image.size, max_pixels)
     return image
+
+
+def _netpbm(encoded: bytes) -> bytes:
+    """A PBM, PGM or PPM without what keeps PIL busy for minutes: millions of digits, and of comments."""
+    if encoded[:2] not in (b"P1", b"P2", b"P3"):
+        Image.open(io.BytesIO(encoded[:_HEADER]), formats=_FORMATS)  # raises where it goes on
+        return encoded
+    if len(encoded) > _DIGITS:
+        raise DamagedDataError(
+            f"the image is written in {len(encoded):,} bytes of text ({encoded[:2].decode()}), more than the "
+            f"{_DIGITS:,} that are read; save it in the binary form, P{encoded[1] - ord('0') + 3}"
+        )
+    return re.sub(rb"#[^\r\n]*[\r\n]", b"", encoded)
 
 
 def _rgb(image: Image.Image) -> Pixels:
