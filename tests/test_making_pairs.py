@@ -74,6 +74,15 @@ def test_unpack_never_writes_outside_of_its_folder(golden: Path, tmp_path: Path,
     ]
 
 
+@pytest.mark.parametrize("name", [f"{'é' * 200}/1.jpg", f"Ann/{'é' * 200}.jpg"])
+def test_unpack_refuses_a_name_that_no_file_can_have(golden: Path, tmp_path: Path, name: str) -> None:
+    golden.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
+    said = rf"\.lst: identity {name[:3]}.*: the name é+… has 40\d bytes, a file's 255 at most; shorten"
+    with pytest.raises(UserError, match=said):
+        run(["unpack", str(golden), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_unpack_refuses_two_pictures_of_one_name_and_a_folder_in_use(golden: Path, tmp_path: Path) -> None:
     golden.with_suffix(".lst").write_text("1\t0\ta/b.jpg\n2\t0\ta/b.jpg\n")
     with pytest.raises(UserError, match=r"names two pictures a/b\.jpg"):

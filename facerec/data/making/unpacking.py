@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
     files of a folder that is there are replaced one by one, and its other files stay.
 
     Raises:
-        UserError: `out` holds something and no `force`; two pictures have one name.
+        UserError: `out` holds something and no `force`; two pictures have one name; a name is too long.
         DamagedDataError: the `.lst` is not in order.
         StorageError: a file cannot be written.
     """
@@ -35,7 +37,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
         raise UserError(f"{out}: is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise UserError(f"{out}: is not empty; --force writes into it, replacing files of the same names")
-    names = Names(pack)
+    names, lst = Names(pack), pack.root.with_suffix(".lst")
     damaged: list[str] = []
     with storing(out), staging(out.absolute()) as stage:
         for i in tqdm(range(len(pack)), desc=f"unpacking {pack.name}", unit=" pictures", disable=None):
@@ -45,15 +47,24 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> Unpacked:
                 damaged.append(str(problem))
                 continue
             target = stage / names.picture(i)
-            if target.parent != stage:
-                target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                if target.parent != stage:
+                    target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
                     file.write(content)
             except FileExistsError:
                 raise UserError(
-                    f"{pack.root.with_suffix('.lst')}: names two pictures {target.relative_to(stage)}; "
+                    f"{lst}: names two pictures {target.relative_to(stage)}; "
                     "mend it, or move it away to have them numbered"
+                ) from None
+            except OSError as problem:
+                if problem.errno != errno.ENAMETOOLONG:
+                    raise
+                longest = max(target.relative_to(stage).parts, key=lambda part: len(os.fsencode(part)))
+                raise UserError(
+                    f"{lst}: identity {names.identity(i):.60}: the name {longest:.60}… "
+                    f"has {len(os.fsencode(longest))} bytes, a file's {os.pathconf(stage, 'PC_NAME_MAX')} at "
+                    "most; shorten it, or move that file away to have them numbered"
                 ) from None
         _publish(stage, out)
     return Unpacked(len(pack) - len(damaged), damaged)
