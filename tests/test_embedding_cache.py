@@ -185,6 +185,8 @@ def test_a_folder_that_cannot_be_written_costs_no_numbers(
     assert "could not be written" in caplog.text
     with pytest.raises(ConfigError, match=r"eval\.cache=.*file: is a file; name a folder"):
         opened(network, tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"eval\.cache=: is empty; name a folder, or give null"):
+        EmbeddingCache("", model)
 
 
 PROCESS = """

@@ -40,11 +40,13 @@ class EmbeddingCache:
         model: which must have come from a file, and must not be changed afterwards.
 
     Raises:
-        ConfigError: `folder` is a file.
+        ConfigError: `folder` is a file, or an empty text.
     """
 
     def __init__(self, folder: str | Path, model: Model) -> None:
         self.folder = Path(folder)
+        if not str(folder):  # which would be the folder that one happens to be in
+            raise ConfigError("eval.cache", "", "is empty; name a folder, or give null")
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError("eval.cache", str(folder), "is a file; name a folder")
         if model.path is None:
