@@ -76,6 +76,12 @@ def require(condition: bool, key: str, value: object, mend: str) -> None:
         raise ConfigError(key, value, mend)
 
 
+def counted(number: int, one: str) -> str:
+    """How many there are of what `one` names: ``1 identity``, ``2,000 identities``."""
+    many = f"{one[:-1]}ies" if one.endswith("y") else f"{one}s"
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: ``did you mean arcface? known: …`` over the sorted known names."""
     names = sorted(known)

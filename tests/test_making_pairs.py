@@ -253,7 +253,7 @@ def test_a_picture_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: 
         (read_pairs_txt, "1\t1\nAnn\t1\n", r"line 2: must be name<TAB>i<TAB>j"),
         (read_pairs_txt, "1\t1\nAnn\t1\t2\nAnn\t1\t2\n", r"line 3: must be name<TAB>i<TAB>name<TAB>j"),
         (read_pairs_txt, "1\t1\nAnn\tone\t2\n", r"line 2: the pictures must be numbers"),
-        (read_pairs_txt, "1\t2\nAnn\t1\t2\n", r"holds 1 pairs, its first line announces 4"),
+        (read_pairs_txt, "1\t2\nAnn\t1\t2\n", r"holds 1 pair, its first line announces 4"),
         (read_pairs_txt, "", r"line 1: must be folds"),
         (read_people_txt, "1\n2\nAnn\t1\n", r"line 4: must be name"),
         (read_people_txt, "1\nAnn\t1\n", r"line 2: must be the number of people"),
@@ -311,7 +311,7 @@ def test_lfw_without_such_a_set(small_lfw: Path, tmp_path: Path, sets: str, said
 
 def test_lfw_that_is_not_complete_is_refused(small_lfw: Path, tmp_path: Path) -> None:
     (small_lfw / lfw_picture("Ann", 2)).unlink()
-    with pytest.raises(MissingDataError, match=r"Ann: holds 1 pictures, people\.txt says 2"):
+    with pytest.raises(MissingDataError, match=r"Ann: holds 1 picture, people\.txt says 2"):
         run(["lfw", str(small_lfw), str(tmp_path / "out"), "--sets", "all"])
     assert not (tmp_path / "out").exists()
 

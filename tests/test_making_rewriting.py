@@ -95,8 +95,24 @@ def test_filter_by_number_of_pictures(tmp_path: Path) -> None:
     assert new.label_N.tolist() == [0, 0, 1, 1, 1], "grouped by identity, 4 before 9"
     assert names(tmp_path / "out") == ["4/3.jpg", "4/4.jpg", "9/0.jpg", "9/2.jpg", "9/5.jpg"]
     assert (tmp_path / "out" / "property").read_text() == "2,112,112\n"
-    with pytest.raises(MissingDataError, match="no image is left"):
-        run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "none"), "--min-images", "4"])
+    said = (
+        r"no image is left to pack \(left out by --min-images 2 identities and --drop 1 identity\); .*report"
+    )
+    (tmp_path / "drop.txt").write_text("9\n")
+    options = ["--min-images", "4", "--drop", str(tmp_path / "drop.txt")]
+    with pytest.raises(MissingDataError, match=said):
+        run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "none"), *options])
+    assert report(tmp_path / "none")[0] == ["2", "identity dropped", "1 picture, fewer than 4"]
+
+
+def test_counts_of_one_are_said_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RecordWriter(tmp_path / "x.rec") as writer:
+        for key, label in enumerate((0, 0, 1)):
+            writer.write(key, Record(0, float(label), key, 0, picture(key)))
+    assert run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "out"), "--min-images", "2"]) == 0
+    assert "2 pictures of 1 identity\n1 identity left out; " in capsys.readouterr().out
+    assert run(["split", str(tmp_path / "x.rec"), f"{tmp_path / 'part'}=1"]) == 0
+    assert "part: 3 pictures of 2 identities\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -164,7 +180,7 @@ def test_split_says_that_no_pair_can_be_drawn_from_a_part(
     pack: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(["split", str(pack), f"{tmp_path / 'a'}=0.75", f"{tmp_path / 'b'}=0.25"])
-    assert f"{tmp_path / 'b'}: no pairs can be drawn from its 1 identities" in caplog.text
+    assert f"{tmp_path / 'b'}: no pairs can be drawn from its 1 identity" in caplog.text
     assert f"{tmp_path / 'a'}: no pairs" not in caplog.text
     with pytest.raises(UserError, match="more pictures are needed"):
         run(["pairs", str(tmp_path / "b"), str(tmp_path / "b.bin"), "--folds", "1"])
@@ -193,7 +209,7 @@ def test_split_parts_share_no_identity_and_lose_none(pack: Path, tmp_path: Path)
     [
         (["a=0.9", "b=0.2"], "fractions 0.9, 0.2: must be above 0, and at most 1 together"),
         (["a=1", "b=0"], "must be above 0"),
-        (["a=0.01"], "4 identities are too few"),
+        (["a=0.01"], "4 identities will not do"),
         (["a"], "must be a folder and a fraction"),
         (["a=0.5", "a=0.5"], "a folder of its own"),
     ],
@@ -352,7 +368,7 @@ def test_info_writes_a_sheet_of_the_first_faces(
 ) -> None:
     sheet = tmp_path / "faces.png"
     assert run(["info", str(pack), "--faces", str(sheet)]) == 0
-    assert f"the first of 4 identities are on {sheet}" in capsys.readouterr().out
+    assert f"the first of 4 identities on {sheet}" in capsys.readouterr().out
     with Image.open(sheet) as image:
         assert image.size == (4 * 114 + 2, 114 + 2)
         found = np.asarray(image)[2:114, 116:228].astype(int)

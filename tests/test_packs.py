@@ -310,7 +310,7 @@ def test_a_damaged_record_is_named_or_left_out_as_asked(
         pack = open_pack(path, damaged="skip")
         assert [pack.key(i) for i in range(len(pack))] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]
         assert pack.where(4).startswith("key 6 at offset")
-    assert "left out 1 pictures" in caplog.text
+    assert "left out 1 picture of damaged records" in caplog.text
     with pytest.raises(DamagedDataError, match="key 5 at"):
         open_pack(path)
 

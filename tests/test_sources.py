@@ -70,7 +70,7 @@ def test_identities_are_folders_in_the_order_of_their_names(people: Path, caplog
     assert [Path(faces.where(i)).name for i in range(5)] == ["a.jpeg", "10.JPG", "2.png", "x.webp", "y.bmp"]
     assert decode(faces.encoded(2))[0, 0].tolist() == [20, 20, 20]
     assert faces.describe() == f"people: 3 identities, 5 pictures, from the folders in {people}"
-    assert "1 folders with too few pictures were left out" in caplog.text
+    assert "left out 1 folder with too few pictures" in caplog.text
 
 
 def test_identities_with_few_pictures_can_be_left_out(people: Path) -> None:

@@ -19,7 +19,7 @@ from facerec.data import cache, labels
 from facerec.data.faces import EncodedFaces
 from facerec.data.index_text import is_number
 from facerec.data.recordio import RecordReader
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.errors import DamagedDataError, MissingDataError, counted
 
 _log = logging.getLogger(__name__)
 Layout = Literal["InsightFace", "im2rec"]
@@ -89,7 +89,7 @@ class Pack(EncodedFaces):
 
     def describe(self) -> str:
         return (
-            f"{self.name}: {self.num_classes:,} identities, {len(self):,} pictures, "
+            f"{self.name}: {counted(self.num_classes, 'identity')}, {counted(len(self), 'picture')}, "
             f"from {self.root} ({self.layout} layout)"
         )
 
@@ -211,7 +211,7 @@ def _read_labels(
         )
     if skipped:
         own_N, row_N = own_N[right_N], row_N[right_N]
-        _log.warning("%s: left out %d pictures, their records are damaged", reader.path, skipped)
+        _log.warning("%s: left out %s of damaged records", reader.path, counted(skipped, "picture"))
         if not len(row_N):
             raise MissingDataError(f"{reader.path}: every picture record is damaged; get the pack again")
     if float(own_N.max()) >= labels.EXACT:

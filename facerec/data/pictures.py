@@ -21,7 +21,7 @@ from facerec.data.decode import ENDINGS, read_file, read_header
 from facerec.data.index_text import text_lines
 from facerec.data.packs import Pack, open_pack
 from facerec.data.verification import VerificationSet, load_verification
-from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.errors import DamagedDataError, MissingDataError, UserError, counted
 
 _log = logging.getLogger(__name__)
 _SQUARE = 1.25  # longer side by shorter one; ORL's 112×92 are cropped faces
@@ -141,8 +141,8 @@ class _Files(NamedPictures):
 
     def describe(self) -> str:
         named = len({label for label in self._labels if label})
-        people = f" of {named:,} identities" if named else ""
-        return f"{len(self):,} pictures{people} from {self._source}"
+        people = f" of {counted(named, 'identity')}" if named else ""
+        return f"{counted(len(self), 'picture')}{people} from {self._source}"
 
 
 class _PackPictures(NamedPictures):
@@ -302,7 +302,7 @@ def warn_of_unaligned(place: Path, encoded: Iterable[bytes | memoryview]) -> Non
 def warn_left_out(root: Path, left_out: Mapping[str, str]) -> None:
     """Say how many entries of a folder were left out, and one of them."""
     for name, reason in list(left_out.items())[:1]:
-        _log.warning("%s: left out %d entries, such as %s: %s", root, len(left_out), name, reason)
+        _log.warning("%s: left out %s, such as %s: %s", root, counted(len(left_out), "entry"), name, reason)
 
 
 def _listed(path: Path) -> tuple[list[str], list[str]]:

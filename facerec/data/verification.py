@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec import safe_pickle
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.errors import DamagedDataError, MissingDataError, counted
 from facerec.files import replacing_both
 
 
@@ -56,8 +56,8 @@ class VerificationSet:
         """One line for the log."""
         same = int(self.issame_N.sum())
         return (
-            f"{self.name}: {len(self):,} pairs ({same:,} genuine, {len(self) - same:,} impostor) "
-            f"of {len(self.pictures):,} distinct pictures from {self.path or 'memory'}"
+            f"{self.name}: {counted(len(self), 'pair')} ({same:,} genuine, {len(self) - same:,} impostor) "
+            f"of {counted(len(self.pictures), 'distinct picture')} from {self.path or 'memory'}"
             + ("" if self.identity_2N is None else f", {len(np.unique(self.identity_2N)):,} people")
         )
 

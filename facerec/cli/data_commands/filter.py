@@ -7,6 +7,7 @@ from pathlib import Path
 
 from facerec.cli.data_commands import Commands
 from facerec.cli.data_options import add_force
+from facerec.errors import counted
 
 _EPILOG = """\
 example:
@@ -65,5 +66,5 @@ def _filter(options: argparse.Namespace) -> None:
         force=options.force,
     )
     left = pack.num_classes - built.identities
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
-    print(f"{left:,} identities left out; {options.out / 'report.csv'} names them")
+    print(f"{options.out}: {built.describe()}")
+    print(f"{counted(left, 'identity')} left out; {options.out / 'report.csv'} names them")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from facerec.cli.data_commands import Commands
-from facerec.errors import UserError
+from facerec.errors import UserError, counted
 
 _EPILOG = """\
 example:
@@ -41,4 +41,4 @@ def _index(options: argparse.Namespace) -> None:
             f"{output}: is already there; --force replaces it (and keeps it as {output.name}.old)"
         )
     count = rebuild(path, output)
-    print(f"{output}: {count:,} records")
+    print(f"{output}: {counted(count, 'record')}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from facerec.cli.data_commands import Commands
 from facerec.cli.data_options import add_force
+from facerec.errors import counted
 
 _EPILOG = """\
 example:
@@ -47,4 +48,4 @@ def _info(options: argparse.Namespace) -> None:
         print(line)
     if options.faces:
         many = contact_sheet(open_pack(options.path, damaged="skip"), options.faces)
-        print(f"{'faces':<12}the first of {many} identities are on {options.faces}")
+        print(f"{'faces':<12}the first of {counted(many, 'identity')} on {options.faces}")

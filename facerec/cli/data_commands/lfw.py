@@ -51,7 +51,7 @@ def _lfw(options: argparse.Namespace) -> None:
         force=options.force,
         workers=workers(options),
     )
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities, and lfw.bin")
+    print(f"{options.out}: {built.describe()}, and lfw.bin")
     if built.dropped:
         print(f"{built.dropped:,} left out; {options.out / 'report.csv'} says why")
 

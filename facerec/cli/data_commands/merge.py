@@ -38,4 +38,4 @@ def _merge(options: argparse.Namespace) -> None:
     if len(options.packs) < 2:
         raise UserError("merge: give two packs or more, then the folder of the new one")
     built = merge([open_pack(path) for path in options.packs], options.out, force=options.force)
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
+    print(f"{options.out}: {built.describe()}")

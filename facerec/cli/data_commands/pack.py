@@ -37,6 +37,6 @@ def _pack(options: argparse.Namespace) -> None:
 
     maker = face_maker(options)
     built = pack_folder(options.folder, options.out, maker, force=options.force, workers=workers(options))
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
+    print(f"{options.out}: {built.describe()}")
     if built.dropped:
         print(f"{built.dropped:,} left out; {options.out / 'report.csv'} says why")

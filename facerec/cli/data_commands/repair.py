@@ -7,6 +7,7 @@ from pathlib import Path
 
 from facerec.cli.data_commands import Commands
 from facerec.cli.data_options import add_force, add_workers, workers
+from facerec.errors import counted
 
 _EPILOG = """\
 example:
@@ -38,7 +39,8 @@ def _repair(options: argparse.Namespace) -> None:
     built, damaged, unlisted = repair(
         path, options.out, index=options.index, force=options.force, workers=workers(options)
     )
-    print(f"{options.out}: {built.pictures:,} pictures of {built.identities:,} identities")
-    print(f"{damaged:,} damaged records left out; {options.out / 'report.csv'} names them")
+    print(f"{options.out}: {built.describe()}")
+    print(f"{counted(damaged, 'damaged record')} left out; {options.out / 'report.csv'} names them")
     if unlisted:
-        print(f"{unlisted:,} records that the index does not list left out; without an .idx they are found")
+        many = counted(unlisted, "record")
+        print(f"{many} left out that the index does not list; without an .idx all are found")

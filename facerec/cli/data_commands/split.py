@@ -47,4 +47,4 @@ def _split(options: argparse.Namespace) -> None:
     if len(parts) < len(options.parts) or Path() in parts:
         raise UserError("split: every part needs a folder of its own")
     for out, built in split(open_pack(options.pack), parts, seed=options.seed, force=options.force).items():
-        print(f"{out}: {built.pictures:,} pictures of {built.identities:,} identities")
+        print(f"{out}: {built.describe()}")

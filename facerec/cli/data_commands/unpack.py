@@ -8,6 +8,7 @@ from pathlib import Path
 
 from facerec.cli.data_commands import Commands
 from facerec.cli.data_options import add_force
+from facerec.errors import counted
 
 _EPILOG = """\
 exit status: 0 all pictures were written, 1 some records are damaged, 2 there is no such pack
@@ -39,5 +40,5 @@ def _unpack(options: argparse.Namespace) -> int:
     done = unpack(pack, options.out, force=options.force)
     for line in done.damaged:
         print(line, file=sys.stderr)
-    print(f"{options.out}: {done.pictures:,} pictures of {pack.num_classes:,} identities")
+    print(f"{options.out}: {counted(done.pictures, 'picture')} of {counted(pack.num_classes, 'identity')}")
     return 1 if done.damaged or pack.skipped else 0

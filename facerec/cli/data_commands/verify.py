@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from facerec.cli.data_commands import Commands
+from facerec.errors import counted
 
 _EPILOG = """\
 exit status: 0 all is well, 1 something is damaged, 2 there is no such pack
@@ -54,6 +55,6 @@ def _verify(options: argparse.Namespace) -> int:
             damaged += sum(finding.records for finding in piece.findings)
             bar.update(piece.done - bar.n)
     if unlisted:
-        print(f"{unlisted:,} records are not in the index (they were not checked)")
-    print(f"{path}: {records:,} records, {pictures:,} pictures, {damaged:,} damaged")
+        print(f"not checked, for the index does not list them: {counted(unlisted, 'record')}")
+    print(f"{path}: {counted(records, 'record')}, {counted(pictures, 'picture')}, {damaged:,} damaged")
     return 1 if damaged else 0

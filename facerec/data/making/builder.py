@@ -24,7 +24,7 @@ import numpy as np
 
 from facerec.data import framing
 from facerec.data.record import Record, pack
-from facerec.errors import MissingDataError, StorageError, UserError
+from facerec.errors import MissingDataError, StorageError, UserError, counted
 from facerec.files import csv_lines
 
 STAGE: Final = ".making"
@@ -46,6 +46,10 @@ class Built(NamedTuple):
     pictures: int
     identities: int
     dropped: int
+
+    def describe(self) -> str:
+        """``12 pictures of 1 identity``."""
+        return f"{counted(self.pictures, 'picture')} of {counted(self.identities, 'identity')}"
 
 
 class PackBuilder:
@@ -128,8 +132,11 @@ class PackBuilder:
             self._beside.append(name)
         return self._stage / name
 
-    def finish(self) -> Built:
+    def finish(self, reason: str = "") -> Built:
         """Write the identity records, and put the pack into its place.
+
+        Args:
+            reason: why there may be no picture, for the error.
 
         Raises:
             MissingDataError: no picture was added; nothing is put anywhere.
@@ -141,7 +148,9 @@ class PackBuilder:
                 kept = self.out / REPORT
                 report.replace(kept)
             self._remove()
-            raise MissingDataError(f"{self.out}: no image is left to pack; {kept} says why")
+            raise MissingDataError(
+                f"{self.out}: no image is left to pack{reason and f' ({reason})'}; {kept} says why"
+            )
         built = Built(self._key - 1, self._label, self._dropped)
         with self._storage():
             self._flush()

@@ -16,7 +16,7 @@ from facerec.data.making.pictures import FaceMaker
 from facerec.data.making.verification_sets import write_listed
 from facerec.data.pictures import folder_entries
 from facerec.data.verification import people_path
-from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.errors import DamagedDataError, MissingDataError, UserError, counted
 
 
 def make_lfw(
@@ -81,4 +81,6 @@ def _require_person(root: Path, name: str, many: int) -> None:
         raise MissingDataError(f"{folder}: is in people.txt, but not there; give the folder of all of LFW")
     there = len(folder_entries(folder, root).files)
     if there != many:
-        raise MissingDataError(f"{folder}: holds {there} pictures, people.txt says {many}; get LFW again")
+        raise MissingDataError(
+            f"{folder}: holds {counted(there, 'picture')}, people.txt says {many}; get LFW again"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from facerec.data.index_text import is_number, text_lines
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, counted
 
 _log = logging.getLogger(__name__)
 _YES = {"1", "true", "same", "yes", "1.0"}
@@ -67,7 +67,8 @@ def read_pairs_txt(path: Path) -> Folds:
             contradicted.append((number, pairs[-1]))
     if len(pairs) != 2 * folds * each:
         raise DamagedDataError(
-            f"{path}: holds {len(pairs):,} pairs, its first line announces {2 * folds * each:,}; get it again"
+            f"{path}: holds {counted(len(pairs), 'pair')}, its first line announces "
+            f"{2 * folds * each:,}; get it again"
         )
     _warn(path, contradicted, "of one identity")
     return Folds(pairs, folds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +24,7 @@ from facerec.data.making.builder import Built, PackBuilder
 from facerec.data.making.listing import Listing, Names, ending
 from facerec.data.packs import Pack, read_property
 from facerec.data.recordio import RecordReader
-from facerec.errors import DamagedDataError, UserError
+from facerec.errors import DamagedDataError, UserError, counted
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def repair(
                 unlisted += piece.unlisted
                 bar.update(piece.done - bar.n)
         if unlisted:
-            builder.note(path.name, "dropped", f"{unlisted} records are not in the index")
+            builder.note(path.name, "dropped", f"{counted(unlisted, 'record')} that the index does not list")
         listing = Listing(path.with_suffix(".lst")) if path.with_suffix(".lst").is_file() else None
         with RecordReader(path) as reader:
             label_N = np.frombuffer(label_of, np.int64)
@@ -102,7 +103,7 @@ def filter_pack(
     Raises:
         UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; a pack is
             in `out` and no `force`.
-        MissingDataError: nothing is left.
+        MissingDataError: nothing is left; the message says how many identities each option left out.
     """
     names = Names(pack)
     if overlap and not names.known:
@@ -114,25 +115,30 @@ def filter_pack(
     wanted = dict.fromkeys(drop)
     known: set[str] = set()
     keep_C = many_C >= min_images
+    left_out: Counter[str] = Counter()
     with PackBuilder(out, _size(pack.root), force=force) as builder:
         for c, first in enumerate(first_C.tolist()):
             label = str(int(pack.classes[c]))
             name = names.identity(first)
-            reason = f"{many_C[c]} pictures, fewer than {min_images}" if not keep_C[c] else ""
+            reason, option = "", "--min-images"
+            if not keep_C[c]:
+                reason = f"{counted(int(many_C[c]), 'picture')}, fewer than {min_images}"
             if wanted and not wanted.keys().isdisjoint((label, name)):
                 known |= {label, name}
-                reason = "in the list of identities to drop"
+                reason, option = "in the list of identities to drop", "--drop"
             elif tested and plain_name(name.rpartition("/")[2]) in tested:
-                reason = "its name is in the test set"
+                reason, option = "its name is in the test set", "--overlap"
             if reason:
                 keep_C[c] = False
+                left_out[option] += 1
                 builder.note(name, "identity dropped", reason)
         unknown = [entry for entry in wanted if entry not in known]
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(f"{unknown[0]!r}{more}: no label or name of {pack.root}")
         _copy(pack, np.flatnonzero(keep_C[pack.label_N]), builder, names.picture)
-        return builder.finish()
+        each = " and ".join(f"{option} {counted(many, 'identity')}" for option, many in left_out.items())
+        return builder.finish(each and f"left out by {each}")
 
 
 def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
@@ -169,8 +175,8 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
             named = {plain_name(name.rpartition("/")[2]) for name in own if names.known}
             named = {name for name in named if not name.isdigit()}  # mere numbers are no names
             twice, images = sorted(named & known), int(np.isin(hashes, copied).sum())
-            found = [f"{len(twice)} identities (such as {twice[0]})"] if twice else []
-            found += [f"{images} images"] if images else []
+            found = [f"{counted(len(twice), 'identity')} (such as {twice[0]})"] if twice else []
+            found += [counted(images, "image")] if images else []
             if found:
                 _log.warning(
                     "%s: %s are in an earlier pack, too, so one identity has two labels now; "
@@ -199,7 +205,9 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         raise UserError(f"fractions {given}: must be above 0, and at most 1 together")
     border = np.rint(np.cumsum([0.0, *parts.values()]) * pack.num_classes).astype(int)
     if (np.diff(border) < 1).any():
-        raise UserError(f"{pack.root}: {pack.num_classes} identities are too few; give larger fractions")
+        raise UserError(
+            f"{pack.root}: {counted(pack.num_classes, 'identity')} will not do; give larger fractions"
+        )
     many_C = np.bincount(pack.label_N, minlength=pack.num_classes)
     shuffled_C = np.random.default_rng(seed).permutation(pack.num_classes)
     names = Names(pack)
@@ -211,9 +219,9 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
             _copy(pack, np.flatnonzero(mine_C[pack.label_N]), builder, names.picture)
             if mine_C.sum() < 2 or not (many_C[mine_C] > 1).any():
                 _log.warning(
-                    "%s: no pairs can be drawn from its %d identities, which takes two, one of them with two "
+                    "%s: no pairs can be drawn from its %s, which takes two, one of them with two "
                     "images or more; give a larger fraction, or another --seed",
-                    *(builder.out, mine_C.sum()),
+                    *(builder.out, counted(int(mine_C.sum()), "identity")),
                 )
         return {out: builder.finish() for out, builder in zip(parts, builders, strict=True)}
 

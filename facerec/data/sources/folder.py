@@ -13,7 +13,7 @@ from facerec.data.faces import EncodedFaces, FaceSet
 from facerec.data.pictures import folder_entries, warn_left_out
 from facerec.data.settings import DataSettings
 from facerec.data.sources import SOURCES, existing_root
-from facerec.errors import DamagedDataError, MissingDataError, require
+from facerec.errors import DamagedDataError, MissingDataError, counted, require
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class FolderFaces(EncodedFaces):
         if not self.classes:
             raise MissingDataError(_nothing_in(root, len(folders), min_images))
         if passed_over:
-            log.warning("%s: %d folders with too few pictures were left out", root, passed_over)
+            log.warning("%s: left out %s with too few pictures", root, counted(passed_over, "folder"))
         self.label_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
     def path(self, i: int) -> Path:
@@ -83,7 +83,7 @@ class FolderFaces(EncodedFaces):
         return str(self.path(i))
 
     def describe(self) -> str:
-        counts = f"{self.num_classes:,} identities, {len(self):,} pictures"
+        counts = f"{counted(self.num_classes, 'identity')}, {counted(len(self), 'picture')}"
         return f"{self.name}: {counts}, from the folders in {self.root}"
 
 
