@@ -178,7 +178,7 @@ def _spoken(hint: Any) -> str:
     }
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"
     if origin in (Union, types.UnionType):
         return " or ".join(_spoken(option) for option in arguments)
     if origin in (list, tuple):

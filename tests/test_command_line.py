@@ -189,6 +189,15 @@ def test_a_head_without_the_setting_is_named_before_any_run_begins(faces: Path, 
         (["trainr.epochs=3"], "trainr: no such setting (from the command line); did you mean trainer?"),
         (["~head.x"], "head.x: no such setting (from the command line, with head=arcface)"),
         (["+head.m=1"], "+head.m: there is a head.m already; head.m=… without + sets it"),
+        (["hydra.verbose=3"], "hydra.verbose=3: must be true, false, or names of loggers"),
+        (["hydra.launcher=3"], "hydra.launcher=3: must be a section of settings"),
+        (["output_dir=null"], "output_dir=None: must be the path of a folder"),
+        (["output_dir=[a]"], "output_dir=['a']: must be the path of a folder"),
+        (["output_dir="], "output_dir=: must be the path of a folder"),
+        (["+hydra.job.env_set.LD_PRELOAD=x.so"], "LD_PRELOAD: a configuration may set no variables"),
+        (["hydra.job.env_copy=[FACEREC_NONE]"], "FACEREC_NONE is not set in the environment"),
+        (["runs/best.pt"], "runs/best.pt: of what is this the path? ckpt=runs/best.pt is a model"),
+        (["trainer.resume=false"], "trainer.resume=False: must be auto or text or null"),
         (["+wandb=true"], "wandb=True: no such setting; known: backbone, data"),
         (
             ["experiment=orl_demo", "head=softmax"],
@@ -233,6 +242,35 @@ def test_no_code_of_others_is_run_from_a_configuration(tmp_path: Path, name: str
         assert not (tmp_path / "marked").exists()
 
 
+def test_a_sweeper_may_name_its_sampler_and_no_other_code(tmp_path: Path) -> None:
+    (tmp_path / "conf/hydra/sweeper").mkdir(parents=True)
+    file = tmp_path / "conf/hydra/sweeper/other.yaml"
+    text = "_target_: hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper\nsampler: {_target_: "
+    settings = ["--config-dir=conf", "hydra/sweeper=other", "--cfg", "hydra", "-p", "hydra.sweeper"]
+    for named in ("optuna.samplers.TPESampler", "optuna.samplers.os.system", "os.system"):
+        file.write_text(f"{text}{named}}}\n")
+        run = command("facerec-train", *settings, cwd=tmp_path)
+        if named.endswith("TPESampler"):
+            assert run.returncode == 0 and named in run.stdout, run.stderr
+        else:
+            assert f"sampler._target_={named}: a configuration may name no code" in failed(run)
+
+
+def test_help_lists_choices_and_not_what_they_begin_with(tmp_path: Path) -> None:
+    lines = command("facerec-train", "--help", cwd=tmp_path).stdout.splitlines()
+    line = next(line for line in lines if line.strip().startswith("head: "))
+    assert "arcface" in line and "base" not in line
+
+
+@pytest.mark.parametrize(
+    "name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]
+)
+def test_a_variable_that_is_no_number_is_one_line(tmp_path: Path, name: str) -> None:
+    told = {"RANK": "0", "WORLD_SIZE": "2", name: "two"}
+    line = failed(command("facerec-train", cwd=tmp_path, **told))
+    assert line == f"facerec-train: {name}=two: must be a whole number; torchrun sets it, else unset it"
+
+
 def test_a_key_that_others_refer_to_is_no_mistake(tmp_path: Path) -> None:
     settings = ["+base_lr=0.2", "optimizer.lr=${base_lr}", "data=rec", "data.root=/nowhere"]
     assert "/nowhere" in failed(command("facerec-train", *settings, cwd=tmp_path))
@@ -249,6 +287,9 @@ def test_a_key_that_others_refer_to_is_no_mistake(tmp_path: Path) -> None:
         ("facerec-eval", ["+foo=3"], "foo=3: no such setting; known: allow_code, backbone, ckpt"),
         ("facerec-export", ["output_dir=there"], "there: has no effect here; out=FILE says where"),
         ("facerec-export", ["format=onx"], "format=onx: must be one of onnx, safetensors"),
+        ("facerec-export", ["-m"], "-m: an export writes one file; call it once for each"),
+        ("facerec-export", ["out=[a]"], "out=['a']: must be text or null"),
+        ("facerec-export", ["ckpt=null"], "ckpt=None: must be text"),
         ("facerec-export", ["force=1"], "force=1: must be true or false"),
         ("facerec-export", ["input=3"], "input=3: must be a mapping"),
     ],
@@ -286,6 +327,11 @@ def test_what_ends_a_command_before_it_has_a_log_is_said_once(
         (b"defaults: 3", "defaults must be a list"),
         (b"defaults: [evil]", "recursion"),
         (b"a: " + b"[" * 600, "recursion"),
+        (
+            b"a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + b"".join(b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 9)) for n in b"bcdefghi"),
+            r"evil\.yaml: stands for 4\.9e\+08 entries",
+        ),
         (b"seed: !!python/name:os.system x", r"evil\.yaml"),
     ],
 )

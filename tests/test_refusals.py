@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
-import time
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -104,14 +103,15 @@ def test_paths_that_no_system_takes_are_one_line(tmp_path: Path, name: str) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_ended_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
-    settings = [*RUN, "data.identities=1500000", "data.images=1500000", "backbone.embedding_size=64"]
-    program = str(Path(sys.executable).with_name("facerec-train"))
-    started = subprocess.Popen([program, *settings], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "run/.lock").exists() and started.poll() is None:
-        time.sleep(0.005)
-    started.terminate()
-    assert started.wait(120) == 143
+def test_a_run_that_is_ended_before_it_begins_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(_: object) -> None:
+        assert (tmp_path / "run/.lock").exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("facerec.training.run.open_faces", terminated)  # at that very moment
+    assert command("facerec-train", *RUN, cwd=tmp_path).returncode == 143
     assert not (tmp_path / "run").exists()
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import hydra
+from hydra._internal import hydra as hydra_internals
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     HydraException,
@@ -57,6 +57,8 @@ def compose_and_run(config_name: str, task: Task) -> None:
     """
     failures: list[FacerecError] = []
     begun: list[str] = []
+    if config_name == "export" and {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise UserError("-m: an export writes one file; call it once for each")
     sys.argv[1:] = hydra_arguments([*sys.argv[1:], *_alone_in_speaking(sys.argv[1:])])
 
     def job(config: DictConfig) -> Any:
@@ -83,10 +85,8 @@ def compose_and_run(config_name: str, task: Task) -> None:
 
     with _errors_pass_through():
         try:
-            with mock.patch("hydra._internal.hydra.ConfigLoaderImpl", ConfigLoader):
-                hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(
-                    job
-                )()
+            hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]  # no argument says it
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise _as_user_error(error) from error
         except OSError as error:
@@ -203,6 +203,8 @@ def _as_user_error(error: Exception) -> UserError:
     """What Hydra says over several lines, in one line with the nearest thing that does exist."""
     text = str(error)
     if isinstance(error, OverrideParseException):
+        if Path(error.override).exists() or error.override.endswith((".pt", ".pth", ".onnx", ".safetensors")):
+            return UserError(f"{error.override}: of what is this the path? ckpt={error.override} is a model")
         return UserError(f"{error.override}: is not of the form key=value ({text.splitlines()[0]})")
     if isinstance(error, MissingConfigException):
         launcher = re.search(r"'(hydra/launcher)/(submitit\w+)'", text)

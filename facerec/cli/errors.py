@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from facerec.errors import FacerecError, LostContactError, StorageError, UserError
-from facerec.launch import launched, place
+from facerec.launch import launched, place, require_numbers
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
@@ -30,6 +30,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     """
     try:
         with machine_errors():
+            require_numbers()
             return work() or 0
     except FacerecError as error:
         if wants_traceback():

@@ -57,7 +57,7 @@ class TrainerSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"
     clip_norm: float | None = None
-    resume: str | None = "auto"
+    resume: Literal["auto"] | str | None = "auto"
     log_every: int = 20
     save_every: int | None = None
     keep_last: int = 2
