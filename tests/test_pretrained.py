@@ -253,3 +253,14 @@ def test_sizes_are_recognised(name: str, parameters: dict[str, Any]) -> None:
 )
 def test_other_weights_are_not_recognised(state: State | Callable[[], State]) -> None:
     assert recognise(state() if callable(state) else state) is None
+
+
+def test_weights_of_nothing_known_are_given_up_after_a_few_parameters_of_each_backbone() -> None:
+    made: list[str] = []
+    register = nn.modules.module.register_module_parameter_registration_hook
+    hook = register(lambda _, name, __: made.append(name))
+    try:
+        assert recognise({f"layers.{i}.weight": torch.zeros(3, 3) for i in range(400)}) is None
+    finally:
+        hook.remove()
+    assert len(made) < 40 * len(BACKBONES.names())

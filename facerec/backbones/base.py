@@ -5,11 +5,13 @@ Shapes: B pictures of C = 3 channels, H×W pixels; D is the length of the embedd
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from facerec.errors import ConfigError, require
 from facerec.registry import Registry
@@ -119,3 +121,22 @@ def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves normal numbers undrawn; without memory torch loads its compiler for them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith("normal_"):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are made in here have names and sizes of parameters (on the meta device), no numbers."""
+    with torch.device("meta"), _Undrawn():
+        yield

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from facerec import checkpoint, sharded_checkpoint
-from facerec.backbones.base import BACKBONES, Backbone, create_backbone
+from facerec.backbones.base import BACKBONES, Backbone, create_backbone, without_memory
 from facerec.errors import CheckpointError
 from facerec.inert import Inert, shown
 
@@ -93,12 +93,9 @@ def draft(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
             )
 
     register = nn.modules.module
-    hooks = (
-        register.register_module_parameter_registration_hook(count),
-        register.register_module_module_registration_hook(count),
-    )
+    hook = register.register_module_module_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with _each_parameter(count), without_memory():
             return create_backbone(**of_network(settings))
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # of sizes that overflow
         raise CheckpointError(
@@ -106,8 +103,17 @@ def draft(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
             f"({type(error).__name__})"
         ) from error
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+
+
+@contextlib.contextmanager
+def _each_parameter(see: Callable[..., None]) -> Iterator[None]:
+    """Call `see(module, name, parameter)` for each parameter that a module gets."""
+    hook = nn.modules.module.register_module_parameter_registration_hook(see)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:
@@ -189,7 +195,11 @@ def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None)
         parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
         if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
             continue  # timm: any network at all
-        expected, foreign = _known(name, 512, 112)
+        try:
+            with _each_parameter(_only_shapes_of(weights)):
+                expected, foreign = _known(name, 512, 112)
+        except _OtherNetworkError:
+            continue
         match = _match(weights, expected, foreign)
         if match.missing or match.unexpected:
             continue
@@ -205,6 +215,27 @@ def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None)
                 size = input_size if isinstance(input_size, int) else list(input_size)
                 return {"name": name, "embedding_size": embedding_size, "input_size": size}
     return None
+
+
+class _OtherNetworkError(Exception):
+    """A network that is being built is not that of the weights."""
+
+
+def _only_shapes_of(weights: Mapping[str, Tensor], spare: int = 16) -> Callable[..., None]:
+    """For `_each_parameter`: gives a network up once more than `spare` of its parameters, which may depend on
+    the sizes of embedding and image, have a shape that no entry has left: drawing all of it takes long."""
+    left = Counter(tuple(value.shape) for value in weights.values())
+
+    def see(_: nn.Module, __: str, parameter: Tensor | None) -> None:
+        nonlocal spare
+        if parameter is None:
+            return
+        left[tuple(parameter.shape)] -= 1
+        spare -= left[tuple(parameter.shape)] < 0
+        if spare < 0:
+            raise _OtherNetworkError
+
+    return see
 
 
 class _Match(NamedTuple):
@@ -270,7 +301,7 @@ def _prefix(names: Iterable[str], expected: Shapes) -> str:
 def _known(name: str, embedding_size: int, input_size: int | tuple[int, int]) -> tuple[Shapes, Iterable[str]]:
     """Entries of a backbone, built without memory, and the prefixes of what its files hold besides."""
     size = input_size if isinstance(input_size, int) else list(input_size)
-    with torch.device("meta"):
+    with without_memory():
         backbone = create_backbone(name, embedding_size=embedding_size, input_size=size)
     return _shapes(backbone.state_dict()), backbone.foreign
 

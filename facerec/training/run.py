@@ -15,6 +15,7 @@ import torch
 
 from facerec import processes, sharded_checkpoint
 from facerec.backbones import BACKBONES
+from facerec.backbones.base import without_memory
 from facerec.backbones.flops import activation_bytes, gflops, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.backbones.weights import load_pretrained
@@ -160,7 +161,7 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
 def try_out(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
     """Build backbone and head without memory, so that their settings are judged before data is touched."""
     classes = max(2, processes.count())  # how many there are is not known yet; some for every process
-    with torch.device("meta"):
+    with without_memory():
         backbone = BACKBONES.from_section(architecture)
         HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
 
