@@ -231,6 +231,14 @@ def test_a_refused_run_of_a_sweep_has_its_row_and_its_reason(work: Path) -> None
     assert (work / "sweep/0/train.log").read_text().startswith("facerec-train: seed=-1: must be")
 
 
+def test_a_resume_that_is_refused_says_nothing_else_and_what_goes_on_is_described(work: Path) -> None:
+    settings = ["output_dir=refused", "trainer.resume=run/checkpoints/last.pt", "trainer.max_steps=3"]
+    refused = train(work, *settings, "seed=77")
+    assert "belongs to a run with other settings: seed=77" in failed(refused) and not refused.stdout
+    run = train(work, *settings, "optimizer.lr=0.003")
+    assert "'lr': 0.003" in next(line for line in run.stdout.splitlines() if line.startswith("optimizer"))
+
+
 def test_a_job_that_started_from_a_path_and_is_queued_again_goes_on_from_its_own_state(work: Path) -> None:
     settings = ["output_dir=new", "trainer.resume=run/checkpoints/last.pt"]
     first = train(work, *settings, "trainer.max_steps=3")

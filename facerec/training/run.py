@@ -139,10 +139,10 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         reporters=reporters,
     )
     trainer.set_modes()
-    describe_run(trainer)
     if resume is not None:
         trainer.resume(resume)
     refuse_batches_of_one(trainer)
+    describe_run(trainer)
     return trainer
 
 
