@@ -6,12 +6,14 @@ import itertools
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from facerec.errors import ConfigError
 from facerec.heads import create_head
+from facerec.heads.pairs import PairHead
 
 SIZE = 6
 
@@ -112,3 +114,11 @@ def test_other_heads_do_not_load_the_library() -> None:
     code = "import sys, facerec.heads as h; h.HEADS.names(); print('pytorch_metric_learning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_batches_in_which_chance_brings_few_pairs_together_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    head = PairHead(10_000, 4, None, None)
+    for identities, said in ((10_000, True), (40, False)):
+        caplog.clear()
+        head.check_batches(np.full(identities, 50), 128, None)
+        assert ("data.shuffle=identity" in caplog.text) == said

@@ -55,10 +55,10 @@ class PairHead(Head):
             return
         pairs = batch_size * (batch_size - 1) / 2
         pairs *= float((images_C * (images_C - 1.0)).sum() / (images_C.sum() * (images_C.sum() - 1.0)))
-        if pairs < 1:
+        if pairs < batch_size / 4:  # at least half of its images are alone
             log.warning(
-                "head=%s: a batch of %d has %.2g pairs of one identity on average, and without any no loss; "
-                "data.shuffle=identity brings them together",
+                "head=%s: a batch of %d has %.2g pairs of one identity on average, and images without a pair "
+                "teach little or nothing; data.shuffle=identity brings them together",
                 *(head, batch_size, pairs),
             )
 
