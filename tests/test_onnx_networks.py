@@ -291,13 +291,14 @@ def test_a_size_that_no_memory_holds_is_refused_before_there_is_an_image(tmp_pat
         load_model(path, device="cpu", size=1 << 20)
 
 
-def test_a_stopped_network_is_opened_again_and_none_outlives_its_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("noticed", [False, True])
+def test_a_stopped_network_is_opened_again_and_none_outlives_its_model(tmp_path: Path, noticed: bool) -> None:
     model = opened(onnx_file(tmp_path / "net.onnx"))
     worker: Any = model.backbone._worker
     first = worker._process
     first.kill()
+    if noticed:
+        first.wait()  # so that nobody reads the request
     with pytest.raises(
         CheckpointError, match=r"net\.onnx: onnxruntime crashed over a batch of 2 \(SIGKILL\)"
     ):

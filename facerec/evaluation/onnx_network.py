@@ -5,6 +5,7 @@ Shape suffixes: B images, C channels, H height, W width, D embedding size.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
@@ -205,5 +206,6 @@ class _Worker:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    with process:  # closes its pipes, and waits
+    # This closes its pipes, one of which may hold what nobody will read, and waits.
+    with contextlib.suppress(BrokenPipeError), process:
         pass
