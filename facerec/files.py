@@ -212,9 +212,11 @@ def _parents(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def publish(stage: Path, out: Path, names: Iterable[str]) -> None:
-    """Give files of `stage` their names in `out`, in this order."""
-    for name in names:
+def publish(stage: Path, out: Path, names: Iterable[str] | None = None) -> None:
+    """Give files of `stage` their names in `out`, in this order; None: all at once, where `out` is empty."""
+    if names is None:
+        stage.replace(out)
+    for name in names or ():
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (stage / name).replace(target)

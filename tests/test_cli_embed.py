@@ -163,7 +163,7 @@ def test_images_of_another_size_are_resized_and_that_is_said(
     caplog.set_level("INFO")
     array = embed(folder, tmp_path / "a.npy", network, "--no-flip")
     assert array.shape == (7, WIDTH)
-    assert "resized and cropped, for their size was another: 1 images" in caplog.text
+    assert "resized and cropped: 1 image of another size" in caplog.text
 
 
 def test_parquet_has_names_labels_and_embeddings(folder: Path, network: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_damaged_image_stops_the_run_or_is_listed(
     assert "bob/y.png" not in dict(listed(tmp_path / "a.names.csv"))
     close(array, expected(IMAGES[[5, 0, 1, 4, 2, 3, 6]])[[0, 1, 2, 4, 5, 6]])
     assert (tmp_path / "a.skipped.csv").read_text().splitlines()[1].startswith(f"{folder}/bob/y.png,")
-    assert "left out: 1 images; " in caplog.text
+    assert "1 image left out; " in caplog.text
     (folder / "bob" / "y.png").unlink()
     embed(folder, tmp_path / "a.npy", network, "--on-error", "skip", "--force")
     assert not (tmp_path / "a.skipped.csv").exists(), "nothing was left out this time"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facerec.cli.base import Parser
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, counted
 
 _EPILOG = """\
 OUT.npy is a float32 array with one row per image; OUT.names.csv beside it has one line name,label per row,
@@ -69,9 +69,9 @@ def _embed(options: argparse.Namespace) -> None:
         force=options.force,
     )
     if written.resized:
-        log.info("resized and cropped, for their size was another: %d images", written.resized)
+        log.info("resized and cropped: %s of another size", counted(written.resized, "image"))
     if written.skipped:
-        log.warning("left out: %d images; %s says why", written.skipped, written.files[-1])
+        log.warning("%s left out; %s says why", counted(written.skipped, "image"), written.files[-1])
     files = ", ".join(map(str, written.files))
     print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
 

@@ -30,7 +30,7 @@ from facerec.files import (
     undisturbed,
 )
 from facerec.packs import framing
-from facerec.packs.framing import Record, pack
+from facerec.packs.recordio import Record, append_record, pack
 
 STAGE: Final = ".making"
 REPORT: Final = "report.csv"
@@ -181,13 +181,8 @@ class PackBuilder:
     # Files ------------------------------------------------------------------------------------------------
 
     def _record(self, key: int, record: Record) -> None:
-        try:
-            framed = framing.frame(pack(record))
-        except ValueError as problem:
-            raise UserError(f"image {key}: {problem}; leave it out") from None
-        self._files["train.idx"].write(b"%d\t%d\n" % (key, self._offset))
-        self._files["train.rec"].write(framed)
-        self._offset += len(framed)
+        rec, idx = self._files["train.rec"], self._files["train.idx"]
+        self._offset = append_record(rec, idx, key, self._offset, record)
 
     def _head(self) -> Record:
         """Record 0; written first with a guess, and again when the numbers are known."""

@@ -60,11 +60,6 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
                     f"has {len(os.fsencode(longest))} bytes, a file's {os.pathconf(stage, 'PC_NAME_MAX')} at "
                     "most; shorten it, or move that file away to have them numbered"
                 ) from None
-        if in_use:
-            files = (path for path in stage.rglob("*") if path.is_file())
-            publish(stage, out, sorted(str(path.relative_to(stage)) for path in files))
-        else:
-            if out.is_dir():
-                out.rmdir()
-            stage.rename(out)
+        files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
+        publish(stage, out, sorted(files) if in_use else None)
     return damaged

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from facerec.packs import framing
 from facerec.packs.framing import Record, pack, unpack
 from facerec.packs.index import RecordIndex, default_path, open_index
 
-__all__ = ["Record", "RecordReader", "RecordWriter", "pack", "unpack"]
+__all__ = ["Record", "RecordReader", "RecordWriter", "append_record", "pack", "unpack"]
 
 _READ = 1 << 13  # bytes read for an image at first; most aligned faces are smaller
 _SAMPLES = 64  # records looked at where the file has another time or size than it had
@@ -277,6 +277,23 @@ class RecordReader:
         return f"RecordReader({str(self.path)!r})"
 
 
+def append_record(
+    rec: BinaryIO, idx: BinaryIO, key: int, offset: int, record: Record | bytes | bytearray | memoryview
+) -> int:
+    """Append a record at `offset` of a `.rec`, and its line of the `.idx`; returns the offset behind it.
+
+    Raises:
+        UserError: where a field is out of range, or the record has 2^29 bytes or more.
+    """
+    try:
+        framed = framing.frame(pack(record) if isinstance(record, Record) else record)
+    except ValueError as problem:
+        raise UserError(f"key {key}: {problem}; leave it out") from None
+    rec.write(framed)
+    idx.write(b"%d\t%d\n" % (key, offset))
+    return offset + len(framed)
+
+
 class RecordWriter:
     """Write a `.rec` and its `.idx`, byte for byte as the original writer does.
 
@@ -311,18 +328,11 @@ class RecordWriter:
         """
         if not 0 <= key < 2**63:
             raise UserError(f"key {key}: must be 0 … 2^63 − 1")
-        raw = pack(record) if isinstance(record, Record) else record
-        try:
-            framed = framing.frame(raw)
-        except ValueError as problem:
-            raise UserError(f"key {key} of {self.path}: {problem}") from None
-        self._growing = self._growing and (not self._keys or key > self._keys[-1])
-        self._keys.append(key)
         rec, idx = self._files
         with self._storage():
-            rec.file.write(framed)
-            idx.file.write(b"%d\t%d\n" % (key, self._offset))
-        self._offset += len(framed)
+            self._offset = append_record(rec.file, idx.file, key, self._offset, record)
+        self._growing = self._growing and (not self._keys or key > self._keys[-1])
+        self._keys.append(key)
 
     def close(self) -> None:
         """Finish both files and give them their names.

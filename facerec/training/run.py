@@ -19,7 +19,7 @@ from facerec.backbones.base import on_meta_device
 from facerec.backbones.flops import activation_bytes, multiply_adds, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, resolve_device, seed_everything
-from facerec.errors import ConfigError, UserError, require
+from facerec.errors import ConfigError, UserError, counted, require
 from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.overlap import warn_of_overlap
 from facerec.evaluation.protocols.verification import load_targets
@@ -223,9 +223,9 @@ def describe_run(trainer: Trainer) -> None:
     schedule = dict(config["schedule"])
 
     operations = multiply_adds(backbone, shape)
-    counted = not (trainer.start.frozen or settings.checkpoint_activations)
+    exact = not (trainer.start.frozen or settings.checkpoint_activations)
     half = settings.precision != "fp32"
-    step = cost.of_run(trainer, operations, activation_bytes(backbone, shape, half=half) if counted else 0)
+    step = cost.of_run(trainer, operations, activation_bytes(backbone, shape, half=half) if exact else 0)
     flops, speed = step.total(step.flops), matmul_speed(trainer.device, settings.precision)
     trainer.meter.flops = flops / (settings.batch_size * settings.accumulate)
     trainer.meter.peak_flops = speed
@@ -239,7 +239,7 @@ def describe_run(trainer: Trainer) -> None:
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {world_size} processes" if world_size > 1 else "")
-        + f", {torch.get_num_threads()} CPU threads, seed {config['seed']}",
+        + f", {counted(torch.get_num_threads(), 'CPU thread')}, seed {config['seed']}",
         "memory": step.line(),
         "work": f"{all_steps * flops * world_size:.3g} FLOPs in all: not less than "
         f"{timedelta(seconds=round(all_steps * flops / speed))} at the speed of large matrix products here, "
