@@ -41,7 +41,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         unfinished = Unfinished(path)
         try:
             yield unfinished.file
-            unfinished.sync(durable=durable)
+            sync(unfinished.file) if durable else unfinished.file.flush()
             unfinished.publish()
         finally:
             unfinished.drop()
@@ -64,8 +64,8 @@ def replacing_both(path: Path, beside: Path) -> Iterator[tuple[BinaryIO, BinaryI
             stack.callback(both[-1].drop)
         first, second = both
         yield first.file, second.file
-        first.sync()
-        second.sync()
+        sync(first.file)
+        sync(second.file)
         former = _temporary(beside)
         with contextlib.suppress(FileNotFoundError):
             beside.rename(former)
@@ -102,6 +102,12 @@ def _cell(value: object) -> object:
     return "'" + value
 
 
+def sync(file: BinaryIO) -> None:
+    """Write out what is buffered, as far as the disk: whatever cannot be written fails here."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 class Unfinished:
     """A file being written under a temporary name beside `target`, locked as long as it is open.
 
@@ -119,12 +125,6 @@ class Unfinished:
         handle = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         _lock(handle)
         self.file: BinaryIO = os.fdopen(handle, "wb", buffering=_BUFFER)
-
-    def sync(self, *, durable: bool = True) -> None:
-        """Write out what is buffered; `durable` waits for the disk."""
-        self.file.flush()
-        if durable:
-            os.fsync(self.file.fileno())
 
     def publish(self) -> None:
         """Give the file its name."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from facerec.errors import ConfigError
 
-__all__ = ["config_folders", "load", "modules", "named", "use"]
+__all__ = ["config_folders", "hint", "load", "modules", "named", "note_origin", "use"]
 
 _GROUP = "facerec.plugins"
 _named: list[str] = []
@@ -31,7 +32,7 @@ def use(names: Sequence[str]) -> None:
         ConfigError: there is no such module.
     """
     for name in names:
-        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        if not isinstance(name, str) or not _is_dotted(name):
             raise ConfigError("plugins", name, "must be a list of names of Python modules")
         if name in _named:
             continue
@@ -40,6 +41,10 @@ def use(names: Sequence[str]) -> None:
             sys.path.insert(0, here)
         _folder(name)
         _named.append(name)
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def named() -> list[str]:
@@ -75,6 +80,23 @@ def load() -> None:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError("plugins", name, f"(of {origin}) cannot be imported: {reason}") from error
         _loaded.add(name)
+
+
+def hint(made_with: object = ()) -> str:
+    """Return the hint for a name that nothing here has: the `plugins` of a file's settings, or any."""
+    names = made_with if isinstance(made_with, list) else [made_with]
+    good = [name for name in names if isinstance(name, str) and _is_dotted(name)]
+    return f"if a plugin brings it, name it: plugins=[{','.join(good[:9]) or 'MODULE'}]"
+
+
+def note_origin(error: BaseException) -> None:
+    """Add a note to an exception that was raised in a plugin's code, or below it: which, and where."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        name = str(frame.f_globals.get("__name__"))
+        if any(f"{name}.".startswith(f"{module}.") for module in modules()):
+            where = f"{frame.f_code.co_filename}:{line}"
+            error.add_note(f"This comes from the plugin {name} ({where}), not from facerec itself.")
+            return
 
 
 def config_folders() -> list[Path]:

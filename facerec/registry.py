@@ -63,7 +63,8 @@ class Registry:
         if not isinstance(name, str) or name not in self._builders:
             self._load()
             kind = self.kind.rpartition(".")[2].removesuffix("s")
-            raise ConfigError(self.kind, name, f"no such {kind}; {nearest(str(name), self._builders)}")
+            known = nearest(str(name), self._builders)
+            raise ConfigError(self.kind, name, f"no such {kind}; {known}; {plugins.hint()}")
         return self._builders[name]
 
     def create(self, name: str, given: Mapping[str, Any] | None = None, /, **context: Any) -> Any:

@@ -85,9 +85,12 @@ def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, site: Path)
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     assert isinstance(checkpoint.load(last)["backbone"]["layers.0.weight"], torch.Tensor)
     without = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors")
-    assert without.returncode == 2 and "plain" in without.stderr
+    assert without.returncode == 2 and without.stderr.count("\n") == 1
+    assert "its backbone plain is none of" in without.stderr
+    assert without.stderr.endswith("if a plugin brings it, name it: plugins=[MODULE]\n")
     done = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors", packages=site)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "x.safetensors")
 
 
 def test_an_installed_plugin_judges(tmp_path: Path, site: Path) -> None:
@@ -108,6 +111,11 @@ def test_a_projects_folder_is_a_plugin_by_its_name(tmp_path: Path) -> None:
     assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr
     unknown = run("train", tmp_path, *SETTINGS)
     assert unknown.returncode == 2 and ": no such " in unknown.stderr  # which first, Hydra decides
+    assert "if a plugin brings it, name it: plugins=[MODULE]" in unknown.stderr
+    ckpt = "ckpt=run/checkpoints/last.pt"
+    evaluated = run("evaluate", tmp_path, ckpt, "output_dir=judged")
+    assert evaluated.returncode == 2 and evaluated.stderr.count("\n") == 1
+    assert evaluated.stderr.endswith("if a plugin brings it, name it: plugins=[my_faces]\n")
 
 
 def test_settings_of_a_plugin_are_checked_like_all_others(tmp_path: Path, site: Path) -> None:
@@ -125,6 +133,23 @@ def test_a_plugin_that_is_not_there_or_fails_is_named(tmp_path: Path) -> None:
     broken = run("train", tmp_path, "plugins=[broken]", "head=arcface", "data=synthetic")
     assert broken.returncode == 2
     assert "plugins=broken: (of plugins) cannot be imported: ModuleNotFoundError" in broken.stderr
+
+
+def test_an_exception_of_a_plugins_own_code_names_the_plugin_behind_the_traceback(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "from facerec.heads import HEADS, Head\n\n\n"
+        '@HEADS.register("failing")\nclass Failing(Head):\n'
+        "    def forward(self, embedding_BD, label_B, sizes=None):\n"
+        "        return embedding_BD.nothing\n"
+    )
+    (tmp_path / "configs" / "head").mkdir(parents=True)
+    (tmp_path / "configs" / "head" / "failing.yaml").write_text("name: failing\n")
+    data = ["data=synthetic", "data.size=32", "data.images=16", "data.identities=4", "trainer.batch_size=8"]
+    done = run("train", tmp_path, "plugins=[failing]", "head=failing", *data, "trainer.device=cpu")
+    assert done.returncode == 1
+    *_, error, note = done.stderr.splitlines()
+    assert error.startswith("AttributeError")
+    assert note == f"This comes from the plugin failing ({tmp_path}/failing.py:7), not from facerec itself."
 
 
 def test_a_file_names_no_plugin(tmp_path: Path) -> None:

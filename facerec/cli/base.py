@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from facerec import launch
+from facerec import launch, plugins
 from facerec.errors import FacerecError, LostContactError, UserError, machine_errors
 
 
@@ -47,7 +47,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     """Run `work` and return the exit status; a `FacerecError` becomes one line on standard error.
 
     ``FACEREC_TRACEBACK=1`` (or Hydra's ``HYDRA_FULL_ERROR=1``) shows where the error came from. Anything that
-    is not a `FacerecError` is a bug of ours and keeps its traceback.
+    is not a `FacerecError` is a bug of ours, or of the plugin that a note names, and keeps its traceback.
     """
     try:
         with machine_errors():
@@ -68,6 +68,9 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        plugins.note_origin(error)
+        raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -98,7 +98,7 @@ def as_user_error(error: Exception) -> UserError:
             folders = [folder / group for folder in (config_folder(), *plugins.config_folders())]
             files = [path for folder in folders for path in folder.glob("*.yaml")]
             known = [path.stem for path in files if path.stem != "base"]
-            return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}")
+            return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}; {plugins.hint()}")
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if ambiguous:
         hint = (

@@ -39,4 +39,4 @@ def _export(
     path = Path(out or Path(ckpt).with_suffix(f".{format}"))
     require(force or not path.exists(), "out", path, "is there already; force=true overwrites it")
     model = load_model(ckpt, device="cpu", input=input)
-    print(export(model, path, format, opset=opset))
+    print(export(model, path, format, opset=opset).resolve())

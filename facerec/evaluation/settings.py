@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from facerec.errors import require
+from facerec.settings import Applied, Free, Measure
 
 USUAL_METRICS = ("accuracy", "auc", "eer", "tar_at_far")
 
@@ -42,20 +43,20 @@ class EvalSettings:
     """
 
     protocol: str = "verification"
-    targets: list[str] = field(default_factory=list)
-    root: str | None = None
-    every_steps: int = 0
-    batch_size: int = 128
-    flip: bool = True
-    thresholds: Literal["grid", "exact"] = "grid"
-    folds: int | None = None
-    bootstrap: int = 1000
-    seed: int = 0
+    targets: Applied[list[str]] = field(default_factory=list)
+    root: Free[str | None] = None
+    every_steps: Free[int] = 0
+    batch_size: Free[int] = 128
+    flip: Measure[bool] = True
+    thresholds: Measure[Literal["grid", "exact"]] = "grid"
+    folds: Measure[int | None] = None
+    bootstrap: Free[int] = 1000
+    seed: Free[int] = 0
     metrics: list[str] = field(default_factory=lambda: list(USUAL_METRICS))
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    cache: str | None = None
-    sanity: bool | None = None
-    figures: bool = True
+    precision: Measure[Literal["fp32", "bf16", "fp16"]] = "fp32"
+    cache: Free[str | None] = None
+    sanity: Free[bool | None] = None
+    figures: Free[bool] = True
 
     def __post_init__(self) -> None:
         own = type(self).__dataclass_fields__["protocol"].default

@@ -26,6 +26,7 @@ from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard, initialise, shardable
 from facerec.heads.mechanism.terms import Scaled, Term
 from facerec.registry import Registry
+from facerec.settings import Free
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,9 @@ class ClassHead(Head):
     has_bias: ClassVar[bool] = False
 
     init: float | str = 0.01
-    memory: Memory = "auto"
-    block_size: ranges.CountOrNull = None
-    sharded: bool = False
+    memory: Free[Memory] = "auto"
+    block_size: Free[ranges.CountOrNull] = None
+    sharded: Free[bool] = False
     sample_rate: ranges.Rate = 1.0
 
     def __post_init__(self) -> None:

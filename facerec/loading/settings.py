@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from facerec.errors import require
 from facerec.images.augment import AugmentSettings
 from facerec.registry import build
+from facerec.settings import Applied, Free
 from facerec.threads import cores
 
 _LOADING: Final = (
@@ -55,14 +56,14 @@ class DataSettings:
 
     kind: str = "rec"
     name: str | None = None
-    root: str | None = None
-    targets: list[str] = field(default_factory=list)
+    root: Free[str | None] = None
+    targets: Free[list[str]] = field(default_factory=list)
     identities: int | None = None
     images: int | None = None
-    obtain: str | None = None
+    obtain: Free[str | None] = None
     options: dict[str, Any] = field(default_factory=dict)
     size: int | list[int] = 112
-    workers: int | None = None
+    workers: Free[int | None] = None
     shuffle: Literal["full", "block", "identity", "none"] = "full"
     block_size: int = 1024
     window: int = 64
@@ -72,10 +73,10 @@ class DataSettings:
     noise_seed: int = 0
     mirror: bool = True
     augment: dict[str, Any] = field(default_factory=dict)
-    on_error: Literal["raise", "skip"] = "raise"
-    drop_last: bool | None = None
-    prefetch: int = 4
-    decoder: Literal["threads", "device"] = "threads"
+    on_error: Applied[Literal["raise", "skip"]] = "raise"
+    drop_last: Applied[bool | None] = None
+    prefetch: Free[int] = 4
+    decoder: Applied[Literal["threads", "device"]] = "threads"
 
     def __post_init__(self) -> None:
         for key in ("identities", "images", "workers", "block_size", "window", "prefetch"):

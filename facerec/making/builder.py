@@ -27,6 +27,7 @@ from facerec.files import (
     replacing,
     resumable_staging,
     storing,
+    sync,
     undisturbed,
 )
 from facerec.packs import framing
@@ -226,8 +227,7 @@ class PackBuilder:
 
     def _flush(self) -> None:
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def _close(self) -> None:
         for file in self._files.values():

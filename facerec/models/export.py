@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from facerec.errors import FacerecError, UserError, require
 from facerec.files import replacing
 from facerec.models.model import Model
 from facerec.models.networks import ForeignNetwork
+from facerec.vectors import unit_rows
 
 Format = Literal["onnx", "safetensors"]
 
@@ -122,9 +122,7 @@ def _compare(backbone: nn.Module, session: object, image_BCHW: Tensor) -> None:
     with torch.inference_mode():
         expected_BD = backbone(image_BCHW).numpy()
     (got_BD,) = session.run(None, {"image": image_BCHW.numpy()})  # type: ignore[attr-defined]
-    cosine_B = (expected_BD * got_BD).sum(1) / (
-        np.linalg.norm(expected_BD, axis=1) * np.linalg.norm(got_BD, axis=1)
-    )
+    cosine_B = (unit_rows(expected_BD) * unit_rows(got_BD)).sum(1)
     if not cosine_B.min() > 1 - 1e-5:
         raise FacerecError(
             f"the exported network gives other embeddings (cosine {cosine_B.min():.6f} with the original); "

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from facerec import plugins
 from facerec.backbones.base import BACKBONES, Backbone
 from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
@@ -25,7 +26,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
 from facerec.models.model import Model
 from facerec.models.weights import fitted_backbone, network_settings, read_safetensors, recognise, tensors_in
-from facerec.pickles.stand_ins import are_settings
+from facerec.pickles.stand_ins import are_settings, shown
 from facerec.pickles.torch_file import ARCHIVE, archive_names
 from facerec.registry import build
 
@@ -156,6 +157,11 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
         raise CheckpointError(
             f"{request.where}: has no {' and no '.join(missing or ['config.backbone.name'])}, so it is not a "
             "checkpoint of a training run; give its checkpoints/best.pt or checkpoints/last.pt"
+        )
+    if settings["name"] not in (known := BACKBONES.names()):
+        raise CheckpointError(
+            f"{request.where}: its backbone {shown(settings['name'])} is none of {', '.join(known)}; "
+            + plugins.hint(config.get("plugins"))
         )
     if request.backbone and request.backbone["name"] != settings["name"]:
         raise ConfigError(

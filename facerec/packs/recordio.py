@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from facerec.errors import ChangedDataError, DamagedDataError, MissingDataError, StorageError, UserError
-from facerec.files import Unfinished, storing
+from facerec.files import Unfinished, storing, sync
 from facerec.packs import framing
 from facerec.packs.framing import Record, pack, unpack
 from facerec.packs.index import RecordIndex, default_path, open_index
@@ -349,7 +349,7 @@ class RecordWriter:
                 raise UserError(f"{self.path}: key {keys[counts > 1][0]} was written twice; keys must differ")
         with self._storage():
             for file in self._files:
-                file.sync()
+                sync(file.file)
             for file in self._files:
                 file.publish()
         self._files = []

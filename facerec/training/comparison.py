@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facerec import distributed
-from facerec.errors import CheckpointError
+from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.settings import EvalSettings
+from facerec.heads import HEADS
 from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
 from facerec.registry import Registry, defaults
+from facerec.settings import AtResume, marks
 from facerec.training.optimizers import OPTIMIZERS
 from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import StartSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
-# A setting in none of these lists, of a later version too, may not change.
-_FREE = (  # changes nothing of what is learnt
-    *("plugins", "output_dir", "logger.*", "head.memory", "head.block_size", "head.sharded"),
-    *("data.root", "data.targets", "data.obtain", "data.workers", "data.prefetch"),
-    *("trainer.device", "trainer.resume", "trainer.log_every", "trainer.save_every", "trainer.keep_last"),
-    *("trainer.save_in_background", "trainer.profile", "trainer.checkpoint_activations", "trainer.compile"),
-    "trainer.check_replicas",
-    *("trainer.threads", "eval.root", "eval.every_steps", "eval.batch_size", "eval.bootstrap", "eval.seed"),
-    *("eval.cache", "eval.sanity", "eval.figures"),
-)
-_GONE = ("head.weight_dtype",)  # settings of earlier versions; what they left in bf16 is loaded as fp32
-_LENGTH = ("trainer.epochs", "trainer.max_steps")
-MEASURE = ("eval.flip", "eval.thresholds", "eval.folds", "eval.precision")
-_MAY_CHANGE = (  # applied from here on, and logged
-    *_LENGTH,
-    *MEASURE,
-    *("eval.targets", "optimizer.lr", "schedule.*", "backbone.frozen", "backbone.lr_scale"),
-    *("backbone.freeze_batch_norm", "trainer.batch_size", "trainer.accumulate", "trainer.clip_norm"),
-    *("trainer.precision", "trainer.sync_batch_norm", "data.on_error", "data.drop_last", "data.decoder"),
-)
-_SETTINGS: dict[str, Any] = {  # whose defaults stand for what an older checkpoint does not have
+_SETTINGS: dict[str, Any] = {  # their fields say what may differ, their defaults what an older run had
     "trainer": TrainerSettings,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "backbone": StartSettings,
+    "head": HEADS,
     "data": DataSettings,
     "eval": EvalSettings,
 }
+_SECTIONS = {  # all of whose settings may differ
+    "plugins": AtResume.FREE,
+    "output_dir": AtResume.FREE,
+    "logger": AtResume.FREE,
+    "schedule": AtResume.APPLIED,
+}
+_GONE = ("head.weight_dtype",)  # settings of earlier versions; what they left in bf16 is loaded as fp32
 
 
 def changes(
@@ -75,7 +65,8 @@ def log_changes(path: Path, found: Mapping[str, str], finished_at: int | None) -
         CheckpointError: there are changes, and no step is left that they could have an effect on.
     """
     more = "a greater trainer.epochs or trainer.max_steps goes on"
-    idle = [k for k in found if k not in (*_LENGTH, "world size") and not k.startswith("eval.")]
+    length = [f"trainer.{name}" for name, mark in marks(TrainerSettings).items() if mark is AtResume.LENGTH]
+    idle = [k for k in found if k not in (*length, "world size") and not k.startswith("eval.")]
     if finished_at is not None and idle:
         raise CheckpointError(
             f"trainer.resume={path}: that run has ended, at step {finished_at}, so that {idle[0]}="
@@ -87,21 +78,28 @@ def log_changes(path: Path, found: Mapping[str, str], finished_at: int | None) -
         log.info("finished   at step %d already, nothing is left to train; %s", finished_at, more)
 
 
+def measured_anew(changed: Iterable[str]) -> bool:
+    """Return True where, after these changes, former accuracies say nothing of later ones."""
+    measure = {f"eval.{name}" for name, mark in marks(EvalSettings).items() if mark is AtResume.MEASURE}
+    return not measure.isdisjoint(changed)
+
+
 def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Compare settings; raises `CheckpointError` for those that may not change."""
     old, new = _flat(_completed(before)), _flat(_completed(now))
+    may_differ = _marks(now)
     applied: dict[str, str] = {}
     fixed: dict[str, str] = {}
     # A name explains the rest of its section, and data.size the sizes that follow it.
     for key in sorted({**new, **old}, key=lambda k: (not k.endswith(".name"), not k.startswith("data."))):
         was, is_now = old.get(key, "not set"), new.get(key, "not set")
+        section = key.partition(".")[0]
         given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
-        another = key.partition(".")[0] + ".name" in applied | fixed and not (key in old and key in new)
-        left_aside = was == is_now or given_up or another
-        if left_aside or any(fnmatchcase(key, pattern) for pattern in (*_FREE, *_GONE)):
+        another = f"{section}.name" in applied | fixed and not (key in old and key in new)
+        mark = _SECTIONS.get(section) or may_differ.get(key)
+        if was == is_now or given_up or another or mark is AtResume.FREE or key in _GONE:
             continue
-        kind = applied if any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE) else fixed
-        kind[key] = f"{_shown(is_now)} (was {_shown(was)})"
+        (applied if mark else fixed)[key] = f"{_shown(is_now)} (was {_shown(was)})"
     if fixed:
         first, *more = fixed
         raise CheckpointError(
@@ -112,15 +110,27 @@ def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, A
     return applied
 
 
-def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete a configuration with the defaults of the settings it does not have."""
-    completed = dict(config)
+def _builders(config: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield each section of a configuration that there is, and what is built of it."""
     for section, kind in _SETTINGS.items():
         given = config.get(section)
         if isinstance(given, Mapping):
-            builder = kind.builder(str(given.get("name"))) if isinstance(kind, Registry) else kind
-            completed[section] = {**defaults(builder), **given}
-    return completed
+            with contextlib.suppress(ConfigError):  # of a plugin that is not here: its name is another, too
+                yield section, kind.builder(str(given.get("name"))) if isinstance(kind, Registry) else kind
+
+
+def _marks(config: Mapping[str, Any]) -> dict[str, AtResume]:
+    """Return the marks of the settings in use, by dotted names."""
+    return {
+        f"{section}.{name}": mark
+        for section, builder in _builders(config)
+        for name, mark in marks(builder).items()
+    }
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a configuration with the defaults of the settings it does not have."""
+    return {**config, **{name: {**defaults(builder), **config[name]} for name, builder in _builders(config)}}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

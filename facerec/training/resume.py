@@ -59,9 +59,10 @@ def restore(
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
     position = Position(**{name: state[name] for name in asdict(Position()) if name in state})
-    if {"eval.targets", *comparison.MEASURE} & changes.keys():
+    measured_anew = comparison.measured_anew(changes)
+    if measured_anew or "eval.targets" in changes:
         position.best, position.evaluated = -1.0, -1  # of a mean over other things
-    if set(comparison.MEASURE) & changes.keys():
+    if measured_anew:
         position.highest = {}
     return position, changes
 

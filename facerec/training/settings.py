@@ -13,6 +13,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.images.augment import AugmentSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import defaults
+from facerec.settings import Applied, Free, Length
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,24 @@ class TrainerSettings:
         ConfigError: for a value out of range.
     """
 
-    epochs: float = 20.0
-    max_steps: int | None = None
-    batch_size: int = 128
-    accumulate: int = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: str = "auto"
-    clip_norm: float | None = None
-    resume: Literal["auto"] | str | None = "auto"
-    log_every: int = 20
-    save_every: int | None = None
-    keep_last: int = 2
-    save_in_background: bool = False
-    sync_batch_norm: bool = False
-    check_replicas: bool | int = False
-    profile: bool = False
-    checkpoint_activations: bool = False
-    compile: bool = False
-    threads: int | None = None
+    epochs: Length[float] = 20.0
+    max_steps: Length[int | None] = None
+    batch_size: Applied[int] = 128
+    accumulate: Applied[int] = 1
+    precision: Applied[Literal["fp32", "bf16", "fp16"]] = "fp32"
+    device: Free[str] = "auto"
+    clip_norm: Applied[float | None] = None
+    resume: Free[Literal["auto"] | str | None] = "auto"
+    log_every: Free[int] = 20
+    save_every: Free[int | None] = None
+    keep_last: Free[int] = 2
+    save_in_background: Free[bool] = False
+    sync_batch_norm: Applied[bool] = False
+    check_replicas: Free[bool | int] = False
+    profile: Free[bool] = False
+    checkpoint_activations: Free[bool] = False
+    compile: Free[bool] = False
+    threads: Free[int | None] = None
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "trainer.epochs", self.epochs, "must be greater than 0")
@@ -98,9 +99,9 @@ class StartSettings:
     """
 
     pretrained: str | None = None
-    frozen: bool = False
-    lr_scale: float = 1.0
-    freeze_batch_norm: bool = False
+    frozen: Applied[bool] = False
+    lr_scale: Applied[float] = 1.0
+    freeze_batch_norm: Applied[bool] = False
 
     def __post_init__(self) -> None:
         require(self.pretrained != "", "backbone.pretrained", "", "must be a path, or null for none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facerec.errors import CheckpointError, DamagedCheckpointError
-from facerec.files import replacing
+from facerec.files import replacing, sync
 from facerec.models.checkpoint.sections import Checkpoint, split
 from facerec.pickles import torch_file
 from facerec.pickles.stand_ins import Broken, Inert, shown
@@ -35,8 +34,7 @@ def save(path: Path | str, state: Mapping[str, Any]) -> None:
 def write(file: BinaryIO, state: Mapping[str, Any]) -> None:
     """Write `state` to an open file, as far as the disk: whatever cannot be written fails here."""
     torch.save(dict(state), file)
-    file.flush()
-    os.fsync(file.fileno())
+    sync(file)
 
 
 def load_file(path: Path) -> dict[str, Any]:

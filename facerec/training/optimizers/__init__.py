@@ -10,6 +10,7 @@ from torch import nn
 
 from facerec.errors import ConfigError, require
 from facerec.registry import Registry
+from facerec.settings import Applied
 from facerec.training.optimizers.groups import parameter_groups
 
 __all__ = ["OPTIMIZERS", "OptimizerSettings", "describe", "make_optimizer", "set_learning_rate"]
@@ -30,7 +31,7 @@ class OptimizerSettings:
         ConfigError: for a value out of range.
     """
 
-    lr: float = 0.1
+    lr: Applied[float] = 0.1
     weight_decay: float = 5e-4
     decay_all: bool = False
 
