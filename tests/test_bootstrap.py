@@ -22,7 +22,7 @@ from facerec.evaluation.statistics.separation import Separation
 from facerec.evaluation.verify import verify
 from facerec.making.pair_lists import Pair
 from facerec.making.verification_sets import _identities
-from facerec.packs.verification import load_verification, people_path, write_verification
+from facerec.packs.verification import identities_path, load_verification, write_verification
 
 
 def pairs_of_people(people=12, pairs=200, seed=0):
@@ -146,12 +146,12 @@ def test_people_are_kept_beside_a_pack(tmp_path):
     images = [bytes([i]) for i in range(4)]
     file = tmp_path / "made.bin"
     write_verification(file, images, [True, False], ["anna", "anna", "anna\tb", "<bert>"])
-    assert people_path(file) == tmp_path / "made.people.tsv"
+    assert identities_path(file) == tmp_path / "made.people.tsv"
     loaded = load_verification(file)
     assert loaded.identity_2N.tolist() == ["anna", "anna", "anna b", "<bert>"]
     assert "3 identities" in loaded.describe()
     write_verification(file, images, [True, False])  # another pack of that name
-    assert load_verification(file).identity_2N is None and not people_path(file).exists()
+    assert load_verification(file).identity_2N is None and not identities_path(file).exists()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_people_are_kept_beside_a_pack(tmp_path):
 def test_a_file_of_people_that_does_not_fit_is_an_error(tmp_path, text, message):
     file = tmp_path / "made.bin"
     write_verification(file, [b"0", b"1", b"2", b"3"], [True, False])
-    people_path(file).write_text(text)
+    identities_path(file).write_text(text)
     with pytest.raises(DamagedDataError, match=message):
         load_verification(file)
 

@@ -42,7 +42,7 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
 def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> None:
     """Warn of each test that shares names of identities, or images to the byte, with a training set.
 
-    Names are compared where both have some (a folder's, a `.lst`'s; `packs.verification.people_path`).
+    Names are compared where both have some (a folder's, a `.lst`'s; `packs.verification.identities_path`).
     Of a large training set some images are looked at only; were a test part of it, some would be found.
     """
     if not tests:

@@ -5,10 +5,11 @@ Shape suffixes: N images, C identities, H height, W width, C channels (RGB).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,12 @@ class Images(ABC):
     def label(self, i: int) -> str:
         """The identity of image i, as far as it is known; else empty."""
         return ""
+
+    def sample(self, count: int) -> Iterator[Encoded]:
+        """Yield some encoded images, evenly spread; nothing in place of those that cannot be read."""
+        for i in np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist():
+            with contextlib.suppress(DamagedDataError):
+                yield self.encoded(i)
 
     @abstractmethod
     def describe(self) -> str:

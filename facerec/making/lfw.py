@@ -17,7 +17,7 @@ from facerec.making.builder import Built, PackBuilder
 from facerec.making.from_folder import pack_folder
 from facerec.making.pair_lists import read_pairs_txt, read_people_txt
 from facerec.making.verification_sets import write_listed
-from facerec.packs.verification import people_path
+from facerec.packs.verification import identities_path
 
 
 def make_lfw(
@@ -65,8 +65,8 @@ def make_lfw(
         for file, listed in files.items():
             path = builder.beside(file)
             write_listed(root, listed, path, maker, workers=workers, folds=folds if listed is pairs else None)
-            if people_path(path).exists():  # not where the list contradicts the names
-                builder.beside(people_path(path).name)
+            if identities_path(path).exists():  # not where the list contradicts the names
+                builder.beside(identities_path(path).name)
 
     return pack_folder(root, out, maker, force=force, workers=workers, only=names, beside=beside)
 

@@ -32,7 +32,7 @@ from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES
 from facerec.making.builder import PackBuilder
 from facerec.packs.pack import open_pack
-from facerec.packs.verification import people_path, write_verification
+from facerec.packs.verification import identities_path, write_verification
 from facerec.randomness import permute
 
 PEOPLE: Final = 40
@@ -177,4 +177,4 @@ def _write_pairs(folder: Path, builder: PackBuilder) -> None:
     people = [f"s{TRAINED + person + 1}" for person, _ in rows]
     path = builder.beside("orl.bin")
     write_verification(path, images, [same for *_, same in pairs], people)
-    builder.beside(people_path(path).name)
+    builder.beside(identities_path(path).name)

@@ -23,7 +23,7 @@ from facerec.errors import DamagedDataError, UserError, counted
 from facerec.images.decode import read_header
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
-from facerec.packs.listing import Listing, ending
+from facerec.packs.listing import Listing, image_name
 from facerec.packs.pack import Pack, read_property
 from facerec.packs.recordio import RecordReader
 
@@ -70,8 +70,7 @@ def repair(
                 for row in rows.tolist():
                     key = key_N.item(row)
                     payload = reader.record_at(offset_N.item(row)).payload
-                    name = None if listing is None else listing.name(key)
-                    builder.add(name or f"{label_N[row]}/{key}{ending(payload)}", payload)
+                    builder.add(image_name(listing, key, label_N[row], payload), payload)
                 builder.end_identity()
         return Repaired(builder.finish(), damaged, unlisted)
 

@@ -296,13 +296,8 @@ def _shared(source: Path, kind: str, known: cache.Stamp, index: RecordIndex) -> 
 
 def _twice(idx_path: Path, key: int) -> str:
     """Message naming the lines that give the same key."""
-    wanted = str(key).encode()
     with idx_path.open("rb") as file:
-        lines = [
-            n
-            for n, line in enumerate(file, 1)
-            if line.split()[:1] and line.split()[0].lstrip(b"0") == wanted.lstrip(b"0")
-        ]
+        lines = [n for n, line in enumerate(file, 1) if line.strip() and int(line.split()[0]) == key]
     return (
         f"{idx_path}, line {lines[1]}: key {key} is already on line {lines[0]}; remove one of them, "
         f"or rebuild the index with `facerec-data index --force`"

@@ -11,8 +11,10 @@ Shape suffixes: N images, K records looked at, C identities.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from facerec.errors import DamagedDataError
 from facerec.packs import framing
@@ -21,7 +23,7 @@ from facerec.packs.recordio import RecordReader
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16  # records looked at together
-_LABEL = HEADER.size + 8  # where labels behind the header begin, counted from the record's magic number
+_LABEL = (HEADER.size + 8) // 4  # the word, from that of the magic number, at which further labels begin
 EXACT = 1 << 24  # float32 holds every integer up to here
 _SAMPLED = 4096  # images inside the ranges whose own label is checked
 _LARGE = 500_000  # images; below it all headers are read
@@ -47,25 +49,29 @@ def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "") -> n
 
 def _block(reader: RecordReader, offset_K: np.ndarray) -> np.ndarray:
     """`own_labels` of up to `_BLOCK` records: gathered from the map, one by one where unusual."""
-    size = len(reader.view)
-    word_W = np.frombuffer(reader.view, "<u4", size // 4)
-    if not len(word_W):
-        return np.full(len(offset_K), np.nan, np.float32)
-    inside_K = (offset_K >= 0) & (offset_K % 4 == 0) & (offset_K <= size - _LABEL)
-    at_K = np.where(inside_K, offset_K // 4, 0)
-    last = len(word_W) - 1
-    magic_K, length_K, flag_K, scalar_K = (word_W[np.minimum(at_K + i, last)] for i in range(4))
-    first_K = word_W[np.minimum(at_K + _LABEL // 4, last)]
-    labels_K = flag_K.astype(np.int64)
-    usual_K = inside_K & (magic_K == framing.MAGIC) & (length_K < framing.LENGTH_LIMIT)
-    usual_K &= (length_K >= HEADER.size + 4 * labels_K) & (offset_K + 8 + length_K <= size)
-    label_K = np.where(labels_K > 0, first_K, scalar_K).view(np.float32)
+    magic_K, length_K, flag_K, scalar_K, first_K = _words(reader, offset_K, (0, 1, 2, 3, _LABEL))
+    usual_K = (magic_K == framing.MAGIC) & (length_K < framing.LENGTH_LIMIT)
+    usual_K &= length_K >= HEADER.size + 4 * flag_K.astype(np.int64)
+    usual_K &= length_K <= len(reader.view) - 8 - offset_K
+    label_K = np.where(flag_K > 0, first_K, scalar_K).view(np.float32)
     for k in np.flatnonzero(~usual_K).tolist():
         try:
             label_K[k] = reader.record_at(int(offset_K[k])).first_label
         except DamagedDataError:
             label_K[k] = np.nan
     return label_K
+
+
+def _words(reader: RecordReader, offset_K: np.ndarray, places: Sequence[int]) -> list[np.ndarray]:
+    """The uint32 words at these places of the records at `offset_K`; 0 where there can be none."""
+    word_W = np.frombuffer(reader.view, "<u4", len(reader.view) // 4)
+    at_K = np.where((offset_K >= 0) & (offset_K % 4 == 0), offset_K // 4, len(word_W))
+    found = []
+    for place in places:
+        inside_K = at_K < len(word_W) - place
+        found.append(np.zeros(len(at_K), np.uint32))
+        found[-1][inside_K] = word_W[at_K[inside_K] + place]
+    return found
 
 
 def identity_ranges(reader: RecordReader, offset_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,20 +81,16 @@ def identity_ranges(reader: RecordReader, offset_K: np.ndarray) -> tuple[np.ndar
         bool mask over K, and float64 (number of identity records, 2): key of an identity's first image and
         of the one after its last, within the precision of float32.
     """
-    size = len(reader.view)
-    word_W = np.frombuffer(reader.view, "<u4", size // 4)
-    inside_K = (offset_K >= 0) & (offset_K % 4 == 0) & (offset_K <= size - _LABEL - 8)
-    at_K = np.where(inside_K, offset_K // 4, 0)
-    is_K = inside_K.copy()
-    for i, wanted in enumerate((framing.MAGIC, HEADER.size + 8, 2)):
-        is_K[inside_K] &= word_W[at_K[inside_K] + i] == wanted
-    at_I = at_K[is_K] + _LABEL // 4
-    return is_K, np.stack([word_W[at_I + i].view(np.float32).astype(np.float64) for i in range(2)], axis=1)
+    magic_K, length_K, flag_K, *border = _words(reader, offset_K, (0, 1, 2, _LABEL, _LABEL + 1))
+    is_K = (magic_K == framing.MAGIC) & (length_K == HEADER.size + 8) & (flag_K == 2)
+    is_K &= offset_K <= len(reader.view) - HEADER.size - 16
+    return is_K, np.stack([word_K[is_K].view(np.float32).astype(np.float64) for word_K in border], axis=1)
 
 
-def slack(key: float) -> int:
-    """The greatest error of a key kept as float32: 0 below 2^24, 1 below 2^25, 2 below 2^26, …"""
-    return 0 if key < EXACT else int(np.spacing(np.float32(key))) // 2
+def slack(key: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """The greatest error of keys kept as float32: 0 below 2^24, 1 below 2^25, 2 below 2^26, …"""
+    step = np.spacing(np.asarray(key, np.float32))
+    return np.where(np.asarray(key) < EXACT, 0, step // 2).astype(np.int64)
 
 
 def image_labels(
@@ -120,7 +122,7 @@ def _anchors(range_I2: np.ndarray, first_key: int, count: int) -> np.ndarray:
     """Positions whose own labels are read: at both sides of every border, and evenly spread ones."""
     key_B = range_I2.ravel()
     key_B = key_B[(key_B >= 0) & (key_B < first_key + count + 2.0**29)]
-    doubt_B = np.where(key_B < EXACT, 0, np.spacing(key_B.astype(np.float32)) // 2).astype(np.int64)
+    doubt_B = slack(key_B)
     position_B = key_B.astype(np.int64) - first_key
     read_N = np.zeros(count, bool)
     read_N[np.linspace(0, count - 1, _SAMPLED).astype(np.int64)] = True
@@ -139,7 +141,4 @@ def dense(label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     original_N = label_N.astype(np.int64)
     present = np.zeros(wide, bool)
     present[original_N] = True
-    class_C = np.flatnonzero(present)
-    if len(class_C) == wide:
-        return original_N, class_C
-    return (np.cumsum(present) - 1)[original_N], class_C
+    return (np.cumsum(present) - 1)[original_N], np.flatnonzero(present)

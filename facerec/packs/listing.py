@@ -54,7 +54,13 @@ class Listing:
         return _fields(self.path, row + 1, self._text[begin : end if end >= 0 else len(self._text)])[1]
 
 
-def ending(encoded: bytes | memoryview) -> str:
+def image_name(listing: Listing | None, key: int, label: object, encoded: bytes | memoryview) -> str:
+    """The relative path of an image of a pack: of its `.lst`, else ``label/key.jpg``."""
+    name = None if listing is None else listing.name(key)
+    return name or f"{label}/{key}{_ending(encoded)}"
+
+
+def _ending(encoded: bytes | memoryview) -> str:
     """The ending of an image file, by its first bytes."""
     start = bytes(encoded[:12])
     for ending, magic in ((".png", b"\x89PNG"), (".gif", b"GIF8"), (".bmp", b"BM")):

@@ -19,7 +19,7 @@ import numpy as np
 from facerec.errors import DamagedDataError, MissingDataError, counted
 from facerec.images.images import LabelledImages
 from facerec.packs import cache, labels
-from facerec.packs.listing import Listing, ending
+from facerec.packs.listing import Listing, image_name
 from facerec.packs.recordio import RecordReader
 from facerec.packs.text import is_number
 
@@ -100,9 +100,7 @@ class Pack(LabelledImages):
 
     def name(self, i: int) -> str:
         """The relative path of image i: of the `.lst`, else ``label/key.jpg``."""
-        key = self.key(i)
-        name = None if self.listing is None else self.listing.name(key)
-        return name or f"{super().label(i)}/{key}{ending(self.encoded(i))}"
+        return image_name(self.listing, self.key(i), super().label(i), self.encoded(i))
 
     def label(self, i: int) -> str:
         """The name of image i's identity: the folder that the `.lst` has it in, else its original label."""

@@ -26,12 +26,11 @@ class VerificationSet:
 
     Attributes:
         name: e.g. ``lfw``; the file's name without its ending.
-        images: the P distinct images as encoded files, in the order of first occurrence; nothing is
-            decoded before it is asked for.
+        images: the P distinct images as encoded files, in the order of first occurrence.
         index_2N: int64, the image of each row.
         issame_N: bool, True where pair i is genuine: of one identity.
         path: where it was read from, if anywhere.
-        identity_2N: the name of each row's identity, where a file beside the pack has it (`people_path`).
+        identity_2N: the name of each row's identity, where a file beside the pack has it (`identities_path`).
         folds: the number of folds it was made in, where that file has it.
     """
 
@@ -81,7 +80,9 @@ def verification_set(
     if not len(issame):
         raise DamagedDataError(f"{source} holds no pairs")
     known: dict[bytes, int] = {}
-    index_2N = np.fromiter((known.setdefault(one, len(known)) for one in images), np.int64, len(images))
+    # Each object is compared once: one may stand in a list a million times, and equal ones be long.
+    row = {key: known.setdefault(one, len(known)) for key, one in {id(one): one for one in images}.items()}
+    index_2N = np.fromiter((row[id(one)] for one in images), np.int64, len(images))
     return VerificationSet(name, list(known), index_2N, np.asarray(issame, np.bool_), path)
 
 
@@ -90,8 +91,8 @@ def load_verification(path: str | Path) -> VerificationSet:
 
     Raises:
         MissingDataError: there is no such file.
-        DamagedDataError: it is no pickle or a cut one, asks for a class or function no pack needs (named),
-            it does not hold 2N images and N answers, or the file of its identities does not fit.
+        DamagedDataError: it is no pickle of 2N images and N answers, asks for a class or function that no
+            pack needs, or the file of its identities does not fit.
     """
     path = Path(path)
     try:
@@ -103,16 +104,16 @@ def load_verification(path: str | Path) -> VerificationSet:
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise DamagedDataError(f"{path} is no verification pack: a pair (images, issame) was expected")
     made = verification_set(path.stem, _images(path, content[0]), _answers(path, content[1]), path)
-    identity_2N, folds = read_people(people_path(path), made.issame_N)
+    identity_2N, folds = read_identities(identities_path(path), made.issame_N)
     return replace(made, identity_2N=identity_2N, folds=folds)
 
 
-def people_path(path: Path) -> Path:
+def identities_path(path: Path) -> Path:
     """The file beside ``lfw.bin`` with the identities of its images: ``lfw.people.tsv``."""
     return path.with_name(f"{path.stem}.people.tsv")
 
 
-def read_people(
+def read_identities(
     path: Path, issame_N: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.str_] | None, int | None]:
     """The identity of each image of the pairs, (2N,), and the number of folds; None where they are not known.
@@ -165,7 +166,7 @@ def write_verification(
     """Write a `.bin` pack of 2N encoded images and N answers, a plain pickle that every reader takes.
 
     `identities`, the 2N names of them, and the number of folds go into a file beside it
-    (`people_path`); without either, one that an earlier pack of this name left there is removed. Both are
+    (`identities_path`); without either, one that an earlier pack of this name left there is removed. Both are
     replaced, or neither.
 
     Raises:
@@ -181,7 +182,7 @@ def write_verification(
     # Tabs and line ends would break the lines.
     names = [name.translate(dict.fromkeys(map(ord, "\t\r\n\0"), " ")) for name in identities or ()]
     rows = zip(names[0::2], names[1::2], strict=True)
-    with replacing_both(path, people_path(path)) as (file, listing):
+    with replacing_both(path, identities_path(path)) as (file, listing):
         pickle.dump(content, file, protocol=4)
         text = "".join(f"{one}\t{other}\n" for one, other in rows)
         if folds and folds > 1:
@@ -189,22 +190,14 @@ def write_verification(
         listing.write(text.encode("utf-8", "surrogateescape"))
 
 
-def _images(path: Path, value: Any) -> list[bytes]:
+def _images(path: Path, value: Any) -> list[Any]:
     """Encoded images out of a list, or an array of objects, of byte strings or of uint8 arrays."""
-    value = _flat(value)
-    if not isinstance(value, list | tuple):
-        raise DamagedDataError(f"{path} is no verification pack: its images are {_kind(value)}, not a list")
-    images = []
-    known: dict[int, bytes] = {}  # by id: one object may stand in the list many times
-    same: dict[bytes, bytes] = {}  # compared once for each object, however long and often equal ones are held
-    for i, one in enumerate(value):
-        if id(one) not in known:
-            image = one if isinstance(one, bytes) else _image(one)
-            if image is None:
-                raise DamagedDataError(f"{path}: image {i} is {_kind(one)}, not the bytes of an image file")
-            known[id(one)] = same.setdefault(image, image)
-        images.append(known[id(one)])
-    return images
+    listed = _items(path, value, "its images are")
+    made = {id(one): one if isinstance(one, bytes) else _image(one) for one in listed}
+    for i, one in enumerate(listed):
+        if made[id(one)] is None:
+            raise DamagedDataError(f"{path}: image {i} is {_kind(one)}, not the bytes of an image file")
+    return [made[id(one)] for one in listed]
 
 
 def _image(one: Any) -> bytes | None:
@@ -215,21 +208,21 @@ def _image(one: Any) -> bytes | None:
 
 def _answers(path: Path, value: Any) -> npt.NDArray[np.bool_]:
     """Booleans out of a list or an array of bools, or of numbers that are 0 or 1."""
-    value = _flat(value)
-    if not isinstance(value, list | tuple):
-        raise DamagedDataError(f"{path} is no verification pack: issame is {_kind(value)}, not a list")
-    for i, one in enumerate(value):
+    listed = _items(path, value, "issame is")
+    for i, one in enumerate(listed):
         number = isinstance(one, bool | int | float)
         if not number or one not in (0, 1):  # True and 1.0 equal 1
             said = f"{one!r:.20}" if number else _kind(one)
             raise DamagedDataError(f"{path}: the answer (issame) of pair {i} is {said}, not true or false")
-    return np.asarray(value, np.bool_)
+    return np.asarray(listed, np.bool_)
 
 
-def _flat(value: Any) -> Any:
-    """The items of an array (N,) or (N, 1) as a list; anything else as it is."""
+def _items(path: Path, value: Any, what: str) -> list[Any] | tuple[Any, ...]:
+    """A list, or the items of an array (N,) or (N, 1)."""
     if isinstance(value, np.ndarray) and value.ndim and value.size == max(value.shape):
         return list(value.flat) if value.dtype.hasobject else value.ravel().tolist()
+    if not isinstance(value, list | tuple):
+        raise DamagedDataError(f"{path} is no verification pack: {what} {_kind(value)}, not a list")
     return value
 
 

@@ -56,7 +56,7 @@ def read_pairs_txt(path: Path) -> Any:
 
 
 def read_people(path: Path) -> Any:
-    names, folds = verification.read_people(path, np.array(SAME))
+    names, folds = verification.read_identities(path, np.array(SAME))
     return None if names is None else names.tolist(), folds
 
 

