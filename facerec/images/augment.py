@@ -9,7 +9,7 @@ Shape suffixes: B images, H height, W width, C channels, K random numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -57,18 +57,16 @@ class AugmentSettings:
     cutout_side: float = 0.5
 
     def __post_init__(self) -> None:
-        for key in (*CHANGES, "color_strength"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"data.augment.{key}", value, "must be 0 to 1")
-        for key in ("crop_side", "low_resolution_side", "cutout_side"):
-            value = getattr(self, key)
-            require(0 < value <= 1, f"data.augment.{key}", value, "must be greater than 0, and 1 at most")
-        require(
-            0 < self.blur_sigma <= 20, "data.augment.blur_sigma", self.blur_sigma, "must be 0 to 20 pixels"
-        )
-        require(
-            1 <= self.jpeg_quality <= 100, "data.augment.jpeg_quality", self.jpeg_quality, "must be 1 to 100"
-        )
+        for key, value in asdict(self).items():
+            if key.endswith("_side"):
+                good, hint = 0 < value <= 1, "must be greater than 0, and 1 at most"
+            elif key == "blur_sigma":
+                good, hint = 0 < value <= 20, "must be 0 to 20 pixels"
+            elif key == "jpeg_quality":
+                good, hint = 1 <= value <= 100, "must be 1 to 100"
+            else:
+                good, hint = 0 <= value <= 1, "must be 0 to 1"
+            require(good, f"data.augment.{key}", value, hint)
 
     @property
     def active(self) -> bool:

@@ -27,12 +27,8 @@ def empty(
 ) -> torch.Tensor:
     """A tensor of any content, like `torch.empty`; large ones in plain memory take a block that was freed.
 
-    A block is free when no tensor, view or NumPy array of it is left, in whatever thread or in a graph of
-    autograd: torch lets go of its storage then, and the storage of the array it was made of.
-
-    Args:
-        shape, dtype, device: of the tensor.
-        pin: in page-locked memory, for copies to a CUDA device.
+    A block is free when no tensor, view or NumPy array of it is left, in whatever thread or graph: torch lets
+    go of its storage then, and the storage of the array it was made of.
     """
     size = math.prod(shape) * dtype.itemsize
     if pin or size < _LARGE or torch.device(device).type != "cpu":

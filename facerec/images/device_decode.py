@@ -1,14 +1,9 @@
 """Decode the JPEG images of a batch on the training device by torchvision (nvJPEG on CUDA).
 
-For machines whose GPU waits for the CPU's decoding (``data.decoder=device``): the loader's threads then only
-collect files, and a batch crosses to the device compressed, in a tenth of the bytes. The threads decode as
-ever what a device's decoder may not know (other formats, EXIF rotation, CMYK, a file without its end), and
-what may be too much for it.
-
-Never run on CUDA: no GPU was at hand. A CPU goes through the same lines, up to the decoder that torchvision
-calls; it then does so on one core, so that ``threads`` is the better choice there. The decoders may differ by
-a gray level or two. A device's decoder may accept damage inside a JPEG that the threads' would not;
-`facerec-data verify` finds it.
+For machines whose GPU waits for the CPU's decoding (``data.decoder=device``): the loader's threads only
+collect files, and decode what a device's decoder may not know. Never run on CUDA: no GPU was at hand; a CPU
+goes through the same lines, on one core. The decoders may differ by a gray level or two, and a device's may
+accept damage inside a JPEG; `facerec-data verify` finds it.
 
 Shape suffixes: B batch, H height, W width, C colour channels (RGB).
 """
@@ -97,10 +92,8 @@ class Undecoded:
             from torchvision.transforms.v2 import functional
 
             scale = max(height / image_CHW.shape[1], width / image_CHW.shape[2])
-            cover = [
-                max(height, round(scale * image_CHW.shape[1])),
-                max(width, round(scale * image_CHW.shape[2])),
-            ]
+            sides = zip(self.size, image_CHW.shape[1:], strict=True)
+            cover = [max(wanted, round(scale * side)) for wanted, side in sides]
             bicubic = functional.InterpolationMode.BICUBIC
             image_CHW = functional.resize(image_CHW, cover, bicubic, antialias=True)
             image_CHW = functional.center_crop(image_CHW, [height, width])

@@ -1,13 +1,8 @@
 """Batches of decoded faces: threads decode straight into one uint8 buffer per batch, a few batches ahead.
 
 Threads and not processes: the decoder releases the interpreter lock, and an image is never copied, pickled
-or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`),
-whatever the number of threads and ranks.
-
-Two threads on two cores deliver batches at about 0.8 of the rate of the decoder alone, and with `prepare`
-(mirrored, normalised, on the same two cores) at 0.5 to 0.6; see `scripts/benchmark data`. The rest is lost to
-the interpreter's lock, which every image needs for some 4 µs, and to memory: an image is 38 kB as bytes,
-151 kB as floats.
+or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`).
+Two threads on two cores reach 0.8 of the decoder alone, 0.5 to 0.6 with `prepare` (`scripts/benchmark data`).
 
 Shape suffixes: B images of a batch, G of a global batch (that of all ranks), N any number, H height, W width,
 C colour channels (RGB).
@@ -120,13 +115,8 @@ class Loader:
 
     def _order(self) -> Order:
         if self.shuffle != "identity":
-            return Order(
-                len(self.faces),
-                seed=self.seed,
-                shuffle=self.shuffle,
-                block_size=self.block_size,
-                window=self.window,
-            )
+            blocks = {"block_size": self.block_size, "window": self.window}
+            return Order(len(self.faces), seed=self.seed, shuffle=self.shuffle, **blocks)
         k = self.images_per_identity
         hint = f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % max(1, k) == 0, "data.images_per_identity", k, hint)
@@ -139,13 +129,8 @@ class Loader:
 
     def batches_per_epoch(self, start: int = 0) -> int:
         """Batches of an epoch that remain when all ranks have taken `start` samples of it."""
-        return count_batches(
-            len(self.faces),
-            self.batch_size,
-            world_size=self.world_size,
-            start=start,
-            drop_last=self.drop_last,
-        )
+        how = {"world_size": self.world_size, "start": start}
+        return count_batches(len(self.faces), self.batch_size, **how, drop_last=self.drop_last)
 
     def smallest_batch(self, start: int = 0) -> int:
         """Images of the smallest batch that a rank gets of an epoch, from sample `start` on."""

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import ConfigError, DamagedDataError
+from facerec.errors import DamagedDataError, require
 from facerec.images.decode import MAX_PIXELS, Encoded, Pixels
 from facerec.images.images import LabelledImages
 from facerec.randomness import random_words
@@ -28,12 +28,7 @@ _SIDE: Final = 16
 
 
 class NoisyLabels(LabelledImages):
-    """Images of which some labels are wrong.
-
-    Attributes:
-        label_N: the labels to train on.
-        clean_label_N: the labels as they were.
-    """
+    """Images of which some labels are wrong; `clean_label_N` are those as they were."""
 
     def __init__(self, faces: LabelledImages, label_N: Labels, kind: str) -> None:
         self.faces, self.kind = faces, kind
@@ -65,20 +60,15 @@ class NoisyLabels(LabelledImages):
 def with_label_noise(
     faces: LabelledImages, fraction: float, kind: NoiseKind = "uniform", seed: int = 0
 ) -> LabelledImages:
-    """`faces` with wrong labels on a fraction of its images, a pure function of the seed.
+    """`faces` with wrong labels on round(fraction·N) of its images, a pure function of the seed.
 
     Args:
         faces: images of two identities or more.
-        fraction: in [0, 1); round(fraction·N) images get a label that is not their own.
+        fraction: in [0, 1), else ConfigError is raised.
         kind: ``uniform``: any other identity. ``confusable``: one of the five that look most alike, by the
             mean of small gray images (a few of each identity are decoded for it).
-        seed: any integer.
-
-    Raises:
-        ConfigError: for a fraction out of range.
     """
-    if not 0 <= fraction < 1:
-        raise ConfigError("data.label_noise", fraction, "must be 0 or more, and below 1")
+    require(0 <= fraction < 1, "data.label_noise", fraction, "must be 0 or more, and below 1")
     if fraction == 0:
         return faces
     number_N = np.arange(len(faces), dtype=np.int64)
@@ -101,12 +91,14 @@ def lookalikes(faces: LabelledImages, count: int = _LOOKALIKES) -> Labels:
     order_N = np.argsort(faces.label_N, kind="stable")
     sorted_N = np.asarray(faces.label_N)[order_N]
     mean_CP = np.zeros((faces.num_classes, _SIDE * _SIDE), np.float32)
+    image_HWC = np.empty((_SIDE, _SIDE, 3), np.uint8)
     edges = np.searchsorted(sorted_N, np.arange(faces.num_classes + 1))
     for identity, (begin, end) in enumerate(pairwise(edges.tolist())):
         seen = order_N[begin:end][:: max(1, (end - begin) // _SEEN)][:_SEEN]
         for i in seen.tolist():
             with contextlib.suppress(DamagedDataError):  # the loader will say so, or skip it
-                mean_CP[identity] += _thumbnail(faces, i)
+                faces.decode_into(i, image_HWC)
+                mean_CP[identity] += image_HWC.astype(np.float32).mean(2).ravel()
     mean_CP = unit_rows(mean_CP - mean_CP.mean(1, keepdims=True))
     count = min(count, faces.num_classes - 1)
     nearest_CK = np.empty((faces.num_classes, count), np.int64)
@@ -116,10 +108,3 @@ def lookalikes(faces: LabelledImages, count: int = _LOOKALIKES) -> Labels:
         best = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
         nearest_CK[begin : begin + 1024] = np.sort(best, axis=1)
     return nearest_CK
-
-
-def _thumbnail(faces: LabelledImages, i: int) -> np.ndarray:
-    """Image i as 16×16 gray levels, one after the other."""
-    image_HWC = np.empty((_SIDE, _SIDE, 3), np.uint8)
-    faces.decode_into(i, image_HWC)
-    return image_HWC.astype(np.float32).mean(2).ravel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 from facerec.errors import require
 from facerec.images.augment import AugmentSettings
@@ -84,22 +84,13 @@ class DataSettings:
             most = 1024 if key in ("workers", "prefetch") else 10**10
             good = value is None or 1 <= value <= most
             require(good, f"data.{key}", value, f"must be 1 or more, and at most {most:,}")
-        require(
-            len(self.shape) == 2 and all(16 <= side <= 1024 for side in self.shape),
-            "data.size",
-            self.size,
-            "must be 16 to 1024 pixels, or [height, width]",
-        )
+        good = len(self.shape) == 2 and all(16 <= side <= 1024 for side in self.shape)
+        require(good, "data.size", self.size, "must be 16 to 1024 pixels, or [height, width]")
         k, noise = self.images_per_identity, self.label_noise
         require(k >= 2, "data.images_per_identity", k, "must be 2 or more")
         require(0 <= noise < 1, "data.label_noise", noise, "must be 0 or more, and below 1")
-        for key, choices in (
-            ("shuffle", ("full", "block", "identity", "none")),
-            ("on_error", ("raise", "skip")),
-            ("noise_kind", ("uniform", "confusable")),
-            ("decoder", ("threads", "device")),
-        ):
-            value = getattr(self, key)
+        for key in ("shuffle", "on_error", "noise_kind", "decoder"):
+            value, choices = getattr(self, key), get_args(get_type_hints(type(self))[key])
             require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
         build(AugmentSettings, "data.augment", self.augment)
 

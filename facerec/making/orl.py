@@ -48,9 +48,9 @@ _IMPOSTORS: Final = 5  # pairs of a person with each other person, in that perso
 
 
 def pack_orl(out: str | Path, *, force: bool = False) -> bool:
-    """Make `train.rec`, `train.idx`, `train.lst`, `property` and `orl.bin` in the folder `out`.
+    """Make the pack and `orl.bin` in the folder `out`, the same to the byte each time.
 
-    The files are the same to the byte each time; processes that come at once wait for the first.
+    Processes that come at once wait for the first.
 
     Returns:
         True if they were made now, False where all were there already and no `force`.
@@ -158,11 +158,8 @@ def _refuse_others(out: Path) -> None:
 
 def _listing() -> str:
     """The contents of `train.lst`."""
-    return "".join(
-        f"{1 + person * PER_PERSON + photograph}\t{person}\t{_name(person, photograph)}\n"
-        for person in range(TRAINED)
-        for photograph in range(PER_PERSON)
-    )
+    names = [(person, _name(person, i)) for person in range(TRAINED) for i in range(PER_PERSON)]
+    return "".join(f"{key}\t{person}\t{name}\n" for key, (person, name) in enumerate(names, 1))
 
 
 def _name(person: int, photograph: int) -> str:

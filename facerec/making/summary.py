@@ -1,4 +1,4 @@
-"""The lines of `facerec-data info` about a pack: identities, images, sizes, formats, disagreements."""
+"""The contents of a pack for `facerec-data info`: lines about it, and its first faces on one image."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from facerec.errors import DamagedDataError
-from facerec.images.decode import Encoded, read_header
+from facerec.files import replacing
+from facerec.images.decode import Encoded, decode, read_header
 from facerec.packs.index import RecordIndex
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import load_verification
 
 _SAMPLE = 200  # images whose headers are read
 _BAR = 40  # characters of the longest bar
+_SIDE, _COLUMNS, _GAP = 112, 10, 2  # of the sheet of faces
+_GROUND, _DAMAGED = (48, 48, 48), (160, 0, 0)
 
 
 def summarise(path: Path) -> Iterator[str]:
@@ -117,3 +121,24 @@ def _verification_lines(path: Path) -> Iterator[str]:
     yield _line("file", f"{path}, {_bytes(path.stat().st_size)}")
     yield _line("pairs", f"{len(pack):,}: {same:,} genuine, {len(pack) - same:,} impostor")
     yield _line("images", f"{2 * len(pack):,}, {len(pack.images):,} of them distinct")
+
+
+def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
+    """Write a PNG of the first image of each of the first `count` identities, ten per row.
+
+    A damaged image is a red square. Returns the number of faces; raises StorageError.
+    """
+    _, first_C = np.unique(pack.label_N, return_index=True)
+    shown = first_C[:count].tolist()
+    step = _SIDE + _GAP
+    columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
+    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), _GROUND)
+    for cell, i in enumerate(shown):
+        corner = (cell % _COLUMNS * step + _GAP, cell // _COLUMNS * step + _GAP)
+        try:
+            sheet.paste(Image.fromarray(decode(pack.encoded(i), _SIDE)), corner)
+        except DamagedDataError:
+            sheet.paste(_DAMAGED, (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
+    with replacing(out) as file:
+        sheet.save(file, "PNG")
+    return len(shown)

@@ -239,7 +239,7 @@ def _images(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
     if not (math.isfinite(end) and 1 <= end < 2.0**53 and end == math.floor(end)):
         raise DamagedDataError(f"{reader.where(0, 0)}: announces images 1 … {end:g} − 1; get the pack again")
     index = reader.index
-    row_K = index.rows_between(int(end) - labels.slack(end), 2**63)
+    row_K = index.rows_between(int(end) - labels.slack(end).item(), 2**63)
     is_identity, range_I2 = labels.identity_ranges(reader, reader.offsets[row_K])
     identity_key = index.keys_at(row_K[is_identity])
     if len(identity_key) and abs(int(identity_key.min()) - end) <= labels.slack(end):

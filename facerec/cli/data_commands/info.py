@@ -26,8 +26,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     from facerec.errors import UserError, counted
     from facerec.files import refuse_overwriting
-    from facerec.making.contact_sheet import contact_sheet
-    from facerec.making.summary import summarise
+    from facerec.making.summary import contact_sheet, summarise
     from facerec.packs.pack import open_pack
 
     if options.faces:
