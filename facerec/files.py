@@ -238,6 +238,26 @@ def refuse_overwriting(path: Path, force: bool) -> None:
         raise UserError(f"{path}: is already there; --force replaces it")
 
 
+def why_not_writable(folder: Path) -> str:
+    """The reason why files cannot be put into `folder`, which is made where it is missing; empty: they can.
+
+    Its permission bits bind root, too.
+    """
+    try:
+        if folder.exists() and not folder.stat().st_mode & 0o222:
+            return os.strerror(errno.EACCES)
+        Unfinished(folder / "probe").drop()
+        return ""
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def require_writable(folder: Path, key: str = "output_dir") -> None:
+    """Raise `UserError` that names the setting where files cannot be put into `folder`."""
+    if reason := why_not_writable(folder):
+        raise UserError(f"{key}={folder}: cannot be written ({reason})")
+
+
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
     """Turn a failed write inside the block into a `StorageError` that names `path` and the space left."""

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from facerec import create_backbone
 from facerec.errors import ConfigError, MissingDataError
 from facerec.evaluation.protocols.base import PROTOCOLS
+from facerec.evaluation.protocols.verification import load_targets, target_path
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
@@ -108,7 +109,7 @@ def test_megaface(ckpt, faces, tmp_path):
 
 
 def test_ijb_is_reached(ckpt, faces, tmp_path):
-    with pytest.raises(MissingDataError, match=r"there is no list .*ijbb_face_tid_mid\.txt"):
+    with pytest.raises(MissingDataError, match=r"ijbb_face_tid_mid\.txt: No such file"):
         evaluate(ckpt, tmp_path, "eval=ijb", f"eval.root={faces}", "eval.targets=[ijbb]")
 
 
@@ -145,3 +146,15 @@ def test_the_file_of_a_protocol_has_only_settings_of_it(name):
 def test_training_takes_the_verification_protocol_only():
     with pytest.raises(ConfigError, match=r"eval\.protocol=ytf: must be verification here"):
         EvalSettings(protocol="ytf")
+
+
+def test_a_missing_target_says_which_are_there(tmp_path):
+    with pytest.raises(MissingDataError, match=r"no verification set lfw at .*no \.bin files"):
+        target_path(tmp_path, "lfw")
+    (tmp_path / "agedb_30.bin").touch()
+    (tmp_path / "calfw.bin").touch()
+    with pytest.raises(MissingDataError, match=r"has agedb_30, calfw; name one of those in eval\.targets"):
+        load_targets(EvalSettings(targets=["lfw"], root=str(tmp_path)))
+    with pytest.raises(MissingDataError, match=r"there is no folder .*nowhere; set eval\.root"):
+        target_path(tmp_path / "nowhere", "lfw")
+    assert target_path(tmp_path, "calfw") == tmp_path / "calfw.bin"

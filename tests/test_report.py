@@ -148,7 +148,8 @@ def test_template_and_identification_protocols_have_their_own_numbers_and_curves
     low, high = result.rank_interval["1"]
     assert low < result.rank["1"] < high and f"{low:.5f}–{high:.5f}" in text
     written = write_all(tmp_path, [others], {}, figures=True)
-    assert [path.name for path in written] == ["results.json", "report.html"]
+    figures = ["ijbc_roc.png", "ijbc_det.png", "ijbc_distances.png"]
+    assert [path.name for path in written] == ["results.json", "report.html", *figures]
     assert "curve" not in json.loads((tmp_path / "results.json").read_text())["targets"]["1n"]
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
-from facerec.errors import ConfigError, MissingDataError, NonFiniteError, StorageError, UserError
+from facerec.errors import ConfigError, NonFiniteError, StorageError, UserError
 from facerec.evaluation.protocols.verification import (
+    Verification,
     evaluate_set,
     evaluate_targets,
     load_targets,
-    target_path,
 )
 from facerec.evaluation.results import results_document, write_results
 from facerec.evaluation.settings import EvalSettings
@@ -25,6 +25,7 @@ from facerec.evaluation.verify import verify
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, write_verification
+from facerec.reporting.evaluation import log_notes
 
 
 def made_embeddings(pairs, size=16, noise=1.0, seed=0, dtype=np.float32):
@@ -367,22 +368,16 @@ def test_a_set_is_judged_in_the_folds_it_was_made_in(model, tmp_path, caplog):
     assert "a was made in 2 folds; eval.folds=5 cuts across them" in caplog.text
 
 
-def test_folds_of_one_kind_are_said_before_anything_is_embedded(tmp_path, caplog):
+def test_folds_of_one_kind_are_said_once_before_anything_is_embedded(model, tmp_path, caplog, monkeypatch):
     write_pairs(tmp_path / "a.bin", [True] * 95 + [False] * 5)
-    load_targets(EvalSettings(targets=["a"], root=str(tmp_path)))
+    caplog.set_level("INFO")
+    judge = Verification(targets=["a"], root=str(tmp_path), bootstrap=0).begin(model)
     assert "a: 9 of 10 folds hold one kind of pairs only" in caplog.text
-
-
-def test_a_missing_target_says_which_are_there(tmp_path):
-    with pytest.raises(MissingDataError, match=r"no verification set lfw at .*no \.bin files"):
-        target_path(tmp_path, "lfw")
-    (tmp_path / "agedb_30.bin").touch()
-    (tmp_path / "calfw.bin").touch()
-    with pytest.raises(MissingDataError, match=r"has agedb_30, calfw; name one of those in eval\.targets"):
-        load_targets(EvalSettings(targets=["lfw"], root=str(tmp_path)))
-    with pytest.raises(MissingDataError, match=r"there is no folder .*nowhere; set eval\.root"):
-        target_path(tmp_path / "nowhere", "lfw")
-    assert target_path(tmp_path, "calfw") == tmp_path / "calfw.bin"
+    for _ in ("one model", "another"):
+        log_notes(judge(model))
+    monkeypatch.setattr("facerec.distributed.rank", lambda: 1)
+    load_targets(EvalSettings(targets=["a"], root=str(tmp_path)))
+    assert caplog.text.count("9 of 10 folds") == 1
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from facerec.errors import DamagedDataError
+from facerec.evaluation.notes import warn
 from facerec.images.images import LabelledImages
 from facerec.models.model import Model
+from facerec.packs.text import plain_name
 from facerec.packs.verification import VerificationSet
 
 logger = logging.getLogger("facerec.evaluation")
@@ -26,17 +28,12 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
         model: knows the names it was trained with, where its checkpoint has names.
         names: of the identities in the test; mere numbers are no names.
         test: name of the test, for the warning.
-
-    Returns:
-        The note for results.json, if there is one; it is logged too.
     """
-    common = sorted({_plain(name) for name in names} & {_plain(name) for name in model.identities} - {""})
+    common = _common(set(map(plain_name, model.identities)), names)
     if not common:
         return []
-    shown = ", ".join(common[:5]) + (", …" if len(common) > 5 else "")
-    note = f"{len(common)} identities of {test} are in the training set ({shown}): its numbers are too good"
-    logger.warning(note)
-    return [note]
+    count = f"{len(common)} identities of {test}"
+    return warn(f"{count} are in the training set ({_shown(common, 5)}): its numbers are too good")
 
 
 def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> None:
@@ -47,17 +44,15 @@ def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> 
     """
     if not tests:
         return
-    known = {_plain(name) for name in _identity_names(faces)} - {""}
+    known = set(map(plain_name, _identity_names(faces)))
     seen, looked = _images(faces) if faces.root.exists() else (set(), 0)  # else made on the spot
     of = "" if looked == len(faces) else f" ({looked:,} of {len(faces):,} training images were looked at)"
     for test in tests:
-        names = () if test.identity_2N is None else np.unique(test.identity_2N)
-        common = sorted(known.intersection(map(_plain, names)))
+        common = _common(known, () if test.identity_2N is None else np.unique(test.identity_2N))
         images = sum(hash(image) in seen for image in test.images)
         found = []
         if common:
-            shown = ", ".join(common[:3]) + (", …" if len(common) > 3 else "")
-            found.append(f"{len(common):,} identities ({shown})")
+            found.append(f"{len(common):,} identities ({_shown(common, 3)})")
         if images:
             found.append(f"{images:,} of {len(test.images):,} images{of}")
         if found:
@@ -93,7 +88,11 @@ def _images(faces: LabelledImages) -> tuple[set[int], int]:
     return seen, looked
 
 
-def _plain(name: str) -> str:
-    """The name in one spelling; empty for a number."""
-    plain = "_".join(name.casefold().replace("_", " ").split())
-    return "" if plain.isdigit() else plain
+def _common(plain: set[str], names: Iterable[str]) -> list[str]:
+    """One spelling of each of `names` whose `plain_name` is among those given, sorted."""
+    spelled = {plain_name(str(name)): str(name) for name in names}
+    return sorted(spelled[name] for name in spelled.keys() & plain - {""})
+
+
+def _shown(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

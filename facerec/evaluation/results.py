@@ -50,9 +50,31 @@ class Number:
         return f"{self.value:.5f}" + ("" if self.deviation is None else f" ± {self.deviation:.5f}")
 
     @property
+    def phrase(self) -> str:
+        """The label within a sentence: ``accuracy``, ``AUC``."""
+        return self.label if self.label[1:2].isupper() else self.label.lower()
+
+    @property
     def interval_text(self) -> str:
         """``0.98117–0.99350``; empty where there is none."""
         return "" if self.interval is None else f"{self.interval[0]:.5f}–{self.interval[1]:.5f}"
+
+
+class HardPair(NamedTuple):
+    """A pair, the distance of its images, True where it was judged wrong, and its identities if known."""
+
+    pair: int
+    distance: float
+    wrong: bool
+    identities: tuple[str, str] | None
+
+
+class HardPairs(NamedTuple):
+    """The worst pairs of a kind, ``genuine`` or ``impostor``, and how many of all were judged wrong."""
+
+    kind: str
+    wrong: int
+    pairs: list[HardPair]
 
 
 _SAID = ("protocol", "notes")  # stand last in an entry of results.json
@@ -89,6 +111,7 @@ class Result(ABC):
         identity_N2: identities of the two images of each decision, numbers from 0, where it is about a pair
             and they are known.
         source: the images of these pairs.
+        interval_over: unit that is resampled for the 95 % intervals, where it is to be said with the numbers.
         curves: what can be drawn.
     """
 
@@ -100,6 +123,7 @@ class Result(ABC):
     right_X: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
     identity_N2: npt.NDArray[np.integer] | None = field(default=None, repr=False)
     source: VerificationSet | None = field(default=None, repr=False)
+    interval_over: str | None = field(default=None, repr=False)
     curves: list[Series] = field(default_factory=list, repr=False)
 
     @abstractmethod
@@ -113,6 +137,19 @@ class Result(ABC):
     @abstractmethod
     def lines(self) -> list[str]:
         """Lines for the log, without the test's name and the step."""
+
+    @property
+    def conditions(self) -> str:
+        """The conditions in a few words, for the title of a figure."""
+        return self.protocol
+
+    def hardest(self, count: int) -> list[HardPairs]:
+        """The genuine pairs farthest apart and the impostor pairs nearest to each other, where known."""
+        return []
+
+    def series(self, chart: str) -> dict[str, Any] | None:
+        """Data of the first curve for `chart`, if there is one."""
+        return next((data for kind, data in self.curves if kind == chart), None)
 
     @property
     def headline(self) -> Number | None:
@@ -172,6 +209,10 @@ class PairResult(Result):
             deviation = self.values.get(f"{name}_std")
             numbers.append(Number(name, metric.label, value, interval, deviation, metric.lower_is_better))
         return numbers
+
+    @property
+    def conditions(self) -> str:
+        return f"{self.pairs:,} pairs"
 
     def _pair_facts(self) -> list[tuple[str, str]]:
         counts = f"{self.genuine_pairs:,} genuine, {self.pairs - self.genuine_pairs:,} impostor"

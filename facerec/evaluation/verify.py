@@ -8,7 +8,6 @@ Shape suffixes: N pairs, 2N images (rows 2i and 2i + 1 are pair i), D embedding 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,15 @@ import numpy.typing as npt
 from facerec.errors import require
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure, measured_intervals
-from facerec.evaluation.results import PairResult, flip_fact, histogram_series, rate_series
+from facerec.evaluation.notes import Caution, unsupported, warn
+from facerec.evaluation.results import (
+    HardPair,
+    HardPairs,
+    PairResult,
+    flip_fact,
+    histogram_series,
+    rate_series,
+)
 from facerec.evaluation.settings import USUAL_METRICS
 from facerec.evaluation.statistics.bootstrap import bootstrap as resample
 from facerec.evaluation.statistics.bootstrap import numbered_identities
@@ -35,9 +42,6 @@ from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separa
 
 if TYPE_CHECKING:
     import torch
-
-
-logger = logging.getLogger("facerec.evaluation")
 
 NEAREST = 10  # of the pairs judged wrong and of the worst of them, listed in results.json
 
@@ -111,6 +115,29 @@ class VerificationResult(PairResult):
         wrong = len(self.wrong_genuine), len(self.wrong_impostor)
         facts.append(("Judged wrong", f"{wrong[0]:,} genuine and {wrong[1]:,} impostor pairs"))
         return facts
+
+    @property
+    def conditions(self) -> str:
+        return f"{super().conditions}, {self.folds} folds, {'flip-TTA' if self.flip else 'no flip'}"
+
+    def hardest(self, count: int = 8) -> list[HardPairs]:
+        names = None if self.source is None else self.source.identity_2N
+        found = []
+        for genuine, wrong in ((True, self.wrong_genuine), (False, self.wrong_impostor)):
+            chosen = np.flatnonzero(self.issame_N == genuine)
+            distance = self.distance_N[chosen].astype(np.float64)
+            worst = chosen[np.argsort(-distance if genuine else distance, kind="stable")[:count]]
+            pairs = [
+                HardPair(
+                    pair,
+                    float(self.distance_N[pair]),
+                    pair in wrong,
+                    None if names is None else (str(names[2 * pair]), str(names[2 * pair + 1])),
+                )
+                for pair in worst.tolist()
+            ]
+            found.append(HardPairs("genuine" if genuine else "impostor", len(wrong), pairs))
+        return found
 
 
 def verify(
@@ -240,15 +267,18 @@ def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Int
     return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
 
 
-def one_sided(same_N: Bools, fold_N: Ints) -> list[str]:
-    """A warning where folds hold one kind of pairs only, though the set has both."""
+def one_sided(same_N: Bools, fold_N: Ints) -> list[Caution]:
+    """A note where folds hold one kind of pairs only, though the set has both; known before embedding."""
     genuine_F = np.bincount(fold_N, same_N)
     mixed_F = (genuine_F > 0) & (genuine_F < np.bincount(fold_N))
     if mixed_F.all() or same_N.all() or not same_N.any():
         return []
+    count = f"{int((~mixed_F).sum())} of {len(mixed_F)} folds"
     return [
-        f"{int((~mixed_F).sum())} of {len(mixed_F)} folds hold one kind of pairs only, so their thresholds "
-        "come from an uneven rest: go by AUC and EER rather than by the accuracy"
+        Caution(
+            f"{count} hold one kind of pairs only, so their thresholds come from an uneven rest: go by AUC "
+            "and EER rather than by the accuracy"
+        )
     ]
 
 
@@ -260,17 +290,12 @@ def _protocol(folds: int, flip: bool, thresholds: str) -> str:
 
 def _notes(zero: int, tar_at_far: dict[str, float | None], separation: Separation) -> list[str]:
     """Return what a reader of the numbers has to know about this set."""
-    notes = []
+    notes: list[str] = []
     if zero:
-        notes.append(f"{zero} embeddings are all zeros; they were compared as they are")
-        logger.warning("%d embeddings are all zeros: the backbone says nothing about those images", zero)
+        notes += warn(f"{zero} embeddings are all zeros: the backbone says nothing about those images")
     if not separation.both_kinds:
         notes.append("only one kind of pairs (genuine or impostor): no AUC, EER or TAR@FAR")
     else:
-        missing = [target for target, tar in tar_at_far.items() if tar is None]
-        if missing:
-            count = len(separation.impostor_I)
-            notes.append(
-                f"TAR at FAR {', '.join(missing)} needs more than the {count} impostor pairs of this set"
-            )
+        count = len(separation.impostor_I)
+        notes += unsupported(tar_at_far, "TAR at FAR", count, "impostor pairs of this set")
     return notes

@@ -7,7 +7,6 @@ one.
 from __future__ import annotations
 
 import logging
-import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from facerec.making.builder import Built, PackBuilder
 from facerec.packs.listing import Listing, image_name
 from facerec.packs.pack import Pack, read_property
 from facerec.packs.recordio import RecordReader
+from facerec.packs.text import plain_name
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def filter_pack(
             f"{pack.root.with_suffix('.lst')}: there is none, so the names of the identities are not known"
         )
     _, first_C, many_C = np.unique(pack.label_N, return_index=True, return_counts=True)
-    tested = {plain_name(name) for name in overlap}
+    tested = {plain_name(name) for name in overlap} - {""}
     listed = set(drop)
     unknown = set(drop)
     keep_C = many_C >= min_images
@@ -117,7 +117,7 @@ def filter_pack(
             if not listed.isdisjoint((label, name)):
                 unknown -= {label, name}
                 reason, option = "in the list of identities to drop", "--drop"
-            elif tested and plain_name(name.rpartition("/")[2]) in tested:
+            elif plain_name(name.rpartition("/")[2]) in tested:
                 reason, option = "its name is in the test set", "--overlap"
             if reason:
                 keep_C[c] = False
@@ -162,8 +162,7 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
                 return f"{own[pack.label(i)]}/{pack.name(i).rpartition('/')[2]}"
 
             hashes = _copy(pack, builder, image)
-            named = {plain_name(name.rpartition("/")[2]) for name in own if pack.listing is not None}
-            named = {name for name in named if not name.isdigit()}  # mere numbers are no names
+            named = {plain_name(name.rpartition("/")[2]) for name in own if pack.listing is not None} - {""}
             _warn_of_copies(pack, sorted(named & known), int(np.isin(hashes, copied).sum()))
             known |= named
             copied = np.concatenate([copied, hashes])
@@ -213,12 +212,6 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
                     *(builder.out, counted(int(part_C.sum()), "identity")),
                 )
         return [builder.finish() for builder in builders]
-
-
-def plain_name(name: str) -> str:
-    """A name without case, accents and signs, for comparing: ``José_Aznar`` and ``jose aznar`` are one."""
-    letters = unicodedata.normalize("NFKD", name)
-    return "".join(sign for sign in letters if sign.isalnum()).casefold()
 
 
 def _copy(

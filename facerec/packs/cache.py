@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from facerec.errors import StorageError
-from facerec.files import replacing
+from facerec.files import replacing, why_not_writable
 
 _log = logging.getLogger(__name__)
 _END = 1 << 14  # bytes of a file's beginning and end that its stamp holds; copying keeps size and time
@@ -54,14 +54,6 @@ class Cached(NamedTuple):
     values: dict[str, Any]
 
 
-def writable(folder: Path) -> bool:
-    """True where files may be put into `folder`; its permission bits bind root, too."""
-    try:
-        return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK | os.X_OK)
-    except OSError:
-        return False
-
-
 def paths(source: Path, kind: str) -> list[Path]:
     """Return the paths a cache of `kind` may have: beside `source`, else in the user's cache folder."""
     source = source.absolute()
@@ -88,7 +80,7 @@ def store(
     text = json.dumps(about).encode()
     text += b" " * (-len(text) % 64 + 56)  # the arrays begin at multiples of 64 bytes
     for path in paths(source, kind):
-        if path.parent == source.absolute().parent and not writable(path.parent):
+        if path.parent == source.absolute().parent and why_not_writable(path.parent):
             continue
         try:
             with replacing(path, durable=False) as file:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError, StorageError
-from facerec.files import replacing
+from facerec.files import replacing, why_not_writable
 from facerec.packs import cache, framing
 from facerec.packs.text import read_table
 
@@ -175,7 +175,7 @@ def open_index(rec_path: Path, view: memoryview, idx_path: Path) -> RecordIndex:
             f"{rec_path}: offset {broken.offset}: {broken.reason}; and its index {idx_path.name} cannot be "
             f"used ({trouble}). Get the pack again, or see what is left: `facerec-data verify {rec_path}`"
         ) from None
-    if cache.writable(idx_path.parent):
+    if not why_not_writable(idx_path.parent):
         with contextlib.suppress(StorageError):
             write_index(idx_path, index, keep_old=True)
             _log.warning(

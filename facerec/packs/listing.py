@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from facerec.errors import DamagedDataError
-from facerec.packs.text import is_number, stays_inside
+from facerec.packs.text import is_number, stays_inside, wrong_line
 
 _HINT = "correct that line, or move the file away to do without"
 
@@ -80,8 +80,7 @@ def _fields(path: Path, number: int, line: bytes) -> tuple[int, str]:
         right = False
     name = fields[-1]
     if not right or not name:
-        shown = line[:60].decode("utf-8", "backslashreplace").rstrip("\r\n")
-        raise DamagedDataError(f"{path}, line {number}: {shown!r} is not key<TAB>label<TAB>path; {_HINT}")
+        raise wrong_line(path, number, "\t".join(fields), f"key<TAB>label<TAB>path; {_HINT}")
     if not stays_inside(name):
         raise DamagedDataError(f"{path}, line {number}: {name!r:.80} leads out of its folder; {_HINT}")
     return int(fields[0]), name

@@ -1,11 +1,12 @@
-"""Lists in text: tables of integers by NumPy's parser, lines of any others, checks of their fields."""
+"""Lists in text: integers by NumPy's parser, numbered lines of any others, checks of their fields, names."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -65,8 +66,7 @@ def _line_by_line(
             if found and all(int(field) <= most for field, most in zip(found.groups(), highest, strict=True)):
                 numbers.extend(map(int, found.groups()))
             elif line.strip():
-                shown = line[:60].decode("utf-8", "backslashreplace").rstrip("\r\n")
-                raise DamagedDataError(f"{path}, line {number}: {shown!r} is not {expected}")
+                raise wrong_line(path, number, line.decode("utf-8", "surrogateescape"), expected)
     return np.array(numbers, dtype).reshape(-1, len(highest))
 
 
@@ -81,6 +81,16 @@ def stays_inside(name: str) -> bool:
     return bool(way.name) and not way.is_absolute() and ".." not in way.parts and "\0" not in name
 
 
+def plain_name(name: str) -> str:
+    """A name without case, accents and signs, for comparing: ``José_Aznar`` and ``jose aznar`` are one.
+
+    Empty for a mere number, which is no name.
+    """
+    letters = unicodedata.normalize("NFKD", name)
+    plain = "".join(sign for sign in letters if sign.isalnum()).casefold()
+    return "" if plain.isdigit() else plain
+
+
 def text_lines(path: Path, errors: str = "strict") -> list[str]:
     """The lines of a list in UTF-8, without a byte order mark; LF, CR LF or CR ends a line, and nothing else.
 
@@ -91,6 +101,25 @@ def text_lines(path: Path, errors: str = "strict") -> list[str]:
     try:
         return path.read_text("utf-8", errors).removeprefix("\ufeff").split("\n")
     except OSError as error:
-        raise MissingDataError(f"{path}: {error.strerror}; give the path of the list") from None
+        raise no_list(path, error) from None
     except UnicodeDecodeError as error:
         raise DamagedDataError(f"{path}: is not text in UTF-8 ({error.reason}); save it as such") from None
+
+
+def numbered_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
+    """The lines of `text_lines` that are not blank, with their numbers and without the spaces around them."""
+    for number, line in enumerate(text_lines(path, errors), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def no_list(path: Path, error: OSError) -> MissingDataError:
+    """The error for a list that cannot be read."""
+    return MissingDataError(f"{path}: {error.strerror}; give the path of the list")
+
+
+def wrong_line(path: Path, number: int, line: str, expected: str) -> DamagedDataError:
+    """The error for a line that is not what was expected."""
+    line = line.rstrip("\r\n")
+    shown = line if len(line) <= 60 else line[:60] + "…"  # !r escapes what is no text
+    return DamagedDataError(f"{path}, line {number}: {shown!r} is not {expected}")

@@ -10,10 +10,10 @@ from typing import Any
 from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
+from facerec.evaluation.notes import Caution
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol, create_protocol
 from facerec.evaluation.results import Result, write_results
 from facerec.evaluation.statistics.comparison import Comparison
-from facerec.evaluation.verify import VerificationResult
 from facerec.models.model import Model
 from facerec.models.opening import load_model
 from facerec.registry import build
@@ -60,7 +60,7 @@ def evaluate_checkpoint(
         results = judge(model)
         if not evaluated:
             accept()
-        _log_notes(results)
+        log_notes(results)
         evaluated.append(Evaluated.of(name, model, results))
     comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
     if len(evaluated) > 1:
@@ -97,9 +97,7 @@ def write_all(
     written.append(write_report(folder / "report.html", evaluated, comparisons, figures=figures))
     for target in dict.fromkeys(target for one in evaluated for target in one.results) if figures else ():
         by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
-        judged = {name: one for name, one in by_model.items() if isinstance(one, VerificationResult)}
-        if judged:
-            written += save_figures(folder, target, figures_of(target, judged))
+        written += save_figures(folder, target, figures_of(target, by_model))
     return written
 
 
@@ -154,13 +152,14 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
     return model
 
 
-def _log_notes(results: Mapping[str, Result]) -> None:
-    """Log the protocol, interval and notes that go with the numbers."""
+def log_notes(results: Mapping[str, Result]) -> None:
+    """Log the protocol, interval and notes that go with the numbers; cautions were logged when found."""
     for name, result in results.items():
         log.info("%s: %s", name, result.protocol)
-        if isinstance(result, VerificationResult) and result.accuracy_interval is not None:
-            low, high = result.accuracy_interval
-            over = result.interval_over
-            log.info("%s: accuracy %.5f to %.5f (95 %% interval over %s)", name, low, high, over)
+        number = result.headline
+        if result.interval_over is not None and number is not None and number.interval is not None:
+            said = (name, number.phrase, *number.interval, result.interval_over)
+            log.info("%s: %s %.5f to %.5f (95 %% interval over %s)", *said)
         for note in result.notes:
-            log.info("%s: %s", name, note)
+            if not isinstance(note, Caution):
+                log.info("%s: %s", name, note)

@@ -1,55 +1,19 @@
-"""The hardest pairs of a verification result, and their images as small JPEG files to embed."""
+"""The images of a pair, also as small JPEG files to embed."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from facerec.evaluation.verify import VerificationResult
 from facerec.images.decode import decode
 from facerec.packs.verification import VerificationSet
 
 SIDE = 112
 _QUALITY = 80
-
-
-@dataclass(frozen=True)
-class HardPair:
-    """A pair, the distance of its images, and True where it was judged wrong."""
-
-    pair: int
-    genuine: bool
-    distance: float
-    wrong: bool
-    identities: tuple[str, str] | None
-
-    @property
-    def kind(self) -> str:
-        """``genuine`` or ``impostor``."""
-        return "genuine" if self.genuine else "impostor"
-
-
-def hardest_pairs(result: VerificationResult, count: int = 8) -> tuple[list[HardPair], list[HardPair]]:
-    """The genuine pairs farthest apart and the impostor pairs nearest to each other, worst first."""
-    distance_N = np.asarray(result.distance_N, np.float64)
-    wrong = {*result.wrong_genuine.tolist(), *result.wrong_impostor.tolist()}
-    names = getattr(result.source, "identity_2N", None)
-
-    def pairs(genuine: bool) -> list[HardPair]:
-        chosen = np.flatnonzero(result.issame_N == genuine)
-        key = -distance_N[chosen] if genuine else distance_N[chosen]
-        found = []
-        for pair in chosen[np.argsort(key, kind="stable")[:count]].tolist():
-            identities = None if names is None else (str(names[2 * pair]), str(names[2 * pair + 1]))
-            found.append(HardPair(pair, genuine, float(distance_N[pair]), pair in wrong, identities))
-        return found
-
-    return pairs(True), pairs(False)
 
 
 def pair_pixels(source: VerificationSet, pair: int) -> tuple[np.ndarray, np.ndarray]:

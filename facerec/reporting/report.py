@@ -17,17 +17,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import facerec
-from facerec.evaluation.results import Number
+from facerec.evaluation.notes import Caution
+from facerec.evaluation.results import HardPair, Number
 from facerec.evaluation.statistics.comparison import Comparison
-from facerec.evaluation.verify import VerificationResult
 from facerec.files import replacing
 from facerec.reporting.charts import COLOURS, charts_of, filters_of
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
-from facerec.reporting.pair_images import HardPair, data_uris, hardest_pairs
+from facerec.reporting.pair_images import data_uris
 from facerec.reporting.tables import Comparisons, p_text, tables_of
 
-_WARNINGS = ("training set", "uneven rest", "all zeros")  # notes that question the numbers themselves
-_PAIR_TITLES = ("Genuine pairs farthest apart", "Impostor pairs nearest to each other")
+_PAIR_TITLES = {
+    "genuine": "Genuine pairs farthest apart",
+    "impostor": "Impostor pairs nearest to each other",
+}
 _PAIRS = 8  # of each kind, half as many where models are compared
 
 
@@ -127,14 +129,13 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
         if not scored:
             continue
         _, number = max(scored, key=lambda pair: pair[1].value or 0.0)
-        label = number.label if number.label[1:2].isupper() else number.label.lower()
         if several:
             best = [name for name, other in scored if other.value == number.value]
             said = f"best is {best[0]}" if len(best) == 1 else f"best are {' and '.join(best)} alike"
-            lines.append(f"{target}: {said}, {label} {number.value:.5f}.")
+            lines.append(f"{target}: {said}, {number.phrase} {number.value:.5f}.")
         else:
             interval = f", 95 % interval {number.interval_text}" if number.interval_text else ""
-            lines.append(f"{target}: {label} {number.text}{interval}.")
+            lines.append(f"{target}: {number.phrase} {number.text}{interval}.")
     return lines[:3]
 
 
@@ -169,10 +170,7 @@ def _cells(labels: Sequence[str], row: Row, rows: Sequence[Row]) -> list[tuple[N
 def _notes(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
     """Each note once for its target, and True where it is a warning."""
     pairs = dict.fromkeys((target, note) for _, target, result in rows for note in result.notes)
-    return [
-        (target, note[:1].upper() + note[1:], any(word in note for word in _WARNINGS))
-        for target, note in pairs
-    ]
+    return [(target, note[:1].upper() + note[1:], isinstance(note, Caution)) for target, note in pairs]
 
 
 def _signed(value: float) -> str:
@@ -192,20 +190,19 @@ def _verdict(one: Comparison) -> str:
 
 def _over(rows: Sequence[Row]) -> str:
     """The units that the intervals of the differences resample, where they are the same on all targets."""
-    over = {result.interval_over for _, _, result in rows if isinstance(result, VerificationResult)} - {None}
+    over = {result.interval_over for _, _, result in rows} - {None}
     return f", over {over.pop()}" if len(over) == 1 else ""
 
 
 def _pairs(row: Row, several: bool) -> tuple[str, list[tuple[str, str, list[tuple[HardPair, list[str]]]]]]:
     """The hardest pairs of a result with their images: a title, then kind, title and pairs of each kind."""
     one, target, result = row
-    assert isinstance(result, VerificationResult) and result.source is not None
-    count = _PAIRS // 2 if several else _PAIRS
+    assert result.source is not None
     columns = []
-    for title, pairs in zip(_PAIR_TITLES, hardest_pairs(result, count), strict=True):
+    for kind, _, pairs in result.hardest(_PAIRS // 2 if several else _PAIRS):
         if pairs:
             shown = [(pair, data_uris(result.source, pair.pair)) for pair in pairs]
-            columns.append((pairs[0].kind, title, shown))
+            columns.append((kind, _PAIR_TITLES[kind], shown))
     return f"{target}, {one.name}" if several else target, columns
 
 

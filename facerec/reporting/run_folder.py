@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from facerec import launch
 from facerec.errors import FacerecError, StorageError, UserError
-from facerec.files import replacing, storing
+from facerec.files import replacing, require_writable, storing
 
 log = logging.getLogger(__name__)
 file_only = logging.getLogger("facerec.file_only")  # what a terminal shows otherwise, for the log file
@@ -121,8 +121,8 @@ class RunFolder:
             logger.addHandler(self._handler)
         path = self.path / LOCK
         while self._lock is None and not launch.rank():
+            require_writable(self.path)
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
                 lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             except OSError as error:
                 raise UserError(f"output_dir={self.path}: cannot be written ({error.strerror})") from error

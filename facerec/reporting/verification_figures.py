@@ -1,4 +1,4 @@
-"""Figures of verification results: ROC and DET of one or several models, distances, hardest pairs.
+"""Figures of results about pairs: ROC and DET of one or several models, distances, hardest pairs.
 
 They look as `facerec.reporting.style` says, and need nothing of pyplot and its global state.
 """
@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from facerec.evaluation.verify import VerificationResult
-from facerec.reporting.pair_images import HardPair, hardest_pairs, pair_pixels
+from facerec.evaluation.results import HardPair, Result
+from facerec.reporting.pair_images import pair_pixels
 from facerec.reporting.style import COLOURS, GRAY, figure, frame, paper, save
 
 KINDS: Final = {"genuine": COLOURS[0], "impostor": COLOURS[1]}
 _DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 _PAIRS: Final = 6  # of each kind in the mosaic, in rows of two
 
-Results = Mapping[str, VerificationResult]
+Results = Mapping[str, Result]
 """Of one target, by model."""
 
 
@@ -37,7 +37,7 @@ def figures_of(name: str, results: Results) -> dict[str, Figure]:
     """
     figures = {}
     with paper():
-        curves = {model: curve for model, result in results.items() if (curve := _series(result, "roc"))}
+        curves = {model: curve for model, result in results.items() if (curve := result.series("roc"))}
         if curves:
             figures["roc"] = roc_figure(name, results)
             if any(curve["eer"] for curve in curves.values()):
@@ -46,7 +46,8 @@ def figures_of(name: str, results: Results) -> dict[str, Figure]:
             title, start = (f"{name}, {model}", re.sub(r"[^\w.=-]+", "_", model) + "_")
             if len(results) == 1:
                 title, start = name, ""
-            figures[f"{start}distances"] = distance_figure(title, result)
+            if result.series("histograms"):
+                figures[f"{start}distances"] = distance_figure(title, result)
             if result.source is not None:
                 figures[f"{start}pairs"] = pair_figure(title, result)
     return figures
@@ -74,7 +75,7 @@ def roc_figure(name: str, results: Results) -> Figure:
     axes = made.subplots()
     least, lowest = 1.0, 1.0
     for number, (model, result) in enumerate(results.items()):
-        curve = _series(result, "roc")
+        curve = result.series("roc")
         if curve is None:
             continue
         few = 1 / curve["impostor"]
@@ -102,7 +103,7 @@ def det_figure(name: str, results: Results) -> Figure:
     axes = made.subplots()
     least_far, least_frr = 1.0, 1.0
     for number, (model, result) in enumerate(results.items()):
-        curve = _series(result, "roc")
+        curve = result.series("roc")
         if curve is None:
             continue
         few, missed, rate = 1 / curve["impostor"], 1 / curve["genuine"], curve["eer"] or 0.0
@@ -118,10 +119,6 @@ def det_figure(name: str, results: Results) -> Figure:
     axes.set(xscale="log", yscale="log", xlim=(least_far, 1), ylim=(least_frr, 1))
     frame(axes, _title(name, results), "false accept rate (log scale)", "false reject rate (log scale)")
     return _with_legend(made)
-
-
-def _series(result: VerificationResult, chart: str) -> dict[str, Any] | None:
-    return next((data for kind, data in result.curves if kind == chart), None)
 
 
 def _steps(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -155,11 +152,11 @@ def _write_tars(axes: Axes, numbers: Mapping[str, float], least: float) -> None:
         )
 
 
-def distance_figure(name: str, result: VerificationResult) -> Figure:
-    """Histogram of the distances of genuine and impostor pairs, with the mean threshold of the folds."""
+def distance_figure(name: str, result: Result) -> Figure:
+    """Histogram of the scores of genuine and impostor pairs, with the mean threshold of the folds."""
     made = figure(4.4, 3.9)
     axes = made.subplots()
-    counted = _series(result, "histograms")
+    counted = result.series("histograms")
     assert counted is not None
     edges = counted["edges"]
     for kind, colour in KINDS.items():
@@ -167,14 +164,16 @@ def distance_figure(name: str, result: VerificationResult) -> Figure:
             fraction = counted[kind] / total
             axes.stairs(fraction, edges, fill=True, color=colour, alpha=0.28)
             axes.stairs(fraction, edges, color=colour, lw=1.3, label=f"{total:,} {kind}")
-    threshold = f"threshold {result.best_threshold:.3f}"
-    axes.axvline(result.best_threshold, color="black", lw=1.0, ls=(0, (4, 3)), label=threshold)
+    if (threshold := counted["threshold"]) is not None:
+        look: dict[str, Any] = {"color": "black", "lw": 1.0, "ls": (0, (4, 3))}
+        axes.axvline(threshold, label=f"threshold {threshold:.3f}", **look)
     axes.set_xlim(edges[0], edges[-1])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    cosine = axes.secondary_xaxis("top", functions=(_cosine_of, _distance_of))
-    cosine.set_xlabel("cosine", labelpad=4)
-    x, y = "squared distance of the unit embeddings", "fraction of each kind's pairs"
-    frame(axes, _title(name, {"": result}), x, y)
+    x = "cosine"
+    if counted["scale"] == "distance":
+        x = "squared distance of the unit embeddings"
+        axes.secondary_xaxis("top", functions=(_cosine_of, _distance_of)).set_xlabel("cosine", labelpad=4)
+    frame(axes, _title(name, {"": result}), x, "fraction of each kind's pairs")
     return _with_legend(made)
 
 
@@ -186,24 +185,24 @@ def _distance_of(cosine: ArrayLike) -> ArrayLike:
     return 2 - 2 * np.asarray(cosine)
 
 
-def pair_figure(name: str, result: VerificationResult) -> Figure:
+def pair_figure(name: str, result: Result) -> Figure:
     """Two mosaics: the genuine pairs farthest apart and the impostor pairs nearest to each other."""
     made = figure(6.8, 3.6, layout=None)
-    made.suptitle(f"{name}: hardest pairs, mean threshold {result.best_threshold:.3f}", y=0.975)
-    titles = ("genuine, farthest apart", "impostor, nearest to each other")
-    wrong = (len(result.wrong_genuine), len(result.wrong_impostor))
-    blocks = zip(titles, KINDS.values(), wrong, hardest_pairs(result, _PAIRS), strict=True)
-    for side, (title, colour, count, pairs) in enumerate(blocks):
+    threshold = (result.series("histograms") or {}).get("threshold")
+    said = "" if threshold is None else f", mean threshold {threshold:.3f}"
+    made.suptitle(f"{name}: hardest pairs{said}", y=0.975)
+    titles = {"genuine": "genuine, farthest apart", "impostor": "impostor, nearest to each other"}
+    for side, (kind, wrong, pairs) in enumerate(result.hardest(_PAIRS)):
         left = 0.02 + 0.5 * side
-        text = f"{title} ({count:,} judged wrong)"
-        made.text(left + 0.23, 0.9, text, color=colour, ha="center", va="center")
+        text = f"{titles[kind]} ({wrong:,} judged wrong)"
+        made.text(left + 0.23, 0.9, text, color=KINDS[kind], ha="center", va="center")
         for at, pair in enumerate(pairs):
             row, column = divmod(at, 2)
             _draw_pair(made.add_axes((left + 0.235 * column, 0.6 - 0.285 * row, 0.225, 0.22)), result, pair)
     return made
 
 
-def _draw_pair(axes: Axes, result: VerificationResult, pair: HardPair) -> None:
+def _draw_pair(axes: Axes, result: Result, pair: HardPair) -> None:
     """Draw both images side by side under their distance."""
     assert result.source is not None
     left, right = pair_pixels(result.source, pair.pair)
@@ -220,12 +219,11 @@ def _mark_eer(axes: Axes, far: float, rate: float, eer: float) -> None:
 
 
 def _title(name: str, results: Results) -> str:
-    """Target, protocol and, of one model, the accuracy, so that an image alone can be quoted."""
+    """Target, conditions and, of one model, the headline, so that an image alone can be quoted."""
     first = next(iter(results.values()))
-    measured = f"{first.pairs:,} pairs, {first.folds} folds, {'flip-TTA' if first.flip else 'no flip'}"
-    if len(results) > 1:
-        return f"{name}: {measured}"
-    return f"{name}: accuracy {first.accuracy:.5f} ± {first.accuracy_std:.5f}\n{measured}"
+    if len(results) > 1 or first.headline is None:
+        return f"{name}: {first.conditions}"
+    return f"{name}: {first.headline.phrase} {first.headline.text}\n{first.conditions}"
 
 
 def _with_legend(made: Figure) -> Figure:

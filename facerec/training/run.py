@@ -24,7 +24,7 @@ from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.overlap import warn_of_overlap
 from facerec.evaluation.protocols.verification import load_targets
 from facerec.evaluation.settings import EvalSettings
-from facerec.files import Unfinished
+from facerec.files import require_writable
 from facerec.heads import HEADS
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
@@ -180,14 +180,6 @@ def refuse_batches_of_one(trainer: Trainer) -> None:
             "leave it out with null"
         )
         raise ConfigError("data.drop_last", False, hint) from error
-
-
-def require_writable(folder: Path) -> None:
-    """Raise `UserError` unless files can be made in `folder`, which is made where it is not there."""
-    try:
-        Unfinished(folder / "probe").drop()
-    except OSError as error:
-        raise UserError(f"output_dir={folder}: cannot be written ({error.strerror})") from error
 
 
 def resume_from(setting: str | None, folder: Path) -> Path | None:

@@ -139,7 +139,7 @@ def plain_names(data: bytes) -> Any:
 
 
 def plain_leave_out(data: bytes) -> Any:
-    return [line.strip() for line in utf8(data) if line.strip() and line[0] != "#"]
+    return [line.strip() for line in utf8(data) if line.strip() and line.strip()[0] != "#"]
 
 
 def plain_people(data: bytes) -> Any:

@@ -18,6 +18,7 @@ import torch
 from facerec.errors import MissingDataError, UserError, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.metrics.tar_at_far import tar_at_far
+from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_series
@@ -26,7 +27,7 @@ from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
 from facerec.evaluation.statistics.separation import Ints, Separation
 from facerec.loading.folders import FileImages, images_below
 from facerec.models.model import Model
-from facerec.packs.text import text_lines
+from facerec.packs.text import numbered_lines
 
 logger = logging.getLogger("facerec.evaluation")
 
@@ -94,7 +95,7 @@ def read_leave_out(path: Path) -> list[str]:
         MissingDataError: there is no such file.
         DamagedDataError: it is not in UTF-8.
     """
-    return [line.strip() for line in text_lines(path) if line.strip() and not line.startswith("#")]
+    return [line for _, line in numbered_lines(path) if not line.startswith("#")]
 
 
 class Folders:
@@ -292,9 +293,3 @@ def _ranks(score_PK: npt.NDArray[np.floating], identity_PK: Ints, probe_P: Ints)
     other_PK = np.sort(np.where(ahead_PK, identity_PK, -1), axis=1)
     different = (other_PK[:, 1:] != other_PK[:, :-1]).sum(axis=1) + (other_PK[:, 0] >= 0)
     return np.where(mate_PK.any(axis=1), 1.0 + different, np.inf)
-
-
-def unsupported(values: dict[str, float | None], what: str, count: int, of: str) -> list[str]:
-    """A note on the values that are None for want of trials."""
-    missing = [key for key, value in values.items() if value is None]
-    return [f"{what} {', '.join(missing)} needs more than the {count} {of}"] if missing else []

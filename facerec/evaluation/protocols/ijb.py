@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.lists import numbered_lines, require_list, wrong_line
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure
+from facerec.evaluation.notes import unsupported, warn
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import identify
 from facerec.evaluation.results import PairResult, Result, flip_fact, histogram_series, rate_series
@@ -31,7 +31,7 @@ from facerec.images.decode import Pixels, decode_full_size
 from facerec.images.images import PixelImages
 from facerec.loading.folders import FileImages
 from facerec.models.model import Model
-from facerec.packs.text import is_number, read_table, stays_inside
+from facerec.packs.text import is_number, no_list, numbered_lines, read_table, stays_inside, wrong_line
 
 _LARGEST = 1e9  # of landmarks in pixels and scores: float32 holds it, and nothing sensible is larger
 _Subjects = tuple[Ints, Ints]  # rows of templates, and their subjects
@@ -156,6 +156,10 @@ class TemplateResult(PairResult):
 
     kind = "templates"
 
+    @property
+    def conditions(self) -> str:
+        return f"{super().conditions}, {'flip-TTA' if self.flip else 'no flip'}"
+
     def lines(self) -> list[str]:
         """A line per FAR target that the pairs support, five digits."""
         return [f"TAR@FAR={far}: {tar:.5f}" for far, tar in self.tar_at_far.items() if tar is not None]
@@ -220,14 +224,11 @@ def judge_pairs(
         found = rate_intervals(hits, identity_N[same_N], resamples=bootstrap, seed=seed)
         intervals |= dict(zip(supported, found, strict=True))
     scored = next((far for far in reversed(supported) if float(far) >= 1e-4), None)
-    notes = separation.alike()
-    unsupported = [far for far in tars if far not in supported]
-    if unsupported:
-        impostors = len(separation.impostor_I)
-        notes.append(f"TAR at FAR {', '.join(unsupported)} needs more than {impostors} impostor pairs")
+    impostors = len(separation.impostor_I)
+    notes = separation.alike() + unsupported(tars, "TAR at FAR", impostors, "impostor pairs")
     zero = int((~unit_TD.any(axis=1)).sum())
     if zero:
-        notes.append(f"{zero} templates are all zeros")
+        notes += warn(f"{zero} templates are all zeros: the backbone says nothing about their images")
     return TemplateResult(
         values=values | {"tar_at_far_interval": intervals},
         metrics=chosen,
@@ -300,7 +301,7 @@ def read_subjects(path: Path, id_T: Ints) -> tuple[Ints, Ints]:
         DamagedDataError: naming the line that is wrong, or the template that is unknown.
     """
     subject_of: dict[int, int] = {}
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, "surrogateescape"):
         fields = [field.strip().strip('"') for field in line.split(",")]
         if number == 1 and not is_number(fields[0]):
             continue  # the header
@@ -323,9 +324,11 @@ def read_template_pairs(path: Path) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
         MissingDataError: there is no such file.
         DamagedDataError: naming the line that is wrong.
     """
-    require_list(path)
     expected = "template 1, template 2, label (0 or 1)"
-    pair_N3 = read_table(path, (2**31 - 1, 2**31 - 1, 1), expected, np.int32)
+    try:
+        pair_N3 = read_table(path, (2**31 - 1, 2**31 - 1, 1), expected, np.int32)
+    except OSError as error:
+        raise no_list(path, error) from None
     if not len(pair_N3):
         raise DamagedDataError(f"{path} holds no pairs")
     return pair_N3[:, 0].copy(), pair_N3[:, 1].copy(), pair_N3[:, 2] == 1
@@ -333,7 +336,7 @@ def read_template_pairs(path: Path) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
 
 def _read_faces(path: Path) -> tuple[list[str], Ints, Ints]:
     names, numbers = [], []
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, "surrogateescape"):
         fields = line.split()
         if len(fields) != 3 or not (is_number(fields[1]) and is_number(fields[2].removeprefix("-"))):
             raise wrong_line(path, number, line, "image name, template id, media id")
@@ -349,7 +352,7 @@ def _read_scores(path: Path) -> tuple[dict[str, int], npt.NDArray[np.float32], n
     """Number of each image by name, its landmarks and its score."""
     number_of: dict[str, int] = {}
     values = []
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, "surrogateescape"):
         name, *rest = line.split()
         try:
             row = [] if "_" in "".join(rest) else [float(field) for field in rest]

@@ -15,9 +15,10 @@ import torch
 
 from facerec.errors import UserError, require
 from facerec.evaluation.embedding import embed_portions
+from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
-from facerec.evaluation.protocols.identification import Folders, unsupported
+from facerec.evaluation.protocols.identification import Folders
 from facerec.evaluation.results import Number, Result, Series, numbers_at
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, cosine_blocks, unit

@@ -16,6 +16,7 @@ import numpy as np
 
 from facerec.errors import ConfigError, MissingDataError, require
 from facerec.evaluation.embedding import embed_images
+from facerec.evaluation.notes import warn
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Result
@@ -104,8 +105,6 @@ def evaluate_set(
         seed=settings.seed,
         identity_2N=verification_set.identity_2N,
     )
-    for note in result.notes:
-        logger.debug("[%s] %s", verification_set.name, note)
     return replace(result, source=verification_set)
 
 
@@ -122,10 +121,10 @@ def warn_of_folds(verification_set: VerificationSet, settings: EvalSettings) -> 
     """
     name, made, folds = verification_set.name, verification_set.folds, folds_of(verification_set, settings)
     if made and made != folds:
-        logger.warning("%s was made in %d folds; eval.folds=%d cuts across them", name, made, folds)
+        warn(f"{name} was made in {made} folds; eval.folds={folds} cuts across them")
     same_N = np.asarray(verification_set.issame_N)
     for note in one_sided(same_N, fold_of(len(same_N), folds)):
-        logger.warning("%s: %s", name, note)
+        warn(note, name)
 
 
 def target_path(root: str | Path | None, name: str) -> Path:

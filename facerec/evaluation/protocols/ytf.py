@@ -16,17 +16,18 @@ import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.lists import numbered_lines, wrong_line
+from facerec.evaluation.notes import warn
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Result
+from facerec.evaluation.statistics.folds import fold_numbers
 from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool
-from facerec.evaluation.verify import verify
+from facerec.evaluation.verify import one_sided, verify
 from facerec.images.images import Images
 from facerec.loading.folders import FileImages, images_below, require_inside
 from facerec.models.model import Model
-from facerec.packs.text import is_number, stays_inside
+from facerec.packs.text import is_number, numbered_lines, stays_inside, wrong_line
 from facerec.packs.verification import VerificationSet
 
 
@@ -59,6 +60,8 @@ class Ytf(Protocol):
         root = Path(self.root or ".")
         pairs = read_splits(root / "splits.txt")
         frames_V = [spaced(_frames(root, video), self.frames) for video in pairs.video_V]
+        for note in one_sided(pairs.issame_N, fold_numbers(len(pairs.issame_N), pairs.split_N)[0]):
+            warn(note, "ytf")
         images = FileImages(root, [path for frames in frames_V for path in frames])
         # Every frame is a medium of its own: the sum over them has the direction of their mean.
         rows = np.arange(len(images))
@@ -115,7 +118,7 @@ def read_splits(path: Path) -> VideoPairs:
     """
     known: dict[str, int] = {}
     rows: list[tuple[int, int, int, int]] = []
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, "surrogateescape"):
         fields = [field.strip() for field in line.split(",")]
         if not rows and number == 1 and not is_number(fields[0]):
             continue  # the header

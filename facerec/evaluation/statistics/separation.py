@@ -8,13 +8,12 @@ Shape suffixes: N pairs, G genuine and I impostor pairs, V vertices of a ROC cur
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-logger = logging.getLogger("facerec.evaluation")
+from facerec.evaluation.notes import warn
 
 _ALIKE = (
     "all pairs are equally far apart: the embeddings tell nobody from anybody, and no number means anything"
@@ -70,14 +69,10 @@ class Separation:
         return len(self.genuine_G) > 0 and len(self.impostor_I) > 0
 
     def alike(self) -> list[str]:
-        """A note, which is also logged, where genuine and impostor pairs all have one distance."""
-        ends = (
-            {*self.genuine_G[[0, -1]].tolist(), *self.impostor_I[[0, -1]].tolist()} if self.both_kinds else ()
-        )
-        if len(ends) != 1:
-            return []
-        logger.warning("%s", _ALIKE)
-        return [_ALIKE]
+        """A warning where genuine and impostor pairs all have one distance."""
+        kinds = (self.genuine_G, self.impostor_I) if self.both_kinds else ()
+        ends = {distance for kind in kinds for distance in kind[[0, -1]].tolist()}
+        return warn(_ALIKE) if len(ends) == 1 else []
 
     def threshold_at_far(self, far: float) -> float:
         """The largest threshold t with #(impostor d < t) / I ≤ `far`; infinity where all may be accepted."""
