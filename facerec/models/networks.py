@@ -33,6 +33,10 @@ class Output(NamedTuple):
     value: Tensor | None
 
 
+class _NoEmbeddingsError(Exception):
+    """The network gives no embeddings for a batch; the text says why."""
+
+
 class ForeignNetwork(nn.Module):
     """A network whose batch size may be fixed: batches are cut for it, the last part filled up with zeros.
 
@@ -52,24 +56,17 @@ class ForeignNetwork(nn.Module):
         self.where = f"ckpt={path}"
         self.files = [path]
         self._output: int | None = None  # which of its outputs is the embedding
-        self._agreed: set[int] = {1}  # batch sizes whose rows were compared
-        self._distance = math.inf  # the largest between embeddings of the images of `_patterns`
+        self._compared: set[int] = {1}  # batch sizes whose rows were compared
+        self._distance = math.inf  # the largest between embeddings of different images
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Raw embeddings (B, D), float32, on the CPU or the device that made them."""
-        if self.batch is None:
-            self._compare(len(image_BCHW), (image_BCHW.shape[2], image_BCHW.shape[3]))
+        self._compare(len(image_BCHW), image_BCHW.shape[2:])
         count = self.batch or len(image_BCHW)
-        parts = []
-        for piece in image_BCHW.split(count):
-            missing = count - len(piece)
-            filled = nn.functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else piece
-            errors: list[str] = []
-            embedding_BD = self._attempt(filled, errors)
-            if embedding_BD is None:
-                raise CheckpointError(f"{self.where}: gives no embeddings for {count} images: {errors[0]}")
-            parts.append(embedding_BD[: len(piece)].float())
-        return torch.cat(parts)
+        try:
+            return self._embed(image_BCHW, count)
+        except _NoEmbeddingsError as error:
+            raise CheckpointError(f"{self.where}: gives no embeddings for {count} images: {error}") from error
 
     def probe(self, shape: tuple[int, int]) -> int:
         """Run it on images of `shape` to choose its output and batch size; returns the embedding size D.
@@ -78,62 +75,74 @@ class ForeignNetwork(nn.Module):
             CheckpointError: it takes no such images, gives no (B, D) or several, or embeddings that depend on
                 chance or on the rest of the batch.
         """
-        errors: list[str] = []
+        reasons: list[str] = []
+        declared = self.batch
         with torch.inference_mode():
-            for count in (self.batch,) if self.batch else _TRIED:
+            for count in (declared,) if declared else _TRIED:
                 if count * 3 * math.prod(shape) > _MOST:
-                    errors.append(f"a batch of {count} would take more than {_MOST >> 28} GiB")
+                    reasons.append(f"a batch of {count} would take more than {_MOST >> 28} GiB")
                     break
                 image_BCHW = _patterns(max(count, 3), shape)
-                embedding_BD = self._attempt(image_BCHW[:count], errors)
-                if embedding_BD is not None:
-                    self._choose_batch(count, image_BCHW, embedding_BD)
-                    return embedding_BD.shape[1]
+                try:
+                    embedding_BD = self._embed(image_BCHW, count)
+                    again_BD = self._embed(image_BCHW, count)
+                except _NoEmbeddingsError as error:
+                    reasons.append(str(error))
+                    continue
+                self._distance = float((embedding_BD[1:] - embedding_BD[:1]).norm(dim=1).max())
+                if not self._distance > 0:
+                    log.warning(
+                        "%s: gives different images the same embedding, or none that is finite", self.where
+                    )
+                if not self._alike(again_BD, embedding_BD):
+                    raise CheckpointError(f"{self.where}: gives an image another embedding each time")
+                self._choose_batch(declared or count, shape, free=count == 1 and not declared)
+                return embedding_BD.shape[1]
         size = "×".join(map(str, shape))
         raise CheckpointError(
-            f"{self.where}: gives no embeddings (B, D) for images (B, 3, {size}): {errors[0]}; if it is "
+            f"{self.where}: gives no embeddings (B, D) for images (B, 3, {size}): {reasons[0]}; if it is "
             "made for another size, set input.size"
         )
 
-    def _choose_batch(self, count: int, image_BCHW: Tensor, embedding_BD: Tensor) -> None:
-        """Choose the batch size, of which `count` is the smallest that it takes."""
-        if count > 1:
-            self.batch = count
-        all_BD = embedding_BD if count > 1 else self._one_by_one(image_BCHW)
-        self._distance = float((all_BD[1:] - all_BD[:1]).norm(dim=1).max())
-        if not self._distance > 0:
-            log.warning("%s: gives different images the same embedding, or none that is finite", self.where)
-        if not self._alike(self._again(image_BCHW[:count]), embedding_BD):
-            raise CheckpointError(f"{self.where}: gives an image another embedding each time")
-        if count > 1:
-            rolled = self._again(image_BCHW.roll(1, 0))
-            alone = self._again(torch.cat([image_BCHW[:1], torch.zeros_like(image_BCHW[1:])]))
-            if not (
-                self._alike(rolled, embedding_BD.roll(1, 0)) and self._alike(alone[:1], embedding_BD[:1])
-            ):
-                raise CheckpointError(
-                    f"{self.where}: takes batches of {count} only, and the embedding of an image depends on "
-                    "the others there; export it in inference mode, or for a batch of one"
-                )
-        elif self.batch is None:
+    def _choose_batch(self, count: int, shape: tuple[int, int], *, free: bool) -> None:
+        """Take the smallest batch size it takes for its only one, or any size where that is one image."""
+        if free:
             for several in _COMPARED:
-                self._compare(several, (image_BCHW.shape[2], image_BCHW.shape[3]))
-
-    def _compare(self, count: int, shape: tuple[int, int]) -> None:
-        """Fall back to batches of one unless the rows of a batch of `count` are those of its images alone."""
-        if self.batch is not None or count in self._agreed:
+                self._compare(several, shape)
             return
-        self._agreed.add(count)
+        self.batch = count
+        if reason := self._dependence(count, shape):
+            raise CheckpointError(
+                f"{self.where}: takes batches of {count} only, and the embedding of an image depends on the "
+                f"others there ({reason}); export it in inference mode, or for a batch of one"
+            )
+
+    def _compare(self, count: int, shape: Sequence[int]) -> None:
+        """Fall back to batches of one unless the rows of a batch of `count` are those of its images alone."""
+        if self.batch is not None or count in self._compared:
+            return
+        self._compared.add(count)
+        if reason := self._dependence(count, shape):
+            self.batch = 1
+            log.warning("%s: is right for one image at a time only (of %d: %s)", self.where, count, reason)
+
+    def _dependence(self, count: int, shape: Sequence[int]) -> str | None:
+        """Compare a batch with the same one in another order, and with some of its images alone.
+
+        Returns:
+            None where their rows are alike, else what is wrong.
+        """
         image_BCHW = _patterns(count, shape)
-        errors = ["its rows depend on each other, or on their position"]
-        batch_BD = self._attempt(image_BCHW, errors)
-        rolled_BD = None if batch_BD is None else self._attempt(image_BCHW.roll(1, 0), errors)
-        if batch_BD is not None and rolled_BD is not None and self._alike(rolled_BD, batch_BD.roll(1, 0)):
-            some = sorted({0, count // 2, count - 1})
-            if self._alike(self._one_by_one(image_BCHW[some]), batch_BD[some]):
-                return
-        self.batch = 1
-        log.warning("%s: is right for one image at a time only (of %d: %s)", self.where, count, errors[-1])
+        some = sorted({0, count // 2, count - 1})
+        try:
+            batch_BD = self._embed(image_BCHW, count)
+            rolled_BD = self._embed(image_BCHW.roll(1, 0), count)
+            alone_BD = torch.cat([self._embed(image_BCHW[i : i + 1], self.batch or 1) for i in some])
+        except _NoEmbeddingsError as error:
+            return str(error)
+        if self._alike(rolled_BD, batch_BD.roll(1, 0)) and self._alike(alone_BD, batch_BD[some]):
+            return None
+        return "its rows depend on each other, or on their position"
 
     def _alike(self, one_BD: Tensor, other_BD: Tensor) -> bool:
         """Return True for equality but for rounding: 1 % of the norm, a tenth of the distance of images."""
@@ -143,51 +152,40 @@ class ForeignNetwork(nn.Module):
         limit_B = (norm_B / 100).clamp(max=self._distance / 10).maximum(norm_B / 1e5)
         return not bool(((one_BD - other_BD).norm(dim=1) > limit_B).any())
 
-    def _one_by_one(self, image_BCHW: Tensor) -> Tensor:
-        return torch.cat([self._again(image_BCHW[i : i + 1]) for i in range(len(image_BCHW))])
+    def _embed(self, image_BCHW: Tensor, count: int) -> Tensor:
+        """Embeddings (B, D) in batches of `count`; raises `_NoEmbeddingsError`."""
+        parts = []
+        for piece in image_BCHW.split(count):
+            missing = count - len(piece)
+            filled = nn.functional.pad(piece, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else piece
+            try:
+                outputs = self._run(filled.contiguous())
+            except FacerecError:  # not about these images
+                raise
+            # Operators raise any type, by runtime and version: it does not take these images.
+            except Exception as error:
+                raise _NoEmbeddingsError(first_line(error)) from error
+            parts.append(self._chosen(outputs, count)[: len(piece)].float())
+        return torch.cat(parts)
 
-    def _again(self, image_BCHW: Tensor) -> Tensor:
-        """Embeddings of a number of images that it has taken before."""
-        errors: list[str] = []
-        embedding_BD = self._attempt(image_BCHW, errors)
-        if embedding_BD is None:
-            raise CheckpointError(f"{self.where}: gives embeddings at times only: {errors[0]}")
-        return embedding_BD
-
-    def _attempt(self, image_BCHW: Tensor, errors: list[str]) -> Tensor | None:
-        """Embeddings (B, D), or None and a reason among `errors`."""
-        try:
-            outputs = self._run(image_BCHW.contiguous())
-        except FacerecError:  # not about these images
-            raise
-        # Operators raise any type, by runtime and version: it does not take these images.
-        except Exception as error:
-            errors.append(first_line(error))
-            return None
-        return self._chosen(outputs, len(image_BCHW), errors)
-
-    def _chosen(self, outputs: Sequence[Output], count: int, errors: list[str]) -> Tensor | None:
+    def _chosen(self, outputs: Sequence[Output], count: int) -> Tensor:
         """The output that is the embedding: the only one with a row of at least two numbers per image."""
-        row_X = [_rows(output, count) for output in outputs]
-        if self._output is not None and len(outputs) > self._output:
-            return row_X[self._output]
-        fitting = [i for i, rows in enumerate(row_X) if rows is not None]
-        if len(fitting) > 1:
-            named = [i for i in fitting if outputs[i].name == "embedding"]
+        fitting = {i: rows for i, one in enumerate(outputs) if (rows := _rows(one, count)) is not None}
+        if self._output is None and len(fitting) > 1:
             shown = ", ".join(f"{outputs[i].name} {outputs[i].shape}" for i in fitting)
-            if len(named) != 1:
+            fitting = {i: rows for i, rows in fitting.items() if outputs[i].name == "embedding"}
+            if len(fitting) != 1:
                 raise CheckpointError(
                     f"{self.where}: several of its outputs may be the embedding: {shown}; export it with one "
                     'of them, or call that one "embedding"'
                 )
             log.info("%s: of its outputs %s the one called embedding is used", self.where, shown)
-            fitting = named
-        if not fitting:
+        if self._output is None and fitting:
+            (self._output,) = fitting
+        if self._output not in fitting:
             shapes = ", ".join(str(output.shape) for output in outputs)
-            errors.append(f"it returns {shapes or 'no tensor'} for {count} images")
-            return None
-        self._output = fitting[0]
-        return row_X[fitting[0]]
+            raise _NoEmbeddingsError(f"it returns {shapes or 'no tensor'} for {count} images")
+        return fitting[self._output]
 
     def _run(self, image_BCHW: Tensor) -> list[Output]:
         """All outputs for (B, 3, H, W) float32."""
@@ -240,11 +238,11 @@ def _rows(output: Output, count: int) -> Tensor | None:
     return value.flatten(1) if fits else None
 
 
-def _patterns(count: int, shape: tuple[int, int]) -> Tensor:
+def _patterns(count: int, shape: Sequence[int]) -> Tensor:
     """Different images of large and small structure, in [−1, 1]; the same ones in every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
-    large = nn.functional.interpolate(coarse, size=shape, mode="bilinear")
+    large = nn.functional.interpolate(coarse, size=tuple(shape), mode="bilinear")
     fine = torch.rand(1, 3, *shape, generator=generator) * 2 - 1
     return 0.8 * large + 0.2 * fine
 

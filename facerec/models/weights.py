@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 
 from facerec.backbones.base import BACKBONES, Backbone, create_backbone, on_meta_device
 from facerec.errors import CheckpointError
+from facerec.models.lineages import in_our_names, is_wrapper
 from facerec.pickles.stand_ins import Inert, shown
 
 log = logging.getLogger(__name__)
 
-# Where checkpoints keep the network: ours, InsightFace's, Lightning's, and the usual others.
-WRAPPERS = {"backbone", "state_dict_backbone", "state_dict", "model", "model_state_dict", "net"}
 # A counter that old and converted files lack; batch norm with a momentum never reads it.
 COUNTER = "num_batches_tracked"
 INPUT_SIZES = (112, 224, (112, 96))
@@ -29,9 +27,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
-    """The tensors by name in what a checkpoint holds, out of their wrappers.
+    """The tensors by our names in what a checkpoint holds, out of their wrappers.
 
-    Of several mappings with tensors, one under a name of `WRAPPERS` is taken, else the one with most of them.
+    Of several mappings with tensors, one under a wrapper of `LINEAGES` is taken, else the one with most.
     """
     found = {keys: mapping for keys, mapping in _mappings(content) if _count_tensors(mapping)}
     if not found:
@@ -41,10 +39,10 @@ def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{where}: has no weights; a state dict is wanted, this holds {held or 'nothing'}"
         )
-    keys = max(found, key=lambda keys: (not WRAPPERS.isdisjoint(keys[-1:]), _count_tensors(found[keys])))
+    keys = max(found, key=lambda keys: (is_wrapper(keys[-1:]), _count_tensors(found[keys])))
     if keys:
         log.info("%s: the weights under %s are taken", where, shown(".".join(keys)))
-    return {str(name): value for name, value in found[keys].items() if isinstance(value, Tensor)}
+    return in_our_names({name: value for name, value in found[keys].items() if isinstance(value, Tensor)})
 
 
 def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -81,16 +79,23 @@ def read_safetensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[st
 # Load ------------------------------------------------------------------------------------------------------
 
 
-def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def load_weights(
+    backbone: nn.Module,
+    weights: Mapping[str, Tensor],
+    where: str,
+    misfit: str = "does not fit the backbone",
+) -> None:
     """Load `weights` into `backbone`, which stays as it is unless they fit.
 
     Raises:
-        CheckpointError: entries are missing, left over or of another shape; it begins with `where`.
+        CheckpointError: entries are missing, left over or of another shape; it begins with `where: misfit`.
     """
-    match = _matching(backbone, weights)
-    if not match.fits:
-        raise CheckpointError(f"{where}: does not fit the backbone: {match}{_hint(weights)}")
-    _load(backbone, weights, match, where)
+    match = _require_fit(backbone, weights, where, misfit)
+    state = backbone.state_dict()
+    state |= {name: weights[match.prefix + name] for name in state if match.prefix + name in weights}
+    backbone.load_state_dict(state)
+    left_out = f"; left out: {_few(match.outside)}" if match.outside else ""
+    log.info("%s: %d entries loaded%s", where, len(state), left_out)
 
 
 def fitted_backbone(
@@ -103,29 +108,22 @@ def fitted_backbone(
 
     Args:
         settings: of `create_backbone`; others are ignored.
-        weights: tensors by name.
-        where: begins the errors.
-        misfit: names in them the kind of the failure.
 
     Raises:
-        CheckpointError: the weights do not fit, or the settings are of no backbone that could be.
+        CheckpointError: as `load_weights` does, or the settings are of no backbone that could be.
         ConfigError: a setting is unknown or out of range.
     """
-    match = _matching(_drafted(settings, weights, where), weights)
-    if not match.fits:
-        raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights)}")
+    _require_fit(_drafted(settings, weights, where), weights, where, misfit)
     backbone = create_backbone(**network_settings(settings))
-    _load(backbone, weights, match, where)
+    load_weights(backbone, weights, where, misfit)
     return backbone
 
 
-def _load(backbone: nn.Module, weights: Mapping[str, Tensor], match: _Match, where: str) -> None:
-    state = backbone.state_dict()
-    found = {name: weights[match.prefix + name] for name in state if match.prefix + name in weights}
-    state.update(found)
-    backbone.load_state_dict(state)
-    left_out = f"; left out: {_few(match.outside)}" if match.outside else ""
-    log.info("%s: %d entries loaded%s", where, len(state), left_out)
+def _require_fit(backbone: nn.Module, weights: Mapping[str, Tensor], where: str, misfit: str) -> _Match:
+    match = _match(weights, _shapes(backbone), getattr(backbone, "foreign", ()))
+    if not match.fits:
+        raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights)}")
+    return match
 
 
 def network_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,9 +146,12 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
             )
 
     register = nn.modules.module
-    hook = register.register_module_module_registration_hook(count)
+    hooks = [
+        register.register_module_module_registration_hook(count),
+        register.register_module_parameter_registration_hook(count),
+    ]
     try:
-        with _each_parameter(count), on_meta_device():
+        with on_meta_device():
             return create_backbone(**network_settings(settings))
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # of sizes that overflow
         raise CheckpointError(
@@ -158,17 +159,8 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
             f"({type(error).__name__})"
         ) from error
     finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
-def _each_parameter(see: Callable[..., None]) -> Iterator[None]:
-    """Call `see(module, name, parameter)` for each parameter that a module gets."""
-    hook = nn.modules.module.register_module_parameter_registration_hook(see)
-    try:
-        yield
-    finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 # Recognise -------------------------------------------------------------------------------------------------
@@ -188,11 +180,7 @@ def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None)
         parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
         if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
             continue  # timm: any network at all
-        try:
-            with _each_parameter(_only_shapes_of(weights)):
-                expected, foreign = _known(name, 512, 112)
-        except _OtherNetworkError:
-            continue
+        expected, foreign = _known(name, 512, 112)
         match = _match(weights, expected, foreign)
         if match.missing or match.unexpected:
             continue
@@ -204,30 +192,6 @@ def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None)
                 size = input_size if isinstance(input_size, int) else list(input_size)
                 return {"name": name, "embedding_size": embedding_size, "input_size": size}
     return None
-
-
-class _OtherNetworkError(Exception):
-    """A network that is being built is not that of the weights."""
-
-
-def _only_shapes_of(weights: Mapping[str, Tensor], spare: int = 16) -> Callable[..., None]:
-    """For `_each_parameter`: give a network up early, as building all of it takes long.
-
-    Up to `spare` of its parameters, which may depend on the sizes of embedding and image, may have a shape
-    that no entry of the weights has left.
-    """
-    left = Counter(tuple(value.shape) for value in weights.values())
-
-    def see(_: nn.Module, __: str, parameter: Tensor | None) -> None:
-        nonlocal spare
-        if parameter is None:
-            return
-        left[tuple(parameter.shape)] -= 1
-        spare -= left[tuple(parameter.shape)] < 0
-        if spare < 0:
-            raise _OtherNetworkError
-
-    return see
 
 
 class _Match(NamedTuple):
@@ -250,10 +214,6 @@ class _Match(NamedTuple):
             ("of another shape or type", self.misshapen),
         )
         return "; ".join(f"{len(names)} {what} ({_few(names)})" for what, names in parts if names)
-
-
-def _matching(backbone: nn.Module, weights: Mapping[str, Tensor]) -> _Match:
-    return _match(weights, _shapes(backbone), getattr(backbone, "foreign", ()))
 
 
 def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[str]) -> _Match:
