@@ -1,16 +1,46 @@
-"""Marks on the fields of settings, beside their types: what a resumed run may do with them.
+"""What a field of settings may hold and when it may change, written beside its type.
 
-A field ``log_every: Free[int] = 20`` may differ from the checkpoint's; one without a mark may not.
+``log_every: Free[Count] = 20`` is 1 or more, and a resumed run may have another than its checkpoint; a
+setting without such a mark may not differ.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from facerec.errors import require
 
 T = TypeVar("T")
+Kind = TypeVar("Kind")
+
+
+class Range(NamedTuple):
+    """Values that a setting may have, and the hint where it has another."""
+
+    contains: Callable[[Any], bool]
+    hint: str
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` unless the setting `key` (``head.m``) is in the range."""
+        require(self.contains(value), key, value, self.hint)
+
+
+Positive = Annotated[float, Range(lambda x: x > 0, "must be greater than 0")]
+NotNegative = Annotated[float, Range(lambda x: x >= 0, "must be 0 or more")]
+BelowOne = Annotated[float, Range(lambda x: 0 <= x < 1, "must be from 0 to below 1")]
+Count = Annotated[int, Range(lambda n: 1 <= n <= 10**10, "must be 1 or more, and at most 10,000,000,000")]
+CountOrNull = Annotated[
+    int | None, Range(lambda n: n is None or 1 <= n <= 10**10, "must be 1 or more (at most 10^10), or null")
+]
+
+
+def check_ranges(settings: object, section: str) -> None:
+    """Raise `ConfigError` for the first annotated field of `settings` that is out of its range."""
+    for name, limits in _annotated(type(settings), Range):
+        limits.check(f"{section}.{name}", getattr(settings, name))
 
 
 class AtResume(Enum):
@@ -30,9 +60,9 @@ Measure = Annotated[T, AtResume.MEASURE]
 
 def marks(settings: Callable[..., Any]) -> dict[str, AtResume]:
     """Return the marks on the annotations of a class or function, by name of the setting."""
-    return {
-        name: mark
-        for name, hint in typing.get_type_hints(settings, include_extras=True).items()
-        for mark in getattr(hint, "__metadata__", ())
-        if isinstance(mark, AtResume)
-    }
+    return dict(_annotated(settings, AtResume))
+
+
+def _annotated(settings: Callable[..., Any], kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    for name, hint in typing.get_type_hints(settings, include_extras=True).items():
+        yield from ((name, part) for part in getattr(hint, "__metadata__", ()) if isinstance(part, kind))

@@ -154,12 +154,13 @@ class TestTorchScript:
         model = load_model(tmp_path / "frozen.pt", device="cpu", size=SIZE, allow_code=True)
         close(raw(model, pixels(5)), raw(Model(Colour(1), Preprocessing(size=SIZE)), pixels(5)))
 
-    def test_one_that_was_traced_with_a_batch_of_four_is_fed_fours(self, tmp_path: Path) -> None:
-        class Four(nn.Module):
+    @pytest.mark.parametrize("batch", [2, 4])
+    def test_one_that_was_traced_with_a_batch_size_is_fed_as_many(self, tmp_path: Path, batch: int) -> None:
+        class Fixed(nn.Module):
             def forward(self, image: torch.Tensor) -> torch.Tensor:
-                return image.reshape(4, 3, SIZE * SIZE).mean(1)
+                return image.reshape(batch, 3, SIZE * SIZE).mean(1)
 
-        torch.jit.trace(Four(), torch.zeros(4, 3, SIZE, SIZE)).save(str(tmp_path / "net.pt"))
+        torch.jit.trace(Fixed(), torch.zeros(batch, 3, SIZE, SIZE)).save(str(tmp_path / "net.pt"))
         model = load_model(tmp_path / "net.pt", device="cpu", size=SIZE, allow_code=True)
         images = pixels(6)
         prepared = (images.astype(np.float32) - 127.5) / 127.5

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.errors import CheckpointError
 from facerec.models import checkpoint
+from facerec.models.lineages import LINEAGES, Lineage
 from facerec.models.pretrained import load_pretrained, read_weights
 from facerec.models.weights import recognise
 
@@ -219,6 +220,19 @@ def test_a_checkpoint_without_tensors_says_what_it_holds(tmp_path: Path) -> None
     checkpoint.save(tmp_path / "x.pt", {"step": 3, "epoch": 1})
     with pytest.raises(CheckpointError, match=r"ckpt=.*x\.pt: has no weights; .* this holds step, epoch"):
         read_weights(tmp_path / "x.pt")
+
+
+def test_another_lineage_is_a_table_of_its_names(
+    tmp_path: Path, trained: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = {name.replace("conv", "kernel").replace("bn", "norm"): value for name, value in trained.items()}
+    assert theirs.keys() != trained.keys()
+    torch.save(
+        {"their_network": theirs, "larger": {str(i): torch.ones(1) for i in range(999)}}, tmp_path / "w"
+    )
+    names = {"kernel": "conv", "norm": "bn"}
+    monkeypatch.setitem(LINEAGES, "theirs", Lineage(("their_network",), names))
+    assert same(read_weights(tmp_path / "w"), trained)
 
 
 @pytest.mark.parametrize("name", sorted({*BACKBONES.names()} - {"timm"}))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from facerec.errors import require
-from facerec.settings import Applied, Free, Measure
+from facerec.settings import Applied, Count, Free, Measure, Range, check_ranges
 
 USUAL_METRICS = ("accuracy", "auc", "eer", "tar_at_far")
+
+_ZeroOff = Annotated[int, Range(lambda n: n >= 0, "must be 0 (off) or more")]
+_Folds = Annotated[int | None, Range(lambda n: n is None or n >= 2, "must be 2 or more, or null")]
+_Resamples = Annotated[int, Range(lambda n: n >= 0, "must be 0 (none) or a number of resamples")]
+_Seed = Annotated[int, Range(lambda n: n >= 0, "must be 0 or more")]
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,13 @@ class EvalSettings:
     protocol: str = "verification"
     targets: Applied[list[str]] = field(default_factory=list)
     root: Free[str | None] = None
-    every_steps: Free[int] = 0
-    batch_size: Free[int] = 128
+    every_steps: Free[_ZeroOff] = 0
+    batch_size: Free[Count] = 128
     flip: Measure[bool] = True
     thresholds: Measure[Literal["grid", "exact"]] = "grid"
-    folds: Measure[int | None] = None
-    bootstrap: Free[int] = 1000
-    seed: Free[int] = 0
+    folds: Measure[_Folds] = None
+    bootstrap: Free[_Resamples] = 1000
+    seed: Free[_Seed] = 0
     metrics: list[str] = field(default_factory=lambda: list(USUAL_METRICS))
     precision: Measure[Literal["fp32", "bf16", "fp16"]] = "fp32"
     cache: Free[str | None] = None
@@ -64,9 +69,4 @@ class EvalSettings:
         for key in ("targets", "metrics"):
             names = getattr(self, key)
             require(len(set(names)) == len(names), f"eval.{key}", names, f"names one {key[:-1]} twice")
-        require(self.every_steps >= 0, "eval.every_steps", self.every_steps, "must be 0 (off) or more")
-        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be 1 or more")
-        require(self.folds is None or self.folds >= 2, "eval.folds", self.folds, "must be 2 or more, or null")
-        resamples = "must be 0 (none) or a number of resamples"
-        require(self.bootstrap >= 0, "eval.bootstrap", self.bootstrap, resamples)
-        require(self.seed >= 0, "eval.seed", self.seed, "must be 0 or more")
+        check_ranges(self, "eval")

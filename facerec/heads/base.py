@@ -26,7 +26,7 @@ from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard, initialise, shardable
 from facerec.heads.mechanism.terms import Scaled, Term
 from facerec.registry import Registry
-from facerec.settings import Free
+from facerec.settings import Free, check_ranges
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Head(nn.Module):
 
     def __post_init__(self) -> None:
         super().__init__()
-        ranges.check_ranges(self)
+        check_ranges(self, "head")
         self.shard = Shard(0, self.num_classes, self.num_classes)
         self.sharded_parameters: tuple[str, ...] = ()
 

@@ -36,7 +36,7 @@ class ElasticFace(MarginHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.mean = {"arc": 0.5, "cos": 0.35}[self.kind] if self.m is None else self.m
-        (ANGULAR_MARGIN if self.kind == "arc" else COSINE_MARGIN).check("m", self.mean)
+        (ANGULAR_MARGIN if self.kind == "arc" else COSINE_MARGIN).check("head.m", self.mean)
         self.m = self.mean
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class MVSoftmax(MarginHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        (COSINE_MARGIN if self.kind == "am" else ANGULAR_MARGIN).check("m", self.m)
+        (COSINE_MARGIN if self.kind == "am" else ANGULAR_MARGIN).check("head.m", self.m)
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         if self.kind == "arc":

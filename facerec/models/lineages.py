@@ -1,4 +1,4 @@
-"""Lineages: what the checkpoints of other training programs call the network and its entries, a table each."""
+"""Lineages: what checkpoints of training programs call the network and its entries, a table each."""
 
 from __future__ import annotations
 

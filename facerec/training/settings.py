@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
-from facerec.errors import require
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.augment import AugmentSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import defaults
-from facerec.settings import Applied, Free, Length
+from facerec.settings import Applied, Count, CountOrNull, Free, Length, Positive, Range, check_ranges
+
+_Threads = Annotated[
+    int | None, Range(lambda n: n is None or 1 <= n <= 1024, "must be 1 or more, and at most 1,024")
+]
+_ClipNorm = Annotated[
+    float | None, Range(lambda x: x is None or x > 0, "must be greater than 0, or null for no clipping")
+]
+_Every = Annotated[bool | int, Range(lambda n: n >= 0, "must be true, false or a number of steps")]
+_Scale = Annotated[float, Range(lambda x: x > 0, "must be above 0 (or frozen=true)")]
+_Path = Annotated[str | None, Range(lambda path: path != "", "must be a path, or null for none")]
 
 
 @dataclass(frozen=True)
@@ -51,37 +60,27 @@ class TrainerSettings:
         ConfigError: for a value out of range.
     """
 
-    epochs: Length[float] = 20.0
-    max_steps: Length[int | None] = None
-    batch_size: Applied[int] = 128
-    accumulate: Applied[int] = 1
+    epochs: Length[Positive] = 20.0
+    max_steps: Length[CountOrNull] = None
+    batch_size: Applied[Count] = 128
+    accumulate: Applied[Count] = 1
     precision: Applied[Literal["fp32", "bf16", "fp16"]] = "fp32"
     device: Free[str] = "auto"
-    clip_norm: Applied[float | None] = None
+    clip_norm: Applied[_ClipNorm] = None
     resume: Free[Literal["auto"] | str | None] = "auto"
-    log_every: Free[int] = 20
-    save_every: Free[int | None] = None
-    keep_last: Free[int] = 2
+    log_every: Free[Count] = 20
+    save_every: Free[CountOrNull] = None
+    keep_last: Free[Count] = 2
     save_in_background: Free[bool] = False
     sync_batch_norm: Applied[bool] = False
-    check_replicas: Free[bool | int] = False
+    check_replicas: Free[_Every] = False
     profile: Free[bool] = False
     checkpoint_activations: Free[bool] = False
     compile: Free[bool] = False
-    threads: Free[int | None] = None
+    threads: Free[_Threads] = None
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, "trainer.epochs", self.epochs, "must be greater than 0")
-        counts = ("max_steps", "batch_size", "accumulate", "log_every", "save_every", "keep_last", "threads")
-        for name in counts:
-            value = getattr(self, name)
-            most = 1024 if name == "threads" else 10**10
-            good = value is None or 1 <= value <= most
-            require(good, f"trainer.{name}", value, f"must be 1 or more, and at most {most:,}")
-        every, clip = self.check_replicas, self.clip_norm
-        require(every >= 0, "trainer.check_replicas", every, "must be true, false or a number of steps")
-        hint = "must be greater than 0, or null for no clipping"
-        require(clip is None or clip > 0, "trainer.clip_norm", clip, hint)
+        check_ranges(self, "trainer")
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,13 @@ class StartSettings:
         ConfigError: for a value out of range.
     """
 
-    pretrained: str | None = None
+    pretrained: _Path = None
     frozen: Applied[bool] = False
-    lr_scale: Applied[float] = 1.0
+    lr_scale: Applied[_Scale] = 1.0
     freeze_batch_norm: Applied[bool] = False
 
     def __post_init__(self) -> None:
-        require(self.pretrained != "", "backbone.pretrained", "", "must be a path, or null for none")
-        require(self.lr_scale > 0, "backbone.lr_scale", self.lr_scale, "must be above 0 (or frozen=true)")
+        check_ranges(self, "backbone")
 
 
 def without_effect(config: Mapping[str, Any], device: torch.device, world_size: int) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from facerec.errors import ConfigError, require
+from facerec.errors import ConfigError
 from facerec.registry import Registry
-from facerec.settings import Applied
+from facerec.settings import Applied, NotNegative, Positive, check_ranges
 from facerec.training.optimizers.groups import parameter_groups
 
 __all__ = ["OPTIMIZERS", "OptimizerSettings", "describe", "make_optimizer", "set_learning_rate"]
@@ -31,13 +31,12 @@ class OptimizerSettings:
         ConfigError: for a value out of range.
     """
 
-    lr: Applied[float] = 0.1
-    weight_decay: float = 5e-4
+    lr: Applied[Positive] = 0.1
+    weight_decay: NotNegative = 5e-4
     decay_all: bool = False
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
+        check_ranges(self, "optimizer")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameter groups."""

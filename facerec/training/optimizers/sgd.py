@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from facerec.errors import require
+from facerec.settings import BelowOne
 from facerec.training.optimizers import OPTIMIZERS, OptimizerSettings
 
 
@@ -21,12 +22,11 @@ class SGD(OptimizerSettings):
         nesterov: needs a momentum.
     """
 
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
     nesterov: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "must be from 0 to below 1")
         usable = not self.nesterov or self.momentum > 0
         require(usable, "optimizer.nesterov", self.nesterov, "needs optimizer.momentum greater than 0")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from facerec.errors import require
 from facerec.registry import Registry
+from facerec.settings import NotNegative, check_ranges
 
 __all__ = ["SCHEDULES", "Progress", "Schedule"]
 
@@ -42,10 +42,10 @@ class Schedule:
     """
 
     unit: Literal["epochs", "steps"] = "epochs"
-    warmup: float = 0.0
+    warmup: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        require(self.warmup >= 0, "schedule.warmup", self.warmup, "must be 0 or more")
+        check_ranges(self, "schedule")
 
     def course(self, now: float, done: float) -> float:
         """Return the factor without warm-up, at `now` units, when the fraction `done` of the run is over."""
@@ -59,8 +59,3 @@ class Schedule:
         if now >= self.warmup:
             return factor
         return factor * min(1.0, (now + (progress.stride if epochs else 1.0)) / self.warmup)
-
-
-def require_final(final: float) -> None:
-    """Raise `ConfigError` unless `schedule.final` is in [0, 1)."""
-    require(0 <= final < 1, "schedule.final", final, "must be from 0 to below 1")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from facerec.training.schedules import SCHEDULES, Schedule, require_final
+from facerec.settings import BelowOne
+from facerec.training.schedules import SCHEDULES, Schedule
 
 
 @SCHEDULES.register("cosine")
@@ -17,11 +18,7 @@ class Cosine(Schedule):
         final: the last factor, in [0, 1).
     """
 
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_final(self.final)
+    final: BelowOne = 0.0
 
     def course(self, now: float, done: float) -> float:
         return self.final + (1 - self.final) * (1 - math.cos(math.pi * (1 - done))) / 2

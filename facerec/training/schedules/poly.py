@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from facerec.errors import require
-from facerec.training.schedules import SCHEDULES, Schedule, require_final
+from facerec.settings import BelowOne, Positive
+from facerec.training.schedules import SCHEDULES, Schedule
 
 
 @SCHEDULES.register("poly")
@@ -18,13 +18,8 @@ class Poly(Schedule):
         final: the last factor, in [0, 1).
     """
 
-    power: float = 2.0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.power > 0, "schedule.power", self.power, "must be greater than 0")
-        require_final(self.final)
+    power: Positive = 2.0
+    final: BelowOne = 0.0
 
     def course(self, now: float, done: float) -> float:
         return self.final + (1 - self.final) * (1 - done) ** self.power
