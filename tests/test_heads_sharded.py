@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,16 @@ def test_the_same_seed_samples_the_same_rows() -> None:
         return sample_rows(torch.tensor([1]), 1000, 0.01)[0].tolist()
 
     assert draw() == draw()
+
+
+@pytest.mark.parametrize("wanted", [3, 5])  # of 6 others: fewer and more than half
+def test_every_set_of_other_rows_is_as_likely(wanted: int) -> None:
+    torch.manual_seed(0)
+    draws, row = 4000, torch.tensor([2, 2, -1])
+    sets = Counter(tuple(sample_rows(row, 7, wanted / 7)[0].tolist()) for _ in range(draws))
+    expected = draws / math.comb(6, wanted - 1)
+    assert len(sets) == math.comb(6, wanted - 1) and all(2 in chosen for chosen in sets)
+    assert sum((count - expected) ** 2 / expected for count in sets.values()) < 3 * len(sets)
 
 
 def test_with_all_rows_sampled_the_loss_is_the_full_one() -> None:
