@@ -17,6 +17,7 @@ from facerec.figures import digits as digit_figures
 from facerec.figures import heads as head_figures
 from facerec.figures.heads import CURVES, target_logit
 from facerec.heads import HEADS
+from facerec.heads.base import ClassHead, MarginHead
 
 ANGLES = torch.linspace(0.01, math.pi - 0.01, 50, dtype=torch.float64)
 COSINE = ANGLES.cos()
@@ -55,11 +56,33 @@ def test_every_head_of_the_curves_is_registered_and_can_be_scattered() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_target_logit_is_found_from_the_loss(
+def test_target_logit_is_that_of_the_formula(
     name: str, parameters: dict, norm: float, right: torch.Tensor
 ) -> None:
     curve = target_logit(name, ANGLES, norm, **parameters)
     torch.testing.assert_close(curve, right.double(), rtol=1e-7, atol=1e-7)
+
+
+def test_a_new_head_is_drawn_by_its_target_logit_and_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Halved(MarginHead):
+        def target(self, cosine_B: torch.Tensor, norm_B: torch.Tensor) -> torch.Tensor:
+            return cosine_B / 2
+
+    class Bare(ClassHead):
+        pass
+
+    HEADS.names()
+    monkeypatch.setattr(HEADS, "_builders", HEADS._builders | {"halved": Halved, "bare": Bare})
+    caplog.set_level("INFO")
+    panel = head_figures.target_curves().axes[8]
+    assert panel.get_title() == "further heads"
+    _, curve = panel.lines
+    assert curve.get_label() == "halved"
+    np.testing.assert_allclose(curve.get_ydata(), np.cos(np.radians(curve.get_xdata())) / 2)
+    assert "logits: not drawn: head=bare: it has no `target_logit`" in caplog.messages
+    assert any("head=triplet: " in message for message in caplog.messages)
 
 
 def test_quality_and_hard_negatives_move_the_curves() -> None:

@@ -103,6 +103,13 @@ def test_an_installed_plugin_judges(tmp_path: Path, site: Path) -> None:
     assert "d′" in (tmp_path / "judged" / "report.html").read_text()
 
 
+def test_the_head_of_an_installed_plugin_is_drawn(tmp_path: Path, site: Path) -> None:
+    done = run("figures", tmp_path, "logits", "--formats", "svg", packages=site)
+    assert done.returncode == 0, done.stderr
+    assert "widening" in (tmp_path / "figures" / "heads_logits.svg").read_text()
+    assert "not drawn: head=triplet" in done.stderr
+
+
 def test_a_projects_folder_is_a_plugin_by_its_name(tmp_path: Path) -> None:
     write_plugin(tmp_path)
     done = run("train", tmp_path, *SETTINGS, "plugins=[my_faces]")

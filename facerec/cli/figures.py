@@ -12,7 +12,7 @@ from facerec.errors import ConfigError, UserError, nearest
 FIGURES = {
     "scatter": "2-D features of scikit-learn's digits under each head, class weights drawn",
     "sphere": "3-D features on the sphere under A-Softmax, m = 1 … 4, and the angles of their pairs",
-    "logits": "target logit of every head over the angle to the own class",
+    "logits": "target logit of every head that has one over the angle to the own class",
     "regions": "decision regions of two classes under six heads",
     "sface": "the two gradient curves of SFace for given k, a, b",
     "scale": "the softmax of [1, .8, .6, .4, .2] at s = 1, 2, 5, 10",

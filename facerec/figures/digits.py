@@ -152,7 +152,7 @@ def trained_on(
 
 
 def accuracy(embedding_ND: Tensor, direction: Tensor, digits: Digits) -> float:
-    """Share of the digits not trained on that are nearest to their own direction by cosine."""
+    """Return the fraction of the held-out images whose nearest direction, by cosine, is their digit's."""
     held_out = slice(digits.trained, None)
     direction_CSD = direction.view(_CLASSES, -1, direction.shape[-1])
     cosine_NC = torch.einsum("nd,csd->ncs", unit_rows(embedding_ND[held_out]), direction_CSD).amax(2)

@@ -5,9 +5,10 @@ Shapes: A angles (or pairs of angles) at which a head is asked, D = 2.
 
 from __future__ import annotations
 
+import logging
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -17,11 +18,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from facerec.heads import create_head
+from facerec.errors import UserError
+from facerec.heads import HEADS, create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
 from facerec.reporting.style import COLOURS, GRAY, figure, frame
+
+log = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
@@ -112,38 +116,29 @@ CURVES: Final[dict[str, list[Line]]] = {
 def head_of_two(name: str, **parameters: Any) -> ClassHead:
     """A float64 head of two classes in evaluation mode, unit weights along the axes."""
     head = create_head(name, num_classes=2, embedding_size=2, **parameters).double().eval()
-    assert isinstance(head, ClassHead), "pair losses have no classes"
+    if not isinstance(head, ClassHead):
+        raise UserError(f"head={name}: it compares the images of a batch, not with classes")
     with torch.no_grad():
         axes_22 = torch.eye(2, dtype=torch.float64)
         head.weight.copy_(axes_22 if head.weight.ndim == 2 else axes_22[:, None])
     return head
 
 
-# The unscaled target logit by the loss without other classes, where that is no cross entropy of s·logit.
-_LOGIT_OF_LOSS: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {
-    "sface": lambda head, loss_A: -loss_A / head.s,
-    "sface_quality": lambda head, loss_A: -loss_A / head.s,
-    "l2softmax": lambda head, loss_A: -_inverse_softplus(loss_A) / head.alpha,
-    "sphereface2": lambda head, loss_A: (
-        -(_inverse_softplus(loss_A * head.r / head.lambda_p / head.loss_weight) + head.offset.detach())
-        / head.r
-    ),
-}
-
-
 def target_logit(
     name: str, angle_A: Tensor, norm: float = 1.0, hard: float | None = None, **parameters: Any
 ) -> Tensor:
-    """The unscaled target logit at angles to the own class, found from the loss the head makes of it.
+    """Return the target logit, divided by its scale, of embeddings at angles to their own class.
 
-    The head is handed embeddings at those angles and, for the sum over all other classes, zero: a cross
-    entropy is then log(1 + e^−logit). For SFace it is the weighted cosine, for SphereFace2 its positive.
+    For SFace it is the weighted cosine, for SphereFace2 that of its positive.
 
     Args:
         name, parameters: of the head.
         angle_A: radians in [0, π].
         norm: length of the embeddings.
         hard: mean cosine of the hard negatives, for heads that look at it; None where there are none.
+
+    Raises:
+        UserError: the head has none, or cannot be made without further settings.
     """
     head = head_of_two(name, **parameters)
     embedding_A2 = norm * torch.stack([angle_A.cos(), angle_A.sin()], 1)
@@ -151,23 +146,41 @@ def target_logit(
     samples = Samples(embedding_A2, zero_A.long(), norm * one_A)
     extra = (zero_A, zero_A) if hard is None else (hard * one_A, one_A)
     sums = ClassSums(head.query(samples)[:, 0], zero_A, one_A, angle_A.cos(), zero_A, zero_A, extra)
-    loss_A = head.loss(sums, samples)[0].detach()
-    if name in _LOGIT_OF_LOSS:
-        return _LOGIT_OF_LOSS[name](head, loss_A)
-    return -_inverse_softplus(loss_A) / float(getattr(head, "s", norm))
+    try:
+        return head.target_logit(sums, samples).detach()
+    except NotImplementedError as error:
+        raise UserError(f"head={name}: it has no `target_logit`") from error
 
 
-def _inverse_softplus(x: Tensor) -> Tensor:
-    return x + torch.log(-torch.expm1(-x))
+def further_curves(angle_A: Tensor) -> dict[str, list[Line]]:
+    """Return panels of the heads that are in none of `CURVES`, as plugins register them, by their defaults.
+
+    A head without a target logit is named in the log.
+    """
+    published = {line.head for lines in CURVES.values() for line in lines}
+    lines = []
+    for name in sorted(set(HEADS.names()) - published):
+        try:
+            target_logit(name, angle_A)
+        except UserError as error:
+            log.info("logits: not drawn: %s", error)
+        else:
+            lines.append(Line(name, name))
+    panels = [lines[i : i + len(COLOURS)] for i in range(0, len(lines), len(COLOURS))]
+    return {"further heads" + f" ({i})" * (i > 1): panel for i, panel in enumerate(panels, 1)}
 
 
 def target_curves() -> Figure:
-    """Target logit of the published heads over θ ∈ [0°, 180°], one panel per family; cos θ in gray."""
+    """Target logit of all heads over θ ∈ [0°, 180°], one panel per family; cos θ in gray."""
     angle_A = torch.linspace(0, math.pi, 721, dtype=torch.float64)
     degrees = angle_A.rad2deg().numpy()
-    fig = figure(9.6, 7.4)
-    panels = fig.subplots(2, 4)
-    for axes, (title, lines) in zip(panels.flat, CURVES.items(), strict=True):
+    families = CURVES | further_curves(angle_A)
+    rows = -(-len(families) // 4)
+    fig = figure(9.6, 3.7 * rows)
+    panels = fig.subplots(rows, 4)
+    for axes in panels.flat[len(families) :]:
+        axes.set_axis_off()
+    for axes, (title, lines) in zip(panels.flat, families.items(), strict=False):
         frame(axes, title)
         axes.plot(degrees, angle_A.cos(), color=GRAY, lw=0.9, ls=(0, (4, 3)))
         curves: list[tuple[list[str], np.ndarray]] = []

@@ -54,6 +54,9 @@ class AdaCos(ClassHead):
         s = (mean.log() + self.s) / median.clamp_max(math.pi / 4).cos()
         self.s.copy_(s.clamp_min(LEAST_SCALE))
 
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return sums.target_B
+
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.s.clone()
         return cross_entropy(s * sums.target_B, sums.others_B), {"s": s}

@@ -38,9 +38,15 @@ class AdaFace(MarginHead):
         super().__post_init__()
         self.norm = RunningNorm(self.ema)
 
+    def quality(self, norm_B: Tensor) -> Tensor:
+        """Return q of embeddings by their lengths; in training mode μ and σ move."""
+        return (self.h * self.norm(norm_B.detach().clamp(0.001, 100), epsilon=1e-3)).clamp(-1, 1)
+
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return adaptive_margin(sums.target_B, self.m * self.quality(samples.norm_B), self.m)
+
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-        norm_B = samples.norm_B.detach().clamp(0.001, 100)
-        quality_B = (self.h * self.norm(norm_B, epsilon=1e-3)).clamp(-1, 1)
+        quality_B = self.quality(samples.norm_B)
         target_B = adaptive_margin(sums.target_B, self.m * quality_B, self.m)
         return cross_entropy(self.s * target_B, sums.others_B), quality_statistics(quality_B)
 

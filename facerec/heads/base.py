@@ -185,6 +185,10 @@ class ClassHead(Head):
         """Return the loss of each sample (B), and statistics of this head's own."""
         raise NotImplementedError
 
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        """Return the targets' logits divided by their scale (B), for figures; not every head has them."""
+        raise NotImplementedError
+
     def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes = None) -> HeadOutput:
         """Return loss and statistics of a batch.
 
@@ -247,8 +251,11 @@ class MarginHead(ClassHead):
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         return Scaled(self.s)
 
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return self.target(sums.target_B, samples.norm_B)
+
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-        return cross_entropy(self.s * self.target(sums.target_B, samples.norm_B), sums.others_B), {}
+        return cross_entropy(self.s * self.target_logit(sums, samples), sums.others_B), {}
 
 
 def cross_entropy(target_B: Tensor, others_B: Tensor) -> Tensor:

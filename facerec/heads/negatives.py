@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.distributed import all_reduce_mean
-from facerec.heads.base import HEADS, MarginHead, cross_entropy
+from facerec.heads.base import HEADS, MarginHead
 from facerec.heads.margins import ArcFace, add_angle, rotate
 from facerec.heads.mechanism.batch import Samples
 from facerec.heads.mechanism.class_sums import ClassSums
@@ -143,12 +143,17 @@ class NPCFace(MarginHead):
         threshold_B = rotate(target_B, self.m_hard)
         return CountedHardNegatives(self.s, threshold_B, linear=self.t, constant=self.a)
 
-    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+    def margin(self, sums: ClassSums) -> Tensor:
+        """Return m̃ of each sample."""
         cosine_B, count_B = sums.extra
-        m_B = self.m0 + self.m1 * cosine_B / count_B.clamp_min(1)
-        target_B = add_angle(sums.target_B, m_B, easy=self.easy_margin)
-        statistics = {"margin": m_B.mean(), "hard_negatives": count_B.mean()}
-        return cross_entropy(self.s * target_B, sums.others_B), statistics
+        return self.m0 + self.m1 * cosine_B / count_B.clamp_min(1)
+
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return add_angle(sums.target_B, self.margin(sums), easy=self.easy_margin)
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_B, _ = super().loss(sums, samples)
+        return loss_B, {"margin": self.margin(sums).mean(), "hard_negatives": sums.extra[1].mean()}
 
 
 class CountedHardNegatives(HardNegatives):

@@ -58,6 +58,10 @@ class SFace(ClassHead):
         """Return r_intra of the targets' angles, in [0, 1], and statistics; without gradient."""
         return torch.sigmoid(self.k * (angle_B - self.a)), {}
 
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        pull_B, _ = self.pull(sums.target_B.clamp(-1, 1).acos(), samples)
+        return pull_B * sums.target_B
+
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             pull_B, statistics = self.pull(sums.target_B.clamp(-1, 1).acos(), samples)

@@ -25,6 +25,9 @@ class Softmax(ClassHead):
     def query(self, samples: Samples) -> Tensor:
         return samples.embedding_BD
 
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return sums.target_B / samples.norm_B
+
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         return cross_entropy(sums.target_B, sums.others_B), {}
 
@@ -43,6 +46,9 @@ class L2Softmax(Softmax):
 
     def query(self, samples: Samples) -> Tensor:
         return samples.embedding_BD * (self.alpha * inverse_norm(samples.norm_B))[:, None]
+
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return sums.target_B / self.alpha
 
 
 @HEADS.register("normface")

@@ -73,10 +73,17 @@ class Annealed(ClassHead):
         """Return the target logits with the full margin."""
         raise NotImplementedError
 
-    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+    def annealed(self, sums: ClassSums, samples: Samples) -> Tensor:
+        """Return the target logits with the present part of the margin."""
         plain = self.weight_of_plain()
-        target_B = (plain * sums.target_B + self.margin(sums, samples)) / (1 + plain)
-        return cross_entropy(target_B, sums.others_B), {"lambda": plain}
+        return (plain * sums.target_B + self.margin(sums, samples)) / (1 + plain)
+
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return self.annealed(sums, samples) / samples.norm_B
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_B = cross_entropy(self.annealed(sums, samples), sums.others_B)
+        return loss_B, {"lambda": self.weight_of_plain()}
 
 
 @HEADS.register("lsoftmax")

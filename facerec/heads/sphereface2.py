@@ -62,8 +62,11 @@ class SphereFace2(ClassHead):
         b = self.offset.detach().clone()
         return Rejections(lambda cosine_KB: self.r * (self.stretch(cosine_KB) + self.m) + b)
 
+    def target_logit(self, sums: ClassSums, samples: Samples) -> Tensor:
+        return self.stretch(sums.target_B) - self.m
+
     def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-        accept_B = softplus(-self.r * (self.stretch(sums.target_B) - self.m) - self.offset, threshold=50)
+        accept_B = softplus(-self.r * self.target_logit(sums, samples) - self.offset, threshold=50)
         # The sum over the others took b as a constant; its slope in b came with it.
         reject_B = sums.others_B + sums.extra[0] * (self.offset - self.offset.detach())
         loss_B = (self.lambda_p * accept_B + (1 - self.lambda_p) * reject_B) / self.r
