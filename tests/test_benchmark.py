@@ -37,6 +37,7 @@ def test_every_benchmark_is_listed_with_its_first_line() -> None:
 SMALLEST = {
     "data": ["--only", "reads"],
     "eval": ["--only", "verification", "--pairs", "20", "--rounds", "1", "--backbone", "mobilefacenet"],
+    "process": ["--batch", "2", "--steps", "1", "--rounds", "1"],
     "head": ["--classes", "1000", "--rounds", "1"],
     "scale": ["--classes", "1000", "--rounds", "1"],
     "step": ["--quick", "--steps", "1"],

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from facerec import launch, plugins
+from facerec import launch, plugins, process
 from facerec.errors import FacerecError, LostContactError, UserError, machine_errors
 
 
 def run_command(program: str, work: Callable[[], int | None]) -> NoReturn:
     """Run `work` and end the process with the command's exit status."""
+    process.wait_briefly()
     sys.exit(stopped_by_sigterm(lambda: reported(program, work)))
 
 

@@ -35,10 +35,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _embed(options: argparse.Namespace) -> None:
+    from facerec import process
     from facerec.evaluation.embedding_files import check_out, embed_to_file
     from facerec.loading.opening import open_images
     from facerec.models.opening import load_model
 
+    process.keep_memory()
     check_out(options.out, force=options.force)
     images = open_images(options.source, list_root=options.root, damaged=options.on_error)
     model = load_model(

@@ -17,11 +17,12 @@ def main() -> None:
 
 def evaluate(config: dict[str, Any], run: RunFolder) -> float:
     """Evaluate in the run's folder and return the mean accuracy."""
-    from facerec import distributed
+    from facerec import distributed, process
     from facerec.device import resolve_device
     from facerec.reporting.evaluation import evaluate_checkpoint
 
     run.hold()
+    process.keep_memory()
     with distributed.process_group(resolve_device(str(config.get("device", "auto")), key="device")):
         folder = distributed.broadcast_object(run.path)
         return evaluate_checkpoint(config, folder, accept=lambda: run.accept(folder))

@@ -23,11 +23,12 @@ def main() -> None:
 
 def train(config: dict[str, Any], run: RunFolder) -> float | None:
     """Train in the run's folder and return the mean accuracy, if there was an evaluation."""
-    from facerec import distributed
+    from facerec import distributed, process
     from facerec.reporting.loggers import make_loggers
     from facerec.training.run import assemble, device_of
 
     run.hold()
+    process.keep_memory()
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
         rank_zero = distributed.rank() == 0

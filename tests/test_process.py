@@ -1,0 +1,154 @@
+"""Memory stays in the process of a command and waiting threads sleep soon, unless the user says otherwise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from facerec import process
+from facerec.errors import UserError
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+STEPS = """
+import hashlib, json, resource
+from facerec.process import keep_memory
+keep_memory()
+import torch
+from facerec.backbones import create_backbone
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+backbone = create_backbone("mobilefacenet").to(memory_format=torch.channels_last)
+optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
+image_BCHW = torch.randn(8, 3, 112, 112).to(memory_format=torch.channels_last)
+counts = []
+for _ in range(5):
+    before = faults()
+    optimizer.zero_grad()
+    backbone(image_BCHW).square().sum().backward()
+    optimizer.step()
+    counts.append(faults() - before)
+weights = b"".join(p.detach().numpy().tobytes() for p in backbone.parameters())
+print(json.dumps({"faults": counts[3:], "weights": hashlib.sha256(weights).hexdigest()}))
+"""
+
+
+def steps(allocator: str) -> Any:
+    environment = os.environ | {"FACEREC_ALLOCATOR": allocator}
+    ran = subprocess.run(
+        [sys.executable, "-c", STEPS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return json.loads(ran.stdout)
+
+
+@glibc
+def test_a_step_maps_no_pages_once_memory_stays_and_its_bits_are_equal() -> None:
+    kept, usual = steps("keep"), steps("system")
+    assert max(kept["faults"]) < 5_000 < 20_000 < min(usual["faults"])
+    assert kept["weights"] == usual["weights"]
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_the_allocator_is_left_alone_if_the_user_says_so(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "_raise_thresholds", lambda: pytest.fail("was called"))
+    monkeypatch.setenv("FACEREC_ALLOCATOR", "system")
+    process.keep_memory()
+    assert not said.messages
+    monkeypatch.setenv("FACEREC_ALLOCATOR", "jemalloc")
+    with pytest.raises(UserError, match=r"^FACEREC_ALLOCATOR=jemalloc: must be keep or system$"):
+        process.keep_memory()
+
+
+class Musl:
+    """A C library without glibc's name."""
+
+
+class OldGlibc:
+    """As glibc before 2.35: it takes no threshold above 32 MiB."""
+
+    calls: list[tuple[int, int]]
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def gnu_get_libc_version(self) -> None: ...
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.calls.append((parameter, value))
+        return int(value <= 1 << 25)
+
+
+def test_the_most_that_the_c_library_takes_is_said(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    library = OldGlibc()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    process.keep_memory()
+    assert said.messages == ["allocator  freed blocks up to 32 MiB stay (FACEREC_ALLOCATOR=system)"]
+    assert library.calls == [(-3, 1 << 30), (-3, 1 << 25), (-1, -1)]
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_nothing_happens_without_glibc(
+    system: str, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Musl())
+    process.keep_memory()
+    assert not said.messages
+
+
+@pytest.mark.parametrize(
+    ("given", "after"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_has_said_how(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], after: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    process.wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == after
+
+
+def test_a_command_says_how_threads_wait_before_torch_is_loaded() -> None:
+    code = (
+        "import os, sys; from facerec.cli import base; "
+        "base.run_command('facerec', lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stdout.split() == ["1000", "False"]
