@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
 
@@ -89,3 +90,22 @@ def test_the_best_of_several_runs_counts(table: ModuleType) -> None:
     calls: list[str] = []
     seconds = table.best(lambda: calls.append("work"), 4, lambda: calls.append("before"))
     assert calls == ["before", "work"] * 4 and 0 <= seconds < 1
+
+
+def test_the_gpu_check_rehearses_on_a_cpu(tmp_path: Path) -> None:
+    check = BENCHMARKS.parent / "gpu_check"
+    command = [sys.executable, check, "--device", "cpu", "--small", "--out", tmp_path / "check"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stdout + (tmp_path / "check.md").read_text()
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert [part["state"] for part in found["parts"]] == ["passed"] * len(found["parts"])
+    page = (tmp_path / "check.md").read_text()
+    for part in found["parts"]:
+        assert all(f"| {row['name'].strip()}, {row['unit']}".rstrip(", ") in page for row in part["rows"])
+    assert "arcface C=2000 bf16 keep, s" in page and f"torch: {found['machine']['torch']}" in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_gpu_check_says_that_there_is_no_gpu() -> None:
+    ended = subprocess.run([sys.executable, BENCHMARKS.parent / "gpu_check"], capture_output=True, text=True)
+    assert ended.returncode == 2 and "torch sees no GPU here; --device cpu --small" in ended.stderr

@@ -22,6 +22,7 @@ from facerec.errors import require
 from facerec.heads.mechanism import ranges
 from facerec.heads.mechanism.batch import Samples, check_batch, inverse_norm, step_statistics
 from facerec.heads.mechanism.class_sums import ClassSums, Memory, class_sums
+from facerec.heads.mechanism.products import Format
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard, initialise, shardable
 from facerec.heads.mechanism.terms import Scaled, Term
@@ -124,6 +125,8 @@ class ClassHead(Head):
         init: start of the class weights: deviation of a zero-mean normal, or ``"xavier"`` (uniform,
             ±√(6/(C+D))), or ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start).
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
+        products: number format of the products with the class weights: fp32, tf32, bf16 (sums in fp32), or
+            auto: tf32 on GPUs that have it. The rest of the loss is fp32.
         block_size: classes per block; null takes what fits the cache.
         sharded: divide the class rows among the ranks, which then compute the loss over all their
             batches; False, or too few classes for every rank to get one: all rows on every rank.
@@ -141,6 +144,7 @@ class ClassHead(Head):
 
     init: float | str = 0.01
     memory: Free[Memory] = "auto"
+    products: Free[Format] = "auto"
     block_size: Free[ranges.CountOrNull] = None
     sharded: Free[bool] = False
     sample_rate: ranges.Rate = 1.0
@@ -230,6 +234,7 @@ class ClassHead(Head):
             normalise_weight=self.normalise_weight,
             memory=self.memory,
             block_size=self.block_size,
+            products=self.products,
             sharded=self.sharded,
             sizes=samples.sizes,
         )

@@ -46,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="repetitions (default %(default)s)")
     parser.add_argument("--backbone", default="iresnet18", help="default %(default)s")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="ours; %(default)s")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="of the verification; cpu or cuda")
     parser.add_argument("--distractors", type=int, default=1_000_000, help="default %(default)s")
 
 
@@ -59,7 +60,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             path = options.bin or root / f"{root.name}.bin"
             full = load_verification(path)
             chosen = _first_pairs(full, options.pairs)
-            yield from verification_rows(full, chosen, options.backbone, options.rounds, options.precision)
+            yield from verification_rows(full, chosen, options)
     if "templates" in parts:
         yield from template_rows()
     if "identification" in parts:
@@ -116,7 +117,7 @@ def _accuracy(threshold: float, distance_N: np.ndarray, issame_N: np.ndarray) ->
 
 
 def verification_rows(
-    full: VerificationSet, chosen: VerificationSet, name: str, rounds: int, precision: str
+    full: VerificationSet, chosen: VerificationSet, options: argparse.Namespace
 ) -> Iterator[Row]:
     """Measure from encoded images to the accuracy: ours, the common way, the forward passes alone, in turn.
 
@@ -124,13 +125,15 @@ def verification_rows(
     distinct image. The first pairs of a set repeat fewer images than all of it, so the ratio is also given
     for the full set.
     """
+    name, precision, device = options.backbone, options.precision, options.device
     torch.manual_seed(0)
     backbone = create_backbone(name).eval()
     ours = Model(create_backbone(name).eval())
     ours.backbone.load_state_dict(backbone.state_dict())
-    ours.backbone.to(memory_format=torch.channels_last)
+    ours.backbone.to(device, memory_format=torch.channels_last)
+    backbone.to(device)
     settings = EvalSettings(bootstrap=0, precision="bf16" if precision == "bf16" else "fp32")
-    ready_BHWC = torch.randint(256, (32, 112, 112, 3), dtype=torch.uint8)
+    ready_BHWC = torch.randint(256, (32, 112, 112, 3), dtype=torch.uint8, device=device)
     passes = 2 * len(chosen.images) / len(ready_BHWC)
     seconds = dict.fromkeys(("ours", "common", "floor"), float("inf"))
     processor_seconds = dict.fromkeys(("ours", "common"), float("inf"))
@@ -138,7 +141,7 @@ def verification_rows(
 
     def timed(way: str, run: Callable[[], None]) -> None:
         began = time.process_time()
-        seconds[way] = min(seconds[way], best(run, 1))
+        seconds[way] = min(seconds[way], best(run, 1, device=device))
         processor_seconds[way] = min(processor_seconds[way], time.process_time() - began)
 
     def run_ours() -> None:
@@ -152,10 +155,10 @@ def verification_rows(
             ours.forward(ready_BHWC, precision)
 
     run_floor()
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         timed("common", run_common)
         timed("ours", run_ours)
-        seconds["floor"] = min(seconds["floor"], passes * best(run_floor, 2))
+        seconds["floor"] = min(seconds["floor"], passes * best(run_floor, 2, device=device))
     difference = np.abs(numbers["ours"].distance_N - numbers["common"].distance_N).max()
     if difference > (1e-3 if precision == "fp32" else 0.05):
         raise AssertionError(f"the two ways differ by {difference} in a distance")
@@ -182,9 +185,10 @@ def verification_rows(
 def _common_embeddings(backbone: torch.nn.Module, chosen: VerificationSet) -> np.ndarray:
     """Decode every occurrence to a float tensor first, then embed it and its mirror in batches of ten."""
     images = common_views([chosen.images[i] for i in chosen.index_2N]).sub_(127.5).div_(127.5)
+    device = next(backbone.parameters()).device
     with torch.no_grad():
-        views = [torch.cat([backbone(batch) for batch in view.split(10)]) for view in images]
-    return (views[0] + views[1]).numpy()
+        views = [torch.cat([backbone(batch.to(device)) for batch in view.split(10)]) for view in images]
+    return (views[0] + views[1]).cpu().numpy()
 
 
 def _first_pairs(full: VerificationSet, pairs: int) -> VerificationSet:

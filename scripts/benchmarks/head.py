@@ -8,20 +8,22 @@ memory is the weights' gradient. The reference is the loss written plainly: one-
 import argparse
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib.ticker import LogLocator
-from table import Row, best, in_processes, peak_memory
+from table import CPU, Row, best, in_processes, peak_memory
 from torch import Tensor
 from torch.nn import functional as F
 
 from facerec.heads import create_head
-from facerec.reporting import style
+from facerec.heads.mechanism.products import multiply, resolve_format, tensor_cores
 
 BATCH, SIZE = 256, 512
 CURVE_CLASSES, CURVE_BATCHES, CURVE_AT = (2_000, 10_572, 40_000, 85_742), (32, 64, 128, 256, 512), 10_572
 REFERENCE_CLASSES = 200_000  # at most; more do not fit the reference
+REFERENCE_CLASSES_GPU = 2_000_000
 
 Step = Callable[[], object]
 LINES = ("o-", "s-", "--", "^-")
@@ -30,6 +32,12 @@ LINES = ("o-", "s-", "--", "^-")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", default="10572,85742", help="with commas; up to 1000000 on 16 GB")
     parser.add_argument("--heads", default="arcface,sface", help="with commas; all but pair losses")
+    parser.add_argument("--batch", type=int, default=BATCH, help="samples (default %(default)s)")
+    parser.add_argument(
+        "--products", default="auto", help="with commas: fp32, tf32, bf16 (default %(default)s)"
+    )
+    parser.add_argument("--sampled", default="", help="of these numbers of classes, a tenth in a step")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the fastest counts")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
     parser.add_argument("--curves", action="store_true", help="vary classes and batch size; takes minutes")
@@ -42,10 +50,43 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     if options.curves or options.plot is not None:
         yield from curve_rows(options.heads.split(",")[0], options.rounds, options.plot)
         return
-    for classes in (int(number) for number in options.classes.split(",")):
+    for number, rate in [(number, 1.0) for number in options.classes.split(",")] + [
+        (number, 0.1) for number in options.sampled.split(",") if number
+    ]:
         for name in options.heads.split(","):
-            yield from time_rows(name, classes, options.rounds)
-            yield from memory_rows(name, classes)
+            for products in options.products.split(","):
+                at = Setting(name, int(number), options.batch, options.device, products, rate)
+                yield from time_rows(at, options.rounds)
+                yield from memory_rows(at)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: a head over so many classes."""
+
+    name: str
+    classes: int
+    batch: int = BATCH
+    device: torch.device = CPU
+    products: str = "auto"
+    sample_rate: float = 1.0
+
+    @property
+    def has_reference(self) -> bool:
+        """True where the plain loss is known and its whole logits fit."""
+        most = REFERENCE_CLASSES if self.device.type == "cpu" else REFERENCE_CLASSES_GPU
+        return self.name in REFERENCES and self.classes <= most and self.sample_rate == 1
+
+    def __str__(self) -> str:
+        parts = [f"{self.name} C={self.classes}"]
+        parts += [f"B={self.batch}"] if self.batch != BATCH else []
+        parts += [self.products] if self.products != "auto" else []
+        parts += [f"{self.sample_rate:g} sampled"] if self.sample_rate < 1 else []
+        return " ".join(parts)
+
+    def problem(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw weights (C, D), embeddings (B, D) and labels (B)."""
+        return problem(self.classes, self.batch, self.device)
 
 
 def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
@@ -56,12 +97,12 @@ def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
         (f"batch size, {CURVE_AT:,} classes", "seconds per step", []),
     ]
     for classes in CURVE_CLASSES:
-        sweeps[0][2].append((classes, list(time_rows(name, classes, rounds))))
+        sweeps[0][2].append((classes, list(time_rows(Setting(name, classes), rounds))))
         yield from sweeps[0][2][-1][1]
-        sweeps[1][2].append((classes, list(memory_rows(name, classes))))
+        sweeps[1][2].append((classes, list(memory_rows(Setting(name, classes)))))
         yield from sweeps[1][2][-1][1]
     for batch in CURVE_BATCHES:
-        sweeps[2][2].append((batch, list(time_rows(name, CURVE_AT, rounds, batch))))
+        sweeps[2][2].append((batch, list(time_rows(Setting(name, CURVE_AT, batch), rounds))))
         yield from sweeps[2][2][-1][1]
     if path is not None:
         draw(name, sweeps, path)
@@ -70,6 +111,10 @@ def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
 
 def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], path: Path) -> None:
     """Draw one panel per sweep: keep, recompute, floor and reference."""
+    from matplotlib.ticker import LogLocator
+
+    from facerec.reporting import style
+
     with style.paper():
         figure = style.figure(9.0, 2.9)
         for axes, (over, unit, points) in zip(figure.subplots(1, 3), sweeps, strict=True):
@@ -90,77 +135,83 @@ def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], 
         figure.savefig(path)
 
 
-def time_rows(name: str, classes: int, rounds: int, batch: int = BATCH) -> Iterator[Row]:
+def time_rows(at: Setting, rounds: int) -> Iterator[Row]:
     """Measure the seconds of a step, keep and recompute, in turn with floor and reference."""
-    weight_CD, embedding_BD, label_B = problem(classes, batch)
-    steps = {"floor": floor(weight_CD, embedding_BD)}
+    weight_CD, embedding_BD, label_B = at.problem()
+    steps = {"floor": floor(weight_CD[: round(at.classes * at.sample_rate)], embedding_BD, at.products)}
     for memory in ("keep", "recompute"):
-        steps[memory] = head_step(name, memory, weight_CD, embedding_BD, label_B)
-    if name in REFERENCES and classes <= REFERENCE_CLASSES:
-        steps["reference"] = reference_step(name, weight_CD, embedding_BD, label_B)
+        steps[memory] = head_step(at, memory, weight_CD, embedding_BD, label_B)
+    if at.has_reference:
+        steps["reference"] = reference_step(at.name, weight_CD, embedding_BD, label_B)
     seconds = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
         for key, step in steps.items():
-            seconds[key] = min(seconds[key], best(step, 1, gc.collect))
+            seconds[key] = min(seconds[key], best(step, 1, gc.collect, at.device))
     for memory in ("keep", "recompute"):
-        yield Row(
-            f"{name} C={classes} {memory}" + (f" B={batch}" if batch != BATCH else ""),
-            seconds[memory],
-            "s",
-            floor=seconds["floor"],
-            reference=seconds.get("reference"),
-        )
+        yield Row(f"{at} {memory}", seconds[memory], "s", seconds["floor"], seconds.get("reference"))
 
 
-def memory_rows(name: str, classes: int) -> Iterator[Row]:
-    """Measure the peak MB of a step above weights and embeddings, each in a process of its own."""
-    gradient = 4 * classes * SIZE / 1e6
-    plain = None
-    if name in REFERENCES and classes <= REFERENCE_CLASSES:
-        (plain,) = in_processes(peak, name, "reference", classes)
+def memory_rows(at: Setting) -> Iterator[Row]:
+    """Measure the peak MB of a step above weights and embeddings, on a CPU each in a process of its own."""
+
+    def measured(way: str) -> float:
+        return float(in_processes(peak, at, way)[0] if at.device.type == "cpu" else peak(at, way))
+
+    gradient = 4 * at.classes * at.sample_rate * SIZE / 1e6
+    plain = measured("reference") if at.has_reference else None
     for memory in ("keep", "recompute"):
-        (extra,) = in_processes(peak, name, memory, classes)
-        yield Row(f"{name} C={classes} {memory}, peak memory", extra, "MB", floor=gradient, reference=plain)
+        yield Row(f"{at} {memory}, peak memory", measured(memory), "MB", gradient, plain)
 
 
-def peak(name: str, memory: str, classes: int) -> float:
-    """Return the peak MB of a step, to be called in a fresh process."""
-    torch.set_num_threads(2)
-    make_step(name, memory, *problem(512))()  # loads libraries, starts threads
-    return peak_memory(make_step(name, memory, *problem(classes)))
+def peak(at: Setting, way: str) -> float:
+    """Return the peak MB of a step, on a CPU to be called in a fresh process."""
+    if at.device.type == "cpu":
+        torch.set_num_threads(2)
+    small = replace(at, classes=512)
+    make_step(small, way)()  # loads libraries, starts threads
+    return peak_memory(make_step(at, way), at.device)
 
 
-def problem(classes: int, batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
+def problem(classes: int, batch: int = BATCH, device: torch.device = CPU) -> tuple[Tensor, Tensor, Tensor]:
     """Draw weights (C, D), embeddings (B, D) and labels (B)."""
-    generator = torch.Generator().manual_seed(0)
-    weight_CD = torch.randn(classes, SIZE, generator=generator).mul_(0.01)
-    embedding_BD = torch.randn(batch, SIZE, generator=generator)
-    return weight_CD, embedding_BD, torch.randint(classes, (batch,), generator=generator)
+    generator = torch.Generator(device).manual_seed(0)
+    weight_CD = torch.randn(classes, SIZE, generator=generator, device=device).mul_(0.01)
+    embedding_BD = torch.randn(batch, SIZE, generator=generator, device=device)
+    return weight_CD, embedding_BD, torch.randint(classes, (batch,), generator=generator, device=device)
 
 
-def floor(weight_CD: Tensor, embedding_BD: Tensor) -> Step:
-    """Return the three matrix products of a step, in blocks that stay in the cache."""
+def floor(weight_CD: Tensor, embedding_BD: Tensor, products: str = "auto") -> Step:
+    """Return the three matrix products of a step, in blocks that stay in a CPU's cache."""
+    name = resolve_format(products, weight_CD)  # type: ignore[arg-type]
+    block = 4096 if weight_CD.device.type == "cpu" else 131_072
 
     def step() -> None:
         gradient_CD = torch.empty_like(weight_CD)
         gradient_BD = torch.zeros_like(embedding_BD)
-        for start in range(0, len(weight_CD), 4096):
-            block_KD = weight_CD[start : start + 4096]
-            product_KB = block_KD @ embedding_BD.t()
-            torch.mm(product_KB, embedding_BD, out=gradient_CD[start : start + 4096])
-            gradient_BD.addmm_(product_KB.t(), block_KD)
+        with tensor_cores(name):
+            for start in range(0, len(weight_CD), block):
+                block_KD = weight_CD[start : start + block]
+                product_KB = multiply(block_KD, embedding_BD.t(), name)
+                multiply(product_KB, embedding_BD, name, gradient_CD[start : start + block])
+                if name == "bf16":
+                    gradient_BD.add_(multiply(product_KB.t(), block_KD, name))
+                else:
+                    gradient_BD.addmm_(product_KB.t(), block_KD)
 
     return step
 
 
-def make_step(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
-    if memory == "reference":
-        return reference_step(name, weight_CD, embedding_BD, label_B)
-    return head_step(name, memory, weight_CD, embedding_BD, label_B)
+def make_step(at: Setting, way: str) -> Step:
+    weight_CD, embedding_BD, label_B = at.problem()
+    if way == "reference":
+        return reference_step(at.name, weight_CD, embedding_BD, label_B)
+    return head_step(at, way, weight_CD, embedding_BD, label_B)
 
 
-def head_step(name: str, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
-    head = create_head(name, num_classes=len(weight_CD), embedding_size=SIZE, memory=memory)
+def head_step(at: Setting, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
+    settings: dict[str, Any] = {"memory": memory, "products": at.products, "sample_rate": at.sample_rate}
+    with torch.device(at.device):
+        head = create_head(at.name, num_classes=len(weight_CD), embedding_size=SIZE, **settings)
     if head.weight.shape == weight_CD.shape:
         head.weight = torch.nn.Parameter(weight_CD)  # the same weights for all
     return _step(lambda x, y: head(x, y).loss, head.weight, embedding_BD, label_B)

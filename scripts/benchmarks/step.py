@@ -3,8 +3,9 @@
 Ours is the trainer that `facerec-train` builds: uint8 batches prepared, backbone, head without one-hot masks,
 gradient norm and guard, fused SGD. The reference is written plainly: contiguous fp32, torch's own PReLU,
 one-hot ArcFace over all logits, SGD. Steps are taken in turn; the fastest of each counts. The floor is the
-step's multiply-adds at the speed of large bf16 matrix products, measured in the same run. The parts are those
-of the fastest step; the rest is what lies between them (preparing images, learning rate).
+step's multiply-adds at the speed of large matrix products of that precision, measured in the same run: ours
+over it is the MFU. The parts are those of the fastest step; the rest is what lies between them (preparing
+images, learning rate).
 """
 
 import argparse
@@ -21,12 +22,13 @@ import torch
 from head import arcface
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from table import Row, best
+from table import Row
 from torch import Tensor, nn
 
 from facerec.backbones.flops import multiply_adds
 from facerec.backbones.prelu import PReLU
 from facerec.cli.explain import config_folder
+from facerec.device import matmul_speed, peak_memory, wait_for
 from facerec.loading.batch import Batch
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble
@@ -36,12 +38,13 @@ PARTS = ("forward", "head", "backward", "optimizer", "rest")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="iresnet50", help="with commas (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="images per step (default %(default)s)")
+    parser.add_argument("--batch", default="16", help="images per step, with commas (default %(default)s)")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu or cuda")
     parser.add_argument("--classes", type=int, default=10_572, help="default %(default)s")
     parser.add_argument(
         "--steps", type=int, default=4, help="after a first that is left out (default %(default)s)"
     )
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of ours")
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="of ours")
     parser.add_argument("--compile", action="store_true", help="also ours compiled; takes minutes more")
     parser.add_argument("--checkpoint", action="store_true", help="also ours recomputing its activations")
     parser.add_argument("--quick", action="store_true", help="mobilefacenet, 8 images, 1,000 classes")
@@ -52,14 +55,15 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.quick:
-        options.backbone, options.batch, options.classes = "mobilefacenet", 8, 1000
+        options.backbone, options.batch, options.classes = "mobilefacenet", "8", 1000
     for name in options.backbone.split(","):
-        yield from step_rows(name, options)
+        for batch in options.batch.split(","):
+            yield from step_rows(name, argparse.Namespace(**vars(options) | {"batch": int(batch)}))
 
 
 def step_rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
     """Measure images per second and the milliseconds of the parts, reference and ours in turn."""
-    speed = products_speed()
+    speed = matmul_speed(options.device, options.precision)
     with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as folder:
         ways: dict[str, Callable[[list[Batch]], Clock]] = {}
         trainer, steps = build_trainer(name, options, Path(folder))
@@ -81,17 +85,23 @@ def step_rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
         yield Row(title, options.batch / ours.total, "img/s", floor, options.batch / plain.total)
         for part in PARTS:
             yield Row(f"  {part}", 1e3 * ours.seconds[part], "ms", reference=1e3 * plain.seconds[part])
+    if options.device.type == "cuda":
+        yield Row(
+            f"{name}, B={options.batch}, peak memory of all ways", peak_memory(options.device) / 1e6, "MB"
+        )
 
 
 @dataclass
 class Clock:
-    """The seconds of a step by part."""
+    """The seconds of a step by part, for each of which the device is waited for."""
 
+    device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     since: float = field(default_factory=time.perf_counter)
 
     def spent(self, part: str) -> None:
         """Add the time since the previous call to `part`."""
+        wait_for(self.device)
         now = time.perf_counter()
         self.seconds[part] += now - self.since
         self.since = now
@@ -123,7 +133,7 @@ def build_trainer(
         f"output_dir={folder}",
         f"trainer.batch_size={options.batch}",
         f"trainer.precision={options.precision}",
-        "trainer.device=cpu",
+        f"trainer.device={options.device}",
     ]
     with initialize_config_dir(str(config_folder()), version_base=None):
         composed = compose("train", overrides=[*settings, *overrides])
@@ -136,7 +146,7 @@ def build_trainer(
 def timed_step(trainer: Trainer, batches_of_step: list[Batch]) -> Clock:
     """Time a step of the trainer from outside, by wrapping the methods it calls."""
     forward, head, update = trainer.forward, trainer.head.forward, trainer.update_weights
-    clock = Clock()
+    clock = Clock(trainer.device)
 
     def timed_forward(image_BCHW: Tensor) -> Tensor:
         clock.spent("rest")
@@ -180,32 +190,28 @@ class PlainStep:
         for module in self.backbone.modules():
             if isinstance(module, PReLU):
                 module.__class__ = nn.PReLU
+        self.device = trainer.device
         self.weight = nn.Parameter(trainer.head.weight.detach().clone())
         weights = [*self.backbone.parameters(), self.weight]
         self.optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
     def __call__(self, batches_of_step: list[Batch]) -> Clock:
-        clock = Clock()
+        clock = Clock(self.device)
         self.optimizer.zero_grad()
         for batch in batches_of_step:
-            image_BHWC = torch.where(
-                batch.mirror_B[:, None, None, None], batch.image_BHWC.flip(2), batch.image_BHWC
+            image_BHWC, mirror_B, label_B = (
+                x.to(self.device) for x in (batch.image_BHWC, batch.mirror_B, batch.label_B)
             )
+            image_BHWC = torch.where(mirror_B[:, None, None, None], image_BHWC.flip(2), image_BHWC)
             image_BCHW = image_BHWC.permute(0, 3, 1, 2).contiguous().float().sub(127.5).div(127.5)
             clock.spent("rest")
             embedding_BD = self.backbone(image_BCHW)
             clock.spent("forward")
             clock.split_backward(embedding_BD)
-            loss = arcface(embedding_BD, self.weight, batch.label_B)
+            loss = arcface(embedding_BD.float(), self.weight, label_B)
             clock.spent("head")
             loss.backward()
             clock.spent("backward")
         self.optimizer.step()
         clock.spent("optimizer")
         return clock
-
-
-def products_speed(size: int = 1024) -> float:
-    """Return the FLOP/s of bf16 matrix products, the fastest of ten."""
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / best(lambda: torch.mm(a, b), 10)

@@ -9,6 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from facerec.device import wait_for
+
+CPU = torch.device("cpu")
+
 
 @dataclass
 class Row:
@@ -56,14 +62,21 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def best(work: Callable[[], object], repeats: int = 3, before: Callable[[], object] | None = None) -> float:
+def best(
+    work: Callable[[], object],
+    repeats: int = 3,
+    before: Callable[[], object] | None = None,
+    device: torch.device = CPU,
+) -> float:
     """Return the seconds of the fastest of several calls: other work on the machine only adds to them."""
     fastest = float("inf")
     for _ in range(repeats):
         if before is not None:
             before()
+        wait_for(device)
         start = time.perf_counter()
         work()
+        wait_for(device)
         fastest = min(fastest, time.perf_counter() - start)
     return fastest
 
@@ -94,9 +107,14 @@ def proportional_memory() -> float:
     return _kilobytes("smaps_rollup", "Pss") / 1e3
 
 
-def peak_memory(work: Callable[[], object]) -> float:
-    """Return the MB that `work` needs at most above what was there before it (Linux)."""
+def peak_memory(work: Callable[[], object], device: torch.device = CPU) -> float:
+    """Return the MB that `work` needs at most above what was there before it, on a GPU or in Linux."""
     gc.collect()
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - held) / 1e6
     before = _kilobytes("status", "VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     work()

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from facerec import distributed
+from facerec.heads.mechanism.products import Format, multiply, resolve_format, tensor_cores
 from facerec.heads.mechanism.terms import Reduction, Term
 
 Memory = Literal["auto", "keep", "recompute"]
@@ -62,6 +63,7 @@ def class_sums(
     normalise_weight: bool = True,
     memory: Memory = "auto",
     block_size: int | None = None,
+    products: Format = "auto",
     sharded: bool = False,
     sizes: distributed.Sizes = None,
 ) -> ClassSums:
@@ -77,6 +79,7 @@ def class_sums(
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
         memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
         block_size: classes per block; by default as many as fit a cache-sized block.
+        products: number format of the matrix products, see `products.resolve_format`; all else is fp32.
         sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
             samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
             the query that of this rank's classes.
@@ -89,8 +92,8 @@ def class_sums(
         raise ValueError("sub-centres need normalised weights and no bias")
     batch, classes, centres = len(query_BD), len(weight), weight[0].numel() // weight.shape[-1]
     if memory == "auto":
-        products = batch * classes * query_BD.element_size()
-        memory = "keep" if products < kept_bytes(query_BD.device) else "recompute"
+        needed = batch * classes * query_BD.element_size()
+        memory = "keep" if needed < kept_bytes(query_BD.device) else "recompute"
     block_size = min(block_size or _block_size(batch * centres, query_BD), classes)
     target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
         query_BD,
@@ -101,6 +104,7 @@ def class_sums(
         normalise_weight,
         memory == "keep",
         block_size,
+        resolve_format(products, query_BD),
         sharded,
         sizes,
     )
@@ -119,10 +123,12 @@ class _ClassSums(torch.autograd.Function):
         normalise: bool,
         keep: bool,
         block_size: int,
+        number_format: Format,
         sharded: bool,
         sizes: distributed.Sizes,
     ) -> tuple[Tensor, ...]:
-        products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), normalise)
+        inverse_norm_R = 1.0 / _norm(weight.flatten(0, -2))
+        products = _Products(query_BD, weight, bias_C, inverse_norm_R, normalise, number_format)
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
         if sharded:  # a sample's own class is held by one of the ranks
@@ -135,7 +141,8 @@ class _ClassSums(torch.autograd.Function):
         hardest_B = torch.full_like(target_B, -torch.inf)
         kept: list[Tensor | None] = []
         for block in _blocks(len(weight), block_size):
-            product_KB, winner_KB = products.of(block)
+            with tensor_cores(number_format):
+                product_KB, winner_KB = products.of(block)
             if keep:
                 kept += product_KB, winner_KB
             total.add(_fill_own(term.value(product_KB), row_B, block, total.neutral))
@@ -158,7 +165,7 @@ class _ClassSums(torch.autograd.Function):
         ctx.save_for_backward(
             query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
         )
-        ctx.term, ctx.normalise, ctx.block_size = term, normalise, block_size
+        ctx.term, ctx.normalise, ctx.block_size, ctx.format = term, normalise, block_size, number_format
         ctx.sharded, ctx.sizes = sharded, sizes
         ctx.set_materialize_grads(False)
         returned = (target_B, others_B, norm_B, *statistics, *extra)
@@ -186,8 +193,8 @@ class _ClassSums(torch.autograd.Function):
             grads_B3 = torch.stack((grad_target_B, grad_others_B, grad_norm_B), 1)
             grad_target_B, grad_others_B, grad_norm_B = distributed.all_gather(grads_B3, ctx.sizes).unbind(1)
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
-        with torch.autocast(query_BD.device.type, enabled=False):
-            products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise)
+        with torch.autocast(query_BD.device.type, enabled=False), tensor_cores(ctx.format):
+            products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise, ctx.format)
             gradients = _Gradients(products, distributed.world_size() if ctx.sharded else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
                 product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
@@ -202,7 +209,7 @@ class _ClassSums(torch.autograd.Function):
             if grad_norm_B is not None:
                 gradients.add_norm(grad_norm_B, winner_B)
         weight_grad = gradients.weight_RD.view_as(weight)
-        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 7
+        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 8
 
 
 class _Products:
@@ -215,8 +222,10 @@ class _Products:
         bias_C: Tensor | None,
         inverse_norm_R: Tensor,
         normalise: bool,
+        number_format: Format,
     ) -> None:
         self.query_BD, self.bias_C, self.normalise = query_BD, bias_C, normalise
+        self.format: Format = number_format
         self.weight_RD, self.inverse_norm_R = weight.flatten(0, -2), inverse_norm_R
         self.centres = len(self.weight_RD) // len(weight)
 
@@ -227,7 +236,7 @@ class _Products:
     def of(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Return the products with a block, and the sub-centre that won each, where there are several."""
         rows = self.rows(block)
-        product_RB = torch.mm(self.weight_RD[rows], self.query_BD.t())
+        product_RB = multiply(self.weight_RD[rows], self.query_BD.t(), self.format)
         if self.normalise:
             product_RB.mul_(self.inverse_norm_R[rows, None])
         if self.bias_C is not None:
@@ -284,13 +293,16 @@ class _Gradients:
         if self.products.normalise:
             inverse_norm_R1 = self.products.inverse_norm_R[rows, None]
             grad_KB.mul_(inverse_norm_R1)
-            torch.mm(grad_KB, self.scaled_query_BD, out=into_RD)
+            multiply(grad_KB, self.scaled_query_BD, self.products.format, into_RD)
             # The component along w changes only its norm, which the products are divided by.
             along_R1 = torch.linalg.vecdot(into_RD, weight_RD)[:, None]
             into_RD.addcmul_(weight_RD, along_R1 * inverse_norm_R1.square(), value=-1.0)
         else:
-            torch.mm(grad_KB, self.scaled_query_BD, out=into_RD)
-        self.query_BD.addmm_(grad_KB.t(), weight_RD)
+            multiply(grad_KB, self.scaled_query_BD, self.products.format, into_RD)
+        if self.products.format == "bf16":
+            self.query_BD += multiply(grad_KB.t(), weight_RD, "bf16")
+        else:
+            self.query_BD.addmm_(grad_KB.t(), weight_RD)
 
     def add_norm(self, grad_B: Tensor, row_B: Tensor) -> None:
         """Backpropagate the gradient of ‖W_y‖ to the samples' rows on this rank (−1: on another)."""
