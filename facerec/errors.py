@@ -5,9 +5,28 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+# Words of other programs for settings; of each line, what exists is meant by any other.
+_SYNONYMS = (
+    {"path", "dir", "directory", "folder", "root"},
+    {"out", "output", "outdir", "out_dir", "save_dir", "work_dir", "output_dir"},
+    {"ckpt", "checkpoint", "model", "weights", "pretrained"},
+    {"lr", "learning_rate", "base_lr"},
+    {"bs", "batch", "batchsize", "batch_size"},
+    {"epoch", "num_epochs", "n_epochs", "max_epochs", "epochs"},
+    {"iterations", "max_iters", "num_steps", "total_steps", "max_steps"},
+    {"amp", "dtype", "fp16", "mixed_precision", "precision"},
+    {"num_workers", "num_threads", "threads", "workers"},
+    {"image_size", "img_size", "resolution", "input_size", "size"},
+    {"dim", "emb_size", "embedding_dim", "feature_dim", "embedding_size"},
+    {"margin", "m"},
+    {"scale", "s"},
+    {"wd", "decay", "weight_decay"},
+    {"grad_clip", "clip_grad", "max_norm", "clip_norm"},
+    {"flip", "hflip", "mirror"},
+)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
 
@@ -87,10 +106,15 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: ``did you mean arcface? known: …`` over the sorted known names."""
+def nearest(name: str, known: Iterable[str], elsewhere: Sequence[str] = ()) -> str:
+    """A hint for a wrong name: ``did you mean arcface? known: …``, by synonyms, then by letters.
+
+    `elsewhere` are names of other sections, which mean the same and come between the two.
+    """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    section, dot, word = name.rpartition(".")
+    meant = {f"{section}{dot}{other}" for words in _SYNONYMS if word.lower() in words for other in words}
+    close = sorted(meant.intersection(names)) or elsewhere or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 

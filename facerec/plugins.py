@@ -53,14 +53,14 @@ def named() -> list[str]:
 
 
 def modules() -> dict[str, str]:
-    """Return the modules to import, each with who named it, for messages."""
-    return _installed() | dict.fromkeys(_named, "plugins")
+    """Return the modules to import, each with the beginning of messages that says where it comes from."""
+    return _installed() | dict.fromkeys(_named, "")
 
 
 @functools.cache
 def _installed() -> dict[str, str]:
     return {
-        point.value: f"the installed package {point.dist.name if point.dist else point.name}"
+        point.value: f"of the installed package {point.dist.name if point.dist else point.name}, "
         for point in entry_points(group=_GROUP)
     }
 
@@ -77,8 +77,8 @@ def load() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a module outside of this package raises
-            reason = f"{type(error).__name__}: {error}"
-            raise ConfigError("plugins", name, f"(of {origin}) cannot be imported: {reason}") from error
+            reason = f"{origin}cannot be imported: {type(error).__name__}: {error}"
+            raise ConfigError("plugins", name, reason) from error
         _loaded.add(name)
 
 
@@ -112,6 +112,6 @@ def _folder(name: str) -> Path:
     except ImportError:  # a package above it is not there
         spec = None
     if spec is None or not spec.origin:
-        origin = modules().get(name, "plugins")
-        raise ConfigError("plugins", name, f"(of {origin}) no such module here ({Path.cwd()}) or installed")
+        origin = modules().get(name, "")
+        raise ConfigError("plugins", name, f"{origin}no such module here ({Path.cwd()}) or installed")
     return Path(spec.origin).parent

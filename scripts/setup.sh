@@ -1,6 +1,7 @@
-# Sourced by ./scripts/demo and ./scripts/test: a virtual environment in the checkout with the package in it.
-# Usage: setup EXTRA [FOLDER [lowest]]. Does nothing if it was done before for the same pyproject.toml.
+# Sourced by the scripts beside it: a virtual environment in the checkout with the package in it.
+# setup EXTRA [FOLDER [lowest]] makes it, unless that was done before for the same pyproject.toml.
 # `lowest` installs every dependency that pyproject.toml names in the lowest version it allows.
+# run_installed EXTRA FILE … runs a Python file in it; installs nothing, but says what is missing.
 
 setup() {
     local extra="$1" venv="${2:-.venv}" lowest="${3:-}" python constraints=()
@@ -30,4 +31,16 @@ setup() {
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${constraints[@]}" -e ".[$extra]"
         echo "$sum" > "$stamp"
     fi
+}
+
+run_installed() {
+    local extra="$1" scripts python
+    scripts="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+    python="$scripts/../.venv/bin/python"
+    if [ ! -x "$python" ]; then
+        echo "There is no .venv yet; ./scripts/$extra makes it." >&2
+        exit 2
+    fi
+    "$python" "$scripts/missing.py" "$extra"
+    exec "$python" "${@:2}"
 }

@@ -96,17 +96,17 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def red_people(pairs: int = 120, seed: int = 0) -> VerificationSet:
-    """Pairs of images of people whose patterns are in the red channel; green and blue are chance."""
+def red_identities(pairs: int = 120, seed: int = 0) -> VerificationSet:
+    """Pairs of images of identities whose patterns are in the red channel; green and blue are chance."""
     generator = np.random.default_rng(seed)
 
     def squares(pattern: np.ndarray) -> np.ndarray:
         return np.kron(pattern, np.ones((SIZE // GRID, SIZE // GRID)))
 
-    def image(person: np.ndarray) -> bytes:
+    def image(identity: np.ndarray) -> bytes:
         noise = generator.normal(0, 40, (GRID, GRID))
         other = generator.uniform(0, 255, (2, GRID, GRID))
-        channels = [squares(person + noise), squares(other[0]), squares(other[1])]
+        channels = [squares(identity + noise), squares(other[0]), squares(other[1])]
         return png(np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8))
 
     images, answers = [], []

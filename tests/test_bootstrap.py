@@ -1,4 +1,4 @@
-"""Bootstrap over people and pairs: equal to copying pairs naively, and people found where a set has them."""
+"""Bootstrap over identities and pairs: equal to copying pairs naively; sets that name identities."""
 
 import numpy as np
 import pytest
@@ -25,29 +25,29 @@ from facerec.making.verification_sets import _identities
 from facerec.packs.verification import identities_path, load_verification, write_verification
 
 
-def pairs_of_people(people=12, pairs=200, seed=0):
-    """Distances of pairs of known people; people differ in how hard they are. Some distances are tied."""
+def pairs_of_identities(identities=12, pairs=200, seed=0):
+    """Distances of pairs of known identities, which differ in how hard they are. Some distances are tied."""
     rng = np.random.default_rng(seed)
-    first = rng.integers(0, people, pairs)
-    second = np.where(rng.random(pairs) < 0.5, first, rng.integers(0, people, pairs))
+    first = rng.integers(0, identities, pairs)
+    second = np.where(rng.random(pairs) < 0.5, first, rng.integers(0, identities, pairs))
     same = first == second
-    hardness = rng.normal(0, 0.35, people)
+    hardness = rng.normal(0, 0.35, identities)
     distance = np.where(same, 0.9, 1.6) + hardness[first] + hardness[second] + rng.normal(0, 0.15, pairs)
     return np.clip(distance, 0, 3.99).round(2), same, np.stack([first, second], 1)
 
 
 @pytest.mark.parametrize("thresholds", ["grid", "exact"])
-def test_resampling_people_equals_copying_their_pairs(thresholds):
-    distance, same, identity_N2 = pairs_of_people(pairs=240)
+def test_resampling_identities_equals_copying_their_pairs(thresholds):
+    distance, same, identity_N2 = pairs_of_identities(pairs=240)
     fold_N = fold_of(len(same), 5)
     metrics = create_metrics(USUAL_METRICS)
     how = {"resamples": 40, "seed": 3, "identity_N2": identity_N2, "metrics": metrics}
     ours = bootstrap(distance, same, 5, thresholds, **how)
     rng = np.random.default_rng(3)
-    people = identity_N2.max() + 1
+    identities = identity_N2.max() + 1
     for resample in range(40):
-        times = rng.multinomial(people, np.full(people, 1 / people))
-        drawn = np.repeat(np.arange(people), times)  # the people of this resample, copies included
+        times = rng.multinomial(identities, np.full(identities, 1 / identities))
+        drawn = np.repeat(np.arange(identities), times)  # the identities of this resample, copies included
         copies = []
         for pair, (one, other) in enumerate(identity_N2):
             if one == other:  # a genuine pair: once for each copy of its identity
@@ -80,11 +80,11 @@ def test_the_weight_of_a_pair_is_the_product_of_its_two_identities_or_its_one_id
     np.testing.assert_array_equal(weight_RN, np.stack(expected, 1))
 
 
-def test_an_interval_over_people_is_wider_where_people_differ():
-    distance, same, identity_N2 = pairs_of_people(people=15, pairs=3000)
+def test_an_interval_over_identities_is_wider_where_identities_differ():
+    distance, same, identity_N2 = pairs_of_identities(identities=15, pairs=3000)
     widths = []
-    for people in (None, identity_N2):
-        how = {"resamples": 300, "seed": 0, "identity_N2": people}
+    for identities in (None, identity_N2):
+        how = {"resamples": 300, "seed": 0, "identity_N2": identities}
         drawn = bootstrap(distance, same, metrics=create_metrics(["accuracy"]), **how)
         low, high = interval(drawn["accuracy"])
         widths.append(high - low)
@@ -120,11 +120,11 @@ def test_results_say_what_was_resampled():
     embedding[same, 1] = embedding[same, 0] + 0.7 * rng.normal(size=(30, 8))
     names = [["anna", "anna"] if one else ["bert", f"p{i}"] for i, one in enumerate(same)]
     over_pairs = verify(embedding.reshape(120, 8), same, bootstrap=100)
-    over_people = verify(embedding.reshape(120, 8), same, bootstrap=100, identity_2N=np.ravel(names))
+    over_identities = verify(embedding.reshape(120, 8), same, bootstrap=100, identity_2N=np.ravel(names))
     assert (over_pairs.interval_over, over_pairs.identities) == ("pairs", None)
-    assert (over_people.interval_over, over_people.identities) == ("identities", 32)
+    assert (over_identities.interval_over, over_identities.identities) == ("identities", 32)
     assert verify(embedding.reshape(120, 8), same).interval_over is None
-    for result in (over_pairs, over_people):
+    for result in (over_pairs, over_identities):
         entry = result.to_dict()
         for key, value in (("auc_interval", entry["auc"]), ("eer_interval", entry["eer"])):
             low, high = entry[key]
@@ -142,7 +142,7 @@ def test_identities_that_contradict_the_answers_are_an_error():
         numbered_identities(["a", "a", "b"], np.array([True, True]))
 
 
-def test_people_are_kept_beside_a_pack(tmp_path):
+def test_identities_are_kept_beside_a_pack(tmp_path):
     images = [bytes([i]) for i in range(4)]
     file = tmp_path / "made.bin"
     write_verification(file, images, [True, False], ["anna", "anna", "anna\tb", "<bert>"])
@@ -163,7 +163,7 @@ def test_people_are_kept_beside_a_pack(tmp_path):
         ("a\tb\nb\tc\n", "line 1: names a and b, but the pack says one identity"),
     ],
 )
-def test_a_file_of_people_that_does_not_fit_is_an_error(tmp_path, text, message):
+def test_a_file_of_identities_that_does_not_fit_is_an_error(tmp_path, text, message):
     file = tmp_path / "made.bin"
     write_verification(file, [b"0", b"1", b"2", b"3"], [True, False])
     identities_path(file).write_text(text)
@@ -171,25 +171,27 @@ def test_a_file_of_people_that_does_not_fit_is_an_error(tmp_path, text, message)
         load_verification(file)
 
 
-def test_drawn_pairs_keep_their_people(tmp_path):
+def test_drawn_pairs_keep_their_identities(tmp_path):
     rng = np.random.default_rng(0)
-    for person in range(20):
-        (tmp_path / "in" / f"person {person}").mkdir(parents=True)
+    for identity in range(20):
+        (tmp_path / "in" / f"identity {identity}").mkdir(parents=True)
         for number in range(2):
             face = np.ascontiguousarray(
                 rng.integers(0, 255, (14, 14, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
             )
-            (tmp_path / "in" / f"person {person}" / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(face))
+            (tmp_path / "in" / f"identity {identity}" / f"{number}.jpg").write_bytes(
+                simplejpeg.encode_jpeg(face)
+            )
     assert data_command(["pairs", str(tmp_path / "in"), str(tmp_path / "made.bin")]) == 0
     loaded = load_verification(tmp_path / "made.bin")
-    assert set(loaded.identity_2N) == {f"person {person}" for person in range(20)}
+    assert set(loaded.identity_2N) == {f"identity {identity}" for identity in range(20)}
     result = verify(
         rng.normal(size=(2 * len(loaded), 4)), loaded.issame_N, bootstrap=5, identity_2N=loaded.identity_2N
     )
     assert result.identities == 20
 
 
-def test_listed_pairs_have_people_where_folders_agree_with_the_answers():
+def test_listed_pairs_have_identities_where_folders_agree_with_the_answers():
     agreed = [Pair("a/1.jpg", "a/2.jpg", True), Pair("a/1.jpg", "b/1.jpg", False)]
     assert _identities(agreed) == ["a", "a", "a", "b"]
     assert _identities([*agreed, Pair("x/1.jpg", "x/2.jpg", False)]) is None

@@ -27,7 +27,7 @@ from facerec.errors import (
 )
 from facerec.evaluation import embedding_files
 from facerec.packs.verification import load_verification, write_verification
-from tests.foreign_files import SIZE, WIDTH, colour_file, expected, onnx_file, pixels, png, red_people
+from tests.foreign_files import SIZE, WIDTH, colour_file, expected, onnx_file, pixels, png, red_identities
 from tests.test_cli_train import command, failed, process
 
 IMAGES = pixels(7)
@@ -40,7 +40,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two people with images, an image of nobody, and things that are no images."""
+    """Two identities with images, an image of nobody, and things that are no images."""
     root = tmp_path / "faces"
     names = ["ann/1.png", "ann/2.png", "bob/x/1.png", "bob/x/2.png", "bob/y.png", "loose.png", "zoe/1.png"]
     for name, image in zip(names, IMAGES, strict=True):
@@ -326,8 +326,10 @@ def test_sigterm_leaves_nothing_half_made(network: Path, tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_an_evaluation_warns_of_bgr_and_keeps_embeddings(tmp_path: Path) -> None:
-    people = red_people()
-    write_verification(tmp_path / "red.bin", [people.images[i] for i in people.index_2N], people.issame_N)
+    identities = red_identities()
+    write_verification(
+        tmp_path / "red.bin", [identities.images[i] for i in identities.index_2N], identities.issame_N
+    )
     colour_file(tmp_path / "wants_bgr.pt", 2)
     settings = ["eval.targets=[red]", "eval.root=.", "eval.bootstrap=0", "eval.figures=false", "device=cpu"]
     settings += ["input.size=16", "eval.cache=kept", "output_dir=out"]
@@ -359,8 +361,10 @@ def test_an_evaluation_warns_of_bgr_and_keeps_embeddings(tmp_path: Path) -> None
 def test_an_evaluation_takes_a_state_dict_by_the_name_of_its_backbone(tmp_path: Path) -> None:
     import torch
 
-    people = red_people(20)
-    write_verification(tmp_path / "red.bin", [people.images[i] for i in people.index_2N], people.issame_N)
+    identities = red_identities(20)
+    write_verification(
+        tmp_path / "red.bin", [identities.images[i] for i in identities.index_2N], identities.issame_N
+    )
     backbone = facerec.create_backbone("mobilefacenet", embedding_size=8, input_size=32)
     torch.save({"state_dict": backbone.state_dict()}, tmp_path / "w.pth")
     settings = [

@@ -96,7 +96,7 @@ def orl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_folder(orl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on the ORL faces, evaluated on the people it has not seen."""
+    """A short run on the ORL faces, evaluated on the identities it has not seen."""
     folder = tmp_path_factory.mktemp("run")
     run = process(
         "facerec-train", *SMALL, f"data.root={orl}", "trainer.max_steps=4", "output_dir=out", cwd=folder

@@ -26,18 +26,18 @@ from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
 from tests.making import image
 
-PEOPLE, EACH = 22, 3
+IDENTITIES, EACH = 22, 3
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__))
 # What each writes, with {} for the outputs' folder; those without an entry write nothing.
 LINES = {
     "filter": "pack {}/out --min-images 2",
     "index": "pack --output {}/out.idx",
     "info": "pack --faces {}/out.png",
-    "lfw": "people {}/out --lists lists --sets 1 --keep --workers 1",
+    "lfw": "identities {}/out --lists lists --sets 1 --keep --workers 1",
     "merge": "pack pack {}/out",
     "orl": "{}/out",
-    "pack": "people {}/out --keep --workers 1",
-    "pairs": "people {}/out.bin --keep --workers 1",
+    "pack": "identities {}/out --keep --workers 1",
+    "pairs": "identities {}/out.bin --keep --workers 1",
     "repair": "pack {}/out",
     "split": "pack {}/out=0.5 {}/other=0.5",
     "unpack": "pack {}/out",
@@ -46,18 +46,18 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of people, the same as a pack, and lists as LFW has them."""
+    """A folder of identities, the same as a pack, and lists as LFW has them."""
     root = tmp_path_factory.mktemp("source")
     (root / "pack").mkdir()
     (root / "lists").mkdir()
     with RecordWriter(root / "pack" / "train.rec") as writer:
-        for key in range(PEOPLE * EACH):
+        for key in range(IDENTITIES * EACH):
             encoded = image(key)
             writer.write(key, Record(0, float(key // EACH), key, 0, encoded))
             name = f"P{key // EACH:02}"
-            (root / "people" / name).mkdir(parents=True, exist_ok=True)
-            (root / "people" / name / f"{name}_{key % EACH + 1:04}.jpg").write_bytes(encoded)
-    half = PEOPLE // 2
+            (root / "identities" / name).mkdir(parents=True, exist_ok=True)
+            (root / "identities" / name / f"{name}_{key % EACH + 1:04}.jpg").write_bytes(encoded)
+    half = IDENTITIES // 2
     sets = [[f"P{who:02}" for who in range(begin, begin + half)] for begin in (0, half)]
     lines = [line for names in sets for line in (str(half), *(f"{name}\t{EACH}" for name in names))]
     (root / "lists" / "people.txt").write_text("\n".join(["2", *lines, ""]))

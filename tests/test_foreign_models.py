@@ -32,7 +32,7 @@ from tests.foreign_files import (
     onnx_file,
     pixels,
     raw,
-    red_people,
+    red_identities,
 )
 
 NAME = "mobilefacenet"
@@ -274,7 +274,7 @@ def test_damaged_metadata_of_an_export_is_said(tmp_path: Path, tiny: nn.Module) 
 def same_numbers(model: Model, exported: Model) -> None:
     settings = EvalSettings(bootstrap=0, batch_size=32, sanity=False)
     assert exported.input == model.input and exported.knows_input
-    reference, result = (evaluate_set(one, red_people(40), settings) for one in (model, exported))
+    reference, result = (evaluate_set(one, red_identities(40), settings) for one in (model, exported))
     assert 0.3 < reference.accuracy < 1
     assert result.fold_accuracy == reference.fold_accuracy
     assert result.best_threshold == reference.best_threshold

@@ -18,10 +18,10 @@ from facerec.heads.pairs import PairHead
 SIZE = 6
 
 
-def batch(people: int = 4, each: int = 3) -> tuple[Tensor, Tensor]:
+def batch(identities: int = 4, each: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    y = torch.arange(people).repeat_interleave(each)
-    centres = torch.randn(people, SIZE, generator=generator, dtype=torch.float64)
+    y = torch.arange(identities).repeat_interleave(each)
+    centres = torch.randn(identities, SIZE, generator=generator, dtype=torch.float64)
     x = centres[y] + torch.randn(len(y), SIZE, generator=generator, dtype=torch.float64)
     return x.requires_grad_(), y
 

@@ -21,8 +21,8 @@ def normalised(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def people(count, images, noise, seed=0, size=16):
-    """Embeddings of `count` people, `images` of each, of any norm; and who they are."""
+def embeddings_of(count, images, noise, seed=0, size=16):
+    """Embeddings of `count` identities, `images` of each, of any norm; and who they are."""
     rng = np.random.default_rng(seed)
     identity = np.repeat(np.arange(count), images)
     raw = rng.normal(size=(count, size))[identity] + noise * rng.normal(size=(len(identity), size))
@@ -126,15 +126,15 @@ def naive_ranks(probe, probe_identity, gallery, gallery_identity, distractors):
     return ranks
 
 
-@pytest.mark.parametrize("per_person", [1, 4])
+@pytest.mark.parametrize("per_identity", [1, 4])
 @pytest.mark.parametrize("distractors", [0, 70])
-def test_ranks_and_open_set_rates_equal_the_definition(per_person, distractors):
-    embedding, identity = people(40, 8, noise=1.2)
-    enrolled = (identity < 25) & (np.arange(320) % 8 < per_person)
+def test_ranks_and_open_set_rates_equal_the_definition(per_identity, distractors):
+    embedding, identity = embeddings_of(40, 8, noise=1.2)
+    enrolled = (identity < 25) & (np.arange(320) % 8 < per_identity)
     searched = np.arange(320) % 8 >= 4
     gallery, gallery_identity = embedding[enrolled], identity[enrolled]
     probe, probe_identity = embedding[searched], identity[searched]
-    others = people(distractors or 1, 1, noise=0, seed=9)[0][:distractors]
+    others = embeddings_of(distractors or 1, 1, noise=0, seed=9)[0][:distractors]
     result = identify(probe, probe_identity, gallery, gallery_identity, distractors=others, ranks=12)
 
     ranks = naive_ranks(probe, probe_identity, gallery, gallery_identity, others)
@@ -144,7 +144,7 @@ def test_ranks_and_open_set_rates_equal_the_definition(per_person, distractors):
     assert result.rank == {"1": result.cmc[0], "5": result.cmc[4]}
     assert 0.1 < result.cmc[0] < result.cmc[11] <= 1
     counted = (result.probes, result.mated_probes, result.gallery, result.identities, result.distractors)
-    assert counted == (160, 100, 25 * per_person, 25, distractors)
+    assert counted == (160, 100, 25 * per_identity, 25, distractors)
 
     everyone = np.concatenate([gallery, others]) if distractors else gallery
     top = (normalised(probe) @ normalised(everyone).T).max(axis=1)
@@ -174,8 +174,8 @@ def test_a_model_that_gives_everyone_one_embedding_identifies_nobody(ranks):
 
 
 def test_names_and_numbers_are_identities():
-    embedding, identity = people(10, 2, noise=0.1)
-    names = np.array([f"person {one}" for one in identity])
+    embedding, identity = embeddings_of(10, 2, noise=0.1)
+    names = np.array([f"identity {one}" for one in identity])
     by_name = identify(embedding[1::2], names[1::2], embedding[0::2], names[0::2])
     assert (
         by_name.to_dict()
@@ -198,19 +198,19 @@ def test_what_cannot_be_identified_is_refused():
 def test_megaface_equals_the_definition(monkeypatch, as_portions):
     monkeypatch.setattr("facerec.evaluation.protocols.megaface.MEGAFACE_FAR", "1e-3")
     monkeypatch.setattr("facerec.evaluation.statistics.search.BLOCK", 128)
-    probe, person = people(6, 7, noise=1.5)
+    probe, identity = embeddings_of(6, 7, noise=1.5)
     order = np.random.default_rng(5).permutation(len(probe))
-    probe, person = probe[order], person[order]
-    distractor, _ = people(1000, 1, noise=0, seed=3)
+    probe, identity = probe[order], identity[order]
+    distractor, _ = embeddings_of(1000, 1, noise=0, seed=3)
     given = iter([distractor[:333], distractor[333:]]) if as_portions else distractor
-    result = megaface(probe, person, given, 1000, cuts=(10, 100, 1000, 10_000))
+    result = megaface(probe, identity, given, 1000, cuts=(10, 100, 1000, 10_000))
 
     impostor = normalised(probe) @ normalised(distractor).T
     hits = {10: [], 100: [], 1000: []}
     mates = []
     for i in range(len(probe)):
         for j in range(len(probe)):
-            if i != j and person[i] == person[j]:
+            if i != j and identity[i] == identity[j]:
                 cosine = float(normalised(probe)[i] @ normalised(probe)[j])
                 mates.append(cosine)
                 for cut, found in hits.items():
@@ -226,9 +226,9 @@ def test_megaface_equals_the_definition(monkeypatch, as_portions):
 
 
 def test_megaface_says_what_its_numbers_do_not_support():
-    probe, person = people(4, 2, noise=0.5)
-    distractor, _ = people(50, 1, noise=0, seed=3)
-    result = megaface(np.concatenate([probe, distractor[:1]]), [*person, 99], distractor)
+    probe, identity = embeddings_of(4, 2, noise=0.5)
+    distractor, _ = embeddings_of(50, 1, noise=0, seed=3)
+    result = megaface(np.concatenate([probe, distractor[:1]]), [*identity, 99], distractor)
     assert result.rank1["100"] is None and result.tar_at_far["1e-6"] is None
     notes = " ".join(result.notes)
     assert "rank-1 at 100, 1000, 10000, 100000, 1000000 needs more than the 50 distractors" in notes
@@ -237,13 +237,13 @@ def test_megaface_says_what_its_numbers_do_not_support():
 
 
 def test_megaface_refuses_what_makes_no_sense():
-    probe, person = people(4, 2, noise=0.5)
+    probe, identity = embeddings_of(4, 2, noise=0.5)
     with pytest.raises(UserError, match="no identity of the probe set has two images"):
-        megaface(probe[::2], person[::2], probe)
+        megaface(probe[::2], identity[::2], probe)
     with pytest.raises(UserError, match="8 distractors came, 9 were announced"):
-        megaface(probe, person, iter([probe]), 9)
+        megaface(probe, identity, iter([probe]), 9)
     with pytest.raises(UserError, match="needs distractors"):
-        megaface(probe, person, iter([probe]))
+        megaface(probe, identity, iter([probe]))
 
 
 # -- folders ----------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def model():
 
 
 def write_folders(root, names, images, seed, noise=25):
-    """Images of people in a folder each; the same name gives similar images whatever the seed."""
+    """Images of identities in a folder each; the same name gives similar images whatever the seed."""
     rng = np.random.default_rng(seed)
     for name in names:
         face = np.random.default_rng([ord(letter) for letter in name]).integers(60, 190, (8, 8, 3))
@@ -308,7 +308,7 @@ def test_noisy_images_are_left_out(model, tmp_path, caplog):
     gallery = write_folders(tmp_path / "gallery", "ab", 1, seed=1)
     probes = write_folders(tmp_path / "probes", "ab", 3, seed=2)
     listed = tmp_path / "noisy.txt"
-    listed.write_text("# wrong person\na/1.png\n\nb/7.png\n")
+    listed.write_text("# wrong identity\na/1.png\n\nb/7.png\n")
     result = identified(model, gallery, probes, leave_out=str(listed))
     assert (result.probes, result.gallery) == (5, 2)
     assert "1 listed images were left out" in result.notes
@@ -343,7 +343,7 @@ def test_missing_folders_are_said(model, tmp_path):
         identified(model, tmp_path / "gallery", tmp_path)
 
 
-def test_people_of_the_training_set_in_the_test_are_a_warning(model, tmp_path, caplog):
+def test_identities_of_the_training_set_in_the_test_are_a_warning(model, tmp_path, caplog):
     trained = Model(Pixels(), Preprocessing(size=8), identities=["Adam_Brody", "Zoe", "17"])
     notes = overlap_notes(trained, ["adam brody", "17", "Berta"], "FaceScrub")
     assert notes == [

@@ -95,11 +95,11 @@ def test_loader_takes_p_times_k_and_resumes_in_another_number_of_processes() -> 
     settings = DataSettings(
         kind="synthetic", identities=12, images=192, size=32, shuffle="identity", images_per_identity=4
     )
-    people = open_faces(settings)
+    opened = open_faces(settings)
 
     def loader(rank: int, world_size: int, batch_size: int) -> Loader:
         given = settings.loading() | {"workers": 1}
-        return Loader(people, batch_size, seed=1, rank=rank, world_size=world_size, **given)
+        return Loader(opened, batch_size, seed=1, rank=rank, world_size=world_size, **given)
 
     alone = list(loader(0, 1, 16).batches(0))
     for batch in alone:

@@ -269,7 +269,7 @@ def agree(kind: str, ours_HWC: np.ndarray, theirs_HWC: np.ndarray) -> None:
 
 
 def in_folder(cases: list[Case], folder: Path) -> Path:
-    """The files as images of two people, under all endings in turn."""
+    """The files as images of two identities, under all endings in turn."""
     for i, case in enumerate(cases):
         path = folder / ("ann", "bob")[2 * i // len(cases)] / f"{i:03}{ENDINGS[i % len(ENDINGS)]}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ JPEGS = [jpeg(i) for i in range(COUNT)]
 
 
 class Memory(LabelledImages):
-    """COUNT images of COUNT // 5 people in memory; it counts what is asked of it."""
+    """COUNT images of COUNT // 5 identities in memory; it counts what is asked of it."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.title, self.root = "toy", Path("/toy")

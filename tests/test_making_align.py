@@ -112,12 +112,12 @@ def test_aligning_an_aligned_face_hardly_changes_it_whatever_was_done_to_it(
 def test_photographs_of_a_folder_are_aligned_dropped_or_cropped(tmp_path: Path) -> None:
     folder = tmp_path / "in" / "Ann"
     folder.mkdir(parents=True)
-    person = find_photographs() / "s5"
+    identity = find_photographs() / "s5"
     for number in (1, 2, 3):
-        Image.open(person / f"{number}.pgm").save(folder / f"{number}.jpg", quality=95)
+        Image.open(identity / f"{number}.pgm").save(folder / f"{number}.jpg", quality=95)
     Image.new("RGB", (200, 150), (10, 120, 200)).save(folder / "sky.jpg")
     twice = Image.new("RGB", (400, 200))
-    twice.paste(Image.open(person / "1.pgm").resize((138, 168)), (130, 16))
+    twice.paste(Image.open(identity / "1.pgm").resize((138, 168)), (130, 16))
     twice.paste(Image.open(find_photographs() / "s13" / "1.pgm").resize((69, 84)), (310, 100))
     twice.save(folder / "two.jpg")
     for policy, images in (("drop", 4), ("crop", 5)):

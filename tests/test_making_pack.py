@@ -28,12 +28,12 @@ PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Three people with 2, 3 and 1 images, an empty folder, and files that are no images."""
+    """Three identities with 2, 3 and 1 images, an empty folder, and files that are no images."""
     folder = tmp_path / "photographs"
-    for person, many in (("Ann", 2), ("Bob", 3), ("Cyd", 1), ("Dan", 0)):
-        (folder / person).mkdir(parents=True)
+    for identity, many in (("Ann", 2), ("Bob", 3), ("Cyd", 1), ("Dan", 0)):
+        (folder / identity).mkdir(parents=True)
         for i in range(many):
-            (folder / person / f"{i}.jpg").write_bytes(image(10 * many + i, (160, 120)))
+            (folder / identity / f"{i}.jpg").write_bytes(image(10 * many + i, (160, 120)))
     (folder / "Bob" / "notes.txt").write_text("tall")
     (folder / "Bob" / "cut.jpg").write_bytes(image(7)[:700])
     (folder / "Bob" / ".hidden.jpg").write_bytes(b"")
@@ -273,10 +273,10 @@ def test_a_killed_run_leaves_no_pack_and_the_next_one_completes_it(
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     photograph = image(1, (300, 300), "PNG")
-    for person in range(16):
-        (folder / f"{person:03}").mkdir(parents=True)
+    for identity in range(16):
+        (folder / f"{identity:03}").mkdir(parents=True)
         for i in range(5):
-            (folder / f"{person:03}" / f"{i}.png").write_bytes(photograph)
+            (folder / f"{identity:03}" / f"{i}.png").write_bytes(photograph)
     program = "from facerec.cli.data import main; main()"
     command = [sys.executable, "-c", program, "pack", str(folder), str(out), "--workers", "1"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

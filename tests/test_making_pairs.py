@@ -54,11 +54,11 @@ def test_drawn_pairs_are_balanced_disjoint_and_never_twice(
     assert (issame_K == (label_K2[:, 0] == label_K2[:, 1])).all()
     assert (image_K2[:, 0] != image_K2[:, 1]).all()
     assert len(np.unique(np.sort(image_K2, axis=1), axis=0)) == len(image_K2)
-    people = []
+    identities_K = []
     for issame, labels in zip(np.split(issame_K, folds), np.split(label_K2, folds), strict=True):
         assert 2 * issame.sum() == len(issame) > 0
-        people.append(set(labels.ravel().tolist()))
-    assert sum(map(len, people)) == len(set.union(*people)), "no one is in two folds"
+        identities_K.append(set(labels.ravel().tolist()))
+    assert sum(map(len, identities_K)) == len(set.union(*identities_K)), "no one is in two folds"
     again_K2, _ = draw_pairs(label_N, folds=folds, seed=seed)
     assert (again_K2 == image_K2).all()
 
@@ -66,8 +66,8 @@ def test_drawn_pairs_are_balanced_disjoint_and_never_twice(
 def test_genuine_pairs_come_from_all_before_anyone_gives_two() -> None:
     label_N = np.repeat(np.arange(40), [100] + [3] * 39)
     image_K2, issame_K = draw_pairs(label_N, count=80, folds=2)
-    person_K = label_N[image_K2[issame_K, 0]]
-    assert np.bincount(person_K, minlength=40).tolist() == [1] * 40
+    identity_K = label_N[image_K2[issame_K, 0]]
+    assert np.bincount(identity_K, minlength=40).tolist() == [1] * 40
 
 
 def test_another_seed_draws_other_pairs() -> None:

@@ -38,7 +38,7 @@ def pack(golden: Path) -> Path:
     return golden / "insightface_layout.rec"
 
 
-def people(pack: Pack) -> dict[int, list[bytes]]:
+def images_by_identity(pack: Pack) -> dict[int, list[bytes]]:
     """The images of each label."""
     found: dict[int, list[bytes]] = {}
     for i, label in enumerate(pack.label_N.tolist()):
@@ -57,8 +57,8 @@ def test_filter_leaves_out_listed_identities_by_label_or_name(pack: Path, tmp_pa
     (tmp_path / "drop.txt").write_text("3\n\n Sue \n")
     out = tmp_path / "out"
     assert run(["filter", str(pack), str(out), "--drop", str(tmp_path / "drop.txt")]) == 0
-    old = people(open_pack(pack))
-    assert people(open_pack(out)) == {0: old[0], 1: old[2]}
+    old = images_by_identity(open_pack(pack))
+    assert images_by_identity(open_pack(out)) == {0: old[0], 1: old[2]}
     assert names(out) == ["José/1.jpg", "José/2.jpg", "José/3.jpg", "Kim/7.jpg", "Kim/8.jpg", "Kim/9.jpg"]
     assert [(name, outcome) for name, outcome, _ in report(out)] == [
         ("Sue", "identity dropped"),
@@ -67,7 +67,7 @@ def test_filter_leaves_out_listed_identities_by_label_or_name(pack: Path, tmp_pa
     assert run(["verify", str(out)]) == 0
 
 
-def test_filter_finds_the_people_of_a_test_set_however_they_are_spelt(pack: Path, tmp_path: Path) -> None:
+def test_filter_finds_the_identities_of_a_test_set_however_they_are_spelt(pack: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("1\t1\nJose\t1\t2\nBob\t1\tKIM\t2\n")
     run(["filter", str(pack), str(tmp_path / "out"), "--overlap", str(tmp_path / "pairs.txt")])
     assert {name.split("/")[0] for name in names(tmp_path / "out")} == {"Sue", "Ann"}
@@ -146,8 +146,8 @@ def test_merged_packs_keep_every_identity_apart_and_every_byte(
     out = tmp_path / "out"
     assert run(["merge", *map(str, paths), str(out)]) == 0
     packs = [open_pack(path) for path in paths]
-    wanted = [images for one in packs for _, images in sorted(people(one).items())]
-    assert list(people(open_pack(out)).values()) == wanted
+    wanted = [images for one in packs for _, images in sorted(images_by_identity(one).items())]
+    assert list(images_by_identity(open_pack(out)).values()) == wanted
     folders = Counter(name.split("/")[0] for name in names(out))
     assert len(folders) == len(wanted), "no two identities share a folder"
     assert {"José", "insightface_layout_José", "im2rec_layout_0"} <= folders.keys()
@@ -186,8 +186,10 @@ def test_split_parts_share_no_identity_and_lose_none(pack: Path, tmp_path: Path)
         assert run(["split", str(pack), *arguments]) == 0
     parts = [open_pack(folder) for folder in folders]
     assert [part.num_classes for part in parts] == [3, 1]
-    together = sorted(one for part in parts for images in people(part).values() for one in images)
-    assert together == sorted(one for images in people(open_pack(pack)).values() for one in images)
+    together = sorted(one for part in parts for images in images_by_identity(part).values() for one in images)
+    assert together == sorted(
+        one for images in images_by_identity(open_pack(pack)).values() for one in images
+    )
     drawn = {seed: tuple(names(tmp_path / f"b{seed}")) for seed in "012"}
     assert len(set(drawn.values())) > 1
 
@@ -315,7 +317,7 @@ def test_what_a_killed_command_left_is_cleared_by_the_next(pack: Path, tmp_path:
     for name in ("train.rec", "train.idx", "ranges", "journal"):
         (stage / name).write_bytes(b"half of something" * 9)
     assert run(["filter", str(pack), str(tmp_path / "out"), "--min-images", "2"]) == 0
-    assert people(open_pack(tmp_path / "out")) == people(open_pack(pack))
+    assert images_by_identity(open_pack(tmp_path / "out")) == images_by_identity(open_pack(pack))
     assert not stage.exists()
 
 

@@ -34,11 +34,11 @@ def test_unpacked_and_packed_again_is_what_mxnet_wrote(golden_rec: Path, tmp_pat
 
 
 def test_unpack_uses_the_names_of_the_lst_in_any_order(golden_rec: Path, tmp_path: Path) -> None:
-    lines = [f"{key}\t0\tperson {key % 2}/é{key}.jpg\n" for key in range(12, 0, -1) if key != 5]
+    lines = [f"{key}\t0\tidentity {key % 2}/é{key}.jpg\n" for key in range(12, 0, -1) if key != 5]
     golden_rec.with_suffix(".lst").write_text("".join(lines))
     run(["unpack", str(golden_rec), str(tmp_path / "out")])
     pack = open_pack(golden_rec)
-    assert (tmp_path / "out" / "person 1" / "é3.jpg").read_bytes() == bytes(pack.encoded(2))
+    assert (tmp_path / "out" / "identity 1" / "é3.jpg").read_bytes() == bytes(pack.encoded(2))
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 12, "the one without a name gets a number"
 
 

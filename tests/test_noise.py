@@ -17,15 +17,15 @@ from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 
 
-def people(**given: Any):
+def noisy_faces(**given: Any):
     return open_faces(DataSettings(kind="synthetic", identities=20, images=1000, size=32, **given))
 
 
 def test_the_share_asked_for_is_wrong_and_never_its_own_label() -> None:
-    faces = people(label_noise=0.3)
+    faces = noisy_faces(label_noise=0.3)
     wrong = faces.label_N != faces.clean_label_N
     assert wrong.sum() == 300
-    assert np.array_equal(faces.clean_label_N, people().label_N)
+    assert np.array_equal(faces.clean_label_N, noisy_faces().label_N)
     assert set(faces.label_N.tolist()) <= set(range(20))
     # uniform: a wrong label may be any other
     assert len(np.unique((faces.label_N - faces.clean_label_N)[wrong] % 20)) == 19
@@ -33,23 +33,23 @@ def test_the_share_asked_for_is_wrong_and_never_its_own_label() -> None:
 
 
 def test_noise_is_a_function_of_its_seed() -> None:
-    one, same, other = (people(label_noise=0.3, noise_seed=seed).label_N for seed in (1, 1, 2))
+    one, same, other = (noisy_faces(label_noise=0.3, noise_seed=seed).label_N for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
     # a larger fraction keeps what a smaller one has made wrong
-    more = people(label_noise=0.5, noise_seed=1)
+    more = noisy_faces(label_noise=0.5, noise_seed=1)
     changed = one != more.clean_label_N
     assert np.array_equal(one[changed], more.label_N[changed])
 
 
 def test_without_noise_the_face_set_is_as_it_was() -> None:
-    faces = people()
+    faces = noisy_faces()
     assert not hasattr(faces, "clean_label_N")
     assert with_label_noise(faces, 0.0) is faces
 
 
 def test_images_and_places_stay_those_of_the_set() -> None:
-    clean, noisy = people(), people(label_noise=0.5)
+    clean, noisy = noisy_faces(), noisy_faces(label_noise=0.5)
     assert clean.encoded(7) == noisy.encoded(7)
     assert clean.where(7) == noisy.where(7)
     assert (noisy.num_classes, len(noisy), noisy.root) == (20, 1000, clean.root)

@@ -135,11 +135,11 @@ def test_settings_of_a_plugin_are_checked_like_all_others(tmp_path: Path, site: 
 def test_a_plugin_that_is_not_there_or_fails_is_named(tmp_path: Path) -> None:
     missing = run("train", tmp_path, "plugins=[nowhere.at_all]")
     assert missing.returncode == 2
-    assert "plugins=nowhere.at_all: (of plugins) no such module" in missing.stderr
+    assert "plugins=nowhere.at_all: no such module" in missing.stderr
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     broken = run("train", tmp_path, "plugins=[broken]", "head=arcface", "data=synthetic")
     assert broken.returncode == 2
-    assert "plugins=broken: (of plugins) cannot be imported: ModuleNotFoundError" in broken.stderr
+    assert "plugins=broken: cannot be imported: ModuleNotFoundError" in broken.stderr
 
 
 def test_an_exception_of_a_plugins_own_code_names_the_plugin_behind_the_traceback(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def ckpt(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """People with images, as galleries, probes, videos and distractors."""
+    """Identities with images, as galleries, probes, videos and distractors."""
     root = tmp_path_factory.mktemp("faces")
     rng = np.random.default_rng(0)
     folders = [f"gallery/{name}" for name in ("anna", "bert")]

@@ -54,6 +54,10 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         (["input.mean=inf"], "input.mean=inf: must be"),
         (["input.mean=1e30"], "input.mean=1e+30: must be from -10000 to 10000"),
         (["input.size=64"], "input.size=64: must be data.size=32 in training"),
+        (
+            ["data.size=33", "backbone.input_size=32"],
+            "data.size=33: must equal backbone.input_size=32; data.size=32 alone sets both",
+        ),
         (["trainer.epochs=inf"], "trainer.epochs=inf: must be a finite number"),
         (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
         (["trainer.max_steps=1e300"], "trainer.max_steps=1e+300: must be an integer"),
@@ -133,7 +137,7 @@ def test_a_batch_of_one_trains_where_no_batch_norm_looks_at_it(tmp_path: Path) -
 def test_the_smallest_batch_is_the_smallest_that_comes(
     count: int, world_size: int, drop_last: bool | None, start: int
 ) -> None:
-    faces = TinyFaces(people=count, each=1)
+    faces = TinyFaces(identities=count, each=1)
     loader = Loader(faces, 2, size=16, world_size=world_size, drop_last=drop_last, mirror=False)
     sizes = [size for batch in loader.batches(0, start) for size in batch.sizes]
     assert loader.smallest_batch(start) == min(sizes, default=2)

@@ -14,14 +14,14 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from facerec.packs.verification import verification_set
-from tests.foreign_files import SIZE, Colour, red_people
+from tests.foreign_files import SIZE, Colour, red_identities
 
-PEOPLE = red_people()
+IDENTITIES = red_identities()
 RED_OF_RGB, RED_OF_BGR = 0, 2
 
 
 def checked(backbone: nn.Module, **input: object) -> Preprocessing | None:
-    return check_preprocessing(Model(backbone, Preprocessing(size=SIZE, **input)), PEOPLE, EvalSettings())  # type: ignore[arg-type]
+    return check_preprocessing(Model(backbone, Preprocessing(size=SIZE, **input)), IDENTITIES, EvalSettings())  # type: ignore[arg-type]
 
 
 def test_a_model_that_wants_bgr_is_found_out_in_one_line_with_what_to_type(
@@ -45,7 +45,7 @@ def test_a_model_that_is_given_what_it_wants_is_left_in_peace(caplog: pytest.Log
 
 
 def test_a_wrong_normalisation_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
-    """Colour tells people apart by what is above and below the middle grey: x/255 has nothing below it."""
+    """Colour tells identities apart above and below the middle grey: x/255 has nothing below it."""
     better = checked(Colour(RED_OF_RGB), mean=0.0, std=255.0)
     assert better is not None and better.mean != 0.0 and better.channels == "rgb"
     assert "say " in caplog.text and "input.mean=" in caplog.text
@@ -100,7 +100,9 @@ def test_a_preprocessing_that_overflows_is_not_the_right_one(caplog: pytest.LogC
 
 
 def test_pairs_of_one_kind_cannot_be_checked(caplog: pytest.LogCaptureFixture) -> None:
-    alike = type(PEOPLE)("alike", PEOPLE.images, PEOPLE.index_2N, np.ones_like(PEOPLE.issame_N))
+    alike = type(IDENTITIES)(
+        "alike", IDENTITIES.images, IDENTITIES.index_2N, np.ones_like(IDENTITIES.issame_N)
+    )
     with caplog.at_level(logging.INFO):
         model = Model(Colour(RED_OF_BGR), Preprocessing(size=SIZE))
         assert check_preprocessing(model, alike, EvalSettings()) is None

@@ -39,9 +39,9 @@ def image(path: Path, shade: int) -> None:
 
 
 @pytest.fixture
-def people(tmp_path: Path) -> Path:
-    """Three people, with all sorts of other things lying about."""
-    root = tmp_path / "people"
+def identities(tmp_path: Path) -> Path:
+    """Three identities, with all sorts of other things lying about."""
+    root = tmp_path / "mine"
     image(root / "Bo" / "2.png", 20)
     image(root / "Bo" / "10.JPG", 10)
     image(root / "Ada Ärger" / "a.jpeg", 30)
@@ -60,27 +60,27 @@ def folder(root: Path, **options: object) -> DataSettings:
     return DataSettings(kind="folder", root=str(root), options=options)
 
 
-def test_identities_are_folders_in_the_order_of_their_names(people: Path, caplog) -> None:
+def test_identities_are_folders_in_the_order_of_their_names(identities: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        faces = open_faces(folder(people))
+        faces = open_faces(folder(identities))
     assert faces.classes == ["Ada Ärger", "Bo", "ada"]
     assert faces.label_N.tolist() == [0, 1, 1, 2, 2]
     assert [Path(faces.where(i)).name for i in range(5)] == ["a.jpeg", "10.JPG", "2.png", "x.webp", "y.bmp"]
     assert decode(faces.encoded(2))[0, 0].tolist() == [20, 20, 20]
-    assert faces.describe() == f"people: 3 identities, 5 images, from the folders in {people}"
+    assert faces.describe() == f"mine: 3 identities, 5 images, from the folders in {identities}"
     assert "left out 1 folder with too few images" in caplog.text
 
 
-def test_identities_with_few_images_can_be_left_out(people: Path) -> None:
-    faces = open_faces(folder(people, min_images=2))
+def test_identities_with_few_images_can_be_left_out(identities: Path) -> None:
+    faces = open_faces(folder(identities, min_images=2))
     assert faces.classes == ["Bo", "ada"]
     assert faces.label_N.tolist() == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match=r"data\.options\.min_images=0: must be 1 or more"):
-        open_faces(folder(people, min_images=0))
+        open_faces(folder(identities, min_images=0))
     with pytest.raises(
         ConfigError, match=r"data\.options\.min_image=2: no such setting; did you mean min_images"
     ):
-        open_faces(folder(people, min_image=2))
+        open_faces(folder(identities, min_image=2))
 
 
 def test_a_folder_that_is_something_else_is_told_what_it_is(tmp_path: Path) -> None:
@@ -100,31 +100,31 @@ def test_a_folder_that_is_something_else_is_told_what_it_is(tmp_path: Path) -> N
         open_faces(folder(tmp_path))
 
 
-def test_an_image_that_went_away_is_named(people: Path) -> None:
-    faces = open_faces(folder(people))
-    (people / "Bo" / "2.png").unlink()
+def test_an_image_that_went_away_is_named(identities: Path) -> None:
+    faces = open_faces(folder(identities))
+    (identities / "Bo" / "2.png").unlink()
     with pytest.raises(DamagedDataError, match=r"Bo/2\.png cannot be read: No such file"):
         faces.encoded(2)
 
 
 @pytest.fixture
-def hostile(people: Path, tmp_path: Path) -> Path:
+def hostile(identities: Path, tmp_path: Path) -> Path:
     """Links out of the folder, to nothing and in circles, a pipe, a socket, a device, among images."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key.jpg").write_text("SECRET")
     image(tmp_path / "secret" / "face.png", 1)
     for name in ("key.jpg", "face.png"):
-        (people / "Bo" / f"out {name}").symlink_to(f"../../secret/{name}")
-    (people / "Eve").symlink_to(tmp_path / "secret")
-    (people / "Bo" / "loop.png").symlink_to("loop.png")
-    (people / "Bo" / "nothing.png").symlink_to("gone.png")
-    (people / "Bo" / "zero.png").symlink_to("/dev/zero")
-    (people / "Bo" / "again.png").symlink_to("2.png")
-    os.mkfifo(people / "Bo" / "pipe.png")
-    os.mkfifo(people / "pipe.png")
-    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(people / "Bo"):
+        (identities / "Bo" / f"out {name}").symlink_to(f"../../secret/{name}")
+    (identities / "Eve").symlink_to(tmp_path / "secret")
+    (identities / "Bo" / "loop.png").symlink_to("loop.png")
+    (identities / "Bo" / "nothing.png").symlink_to("gone.png")
+    (identities / "Bo" / "zero.png").symlink_to("/dev/zero")
+    (identities / "Bo" / "again.png").symlink_to("2.png")
+    os.mkfifo(identities / "Bo" / "pipe.png")
+    os.mkfifo(identities / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(identities / "Bo"):
         listening.bind("socket.png")
-    return people
+    return identities
 
 
 BO = ["10.JPG", "2.png", "again.png"]  # all of Bo's that are images in the folder
@@ -133,7 +133,7 @@ BO = ["10.JPG", "2.png", "again.png"]  # all of Bo's that are images in the fold
 def test_nothing_that_leads_out_of_a_folder_or_blocks_is_trained_on(hostile: Path, caplog) -> None:
     faces = open_faces(folder(hostile))
     assert [Path(faces.where(i)).name for i in range(len(faces))][1:4] == BO
-    assert "people: left out 9 entries, such as Eve: a link that leads out of" in caplog.text
+    assert "mine: left out 9 entries, such as Eve: a link that leads out of" in caplog.text
 
 
 def test_nothing_that_leads_out_of_a_folder_or_blocks_is_packed(hostile: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_nothing_that_leads_out_of_a_folder_or_blocks_is_embedded_or_drawn(hosti
     found = open_images(hostile)
     names = [found.name(row) for row in range(len(found))]
     assert [name for name in names if name.startswith("Bo/")] == [f"Bo/{name}" for name in BO]
-    assert "people: left out 9 entries" in caplog.text
+    assert "mine: left out 9 entries" in caplog.text
     images = FolderImages(hostile)
     assert [Path(images.where(i)) for i in range(1, 4)] == [hostile / "Bo" / name for name in BO]
 
@@ -169,8 +169,8 @@ def test_what_a_list_names_is_no_file_to_wait_for(hostile: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["folder", "synthetic", "orl"])
-def test_face_sets_can_be_pickled_for_other_processes(kind: str, people: Path, tmp_path: Path) -> None:
-    root = str(people if kind == "folder" else tmp_path / "made")
+def test_face_sets_can_be_pickled_for_other_processes(kind: str, identities: Path, tmp_path: Path) -> None:
+    root = str(identities if kind == "folder" else tmp_path / "made")
     faces = open_faces(DataSettings(kind=kind, root=root))
     other = pickle.loads(pickle.dumps(faces))
     assert len(other) == len(faces)
@@ -284,9 +284,9 @@ def test_a_photograph_in_a_folder_is_turned_upright(tmp_path: Path) -> None:
     half.paste((255, 255, 255), (0, 0, 112, 56))
     buffer = io.BytesIO()
     half.transpose(Image.Transpose.ROTATE_180).save(buffer, "JPEG", exif=exif)
-    for person in ("a", "b"):
-        (tmp_path / person).mkdir()
-        (tmp_path / person / "1.jpg").write_bytes(buffer.getvalue())
+    for identity in ("a", "b"):
+        (tmp_path / identity).mkdir()
+        (tmp_path / identity / "1.jpg").write_bytes(buffer.getvalue())
     (batch,) = Loader(open_faces(folder(tmp_path)), 2).batches(0)
     assert batch.image_BHWC[:, :50].min() > 250
     assert batch.image_BHWC[:, 60:].max() < 5

@@ -192,7 +192,7 @@ def test_ytf_says_what_is_missing_or_wrong(tmp_path):
 
 @pytest.fixture(scope="module")
 def ijb(tmp_path_factory):
-    """Thirty loose crops of six people in ten templates, their landmarks, scores, all pairs of templates."""
+    """Thirty loose crops of six identities in ten templates, landmarks, scores, all pairs of templates."""
     root = tmp_path_factory.mktemp("IJBC")
     (root / "meta").mkdir()
     (root / "loose_crop").mkdir()
@@ -201,9 +201,9 @@ def ijb(tmp_path_factory):
     template_ids = rng.choice(1000, 10, replace=False)
     faces, scores, crops = [], [], []
     for number in range(30):
-        person, template = number % 6, template_ids[number % 10]
+        identity, template = number % 6, template_ids[number % 10]
         noise = rng.integers(-40, 40, (160, 160, 3))
-        crop = np.clip(np.kron(coarse[person], np.ones((20, 20, 1))) + noise, 0, 255).astype(np.uint8)
+        crop = np.clip(np.kron(coarse[identity], np.ones((20, 20, 1))) + noise, 0, 255).astype(np.uint8)
         encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(crop), quality=95)
         (root / "loose_crop" / f"{number}.jpg").write_bytes(encoded)
         landmarks = TEMPLATE_52 * 1.2 + rng.uniform(5, 20, 2) + rng.normal(0, 1, (5, 2))

@@ -70,8 +70,10 @@ def test_writing_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.bin"
-    people = [name for pair, same in enumerate(ISSAME) for name in (f"{pair}", f"{pair}" if same else "x")]
-    write_verification(path, IMAGES, ISSAME, people)
+    identities = [
+        name for pair, same in enumerate(ISSAME) for name in (f"{pair}", f"{pair}" if same else "x")
+    ]
+    write_verification(path, IMAGES, ISSAME, identities)
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -82,16 +84,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_verification(path, IMAGES[:2], ISSAME[:1])
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine.bin", "mine.people.tsv"]
-    assert load_verification(path).identity_2N.tolist() == people
+    assert load_verification(path).identity_2N.tolist() == identities
 
 
-def test_names_of_people_come_back_whatever_bytes_and_spaces_they_have(tmp_path: Path) -> None:
+def test_names_of_identities_come_back_whatever_bytes_and_spaces_they_have(tmp_path: Path) -> None:
     names = [
         os.fsdecode(name) for name in (b"\xff\xfe", "Zoë".encode(), b"a  b", b"a b", "a\u3000b".encode())
     ]
-    people = [name for name in names for _ in range(2)]
-    write_verification(tmp_path / "a.bin", [IMAGES[0]] * len(people), [True] * len(names), people)
-    assert load_verification(tmp_path / "a.bin").identity_2N.tolist() == people
+    identities = [name for name in names for _ in range(2)]
+    write_verification(tmp_path / "a.bin", [IMAGES[0]] * len(identities), [True] * len(names), identities)
+    assert load_verification(tmp_path / "a.bin").identity_2N.tolist() == identities
 
 
 class Evil:

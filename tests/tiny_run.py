@@ -26,15 +26,15 @@ from facerec.training.settings import StartSettings, TrainerSettings
 
 
 class TinyFaces(LabelledImages):
-    """`people` × 6 images of 16×16 pixels: a colour for each person, with noise."""
+    """`identities` × 6 images of 16×16 pixels: a colour for each identity, with noise."""
 
-    def __init__(self, people: int = 5, each: int = 6) -> None:
+    def __init__(self, identities: int = 5, each: int = 6) -> None:
         self.title, self.root = "tiny", Path("memory")
-        self.label_N = np.repeat(np.arange(people), each)
-        self.classes = np.arange(people)
+        self.label_N = np.repeat(np.arange(identities), each)
+        self.classes = np.arange(identities)
         generator = np.random.default_rng(0)
-        colour = generator.integers(40, 200, (people, 1, 1, 3))
-        noise = generator.integers(-40, 40, (people * each, 16, 16, 3))
+        colour = generator.integers(40, 200, (identities, 1, 1, 3))
+        noise = generator.integers(-40, 40, (identities * each, 16, 16, 3))
         self._pixels = (np.repeat(colour, each, axis=0) + noise).clip(0, 255).astype(np.uint8)
 
     def encoded(self, i: int) -> bytes:

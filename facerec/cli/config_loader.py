@@ -132,6 +132,10 @@ class ConfigLoader(ConfigLoaderImpl):
             config = super().load_configuration(config_name, choices, RunMode.RUN)
         except ConfigCompositionException:
             return error
+        word = key.rpartition(".")[2]
+        plain = OmegaConf.to_container(config, resolve=False)
+        elsewhere = [f"{path}.{name}" for path, name, _ in entries(plain) if path and name == word]
+        elsewhere = [full for full in elsewhere if not _of_hydra(full)]
         parts = key.split(".")
         while len(parts) > 1 and OmegaConf.select(config, ".".join(parts[:-1])) is None:
             parts.pop()
@@ -140,7 +144,8 @@ class ConfigLoader(ConfigLoaderImpl):
         known = [".".join([*parts[:-1], str(name)]) for name in there if name != "hydra"]
         choice = config.hydra.runtime.choices.get(section)
         also = f", with {section}={choice}" if choice not in (None, "default") else ""
-        return UserError(f"{key}: no such setting (from the command line{also}); {nearest(key, known)}")
+        hint = nearest(key, known, elsewhere)
+        return UserError(f"{key}: no such setting (from the command line{also}); {hint}")
 
 
 def _of_hydra(override: str) -> bool:

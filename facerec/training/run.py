@@ -61,7 +61,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
     require(good, "seed", seed, "must be an integer, 0 or more and below 2^63")
     start, architecture = split_backbone(config["backbone"])
-    check_architecture(architecture, config["head"])
+    backbone_shape = check_architecture(architecture, config["head"])
     settings = build(TrainerSettings, "trainer", config["trainer"])
     schedule = SCHEDULES.from_section(config["schedule"])
     optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
@@ -73,6 +73,10 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
+    if backbone_shape != data.shape:
+        size = backbone_shape[0] if len(set(backbone_shape)) == 1 else list(backbone_shape)
+        hint = f"must equal backbone.input_size={size}; data.size={size} alone sets both"
+        raise ConfigError("data.size", data.size, hint)
     require_writable(folder)
     resume = distributed.rank_zero_result(lambda: resume_from(settings.resume, folder))
 
@@ -154,12 +158,13 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
     return start, {k: v for k, v in section.items() if k not in names}
 
 
-def check_architecture(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> None:
-    """Build backbone and head on the meta device: their settings are judged before data is touched."""
+def check_architecture(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> tuple[int, int]:
+    """Build both on the meta device, so that settings are judged before data is; return the images' shape."""
     classes = max(2, distributed.world_size())  # how many there are is not known yet; at least one per rank
     with on_meta_device():
         backbone = BACKBONES.from_section(architecture)
         HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
+    return backbone.input_size
 
 
 def refuse_batches_of_one(trainer: Trainer) -> None:
@@ -221,6 +226,11 @@ def describe_run(trainer: Trainer) -> None:
     flops, speed = step.total(step.flops), matmul_speed(trainer.device, settings.precision)
     trainer.meter.flops = flops / (settings.batch_size * settings.accumulate)
     trainer.meter.peak_flops = speed
+    seconds = round(all_steps * flops / speed)
+    least = (
+        f", at least {timedelta(seconds=seconds)} at {speed / 1e12:.3g} TFLOP/s per process, the speed of "
+    )
+    least = f"{least}large matrix products here" if seconds else ""
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
@@ -233,9 +243,7 @@ def describe_run(trainer: Trainer) -> None:
         + (f" in each of {world_size} processes" if world_size > 1 else "")
         + f", {counted(torch.get_num_threads(), 'CPU thread')}, seed {config['seed']}",
         "memory": step.line(),
-        "work": f"{all_steps * flops * world_size:.3g} FLOPs in all: not less than "
-        f"{timedelta(seconds=round(all_steps * flops / speed))} at the speed of large matrix products here, "
-        f"{speed / 1e12:.3g} TFLOP/s per process",
+        "work": f"{all_steps * flops * world_size:.3g} FLOPs in all{least}",
         "input": str(trainer.input),
         "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",

@@ -46,7 +46,7 @@ class Console(Logger):
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
-        machine += f"{row['peak_memory']:.1f} GB at most"
+        machine += f"peak {row['peak_memory']:.1f} GB"
         line = f"step {row['step']}  {text}  accuracy {row.get('accuracy') or 0.0:.3f}  {machine}"
         (log if self._bar is None else file_only).info("%s", line)
 
