@@ -132,13 +132,13 @@ class ConfigLoader(ConfigLoaderImpl):
             config = super().load_configuration(config_name, choices, RunMode.RUN)
         except ConfigCompositionException:
             return error
-        word = key.rpartition(".")[2]
         plain = OmegaConf.to_container(config, resolve=False)
-        elsewhere = [f"{path}.{name}" for path, name, _ in entries(plain) if path and name == word]
-        elsewhere = [full for full in elsewhere if not _of_hydra(full)]
+        places = [f"{path}.{name}" for path, name, _ in entries(plain) if name == key.rpartition(".")[2]]
+        elsewhere = [place for place in places if not _of_hydra(place)]
         parts = key.split(".")
         while len(parts) > 1 and OmegaConf.select(config, ".".join(parts[:-1])) is None:
             parts.pop()
+            elsewhere = []  # the section is what is wrong
         section, key = ".".join(parts[:-1]), ".".join(parts)
         there = OmegaConf.select(config, section) if section else config
         known = [".".join([*parts[:-1], str(name)]) for name in there if name != "hydra"]
