@@ -1,17 +1,15 @@
-"""`facerec-data SUBCOMMAND`: look after data sets. Each module of `data_commands` is a sub-command."""
+"""`facerec-data SUBCOMMAND`: look after data sets."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Sequence
-from typing import TypeAlias
 
 from facerec.cli import data_commands
 from facerec.cli.base import Parser
-
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+from facerec.cli.data_options import COMMANDS, IMAGES
 
 
 def main() -> None:
@@ -29,20 +27,19 @@ def parser() -> Parser:
     parser = Parser(prog="facerec-data", description="Look after data sets.")
     parser.log_format = "%(levelname)s: %(message)s"
     commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
-    for name in sorted(module.name for module in pkgutil.iter_modules(data_commands.__path__)):
-        _add(commands, name)
+    for module in pkgutil.iter_modules(data_commands.__path__):
+        importlib.import_module(f"{data_commands.__name__}.{module.name}")
+    for name, (work, options) in sorted(COMMANDS.items()):
+        title, text, *epilog = (inspect.getdoc(work) or "").split("\n\n")
+        command = commands.add_parser(
+            name,
+            help=title[0].lower() + title[1:].rstrip("."),
+            description=" ".join(f"{title} {text}".split()),
+            epilog="\n\n".join(epilog),
+        )
+        images = command.add_argument_group("images")  # has no heading in the help where it stays empty
+        for one in options:
+            group = images if one in IMAGES else command
+            group.add_argument(*one[0], **one[1])
+        command.set_defaults(run=work)
     return parser
-
-
-def _add(commands: Commands, name: str) -> None:
-    """Add a sub-command; its help is the module's docstring."""
-    module = importlib.import_module(f"{data_commands.__name__}.{name}")
-    title, text, *epilog = (module.__doc__ or f"{name}.\n\n").strip().split("\n\n")
-    parser = commands.add_parser(
-        name,
-        help=title[0].lower() + title[1:].rstrip("."),
-        description=" ".join(f"{title} {text}".split()),
-        epilog="\n\n".join(epilog),
-    )
-    module.add_options(parser)
-    parser.set_defaults(run=module.run)

@@ -1,72 +1,83 @@
-"""Arguments and options that several sub-commands of `facerec-data` have."""
+"""What a sub-command of `facerec-data` is made of: its function, and options that several of them have."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from facerec.errors import require
 
 if TYPE_CHECKING:
     from facerec.images.face_maker import FaceMaker
 
+Option: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]
+Work: TypeAlias = Callable[[Namespace], int | None]
 
-def add_pack(parser: ArgumentParser, *, out: str | None = "the folder of the new pack") -> None:
-    """``PACK`` and, unless its help is None, ``OUT``."""
-    parser.add_argument("pack", type=Path, help="folder with train.rec, or a .rec")
-    if out is not None:
-        parser.add_argument("out", type=Path, help=out)
+COMMANDS: dict[str, tuple[Work, tuple[Option, ...]]] = {}
 
 
-def add_index(parser: ArgumentParser) -> None:
-    parser.add_argument("--index", type=Path, help="the .idx of the .rec (default: beside it)")
+def command(name: str, *options: Option) -> Callable[[Work], Work]:
+    """Return a decorator that registers a function as a sub-command.
+
+    The function's docstring is the help: a title, a paragraph, and whatever stands below it in ``--help``, an
+    example at least. It returns the exit status, None for 0. What the work needs is imported in the function,
+    so that ``--help`` stays quick.
+    """
+
+    def keep(work: Work) -> Work:
+        COMMANDS[name] = work, options
+        return work
+
+    return keep
 
 
-def add_seed(parser: ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+def option(*names: str, **settings: Any) -> Option:
+    """Return the arguments of `ArgumentParser.add_argument`."""
+    return names, settings
 
 
-def add_force(parser: ArgumentParser, help: str = "replace what is there already") -> None:
-    parser.add_argument("--force", action="store_true", help=help)
+def force(help: str = "replace what is there already") -> Option:
+    return option("--force", action="store_true", help=help)
 
 
-def add_workers(parser: ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, help="threads (default: one per processor)")
+PACK_OR_BIN = option("path", type=Path, help="folder with train.rec, a .rec, or a verification .bin")
+PACK = option("pack", type=Path, help="folder with train.rec, or a .rec")
+OUT = option("out", type=Path, help="the folder of the new pack")
+INDEX = option("--index", type=Path, help="the .idx of the .rec (default: beside it)")
+SEED = option("--seed", type=int, default=0, help="of the drawing (default: 0)")
+WORKERS = option("--workers", type=int, help="threads (default: one per processor)")
+FORCE = force()
+IMAGES = (
+    option("--size", type=int, default=112, help="side of the faces in pixels (default: 112)"),
+    option("--quality", type=int, default=95, help="of the JPEG, 1 to 100 (default: 95)"),
+    option("--keep", action="store_true", help="store images of the right size as they are, byte for byte"),
+    option(
+        "--align",
+        action="store_true",
+        help="find the face, and put its eyes, nose and mouth where models expect them (extra `align`); "
+        "without it images are resized by the short side and cropped at the centre",
+    ),
+    option(
+        "--no-face",
+        choices=("drop", "crop"),
+        default="drop",
+        help="with --align, what to do with an image where no face is found (default: drop)",
+    ),
+)
 
 
 def workers(options: Namespace) -> int:
-    """The number of threads; raises ConfigError below 1."""
+    """Return the number of threads; raise ConfigError below 1."""
     from facerec.threads import cores
 
     require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
     return options.workers or cores()
 
 
-def add_image_options(parser: ArgumentParser) -> None:
-    """``--size``, ``--quality``, ``--keep``, ``--align``, ``--no-face``: how photographs become faces."""
-    group = parser.add_argument_group("images")
-    group.add_argument("--size", type=int, default=112, help="side of the faces in pixels (default: 112)")
-    group.add_argument("--quality", type=int, default=95, help="of the JPEG, 1 to 100 (default: 95)")
-    group.add_argument(
-        "--keep", action="store_true", help="store images of the right size as they are, byte for byte"
-    )
-    group.add_argument(
-        "--align",
-        action="store_true",
-        help="find the face, and put its eyes, nose and mouth where models expect them (extra `align`); "
-        "without it images are resized by the short side and cropped at the centre",
-    )
-    group.add_argument(
-        "--no-face",
-        choices=("drop", "crop"),
-        default="drop",
-        help="with --align, what to do with an image where no face is found (default: drop)",
-    )
-
-
 def face_maker(options: Namespace) -> FaceMaker:
-    """The face maker of the image options; raises ConfigError, and MissingDataError without extra `align`."""
+    """Return what `IMAGES` ask for; raise ConfigError, and MissingDataError without extra `align`."""
     from dataclasses import replace
 
     from facerec.images.detection import Mtcnn
