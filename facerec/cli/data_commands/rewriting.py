@@ -26,8 +26,8 @@ from facerec.errors import UserError, counted, require
         "--overlap",
         type=Path,
         metavar="FILE",
-        help="the identities of a test set, which are left out: LFW's pairs.txt or people.txt, or one name per "
-        "line; names of identities are the folders in the .lst",
+        help="the identities of a test set, which are left out: LFW's pairs.txt or people.txt, or one name "
+        "per line; names of identities are the folders in the .lst",
     ),
     FORCE,
 )
