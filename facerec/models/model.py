@@ -1,4 +1,4 @@
-"""A backbone together with its preprocessing, as checkpoints hold it and evaluation uses it.
+"""A backbone with its preprocessing.
 
 Shape suffixes: B batch, H height, W width, C channels, D embedding size.
 """
@@ -34,14 +34,12 @@ class Cache(Protocol):
 
 @dataclass(eq=False)
 class Model:
-    """A backbone and its preprocessing.
+    """A backbone and its preprocessing, as checkpoints hold it and evaluation uses it.
 
     Attributes:
         backbone: module from (B, 3, size, size) float to (B, D) raw embeddings.
-        input: the preprocessing.
-        step, epoch: of its training, where known.
+        step, epoch, identities: of its training, where known.
         path: the file it was read from.
-        identities: names of the identities it was trained on, where known.
         config: the settings of its training, of an export those of the backbone alone.
         knows_input: the preprocessing came with the model; else it was taken for granted or given.
         cache: keeps its embeddings between runs.

@@ -63,9 +63,7 @@ def load_model(
 ) -> Model:
     """Open any model: a checkpoint of a training run, weights of a known backbone, ONNX or TorchScript.
 
-    A checkpoint brings its backbone and its preprocessing, and so does an export of `facerec-export`; for
-    other files the log names the preprocessing that is used. Nothing in a file is run, unless it is
-    TorchScript and `allow_code`.
+    For files of other programs than facerec's the log names the preprocessing that is used.
 
     Args:
         path: a checkpoint; a state dict (``.pth``, bare or wrapped, or safetensors); an ONNX network (extra
@@ -74,12 +72,9 @@ def load_model(
         input: settings that replace the file's preprocessing; null values do not.
         backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
             known backbone that its entries fit.
-        allow_code: run a TorchScript program. It can read and write files as you can: True is for files
-            whose origin you trust.
+        allow_code: run a TorchScript program, which can read and write files as you can; nothing in other
+            files is run.
         overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
-
-    Returns:
-        The model, in eval mode.
 
     Raises:
         CheckpointError: no such file, none of these kinds, or weights that do not fit.
@@ -314,6 +309,7 @@ def _own_size(request: Request, recorded: Settings, fixed: tuple[int, int] | Non
 
 
 def _short(shape: tuple[int, int]) -> int | list[int]:
+    """One number for a square."""
     return shape[0] if shape[0] == shape[1] else list(shape)
 
 

@@ -15,9 +15,8 @@ from facerec.models.weights import load_weights, read_safetensors, tensors_in
 def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
     """Load the weights in `path` into `backbone`, all of them or none.
 
-    Accepted are checkpoints of facerec, state dicts of the published layouts (bare or as a training program
-    wraps them, behind any prefix such as ``module.`` or ``model.``) and safetensors files. Weights of other
-    modules (a head's) are left out, and the log says so. Nothing in the file is run.
+    Accepted are checkpoints of facerec, state dicts of the published layouts (bare or wrapped, behind any
+    prefix such as ``module.``) and safetensors files. Weights of other modules are left out, and logged.
 
     Raises:
         CheckpointError: no such file, unreadable, or entries that are missing, left over or of another shape.

@@ -148,26 +148,21 @@ def _shown(value: Any) -> str:
 
 def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: LabelledImages) -> None:
     """Raise `CheckpointError` where rows of the head would stand for other identities, or images differ."""
-    hint = "give it the same data, or another output_dir (backbone.pretrained starts from its weights)"
     before, now = np.asarray(state["classes"]), np.asarray(faces.classes)
-    if len(before) != len(now):
-        raise CheckpointError(
-            f"trainer.resume={path}: knows {len(before):,} identities, the data has {len(now):,}; {hint}"
-        )
-    if not np.array_equal(before, now):
-        row = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
-        raise CheckpointError(
-            f"trainer.resume={path}: its identity {row} is {before[row]}, that of the data is "
-            f"{now[row]}; {hint}"
-        )
     images = state.get("images", len(faces))  # an earlier version's checkpoint has neither
-    if images != len(faces) or state["sample"] > len(faces):
-        raise CheckpointError(
-            f"trainer.resume={path}: was made from {images:,} images and stands at {state['sample']:,} of "
-            f"them in epoch {state['epoch']}, the data has {len(faces):,}; {hint}"
+    problem = ""
+    if len(before) != len(now):
+        problem = f"knows {len(before):,} identities, the data has {len(now):,}"
+    elif not np.array_equal(before, now):
+        row = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        problem = f"its identity {row} is {before[row]}, that of the data is {now[row]}"
+    elif images != len(faces) or state["sample"] > len(faces):
+        problem = (
+            f"was made from {images:,} images and stands at {state['sample']:,} of them in epoch "
+            f"{state['epoch']}, the data has {len(faces):,}"
         )
-    if state.get("fingerprint", faces.fingerprint) != faces.fingerprint:
-        raise CheckpointError(
-            f"trainer.resume={path}: was made from other images than the data has now, or their order was "
-            f"another; {hint}"
-        )
+    elif state.get("fingerprint", faces.fingerprint) != faces.fingerprint:
+        problem = "was made from other images than the data has now, or their order was another"
+    if problem:
+        hint = "give it the same data, or another output_dir (backbone.pretrained starts from its weights)"
+        raise CheckpointError(f"trainer.resume={path}: {problem}; {hint}")

@@ -22,7 +22,6 @@ class Guard:
 
     Args:
         modules: searched for the layer, by name.
-        device: of the run.
         checkpoints: the run's folder of them, for the message.
         scaled: an fp16 scaler is at work, which itself skips steps whose gradients overflow.
     """
@@ -45,10 +44,7 @@ class Guard:
             self.check()
 
     def check(self) -> None:
-        """Raise `NonFiniteError` if any step so far was not finite; waits for the device.
-
-        All ranks raise it at the same step, since loss and norm are over all of them.
-        """
+        """Raise `NonFiniteError`, on all ranks, if any step so far was not finite; waits for the device."""
         if step := int(self._bad_step):
             raise self._error(f"step {step}: the loss or a gradient is not finite")
 

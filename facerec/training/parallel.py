@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -95,13 +95,9 @@ def agree_on_signal(own: signal.Signals | None) -> signal.Signals | None:
 
 def require_same_on_all_ranks(settings: Mapping[str, Any]) -> None:
     """Raise `UserError` unless every rank has the settings of rank 0, by dotted name; all ranks call this."""
-    first, *others = distributed.all_gather_object(dict(settings))
-    for rank, theirs in enumerate(others, 1):
-        for name in {**first, **theirs}:
-            one, other = first.get(name), theirs.get(name)
-            if one != other:
-                hint = "all ranks of a run need the same settings and the same data"
-                raise UserError(f"{name}: is {one} on rank 0 and {other} on rank {rank}; {hint}")
+    for name, one, rank, other in _differences(settings):
+        hint = "all ranks of a run need the same settings and the same data"
+        raise UserError(f"{name}: is {one} on rank 0 and {other} on rank {rank}; {hint}")
 
 
 def check_replicas(step: int, backbone: nn.Module, head: Head, optimizer: torch.optim.Optimizer) -> None:
@@ -117,15 +113,21 @@ def check_replicas(step: int, backbone: nn.Module, head: Head, optimizer: torch.
     for name, parameter in parameters.items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             held[f"{kind} of {name}"] = torch.as_tensor(value)
-    first, *others = distributed.all_gather_object({name: _hash(value) for name, value in held.items()})
+    for name, _, rank, _ in _differences({name: _hash(value) for name, value in held.items()}):
+        raise FacerecError(
+            f"step {step}: {name} of rank {rank} is not that of rank 0 (trainer.check_replicas); "
+            "look for other hardware, other libraries or a fault there, and go on from a checkpoint, which "
+            "makes all ranks alike"
+        )
+
+
+def _differences(held: Mapping[str, Any]) -> Iterator[tuple[str, Any, int, Any]]:
+    """Yield name, value of rank 0, rank and its value for all that differs; all ranks call this."""
+    first, *others = distributed.all_gather_object(dict(held))
     for rank, theirs in enumerate(others, 1):
-        for name, value in first.items():
-            if theirs.get(name) != value:
-                raise FacerecError(
-                    f"step {step}: {name} of rank {rank} is not that of rank 0 (trainer.check_replicas); "
-                    "look for other hardware, other libraries or a fault there, and go on from a checkpoint, "
-                    "which makes all ranks alike"
-                )
+        for name in {**first, **theirs}:
+            if first.get(name) != theirs.get(name):
+                yield name, first.get(name), rank, theirs.get(name)
 
 
 class Gradients:
@@ -154,12 +156,6 @@ class Gradients:
         Else it does so after the first step, and the buckets decide in which order the values of more than
         two ranks are added up: the first step after a resume would differ in its last bits from the same step
         of a run in one part. Nothing else is changed.
-
-        Args:
-            embed: from `wrap_ddp`.
-            forward: calls it as a step does.
-            shape_BCHW: of a batch.
-            device: of the run.
 
         Raises:
             ConfigError: a parameter of the backbone takes no part in the loss, so that

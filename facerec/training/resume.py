@@ -25,10 +25,7 @@ def restore(
 ) -> tuple[Position, dict[str, str]]:
     """Load a checkpoint into the parts of a run, whatever world size it was saved with.
 
-    Args:
-        path: of the checkpoint.
-        parts: as `state.capture` was given.
-        config, faces: the present run's.
+    `parts` are as `state.capture` was given them, `config` and `faces` the present run's.
 
     Returns:
         Where the run stood, and what has changed since, by the setting's name: ``0.01 (was 0.1)``.

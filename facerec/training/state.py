@@ -46,11 +46,8 @@ def capture(
 ) -> dict[str, Any]:
     """Return the state of a run in plain containers and tensors.
 
-    Args:
-        parts: objects with a state_dict: backbone, head, and for a resume optimizer and scaler too.
-        config: the run's composed configuration in plain values.
-        input: the preprocessing.
-        faces: the training set, of which the labels or names of the classes and the fingerprint are kept.
+    `parts` have a state_dict: backbone, head, and for a resume optimizer and scaler too. Of `faces` the
+    labels or names of the classes and the fingerprint are kept.
     """
     classes = faces.classes
     names = torch.from_numpy(np.array(classes)) if isinstance(classes, np.ndarray) else list(classes)

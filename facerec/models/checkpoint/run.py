@@ -67,11 +67,7 @@ class RunCheckpoints:
         self._under_way: tuple[FolderSave, Path] | None = None
 
     def save(self, state: Mapping[str, Any], shards: Mapping[str, Rows]) -> None:
-        """Save a state; every rank calls this.
-
-        Args:
-            state: by sections, with this rank's shards.
-            shards: the rows that they are, by name; empty where no tensor is sharded.
+        """Save a state with this rank's shards, and the rows that these are; every rank calls this.
 
         Raises:
             StorageError: it could not be written; the one before is still there.

@@ -35,10 +35,7 @@ def parameter_groups(
     """Return the optimizer groups of several modules; two, or two for each learning rate where they differ.
 
     Args:
-        modules: by name, e.g. ``{"backbone": …, "head": …}``.
-        weight_decay: of the parameters that take it.
-        decay_all: give it to all parameters.
-        lr_scales: factor on the learning rate of a module, by its name; 1 where it is not given.
+        modules: by name, e.g. ``{"backbone": …, "head": …}``; so are `lr_scales`, 1 where not given.
 
     Returns:
         Groups with ``params``, their ``names`` (``head.weight``) for checkpoints, ``weight_decay``,
