@@ -1,9 +1,8 @@
 """Write a pack of the InsightFace layout, identity by identity, that is complete or not there at all.
 
-Everything grows in the hidden folder ``.making`` of the output and is moved from there at the end,
-`train.rec` last: without it there is no pack. A journal there says, every few seconds, how long each file
-was after the last finished identity; a later builder with the same plan cuts the files to those lengths and
-goes on.
+Everything grows in the hidden folder ``.making`` and is moved at the end, `train.rec` last: without it there
+is no pack. A journal says every few seconds how long each file was after the last finished identity; a later
+builder with the same plan cuts the files to those lengths and goes on.
 """
 
 from __future__ import annotations

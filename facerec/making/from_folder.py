@@ -51,8 +51,7 @@ def pack_folder(
 
     Raises:
         MissingDataError: there is no such folder, or not one image in it that can be packed.
-        UserError: `out` holds a pack already and no `force`, or lies in `folder`.
-        StorageError: `out` cannot be written.
+        UserError, StorageError: as of `PackBuilder`; or `out` lies in `folder`.
     """
     if folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(

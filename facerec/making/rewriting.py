@@ -1,15 +1,17 @@
 """New packs out of old ones: repaired, filtered, merged, split. Bytes of images are never changed.
 
-Labels of the new pack are 0, 1, … in the order of the old ones; names are those of the `.lst`, where there is
-one.
+Labels of the new pack are 0, 1, … in the order of the old ones, names those of the `.lst`, where there is
+one. All raise what `PackBuilder` raises: UserError where `out` holds a pack and no `force` is given,
+StorageError where it cannot be written, MissingDataError where nothing is left to pack.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
@@ -45,11 +47,6 @@ def repair(
 
     Everything is read and decoded (see `facerec.making.audit`); without an index that can be read the file is
     walked, and what follows damage is found again.
-
-    Raises:
-        MissingDataError: there is no such file, or no sound image in it.
-        UserError: `out` holds a pack and no `force`.
-        StorageError: `out` cannot be written.
     """
     sound = array("q")
     damaged = unlisted = 0
@@ -93,8 +90,7 @@ def filter_pack(
             the signs between words.
 
     Raises:
-        UserError: names are given, but the pack has none; an entry of `drop` is no identity of it; a pack is
-            in `out` and no `force`.
+        UserError: names are given, but the pack has none; an entry of `drop` is no identity of it.
         MissingDataError: nothing is left; the message says how many identities each option left out.
     """
     if overlap and pack.listing is None:
@@ -127,7 +123,7 @@ def filter_pack(
             first_unknown = next(entry for entry in drop if entry in unknown)
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(f"{first_unknown!r}{more}: no label or name of {pack.root}")
-        _copy(pack, builder, pack.name, keep_C)
+        _copy(pack, builder, keep_C=keep_C)
         by_option = " and ".join(f"{one} {counted(many, 'identity')}" for one, many in left_out.items())
         return builder.finish(by_option and f"left out by {by_option}")
 
@@ -137,9 +133,6 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
 
     Names are kept; where two packs have one name for an identity, the later one is prefixed by its pack's. A
     warning says how many names, and images to the byte, are in a pack and in those before it.
-
-    Raises:
-        UserError: `out` holds a pack and no `force`.
     """
     taken: set[str] = set()
     known: set[str] = set()
@@ -157,11 +150,7 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
                     new = f"{number}_{pack.title}_{name}"
                 own[name] = new
             taken |= set(own.values())
-
-            def image(i: int, pack: Pack = pack, own: dict[str, str] = own) -> str:
-                return f"{own[pack.label(i)]}/{pack.name(i).rpartition('/')[2]}"
-
-            hashes = _copy(pack, builder, image)
+            hashes = _copy(pack, builder, own)
             named = {plain_name(name.rpartition("/")[2]) for name in own if pack.listing is not None} - {""}
             _warn_of_copies(pack, sorted(named & known), int(np.isin(hashes, copied).sum()))
             known |= named
@@ -204,7 +193,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         for k, builder in enumerate(builders):
             part_C = np.zeros(pack.num_classes, bool)
             part_C[shuffled_C[border[k] : border[k + 1]]] = True
-            _copy(pack, builder, pack.name, part_C)
+            _copy(pack, builder, keep_C=part_C)
             if part_C.sum() < 2 or not (many_C[part_C] > 1).any():
                 _log.warning(
                     "%s: no pairs can be drawn from its %s, which takes two, one of them with two "
@@ -215,7 +204,10 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
 
 
 def _copy(
-    pack: Pack, builder: PackBuilder, name: Callable[[int], str], keep_C: np.ndarray | None = None
+    pack: Pack,
+    builder: PackBuilder,
+    renamed: Mapping[str, str] | None = None,
+    keep_C: np.ndarray | None = None,
 ) -> np.ndarray:
     """Copy the images of the identities to keep, and hash them; damaged records are noted."""
     hashes = array("q")
@@ -224,7 +216,10 @@ def _copy(
         for i in position_K[rows].tolist():
             try:
                 payload = pack.encoded(i)
-                builder.add(name(i), payload)
+                name = pack.name(i)
+                if renamed is not None:
+                    name = f"{renamed[pack.label(i)]}/{name.rpartition('/')[2]}"
+                builder.add(name, payload)
                 hashes.append(hash(bytes(payload)))
             except DamagedDataError as problem:
                 builder.note(pack.where(i), "dropped", str(problem))
@@ -247,12 +242,9 @@ def _size(rec: Path) -> tuple[int, int]:
     given = read_property(rec.with_name("property"))
     if given is not None:
         return given.height, given.width
-    try:
-        with RecordReader(rec) as reader:
-            for record in reader.records():
-                if len(record.payload):
-                    header = read_header(record.payload)
-                    return header.height, header.width
-    except DamagedDataError:  # it will be in the report
-        pass
+    with contextlib.suppress(DamagedDataError), RecordReader(rec) as reader:  # it will be in the report
+        for record in reader.records():
+            if len(record.payload):
+                header = read_header(record.payload)
+                return header.height, header.width
     return 112, 112

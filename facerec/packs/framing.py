@@ -2,10 +2,8 @@
 
 A part is ``uint32 magic, uint32 (cflag << 29 | n)``, n bytes, zeros up to a multiple of 4, little endian.
 cflag 0 is a record of one part; 1, 2, 3 are the first, middle and last part of one whose payload held the
-magic number at a multiple of 4: the payload is cut there and the number itself is dropped. So the magic
-number stands at a multiple of 4 in a file only where a part begins.
-
-An image record is a 24-byte header, labels where there are several, and the encoded image.
+magic number at a multiple of 4: it is cut there, and the number dropped, which so stands at a multiple of 4
+only where a part begins. An image record is a 24-byte header, labels if several, and the encoded image.
 """
 
 from __future__ import annotations
