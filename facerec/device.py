@@ -24,7 +24,7 @@ def resolve_device(name: str = "auto", *, key: str = "trainer.device", own: bool
     """Return the device called `name`: ``auto`` takes CUDA, then Apple's MPS, then the CPU.
 
     Args:
-        name: see above; ``cuda`` under torchrun is the GPU of this process's local rank.
+        name: ``cuda`` under torchrun is the GPU of this process's local rank.
         key: the setting that messages name.
         own: every rank is given this name, and needs a device of its own.
 

@@ -91,17 +91,18 @@ def carries(device: torch.device) -> bool:
 
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Return the sum of `x` over all ranks, the same on each; `x` itself where there is one."""
-    if world_size() > 1:
-        x = x.clone()
-        dist.all_reduce(x)
-    return x
+    return _all_reduce(x, dist.ReduceOp.SUM)
 
 
 def all_reduce_max(x: Tensor) -> Tensor:
     """Return the elementwise maximum over all ranks, the same on each; `x` itself where there is one."""
+    return _all_reduce(x, dist.ReduceOp.MAX)
+
+
+def _all_reduce(x: Tensor, operation: Any) -> Tensor:
     if world_size() > 1:
         x = x.clone()
-        dist.all_reduce(x, dist.ReduceOp.MAX)
+        dist.all_reduce(x, operation)
     return x
 
 

@@ -75,7 +75,6 @@ class IRNet(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        embedding_size: D.
         dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         input_size: pixels, multiples of 16; 112 and 224 are published.
 

@@ -56,7 +56,6 @@ class IResNet(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        embedding_size: D.
         dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         zero_init_residual: start the second batch norm of every block at 0, so that each block passes
             its input on at first (the published option, also off there).

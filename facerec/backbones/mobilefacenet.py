@@ -108,12 +108,7 @@ class MobileFaceNet(Backbone):
 
 @BACKBONES.register("mbf")
 class MBF(Backbone):
-    """InsightFace's MobileFaceNet of 0.45 GFLOP.
-
-    Args:
-        embedding_size: D.
-        input_size: pixels, multiples of 16; 112 is published.
-    """
+    """InsightFace's MobileFaceNet of 0.45 GFLOP, published for 112×112."""
 
     def __init__(self, embedding_size: int = 512, input_size: int | list[int] = 112) -> None:
         super().__init__(embedding_size, input_size)

@@ -1,9 +1,7 @@
 """PReLU with torch's own forward pass and a faster backward pass on the CPU.
 
-Torch's CPU kernel for the gradient is not vectorised and writes the slope's gradient as a second full feature
-map before summing it. In channels-last networks that is a third of a training step. The backward pass here
-computes the same gradients from vectorised operations, some rows at a time so that they stay in the cache; it
-takes a third to a seventh of the time.
+Torch's CPU kernel for the gradient is not vectorised, which costs channels-last networks a third of a
+training step. This one is, some rows at a time so that they stay in the cache: three to seven times as fast.
 
 Shapes: B images, C channels, H×W pixels; M = B·H·W rows of a channels-last feature map.
 """

@@ -24,8 +24,7 @@ def recompute_activations(backbone: Backbone, wanted: bool = True) -> None:
     """Let the blocks of `backbone` compute their activations again in the backward pass.
 
     The blocks are its `recomputable_parts`. Values, gradients, random numbers (dropout), running statistics
-    and the names in the state dict stay as they are, to the bit. Nothing changes in evaluation, or where no
-    gradient is wanted.
+    and the names in the state dict stay as they are, to the bit.
 
     Raises:
         ConfigError: the backbone has no such blocks.

@@ -61,7 +61,6 @@ class ResNet(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        embedding_size: D.
         dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         zero_init_residual: start the last batch norm of every block at 0 (1706.02677); on in the published
             code.

@@ -23,7 +23,6 @@ class SphereNet(Backbone):
     Each stage is a convolution of stride 2 with PReLU, then residual units of two convolutions with PReLU.
 
     Args:
-        embedding_size: D.
         input_size: pixels, multiples of 16.
     """
 

@@ -96,7 +96,6 @@ class VisionTransformer(Backbone):
     """The network behind every name of this layout.
 
     Args:
-        embedding_size: D.
         drop_path: chance to leave out a branch of the last block in training, growing from 0 at the first.
         mask_ratio: fraction of the tokens replaced by the learned mask token in training. (The published code
             masks a tenth whenever its own setting is above 0.)

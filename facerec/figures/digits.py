@@ -15,6 +15,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ class Digits(NamedTuple):
 
 
 def load() -> Digits:
-    """The 1,797 digits bundled with scikit-learn, in an order that mixes writers."""
+    """Load the 1,797 digits bundled with scikit-learn, in an order that mixes writers."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     image_N = torch.from_numpy(digits.images[order] / 16).float()[:, None]
@@ -101,7 +102,7 @@ class Start(NamedTuple):
 
 
 def warm_start(digits: Digits, size: int, steps: int) -> Start:
-    """The network that every panel starts from."""
+    """Train the network that every panel starts from."""
     torch.manual_seed(0)
     net = Net(size)
     train(net, create_head("softmax", num_classes=_CLASSES, embedding_size=size), digits, steps, 5e-3)
@@ -110,21 +111,21 @@ def warm_start(digits: Digits, size: int, steps: int) -> Start:
 
 
 def directions(embedding_ND: Tensor, label_N: Tensor) -> Tensor:
-    """Mean direction of each digit's embeddings, unit vectors (C, D)."""
+    """Return the mean direction of each digit's embeddings, unit vectors (C, D)."""
     unit_ND = unit_rows(embedding_ND)
     return unit_rows(torch.stack([unit_ND[label_N == c].mean(0) for c in range(_CLASSES)]))
 
 
 @torch.no_grad()
 def embed(net: Net, digits: Digits) -> Tensor:
-    """Embeddings of all digits, (N, D)."""
+    """Return the embeddings of all digits, (N, D)."""
     return net.eval()(digits.image_N)
 
 
 def trained_on(
     start: Start, digits: Digits, name: str, steps: int, **parameters: Any
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) under one head, and the unit directions of its classes."""
+    """Return embeddings (N, D) under one head, and the unit directions of its classes."""
     size = start.direction_CD.shape[1]
     torch.manual_seed(1)
     net = Net(size)
@@ -175,17 +176,16 @@ def feature_scatter(names: list[str] | None = None, steps: int = 250) -> Figure:
         correct = accuracy(embedding_ND, direction, digits)
         _scatter(axes, embedding_ND, direction.flatten(0, -2), digits.label_N)
         axes.set_title(f"{name}\n{100 * correct:.1f} %", fontsize=8.5, linespacing=1.15, pad=2)
-    handles = [
-        axes.plot([], [], "o", ms=4, color=_DIGIT_COLOURS(c), label=str(c))[0] for c in range(_CLASSES)
-    ]
+    handles = [Line2D([], [], ls="", marker="o", ms=4, color=_DIGIT_COLOURS(c)) for c in range(_CLASSES)]
+    labels = [str(c) for c in range(_CLASSES)]
     fig.legend(
-        handles=handles, loc="outside lower center", ncols=_CLASSES, handletextpad=0.1, columnspacing=1
+        handles, labels, loc="outside lower center", ncols=_CLASSES, handletextpad=0.1, columnspacing=1
     )
     return fig
 
 
 def drawable() -> list[str]:
-    """All heads that can be built here: pair losses need their library."""
+    """Return all heads that can be built here: pair losses need their library."""
     names = []
     for name in HEADS.names():
         with contextlib.suppress(UserError):

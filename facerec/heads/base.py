@@ -35,12 +35,11 @@ HEADS = Registry("head", "facerec.heads")
 
 
 def create_head(name: str, *, num_classes: int, embedding_size: int = 512, **parameters: Any) -> Head:
-    """Return a freshly initialised head.
+    """Return a freshly initialised head for C identities and embeddings of length D.
 
     Args:
         name: e.g. ``arcface``; see `HEADS.names()`.
-        num_classes: C, the number of identities.
-        embedding_size: D, the length of the embedding.
+        num_classes, embedding_size: C and D.
         parameters: the head's own (``s``, ``m``, …) and those of `ClassHead`.
 
     Raises:
@@ -50,12 +49,7 @@ def create_head(name: str, *, num_classes: int, embedding_size: int = 512, **par
 
 
 class HeadOutput(NamedTuple):
-    """Result of a step.
-
-    Attributes:
-        loss: scalar, mean over the batch.
-        statistics: detached scalar tensors for the log, so that nothing waits for a GPU.
-    """
+    """The mean loss of a batch, and for the log detached scalar tensors, so that nothing waits for a GPU."""
 
     loss: Tensor
     statistics: dict[str, Tensor]
@@ -69,10 +63,6 @@ class Head(nn.Module):
     Every subclass is made a dataclass: its annotated fields are its settings, with the ranges they are
     annotated with; parameters and buffers are made in `__post_init__`. The trainer passes as `sizes` the
     number of samples of every rank.
-
-    Args:
-        num_classes: C.
-        embedding_size: D.
 
     Attributes:
         shard: the classes that this rank holds.
@@ -194,17 +184,10 @@ class ClassHead(Head):
         raise NotImplementedError
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes = None) -> HeadOutput:
-        """Return loss and statistics of a batch.
+        """Return loss and statistics of a batch of raw embeddings and integer labels; errors: `check_batch`.
 
-        Args:
-            embedding_BD: raw embeddings; computed in the weights' fp32 (or float64) whatever the autocast
-                around it, since a rounding of 1e-3 in a cosine is 0.06 in a logit at s=64.
-            label_B: integers in [0, C), of shape (B,).
-            sizes: where the classes are sharded, the sizes of all ranks' batches if they differ.
-
-        Raises:
-            UserError: embeddings or labels of another shape or type.
-            DamagedDataError: a label outside [0, C).
+        Computed in the weights' fp32 (or float64) whatever the autocast around it, since a rounding of 1e-3
+        in a cosine is 0.06 in a logit at s=64.
         """
         check_batch(embedding_BD, label_B, self.num_classes, self.embedding_size)
         with torch.autocast(embedding_BD.device.type, enabled=False):

@@ -61,12 +61,7 @@ class PairHead(Head):
             )
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor, sizes: distributed.Sizes = None) -> HeadOutput:
-        """Return loss and statistics of a batch of raw embeddings; labels are integers in [0, C).
-
-        Raises:
-            UserError: embeddings or labels of another shape or type.
-            DamagedDataError: a label outside [0, C).
-        """
+        """Return loss and statistics of raw embeddings and integer labels; errors: `check_batch`."""
         check_batch(embedding_BD, label_B, self.num_classes, self.embedding_size)
         with torch.autocast(embedding_BD.device.type, enabled=False):
             if embedding_BD.dtype in (torch.float16, torch.bfloat16):

@@ -1,10 +1,7 @@
 """Sums over all classes, walked block by block, with a hand-written backward: the mechanism under every head.
 
-A head's loss needs, of the C cosines of a sample, only the target's and one sum over the others. So
-the B×C logits are never made: the weight rows are taken a block at a time, and what remains are B numbers
-per block. `memory="keep"` keeps the blocks of products for the backward pass (the logits themselves, nothing
-more); ``"recompute"`` multiplies again instead and keeps nothing.
-
+A head's loss needs, of the C cosines of a sample, only the target's and one sum over the others. So the B×C
+logits are never made: the weight rows are taken a block at a time, and what remains are B numbers per block.
 Where the classes are sharded, each rank walks over its own with the samples of all, and three reductions of a
 few numbers per sample join what they found (see `sharding`).
 
@@ -32,16 +29,16 @@ _KEPT_ON_CPU = 2**28  # bytes; recomputing takes a fifth longer
 
 
 class ClassSums(NamedTuple):
-    """Numbers that a head builds its loss from, one per sample.
+    """Numbers that a head builds its loss from, one per sample; the first three carry gradients.
 
     Attributes:
         target_B: product of the sample with its own class (cosine where both sides are normalised).
         others_B: the `Term` summed over all other classes; −inf for a log-sum-exp over none.
         target_norm_B: ‖W_y‖ of the sample's class, before any normalisation.
-        cosine_B: cosine with the own class, whatever the products are (no gradient).
-        hardest_B: largest cosine among the other classes (no gradient; −inf where there are none).
-        mean_B: mean cosine of the other classes (no gradient; NaN where there are none).
-        extra: the sums of `Term.extra` (no gradient).
+        cosine_B: cosine with the own class, whatever the products are.
+        hardest_B: largest cosine among the other classes; −inf where there are none.
+        mean_B: mean cosine of the other classes; NaN where there are none.
+        extra: the sums of `Term.extra`.
     """
 
     target_B: Tensor
@@ -71,22 +68,18 @@ def class_sums(
 
     Args:
         query_BD: what is multiplied with the class weights (normalised embeddings for cosine heads).
-        weight: class weights as they are stored, (C, D), or (C, S, D) with S sub-centres per class, of whose
-            products the largest counts.
+        weight: class weights (C, D), or (C, S, D) with S sub-centres, of whose products the largest counts.
         row_B: target class of each sample, int64 in [0, C); −1 for a class of another rank.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
         normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
-        memory: keep the products for the backward pass, recompute them, or decide by the machine's memory.
+        memory: keep the products (nothing more) for the backward pass, multiply again instead, or ``auto``.
         block_size: classes per block; by default as many as fit a cache-sized block.
         products: number format of the matrix products, see `products.resolve_format`; all else is fp32.
         sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
             samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
             the query that of this rank's classes.
         sizes: the number of samples of each rank, where classes are sharded.
-
-    Returns:
-        `ClassSums`; `target_B`, `others_B` and `target_norm_B` carry gradients to query, weight and bias.
     """
     if weight.ndim == 3 and not (normalise_weight and bias_C is None):
         raise ValueError("sub-centres need normalised weights and no bias")
@@ -94,7 +87,8 @@ def class_sums(
     if memory == "auto":
         needed = batch * classes * query_BD.element_size()
         memory = "keep" if needed < kept_bytes(query_BD.device) else "recompute"
-    block_size = min(block_size or _block_size(batch * centres, query_BD), classes)
+    fitting = block_bytes(query_BD.device) // (batch * centres * query_BD.element_size())
+    block_size = min(block_size or max(256, fitting), classes)
     target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
         query_BD,
         weight,
@@ -332,10 +326,7 @@ class _RunningSum:
         self.largest_B = largest_B
 
     def all_reduce(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
-        """All-reduce the sums of the ranks, and with them the largest of `hardest_B` and other sums.
-
-        The same two small reductions serve all of them; returns the joint `hardest_B` and `sums`.
-        """
+        """All-reduce this sum, and by the same two reductions `hardest_B` and `sums`, which it returns."""
         largest_B, hardest_B = distributed.all_reduce_max(torch.stack((self.largest_B, hardest_B)))
         if self.log:
             shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
@@ -367,10 +358,6 @@ def _fill_own(block_KB: Tensor, own_B: Tensor, block: slice, value: Tensor | flo
     return block_KB.scatter_(0, row_1B, torch.where(inside_B, value, block_KB.gather(0, row_1B)[0])[None])
 
 
-def _block_size(batch: int, like: Tensor) -> int:
-    return max(256, block_bytes(like.device) // (batch * like.element_size()))
-
-
 def block_bytes(device: torch.device) -> int:
     """Return the default size of a block: a few MB on a CPU, to stay in cache; large products on a GPU."""
     return (4 if device.type == "cpu" else 256) * 2**20
@@ -379,8 +366,7 @@ def block_bytes(device: torch.device) -> int:
 def kept_bytes(device: torch.device) -> int:
     """Return the bytes of products below which ``memory="auto"`` keeps them: a small part of the memory.
 
-    A GPU's total memory counts, not what is free: that is known without waiting, and a step does not choose
-    otherwise than the one before because the allocator has meanwhile kept that memory for it.
+    Of a GPU's total memory, not what is free, so that every step chooses alike, and without waiting.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory // 8)

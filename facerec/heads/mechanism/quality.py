@@ -11,11 +11,8 @@ from facerec.distributed import all_reduce_mean, all_reduce_sum
 class RunningNorm(nn.Module):
     """Standardises norms with their running mean and deviation, which move in training mode only.
 
-    Mean and deviation start at 20 and 100, as AdaFace's do; each call in training mode first takes in its own
-    batch. They are those of all ranks together, and in the checkpoint.
-
-    Args:
-        ema: momentum, in (0, 1]: the weight of the newest batch.
+    These start at 20 and 100, as AdaFace's do, and are those of all ranks, and in the checkpoint. Each call
+    in training mode first takes in its own batch, with the weight `ema` in (0, 1].
     """
 
     def __init__(self, ema: float) -> None:

@@ -88,8 +88,7 @@ class _TakeRows(torch.autograd.Function):
 def updating_sampled_rows(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let an optimizer step see each parameter with a sparse gradient as the rows of that gradient.
 
-    These rows of weights and state (momentum, Adam's moments) are taken out before the step and put back
-    after it. Works for every optimizer that keeps its state per element.
+    Works for every optimizer that keeps its state (momentum, Adam's moments) per element.
     """
     taken: list[tuple[dict[str, Any], int, nn.Parameter, nn.Parameter, Tensor]] = []
     for group in optimizer.param_groups:

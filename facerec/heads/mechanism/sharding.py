@@ -1,8 +1,6 @@
 """Class weights that are too many for one rank, and how they start.
 
-Each rank holds a range of the classes. The embeddings of all ranks are gathered on each, every rank walks
-over its own classes, and what remains of a softmax is joined by small reductions of B numbers (see
-`class_sums`). An et al. 2022, "Killing Two Birds with One Stone", arXiv 2203.15565.
+An et al. 2022, "Killing Two Birds with One Stone", arXiv 2203.15565.
 
 Shapes: B samples of this rank, G of all ranks.
 """
@@ -22,11 +20,7 @@ _CLASSES_PER_DRAW = 4096  # torch draws in groups of 16 numbers, which must not 
 
 
 class Shard(NamedTuple):
-    """The classes start … stop−1 of `classes`, held by this rank.
-
-    The division is that of `torch.chunk` and DTensor: every rank takes ⌈C/world size⌉ classes, the last one
-    the rest.
-    """
+    """The classes start … stop−1 of `classes`, held by this rank; divided as `torch.chunk` and DTensor do."""
 
     start: int
     stop: int
