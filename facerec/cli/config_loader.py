@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -34,7 +35,8 @@ class _Repository(ConfigRepository):
         if source is not None and source.scheme() == "file":
             path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
             content = path.read_bytes()
-            number = _written_out(content) if b"*" in content else 0
+            node = yaml.compose(content, Loader=yaml.SafeLoader) if b"*" in content else None
+            number = _written_out(node, {}) if node is not None else 0
             if number > _ENTRIES:
                 raise UserError(
                     f"the configuration cannot be read: {path}: stands for {number:.2g} entries, its "
@@ -152,26 +154,13 @@ def _of_hydra(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
-def _written_out(content: bytes) -> int:
-    """Count the entries of a YAML file with all aliases written out, without writing them out."""
-    sizes: dict[str, int] = {}  # by anchor
-    open_: list[tuple[str | None, int]] = [(None, 0)]  # anchor and entries of what is not closed yet
-    for event in yaml.parse(content, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_.append((event.anchor, 1))
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_.pop()
-        elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
-        elif isinstance(event, yaml.AliasEvent):
-            anchor, size = None, sizes.get(event.anchor, 1)
-        else:
-            continue
-        if anchor is not None:
-            sizes[anchor] = size
-        open_[-1] = open_[-1][0], open_[-1][1] + size
-    return open_[0][1]
+def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Count the entries of a YAML node with all aliases written out; an alias is the node that it names."""
+    if id(node) not in sizes:
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _refuse_wrong_types(config: DictConfig) -> None:

@@ -40,9 +40,21 @@ _STREAMS = frozenset(("ext://sys.stdout", "ext://sys.stderr"))
 
 
 def refuse_foreign_code(config: DictConfig) -> None:
-    """Raise `UserError` where a composed configuration names code, but for what is known."""
-    _refuse_code(config)
-    _refuse_plugins(config)
+    """Raise `UserError` where a composed configuration names code that Hydra or logging would run.
+
+    Hydra before 1.3.6 runs whatever ``_target_`` names, ``os.system`` too; later ones all but what their own
+    list of dangers has. Plugins may be named by the command line alone.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for path, key, value in entries(plain):
+        if key == "_target_" and not path.startswith("hydra."):
+            raise _refused(path, key, value)
+    given = plain.get("plugins") or []
+    for name in [given] if isinstance(given, str) else given:
+        if name not in plugins.named():
+            hint = "comes from a file, which may name no code to be run; give it on the command line"
+            raise UserError(f"plugins={name}: {hint}")
+    _refuse_code_of_hydra(config)
 
 
 def entries(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -53,15 +65,7 @@ def entries(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
         yield from entries(value, f"{path}.{key}" if path else str(key))
 
 
-def _refuse_code(config: DictConfig) -> None:
-    """Raise `UserError` where the configuration names code that Hydra, or logging, would run.
-
-    Hydra before 1.3.6 runs whatever ``_target_`` names, ``os.system`` too; later ones all but what their own
-    list of dangers has.
-    """
-    for path, key, value in entries(OmegaConf.to_container(config, resolve=False)):
-        if key == "_target_" and not path.startswith("hydra."):
-            raise _refused(path, key, value)
+def _refuse_code_of_hydra(config: DictConfig) -> None:
     job = config.hydra.job
     for name in sorted(set(map(str, job.env_set)) - set(map(str, job.env_copy))):
         raise UserError(
@@ -82,15 +86,6 @@ def _refuse_code(config: DictConfig) -> None:
         for path, key, value in entries(resolved, start):
             if not _permitted(path.removeprefix(start).lstrip("."), key, value, section):
                 raise _refused(path, key, value)
-
-
-def _refuse_plugins(config: DictConfig) -> None:
-    """Raise `UserError` for a plugin that a file names: only the command line may name code to be run."""
-    given = OmegaConf.to_container(config, resolve=False).get("plugins") or []  # type: ignore[union-attr]
-    for name in [given] if isinstance(given, str) else given:
-        if name not in plugins.named():
-            hint = "comes from a file, which may name no code to be run; give it on the command line"
-            raise UserError(f"plugins={name}: {hint}")
 
 
 def _permitted(inside: str, key: str, value: Any, section: str) -> bool:
