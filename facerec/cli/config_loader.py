@@ -34,8 +34,10 @@ class _Repository(ConfigRepository):
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is not None and source.scheme() == "file":
             path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
-            content = path.read_bytes()
-            node = yaml.compose(content, Loader=yaml.SafeLoader) if b"*" in content else None
+            with path.open("rb") as file:  # which names itself in YAML's errors
+                aliases = b"*" in file.read()
+                file.seek(0)
+                node = yaml.compose(file, Loader=yaml.SafeLoader) if aliases else None
             number = _written_out(node, {}) if node is not None else 0
             if number > _ENTRIES:
                 raise UserError(
