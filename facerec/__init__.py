@@ -15,11 +15,25 @@ if TYPE_CHECKING:
     from facerec.heads import create_head
     from facerec.models.opening import load_model
     from facerec.packs.recordio import Record, RecordReader, RecordWriter
+    from facerec.recognition.face_model import FaceModel
+    from facerec.recognition.gallery import Gallery
 
 __version__ = "0.1.0"
-__all__ = ["Record", "RecordReader", "RecordWriter", "create_backbone", "create_head", "load_model", "verify"]
+__all__ = [
+    "FaceModel",
+    "Gallery",
+    "Record",
+    "RecordReader",
+    "RecordWriter",
+    "create_backbone",
+    "create_head",
+    "load_model",
+    "verify",
+]
 
 _HOMES = {
+    "FaceModel": "facerec.recognition.face_model",
+    "Gallery": "facerec.recognition.gallery",
     "Record": "facerec.packs.recordio",
     "RecordReader": "facerec.packs.recordio",
     "RecordWriter": "facerec.packs.recordio",

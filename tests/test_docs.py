@@ -12,7 +12,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from facerec.cli import data, embed, figures
+from facerec.cli import data, embed, figures, model
 from facerec.cli.explain import config_folder
 from facerec.cli.overrides import hydra_arguments
 
@@ -48,6 +48,8 @@ def test_a_documented_command_is_understood(page: str, line: str) -> None:
         data.parser().parse_args(arguments)
     elif program == "facerec-embed":
         embed.parser().parse_args(arguments)
+    elif program == "facerec-model":
+        model.parser().parse_args(arguments)
     elif program == "facerec-figures":
         figures.parser().parse_args(arguments)
     elif program == "pip":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -45,6 +48,42 @@ def activation_bytes(backbone: nn.Module, size: int | Sequence[int] = 112, *, ha
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _forward(backbone, weightless, batch := 2, size)  # batch norm takes no single image
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // batch
+
+
+def inference_bytes(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
+    """Return the bytes of activations per image that a forward pass holds at once, at most; no gradients."""
+    weightless = _weightless(backbone)
+    held = _Held(weightless.values())
+    with torch.no_grad(), held:
+        _forward(backbone, weightless, batch := 2, size)
+    return held.most // batch
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made and not yet freed, besides those of `own`."""
+
+    def __init__(self, own: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in own}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._known.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    self.most = max(self.most, self.now)
+                    weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return result
+
+    def _free(self, number: int, size: int) -> None:
+        self._known.discard(number)
+        self.now -= size
 
 
 def require_batches_of_one(backbone: nn.Module, size: int | Sequence[int] = 112) -> None:

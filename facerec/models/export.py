@@ -1,133 +1,145 @@
-"""Write a trained backbone for other programs: safetensors (weights) or ONNX (weights and network)."""
+"""Write a trained backbone for other programs: ONNX, safetensors, or a folder of the Hugging Face hub.
+
+What a file cannot say by its form stands in its metadata: preprocessing, step, backbone, threshold.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from facerec.errors import FacerecError, UserError, require
+from facerec.errors import UserError, require
 from facerec.files import replacing
+from facerec.models import hub
+from facerec.models.hub import as_metadata
 from facerec.models.model import Model
 from facerec.models.networks import ForeignNetwork
-from facerec.vectors import unit_rows
+from facerec.models.threshold import Threshold
+from facerec.models.weights import network_settings, read_safetensors
 
-Format = Literal["onnx", "safetensors"]
+Format = Literal["onnx", "safetensors", "hub"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
-def export(model: Model, path: Path, format: Format, *, opset: int | None = None) -> Path:
-    """Write the backbone of `model` to `path`, its preprocessing in the file's metadata.
+def export(
+    model: Model,
+    path: Path,
+    format: Format,
+    *,
+    precision: Precision = "fp32",
+    opset: int | None = None,
+    preprocessing: bool = False,
+    normalise: bool = False,
+    sample_NHWC: np.ndarray | None = None,
+) -> Path:
+    """Write the backbone of `model` to `path`.
 
-    ``onnx``: input ``image`` (N, 3, size, size) float, prepared as in the metadata; output ``embedding``
-    (N, D), raw. The batch size is free. The file is run once by onnxruntime and compared before it is kept.
-    ``safetensors``: the state dict under the names of the published layout.
+    ``onnx``: input ``image`` (N, 3, height, width) float, prepared as in the metadata; output ``embedding``
+    (N, D) float, raw. The batch size is free. The file is run by onnxruntime and compared before it is kept.
+    ``safetensors``: the state dict under the names of the published layout. ``hub``: a folder of it, see
+    `facerec.models.hub`.
 
-    `opset` is the version of ONNX's operators that the file is to use; None: the exporter's own.
+    Args:
+        precision: of the weights (and of ONNX's arithmetic); ``int8`` is for ONNX, by onnxruntime.
+        opset: version of ONNX's operators that the file is to use; None: the exporter's own.
+        preprocessing: ONNX takes uint8 RGB (N, height, width, 3) and prepares it itself.
+        normalise: ONNX gives unit vectors.
+        sample_NHWC: faces, uint8 RGB, that int8 chooses its ranges by; also compared. None: noise, compared.
 
     Raises:
-        ConfigError: the network cannot be written with this `opset`.
+        ConfigError: a setting that the format does not have, or an `opset` that the network does not.
         UserError: the packages of the extra ``export`` are missing, or the network is not one of torch's.
         FacerecError: the exported network does not give the same embeddings.
         StorageError: the file could not be written.
     """
     if isinstance(model.backbone, ForeignNetwork):
         raise UserError(f"{model.path}: brings its own network, which cannot be exported; only weights can")
-    metadata = {"facerec.input": json.dumps(model.input.to_dict()), "facerec.step": str(model.step)}
-    if "backbone" in model.config:
-        metadata["facerec.backbone"] = json.dumps(model.config["backbone"])
-    if not model.knows_input:
-        metadata["facerec.guessed"] = "input"  # so that an evaluation still checks it
     model.backbone.eval()
-    require(
-        opset is None or format == "onnx", "opset", opset, f"format={format} has no operators; leave it out"
-    )
-    content = _onnx(model, metadata, opset) if format == "onnx" else _safetensors(model.backbone, metadata)
-    with replacing(path) as file:
-        file.write(content)
+    only_onnx = {"opset": opset, "preprocessing": preprocessing, "normalise": normalise}
+    for key, value in only_onnx.items():
+        require(not value or format == "onnx", key, value, f"format={format} has none; leave it out")
+    if format == "onnx":
+        needed = sample_NHWC is not None or precision != "int8"
+        require(needed, "precision", precision, "needs calibration=IMAGES, some hundred aligned faces")
+        content = _onnx(model, only_onnx | {"precision": precision, "sample_NHWC": sample_NHWC})
+    else:
+        require(precision != "int8", "precision", precision, "needs format=onnx")
+        content = _safetensors(model, precision)
+    if format == "hub":
+        hub.write(path, content, described(model))
+    else:
+        with replacing(path) as file:
+            file.write(content)
     return path
 
 
-def _safetensors(backbone: nn.Module, metadata: dict[str, str]) -> bytes:
+def described(model: Model) -> dict[str, Any]:
+    """What the files of a model say of it: input, step, backbone and threshold, as far as they are known."""
+    settings: dict[str, Any] = {"input": model.input.to_dict()}
+    if model.step is not None:
+        settings["step"] = model.step
+    if "name" in model.config.get("backbone", {}):
+        settings["backbone"] = network_settings(model.config["backbone"])
+    if not model.knows_input:
+        settings["guessed"] = "input"  # so that an evaluation still checks it
+    if model.threshold is not None:
+        settings["threshold"] = asdict(model.threshold)
+    return settings
+
+
+def store_threshold(path: Path, threshold: Threshold) -> None:
+    """Add the threshold to an export, which was judged after it was written."""
+    settings = {"threshold": asdict(threshold)}
+    if path.is_dir():
+        hub.add(path, settings)
+        return
+    if path.suffix == ".onnx":
+        import onnx
+
+        proto = onnx.load(path)
+        for key, value in as_metadata(settings).items():
+            proto.metadata_props.add(key=key, value=value)
+        content = proto.SerializeToString()
+    else:
+        state, metadata = read_safetensors(path, str(path))
+        content = _saved(state, metadata | as_metadata(settings))
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _safetensors(model: Model, precision: str) -> bytes:
+    state = {name: value.contiguous().cpu() for name, value in model.backbone.state_dict().items()}
+    if precision == "fp16":
+        state = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
+    return _saved(state, {"format": "pt"} | as_metadata(described(model)))
+
+
+def _saved(state: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise _missing("safetensors", error) from error
-    state = {name: value.contiguous() for name, value in backbone.state_dict().items()}
-    content: bytes = save(state, metadata={"format": "pt", **metadata})
+    content: bytes = save(dict(state), metadata=dict(metadata))
     return content
 
 
-def _onnx(model: Model, metadata: dict[str, str], opset: int | None) -> bytes:
+def _onnx(model: Model, options: dict[str, Any]) -> bytes:
     try:
-        import onnx
-        import onnxruntime
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 - needed by torch's exporter, whose own error is less clear
     except ImportError as error:
         raise _missing("onnx", error) from error
-    example_BCHW = torch.zeros(2, 3, *model.input.shape)
-    backbone = model.backbone.cpu()
-    newest = onnx.defs.onnx_opset_version()
-    require(
-        opset is None or 1 <= opset <= newest, "opset", opset, f"must be a number from 1 to {newest}, or null"
-    )
-    with _quiet("torch.onnx", "onnxscript"):
-        program = torch.onnx.export(
-            backbone,
-            (example_BCHW,),
-            input_names=["image"],
-            output_names=["embedding"],
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-            dynamo=True,
-            verbose=False,
-            opset_version=opset,
-        )
-    assert program is not None
-    proto = program.model_proto
-    # The exporter leaves an opset that it cannot convert to, with a warning at most.
-    used = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
-    hint = f"this network cannot be written with it; opset={used} can, and so may newer ones"
-    require(opset in (None, used), "opset", opset, hint)
-    for key, value in metadata.items():
-        proto.metadata_props.add(key=key, value=value)
-    content: bytes = proto.SerializeToString()
+    from facerec.models.onnx_export import onnx_content
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    for batch in (1, 3):
-        _compare(backbone, session, torch.rand(batch, 3, *model.input.shape) * 2 - 1)
-    return content
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Keep these loggers from warnings and tracebacks of what is checked here."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _compare(backbone: nn.Module, session: object, image_BCHW: Tensor) -> None:
-    """Raise `FacerecError` unless both give the same directions, to a cosine of 1 − 1e-5."""
-    with torch.inference_mode():
-        expected_BD = backbone(image_BCHW).numpy()
-    (got_BD,) = session.run(None, {"image": image_BCHW.numpy()})  # type: ignore[attr-defined]
-    cosine_B = (unit_rows(expected_BD) * unit_rows(got_BD)).sum(1)
-    if not cosine_B.min() > 1 - 1e-5:
-        raise FacerecError(
-            f"the exported network gives other embeddings (cosine {cosine_B.min():.6f} with the original); "
-            "nothing was written"
-        )
+    settings = described(model)
+    if options["preprocessing"]:
+        settings["input"] |= {"mean": 0.0, "std": 1.0, "channels": "rgb"}
+    return onnx_content(model, as_metadata(settings), **options)
 
 
 def _missing(format: str, error: ImportError) -> UserError:

@@ -20,6 +20,7 @@ from facerec.device import autocast
 from facerec.errors import UserError
 from facerec.images.images import Images
 from facerec.images.preprocessing import Preprocessing
+from facerec.models.threshold import Threshold
 from facerec.vectors import unit_rows
 
 
@@ -43,6 +44,7 @@ class Model:
         config: the settings of its training, of an export those of the backbone alone.
         knows_input: the preprocessing came with the model; else it was taken for granted or given.
         cache: keeps its embeddings between runs.
+        threshold: what its exported file calls "same".
     """
 
     backbone: nn.Module
@@ -55,6 +57,7 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict)
     knows_input: bool = True
     cache: Cache | None = None
+    threshold: Threshold | None = None
 
     @property
     def device(self) -> torch.device:

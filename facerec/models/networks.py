@@ -46,10 +46,12 @@ class ForeignNetwork(nn.Module):
 
     Attributes:
         batch: the only number of images it takes at once; None: any.
+        takes_pixels: numbers from 0 to 255 rather than around 0.
         files: the files it was read from.
     """
 
     batch: int | None = None
+    takes_pixels = False
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class ForeignNetwork(nn.Module):
                 if count * 3 * math.prod(shape) > _MOST:
                     reasons.append(f"a batch of {count} would take more than {_MOST >> 28} GiB")
                     break
-                image_BCHW = _patterns(max(count, 3), shape)
+                image_BCHW = _patterns(max(count, 3), shape, self.takes_pixels)
                 try:
                     embedding_BD = self._embed(image_BCHW, count)
                     again_BD = self._embed(image_BCHW, count)
@@ -132,7 +134,7 @@ class ForeignNetwork(nn.Module):
         Returns:
             None where their rows are alike, else what is wrong.
         """
-        image_BCHW = _patterns(count, shape)
+        image_BCHW = _patterns(count, shape, self.takes_pixels)
         some = sorted({0, count // 2, count - 1})
         try:
             batch_BD = self._embed(image_BCHW, count)
@@ -238,13 +240,14 @@ def _rows(output: Output, count: int) -> Tensor | None:
     return value.flatten(1) if fits else None
 
 
-def _patterns(count: int, shape: Sequence[int]) -> Tensor:
-    """Different images of large and small structure, in [−1, 1]; the same ones in every call."""
+def _patterns(count: int, shape: Sequence[int], pixels: bool) -> Tensor:
+    """Different images of large and small structure, in [−1, 1] or as `pixels`; the same in every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
     large = nn.functional.interpolate(coarse, size=tuple(shape), mode="bilinear")
     fine = torch.rand(1, 3, *shape, generator=generator) * 2 - 1
-    return 0.8 * large + 0.2 * fine
+    pattern_BCHW = 0.8 * large + 0.2 * fine
+    return (pattern_BCHW * 127.5 + 127.5).round() if pixels else pattern_BCHW
 
 
 def first_line(error: Exception) -> str:

@@ -73,6 +73,7 @@ class OnnxNetwork(ForeignNetwork):
         self._names: list[str] = answer["outputs"]
         inputs = answer["inputs"]
         kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+        kinds["tensor(uint8)"] = "uint8"  # it prepares the pixels itself
         name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
         self._last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # channels-last, as of TensorFlow
         batch, channels, *size = [shape[i] for i in ((0, 3, 1, 2) if self._last else range(len(shape)))] or [
@@ -82,10 +83,11 @@ class OnnxNetwork(ForeignNetwork):
         if len(size) != 2 or (isinstance(channels, int) and channels != 3) or kind not in kinds:
             taken = ", ".join(" ".join(map(str, one)) for one in inputs)
             raise CheckpointError(
-                f"{self.where}: takes {taken}; a network of faces takes one input of floats "
+                f"{self.where}: takes {taken}; a network of faces takes one input of floats or uint8 "
                 "(N, 3, height, width)"
             )
         self._name, self._type = name, kinds[kind]
+        self.takes_pixels = self._type == "uint8"
         self.batch = batch if isinstance(batch, int) and batch > 0 else None
         fixed = [side for side in size if isinstance(side, int) and side > 0]
         self.size = (fixed[0], fixed[1]) if len(fixed) == 2 else None

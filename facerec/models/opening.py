@@ -23,8 +23,9 @@ from facerec.backbones.base import BACKBONES, Backbone
 from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
 from facerec.images.preprocessing import Preprocessing
-from facerec.models import checkpoint
+from facerec.models import checkpoint, hub
 from facerec.models.model import Model
+from facerec.models.threshold import Threshold
 from facerec.models.weights import fitted_backbone, network_settings, read_safetensors, recognise, tensors_in
 from facerec.pickles.stand_ins import are_settings, shown
 from facerec.pickles.torch_file import ARCHIVE, archive_names
@@ -67,7 +68,8 @@ def load_model(
 
     Args:
         path: a checkpoint; a state dict (``.pth``, bare or wrapped, or safetensors); an ONNX network (extra
-            ``onnx``); a TorchScript program.
+            ``onnx``); a TorchScript program; a folder of the Hugging Face hub (ours or CVLface's), or the
+            repository ``owner/name`` itself (extra ``hub``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         input: settings that replace the file's preprocessing; null values do not.
         backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
@@ -81,7 +83,7 @@ def load_model(
         ConfigError: for an unknown or out-of-range setting.
         UserError: a package that is needed to read the file is missing.
     """
-    path = Path(path)
+    path = hub.located(path)
     given = {key: value for key, value in {**(input or {}), **overrides}.items() if value is not None}
     checked = build(Preprocessing, "input", given)
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
@@ -114,6 +116,8 @@ def kind_of(path: Path) -> Kind:
     """The first of `KINDS` that recognises a file; raises `CheckpointError` where there is none."""
     if checkpoint.is_folder(path):
         return KINDS[-1]
+    if hub.is_folder(path):
+        return Kind("hub", lambda *file: True, _open_hub_folder)
     checkpoint.require_file(path)
     try:
         with path.open("rb") as file:
@@ -214,7 +218,20 @@ def _ready(backbone: nn.Module, request: Request) -> nn.Module:
 
 
 def _open_safetensors(request: Request) -> Model:
-    weights, metadata = read_safetensors(request.path, request.where)
+    return _open_described(request, *read_safetensors(request.path, request.where))
+
+
+def _open_hub_folder(request: Request) -> Model:
+    metadata = hub.metadata_of(request.path)
+    request = request._replace(path=hub.weights_in(request.path))
+    if request.path.suffix != ".safetensors":
+        return _open_described(request, checkpoint.load(request.path), metadata)
+    weights, own = read_safetensors(request.path, request.where)
+    return _open_described(request, weights, own | metadata)
+
+
+def _open_described(request: Request, weights: Mapping[Any, Any], metadata: Settings) -> Model:
+    """Open weights with the backbone that their metadata names, where none was asked for."""
     recorded = _metadata(request, metadata, "backbone")
     if not request.backbone and isinstance(recorded.get("name"), str):
         request = request._replace(backbone=recorded)
@@ -329,6 +346,7 @@ def _finished(
     recorded = _metadata(request, metadata, "input")
     prepared = _preprocessing(request, {**made_for, **recorded, "size": made_for["size"]})
     step = metadata.get("facerec.step", "")
+    threshold = _metadata(request, metadata, "threshold")
     log.info("%s: %s, %d numbers per face", request.where, what, embedding_size)
     if not recorded:
         asked = {"mean", "std", "channels"} - request.input.keys()
@@ -346,6 +364,7 @@ def _finished(
         path=request.path,
         config=config or {},
         knows_input=bool(recorded) and "facerec.guessed" not in metadata,
+        threshold=build(Threshold, "threshold", threshold) if threshold else None,
     )
 
 

@@ -1,0 +1,117 @@
+"""`facerec-model info PATH`: size, cost and speed of a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facerec.cli.base import Parser
+from facerec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from facerec.models.model import Model
+
+_EPILOG = """\
+A multiply-add counts as one FLOP, as papers of the field do. Latency is the median of repeated passes,
+without decoding and flip-TTA; run it on an idle machine.
+
+examples:
+  facerec-model info runs/x/checkpoints/best.pt
+  facerec-model info w600k_r50.onnx --device cpu --batches 1,8
+"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    parser().main()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return the exit status."""
+    return parser().run(arguments)
+
+
+def parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="facerec-model", description="Look at a model.")
+    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
+    description = "Show what a model takes and gives, its parameters, FLOPs, memory, latency and throughput."
+    info = commands.add_parser("info", help="size, cost and speed", description=description, epilog=_EPILOG)
+    info.set_defaults(run=_info)
+    info.add_argument("path", metavar="PATH", help="any model that facerec-eval takes, or a hub folder")
+    info.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    info.add_argument("--batches", default="1,8,32", help="batch sizes (default: 1,8,32)")
+    info.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)")
+    return parser
+
+
+def _info(options: argparse.Namespace) -> None:
+    from facerec.models.opening import load_model
+
+    batches = _batches(options.batches)
+    model = load_model(options.path, device=options.device)
+    for name, value in _facts(model):
+        print(f"{name:<12}{value}")
+    print()
+    for line in _speeds(model, batches, options.precision):
+        print(line, flush=True)
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        batches = [int(part) for part in text.split(",")]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise ConfigError("--batches", text, "must be numbers of 1 or more with commas between them")
+    return batches
+
+
+def _facts(model: Model) -> Iterator[tuple[str, str]]:
+    import numpy as np
+
+    from facerec.backbones.flops import inference_bytes, multiply_adds
+    from facerec.models.networks import ForeignNetwork
+    from facerec.training.cost import size
+
+    foreign = isinstance(model.backbone, ForeignNetwork)
+    assert model.path is not None
+    files = model.backbone.files if isinstance(model.backbone, ForeignNetwork) else [model.path]
+    yield "model", f"{model.path}, {size(sum(Path(one).stat().st_size for one in files))}"
+    yield "backbone", str(model.config.get("backbone", {}).get("name", type(model.backbone).__name__))
+    yield "input", f"{model.input}{'' if model.knows_input else ' (not in the file: the usual one)'}"
+    image_BHWC = np.zeros((1, *model.input.shape, 3), np.uint8)
+    yield "embedding", f"{model.embed(image_BHWC, flip=False).shape[1]} numbers"
+    parameters = sum(one.numel() for one in model.backbone.parameters())
+    state = [*model.backbone.parameters(), *model.backbone.buffers()]
+    if parameters:
+        yield "parameters", f"{parameters:,}; {size(sum(one.nbytes for one in state))} in memory"
+    if not foreign:
+        yield (
+            "FLOPs",
+            f"{multiply_adds(model.backbone, model.input.shape) / 1e9:.3f} G multiply-adds an image",
+        )
+        held = inference_bytes(model.backbone, model.input.shape)
+        yield "activations", f"{size(held)} an image, at most at once"
+    yield "threshold", "none" if model.threshold is None else str(model.threshold)
+
+
+def _speeds(model: Model, batches: list[int], precision: str) -> list[str]:
+    import torch
+
+    from facerec.models.speed import measure
+    from facerec.reporting.sweep import aligned
+    from facerec.training.cost import size
+
+    where = str(model.device)
+    if model.device.type == "cpu":
+        threads = torch.get_num_threads()
+        where += f", {threads} thread{'s' * (threads > 1)}"
+    rows = [[f"batch ({where}, {precision})", "latency", "images/s", "peak memory"]]
+    for batch in batches:
+        speed = measure(model, batch, precision=precision)
+        peak = "–" if speed.peak is None else size(speed.peak)
+        rows.append([f"{batch}", f"{1000 * speed.seconds:.1f} ms", f"{speed.images_per_second:.1f}", peak])
+    return [line.rstrip() for line in aligned(rows)]

@@ -1,0 +1,125 @@
+"""A gallery: unit embeddings with their identities, searched exactly.
+
+Shape suffixes: G gallery entries, P probes, D embedding size, K matches.
+"""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from facerec.errors import DamagedDataError, MissingDataError, UserError, require
+from facerec.evaluation.statistics.search import BLOCK, TopK, unit
+from facerec.files import replacing
+
+
+class Match(NamedTuple):
+    """An entry of the gallery, and its cosine with the probe."""
+
+    identity: str
+    cosine: float
+
+
+class Gallery:
+    """Embeddings of known identities, any number of each; threads may share one.
+
+    A million embeddings of 512 numbers take 2 GB. A search multiplies the probes with all of them, block by
+    block: what it finds are the nearest ones, not nearly.
+    """
+
+    def __init__(self) -> None:
+        self._identities: list[str] = []
+        self._rows = torch.empty(0, 0)  # more than are in use, to grow into
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._identities)
+
+    def add(self, identities: str | Sequence[str], embedding_GD: npt.NDArray[np.floating]) -> None:
+        """Add entries, as of `FaceModel.embed`.
+
+        Args:
+            identities: a name for each row, or one for all of them.
+            embedding_GD: of any length.
+
+        Raises:
+            UserError: the shapes do not fit each other, or what is there already.
+            NonFiniteError: naming a row that is not finite.
+        """
+        row_GD = unit(np.asarray(embedding_GD), "embedding")
+        names = [identities] * len(row_GD) if isinstance(identities, str) else list(identities)
+        if len(names) != len(row_GD):
+            raise UserError(f"{len(names)} identities do not fit {len(row_GD)} embeddings")
+        with self._lock:
+            count = len(self._identities)
+            self._require_size(row_GD)
+            if count + len(row_GD) > len(self._rows):  # a search that is under way keeps the former memory
+                larger = torch.empty(max(2 * count, count + len(row_GD)), row_GD.shape[1])
+                larger[:count] = self._rows[:count] if count else larger[:0]
+                self._rows = larger
+            self._rows[count : count + len(row_GD)] = row_GD
+            self._identities += names
+
+    def search(self, embedding_PD: npt.NDArray[np.floating], k: int = 5) -> list[list[Match]]:
+        """The `k` entries nearest to each probe, best first; fewer where there are fewer.
+
+        Raises:
+            UserError: the embeddings are of another size than the gallery's.
+            NonFiniteError: naming a row that is not finite.
+        """
+        require(k >= 1, "k", k, "must be 1 or more")
+        probe_PD = unit(np.asarray(embedding_PD), "probe")
+        with self._lock:
+            count = len(self._identities)
+            self._require_size(probe_PD)
+            row_GD = self._rows[:count]
+        top = TopK(len(probe_PD), k)
+        for first in range(0, count, BLOCK):
+            top.add(first, probe_PD @ row_GD[first : first + BLOCK].T)
+        return [
+            [Match(self._identities[i], score) for i, score in zip(index, scores, strict=True) if i >= 0]
+            for index, scores in zip(top.index_PK.tolist(), top.score_PK.tolist(), strict=True)
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write it to one file, NumPy's `.npz` without pickled objects.
+
+        Raises:
+            StorageError: it could not be written; a file that was there before still is.
+        """
+        with self._lock:
+            identities, row_GD = list(self._identities), self._rows[: len(self._identities)].numpy()
+        with replacing(Path(path)) as file:
+            np.savez(file, identities=np.array(identities, dtype=np.str_), embeddings=row_GD)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gallery:
+        """Read what `save` wrote; nothing in the file is run.
+
+        Raises:
+            MissingDataError, DamagedDataError: it is not there, or no gallery.
+        """
+        gallery = cls()
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                names, row_GD = content["identities"].tolist(), content["embeddings"]
+            if row_GD.ndim != 2 or row_GD.dtype != np.float32 or len(names) != len(row_GD):
+                raise ValueError(f"{len(names)} identities, {row_GD.dtype} of shape {row_GD.shape}")
+            gallery._identities, gallery._rows = names, torch.from_numpy(row_GD)
+        except FileNotFoundError:
+            raise MissingDataError(f"{path}: no such file") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DamagedDataError(f"{path}: is no gallery, or a damaged one ({error})") from error
+        return gallery
+
+    def _require_size(self, row_XD: torch.Tensor) -> None:
+        if len(self._identities) and row_XD.shape[1] != self._rows.shape[1]:
+            here = f"those of the gallery {self._rows.shape[1]}: is it another model?"
+            raise UserError(f"embeddings have {row_XD.shape[1]} numbers, {here}")
