@@ -138,7 +138,7 @@ def test_pairs_of_a_csv(small_lfw: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(text)
     run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--csv", str(tmp_path / "p.csv")])
     made = load_verification(tmp_path / "x.bin")
-    assert made.issame_N.tolist() == [True, False] and len(made.images) == 3
+    assert made.issame_N.tolist() == [True, False] and len(made.images) == 3 and made.folds is None
     assert decode(made.images[0]).shape == (112, 112, 3)
 
 
@@ -203,6 +203,81 @@ def test_no_list_crashes_its_reader(tmp_path_factory: pytest.TempPathFactory, te
             reader(path)
         except FacerecError as error:
             assert str(path) in str(error)
+
+
+def csv_of(folder: Path, groups: int, *, genuine_first: bool = True) -> Path:
+    """A list of 4 genuine and 4 impostor pairs in each of `groups` circles of two identities."""
+    names = [(f"a{i}", f"b{i}") for i in range(groups)]
+    fill(folder, {name: 4 for pair in names for name in pair})
+    two = [(1, 2), (3, 4)]
+    genuine = [(name, i, name, j) for pair in names for name in pair for i, j in two]
+    impostor = [(a, i, b, i) for a, b in names for i in range(1, 5)]
+    rows = [f"{lfw_image(a, i)},{lfw_image(b, j)},{int(a == b)}\n" for a, i, b, j in genuine + impostor]
+    (folder / "list.csv").write_text("".join(rows))
+    return folder / "list.csv"
+
+
+def test_a_csv_is_dealt_into_folds_of_both_kinds_that_share_no_identity(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = csv_of(tmp_path / "in", 6)
+    out = tmp_path / "x.bin"
+    run(["pairs", str(tmp_path / "in"), str(out), "--csv", str(listed), "--folds", "4", "--keep"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "4 folds, each of 4 to 8 genuine and 4 to 8 impostor pairs; no identity is in two"
+    made = load_verification(out)
+    sizes = np.bincount(made.fold_N).tolist()
+    header = out.with_name("x.people.tsv").read_text().splitlines()[0]
+    assert header == f"# 4 folds: {' '.join(map(str, sizes))}" and sorted(sizes) == [8, 8, 16, 16]
+    seen: set[str] = set()
+    for fold in range(4):
+        rows = np.repeat(made.fold_N == fold, 2)
+        identities = set(made.identity_2N[rows].tolist())
+        assert not identities & seen and len(set(made.issame_N[made.fold_N == fold])) == 2
+        seen |= identities
+    listed_pairs = {(pair.first, pair.second, pair.same) for pair in read_csv(listed)}
+    bytes_of = {path.read_bytes(): path for path in (tmp_path / "in").rglob("*.jpg")}
+    written = [bytes_of[made.images[i]].relative_to(tmp_path / "in").as_posix() for i in made.index_2N]
+    triples = zip(written[::2], written[1::2], made.issame_N.tolist(), strict=True)
+    assert set(triples) == listed_pairs and len(made) == len(listed_pairs), "the same pairs in another order"
+    before = out.read_bytes()
+    run(
+        [
+            "pairs",
+            str(tmp_path / "in"),
+            str(out),
+            *("--csv", str(listed), "--folds", "4", "--keep", "--force"),
+        ]
+    )
+    assert out.read_bytes() == before
+
+
+def test_identities_that_pairs_link_are_dealt_with_a_word_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = csv_of(tmp_path / "in", 6)
+    command = ["pairs", str(tmp_path / "in"), str(tmp_path / "x.bin"), "--csv", str(listed), "--keep"]
+    run(command)
+    assert "identities are in several folds: impostor pairs link 17 % of the pairs" in caplog.text
+    assert "--folds 6 keeps them apart" in caplog.text
+    made = load_verification(tmp_path / "x.bin")
+    genuine_F = np.bincount(made.fold_N, made.issame_N)
+    assert made.folds == 10 and genuine_F.min() == 2 and genuine_F.max() == 3
+    assert "12 identities are in several" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"--folds=25: must be from 2 to the number of pairs .* here 24"):
+        run([*command, "--force", "--folds", "25"])
+
+
+def test_a_published_list_keeps_its_order_and_its_balance_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = csv_of(tmp_path / "in", 6)
+    out = tmp_path / "x.bin"
+    run(["pairs", str(tmp_path / "in"), str(out), "--csv", str(listed), "--keep-order", "--folds", "4"])
+    assert load_verification(out).issame_N.tolist() == [True] * 24 + [False] * 24
+    assert "4 of them hold one kind only, so that accuracy will say little" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--keep-order: needs a list"):
+        run(["pairs", str(tmp_path / "in"), str(tmp_path / "y.bin"), "--keep-order"])
 
 
 # lfw -------------------------------------------------------------------------------------------------------

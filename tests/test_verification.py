@@ -21,6 +21,7 @@ from facerec.evaluation.protocols.verification import (
 )
 from facerec.evaluation.results import results_document, write_results
 from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.statistics.folds import cross_validate
 from facerec.evaluation.verify import verify
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
@@ -366,6 +367,12 @@ def test_a_set_is_judged_in_the_folds_it_was_made_in(model, tmp_path, caplog):
     settings = replace(settings, folds=5)
     assert evaluate_targets(model, load_targets(settings), settings)["a"].folds == 5
     assert "a was made in 2 folds; eval.folds=5 cuts across them" in caplog.text
+    write_pairs(tmp_path / "b.bin", [True, False] * 10, folds=[12, 8])
+    settings = EvalSettings(targets=["b"], root=str(tmp_path), bootstrap=0)
+    result = evaluate_targets(model, load_targets(settings), settings)["b"]
+    fold_N = np.repeat([0, 1], [12, 8])
+    expected = cross_validate(result.distance_N, result.issame_N, fold_N)
+    assert result.fold_accuracy == expected.accuracy_F.tolist()
 
 
 def test_folds_of_one_kind_are_said_once_before_anything_is_embedded(model, tmp_path, caplog, monkeypatch):

@@ -14,6 +14,7 @@ from facerec.images.decode import ENDINGS, decode
 from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.images.images import Images, LabelledImages
 from facerec.loading.folders import FileImages, require_inside
+from facerec.making.dealing import deal
 from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import Pair
 from facerec.packs.text import stays_inside
@@ -70,19 +71,31 @@ def write_listed(
     *,
     workers: int = 1,
     folds: int | None = None,
+    keep_order: bool = True,
+    seed: int = 0,
 ) -> None:
-    """Write listed pairs in their order; each image is made once.
+    """Write listed pairs; each image is made once.
 
     Args:
         root: the folder that the paths of the list start from.
-        folds: their number, where the list gives it.
+        folds: their number, where the list gives it; those to deal, see `dealing.deal`.
+        keep_order: the pairs stay as they are listed; else they are dealt into folds.
+        seed: of the dealing.
 
     Raises:
+        ConfigError: so many folds are not possible.
         MissingDataError: an image is not there; the message says which, and how many more. Or one of a path
             below `root` is a link that leads out of it.
         DamagedDataError: one is damaged, or has no face.
         StorageError: `out` cannot be written.
     """
+    sizes: list[int] | None = None
+    if not keep_order:
+        same_N = np.array([pair.same for pair in pairs])
+        fold_N = deal(same_N, _identities(pairs), folds=folds, seed=seed)
+        if fold_N is not None:
+            pairs = [pairs[i] for i in np.lexsort((~same_N, fold_N)).tolist()]
+            sizes = np.bincount(fold_N).tolist()
     paths = list(dict.fromkeys(path for pair in pairs for path in pair[:2]))
     images = FileImages(root, _files(root, paths))
     made: dict[str, bytes] = {}
@@ -92,7 +105,7 @@ def write_listed(
             raise DamagedDataError(_reason(images, i, face) + hint)
         made[paths[i]] = face.payload
     rows = [made[path] for pair in pairs for path in pair[:2]]
-    write_verification(out, rows, [pair.same for pair in pairs], _identities(pairs), folds)
+    write_verification(out, rows, [pair.same for pair in pairs], _identities(pairs), sizes or folds)
 
 
 def _faces(

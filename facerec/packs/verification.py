@@ -31,7 +31,7 @@ class VerificationSet:
         issame_N: bool, True where pair i is genuine: of one identity.
         path: where it was read from, if anywhere.
         identity_2N: the name of each row's identity, where a file beside the pack has it (`identities_path`).
-        folds: the number of folds it was made in, where that file has it.
+        fold_N: the fold of each pair, from 0 and ascending, where that file says in how many it was made.
     """
 
     name: str
@@ -40,7 +40,12 @@ class VerificationSet:
     issame_N: npt.NDArray[np.bool_]
     path: Path | None = None
     identity_2N: npt.NDArray[np.str_] | None = None
-    folds: int | None = None
+    fold_N: npt.NDArray[np.int64] | None = None
+
+    @property
+    def folds(self) -> int | None:
+        """The number of folds it was made in, where it is known."""
+        return None if self.fold_N is None else int(self.fold_N[-1]) + 1
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -104,8 +109,8 @@ def load_verification(path: str | Path) -> VerificationSet:
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise DamagedDataError(f"{path} is no verification pack: a pair (images, issame) was expected")
     made = verification_set(path.stem, _images(path, content[0]), _answers(path, content[1]), path)
-    identity_2N, folds = read_identities(identities_path(path), made.issame_N)
-    return replace(made, identity_2N=identity_2N, folds=folds)
+    identity_2N, fold_N = read_identities(identities_path(path), made.issame_N)
+    return replace(made, identity_2N=identity_2N, fold_N=fold_N)
 
 
 def identities_path(path: Path) -> Path:
@@ -115,10 +120,11 @@ def identities_path(path: Path) -> Path:
 
 def read_identities(
     path: Path, issame_N: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.str_] | None, int | None]:
-    """The identity of each image of the pairs, (2N,), and the number of folds; None where they are not known.
+) -> tuple[npt.NDArray[np.str_] | None, npt.NDArray[np.int64] | None]:
+    """The identity of each image of the pairs, (2N,), and the fold of each pair, (N,); None where not known.
 
-    A line ``# 5 folds``, if any, then a line per pair: two names with a tab between; or none of them.
+    A line ``# 5 folds``, as even as can be, or ``# 2 folds: 40 38``, if any, then a line per pair: two names
+    with a tab between; or none of them.
 
     Raises:
         DamagedDataError: the lines do not fit the pairs, or contradict an answer; it names the line.
@@ -129,17 +135,22 @@ def read_identities(
         return None, None
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedDataError(f"{path} cannot be read ({error}); correct or remove it") from error
-    folds = None
-    said = re.fullmatch("# ([0-9]{1,9}) folds", lines[0])
+    fold_N = None
+    said = re.fullmatch("# ([0-9]{1,9}) folds(?:: ([0-9]{1,9}(?: [0-9]{1,9})*))?", lines[0])
     if said:
-        folds = int(said[1])
-        if not 2 <= folds <= len(issame_N):
+        folds, pairs = int(said[1]), len(issame_N)
+        sizes = [int(size) for size in (said[2] or "").split()]
+        if not 2 <= folds <= pairs or (
+            sizes and (len(sizes), min(sizes) > 0, sum(sizes)) != (folds, True, pairs)
+        ):
             raise DamagedDataError(
-                f"{path}, line 1: {folds} folds of {len(issame_N):,} pairs; correct or remove it"
+                f"{path}, line 1: {lines[0][2:62]} of {pairs:,} pairs; correct or remove it"
             )
+        sizes = sizes or [len(part) for part in np.array_split(issame_N, folds)]
+        fold_N = np.repeat(np.arange(folds), sizes)
         del lines[0]
         if not lines:
-            return None, folds
+            return None, fold_N
     if len(lines) != len(issame_N):
         raise DamagedDataError(
             f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; correct or remove it"
@@ -153,7 +164,7 @@ def read_identities(
             raise DamagedDataError(
                 f"{path}, line {number}: names {pair[0]} and {pair[1]}, but the pack says {answer}"
             )
-    return np.array(names).reshape(-1), folds
+    return np.array(names).reshape(-1), fold_N
 
 
 def write_verification(
@@ -161,13 +172,13 @@ def write_verification(
     images: Sequence[bytes],
     issame: Sequence[bool] | np.ndarray,
     identities: Sequence[str] | None = None,
-    folds: int | None = None,
+    folds: int | Sequence[int] | None = None,
 ) -> None:
     """Write a `.bin` pack of 2N encoded images and N answers, a plain pickle that every reader takes.
 
-    `identities`, the 2N names of them, and the number of folds go into a file beside it
-    (`identities_path`); without either, one that an earlier pack of this name left there is removed. Both are
-    replaced, or neither.
+    `identities`, the 2N names of them, and the number of folds (or the pairs of each) go into a file beside
+    it (`identities_path`); without either, one that an earlier pack of this name left there is removed. Both
+    are replaced, or neither.
 
     Raises:
         StorageError: it could not be written; a file that was there before still is.
@@ -185,7 +196,9 @@ def write_verification(
     with replacing_both(path, identities_path(path)) as (file, listing):
         pickle.dump(content, file, protocol=4)
         text = "".join(f"{one}\t{other}\n" for one, other in rows)
-        if folds and folds > 1:
+        if isinstance(folds, Sequence):
+            text = f"# {len(folds)} folds: {' '.join(map(str, folds))}\n{text}"
+        elif folds and folds > 1:
             text = f"# {folds} folds\n{text}"
         listing.write(text.encode("utf-8", "surrogateescape"))
 

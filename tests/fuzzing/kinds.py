@@ -56,8 +56,8 @@ def read_pairs_txt(path: Path) -> Any:
 
 
 def read_people(path: Path) -> Any:
-    names, folds = verification.read_identities(path, np.array(SAME))
-    return None if names is None else names.tolist(), folds
+    names, fold_N = verification.read_identities(path, np.array(SAME))
+    return None if names is None else names.tolist(), None if fold_N is None else np.bincount(fold_N).tolist()
 
 
 def read_lst(path: Path) -> Any:

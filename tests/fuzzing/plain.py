@@ -145,19 +145,25 @@ def plain_leave_out(data: bytes) -> Any:
 def plain_people(data: bytes) -> Any:
     text = re.sub("\r\n|\r", "\n", data.decode("utf-8", "surrogateescape"))
     lines = text.removesuffix("\n").split("\n")
-    folds = re.fullmatch("# ([0-9]+) folds", lines[0])
+    folds = re.fullmatch("# ([0-9]+) folds(: ([0-9]+( [0-9]+)*))?", lines[0])
+    sizes = None
     if folds:
-        need(2 <= integer(folds[1]) <= len(SAME))
+        count = integer(folds[1])
+        need(2 <= count <= len(SAME))
+        sizes = [len(SAME) // count + (fold < len(SAME) % count) for fold in range(count)]
+        if folds[3]:
+            sizes = [integer(size) for size in folds[3].split(" ")]
+            need(len(sizes) == count and min(sizes) > 0 and sum(sizes) == len(SAME))
         del lines[0]
         if not lines:
-            return None, int(folds[1])
+            return None, sizes
     need(len(lines) == len(SAME))
     names: list[str] = []
     for line, same in zip(lines, SAME, strict=True):
         pair = line.split("\t")
         need(len(pair) == 2 and all(pair) and "\0" not in line and (pair[0] == pair[1]) == same)
         names += pair
-    return names, int(folds[1]) if folds else None
+    return names, sizes
 
 
 def plain_lst(data: bytes) -> Any:

@@ -55,7 +55,8 @@ def pack(options: Namespace) -> None:
     option("--list", type=Path, metavar="PAIRS.TXT", help="pairs in the format of LFW"),
     option("--csv", type=Path, help="pairs as path,path,label; label 1 is genuine, 0 impostor"),
     option("--count", type=int, help="pairs to draw (default: 600 per fold, or what there is)"),
-    option("--folds", type=int, default=10, help="folds to draw (default: 10)"),
+    option("--folds", type=int, help="folds to draw or deal (default: 10, of few listed pairs fewer)"),
+    option("--keep-order", action="store_true", help="with --csv: keep the order of a published list"),
     SEED,
     *IMAGES,
     WORKERS,
@@ -65,16 +66,20 @@ def pairs(options: Namespace) -> None:
     """Make a verification .bin: drawn pairs, or those of a list.
 
     Without a list, pairs are drawn from a folder of identities or a pack: half of them genuine, ten folds
-    that share no identity. A list is LFW's pairs.txt, or a CSV with lines of path,path,label.
+    that share no identity. A list is LFW's pairs.txt, which keeps its folds, or a CSV with lines of
+    path,path,label, whose pairs are dealt into folds: as many of each kind in each, and no identity (folder)
+    in two where the pairs allow it.
 
     example:
       facerec-data pairs photographs_of_others data/mine/others.bin --align
       facerec-data pairs data/mine data/mine/test.bin --count 6000 --seed 1
       facerec-data pairs lfw-deepfunneled lfw.bin --list pairs.txt --align
       facerec-data pairs . my.bin --csv pairs.csv
+      facerec-data pairs . published.bin --csv published.csv --keep-order --folds 10
     """
     from facerec.files import refuse_overwriting
     from facerec.loading.folders import FolderImages
+    from facerec.making.dealing import balance
     from facerec.making.pair_lists import read_csv, read_pairs_txt
     from facerec.making.verification_sets import write_drawn, write_listed
     from facerec.packs.pack import open_pack
@@ -82,14 +87,26 @@ def pairs(options: Namespace) -> None:
 
     if options.list and options.csv:
         raise UserError("--list and --csv: give one of them")
+    if options.keep_order and not (options.list or options.csv):
+        raise UserError("--keep-order: needs a list, --csv FILE; drawn pairs have no order of their own")
+    if options.list and options.folds is not None:
+        raise UserError(f"--folds: {options.list} says in its first line how many folds it has; leave it out")
     if options.out.suffix != ".bin":
         raise UserError(f"{options.out}: the name of a verification set must end in .bin")
     refuse_overwriting(options.out, options.force)
     threads = workers(options)
     if options.list or options.csv:
-        pairs, folds = read_pairs_txt(options.list) if options.list else (read_csv(options.csv), None)
-        maker = face_maker(options)
-        write_listed(options.source, pairs, options.out, maker, workers=threads, folds=folds)
+        listed = read_pairs_txt(options.list) if options.list else (read_csv(options.csv), options.folds)
+        write_listed(
+            options.source,
+            listed[0],
+            options.out,
+            face_maker(options),
+            workers=threads,
+            folds=listed[1],
+            keep_order=bool(options.list or options.keep_order),
+            seed=options.seed,
+        )
     else:
         is_pack = options.source.is_file() or any(options.source.glob("*.rec"))
         write_drawn(
@@ -97,11 +114,14 @@ def pairs(options: Namespace) -> None:
             options.out,
             None if is_pack else face_maker(options),
             count=options.count,
-            folds=options.folds,
+            folds=10 if options.folds is None else options.folds,
             seed=options.seed,
             workers=threads,
         )
-    print(load_verification(options.out).describe())
+    made = load_verification(options.out)
+    print(made.describe())
+    if made.fold_N is not None:
+        print(balance(made.fold_N, made.issame_N, made.identity_2N))
 
 
 @command(

@@ -22,7 +22,8 @@ from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Result
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.folds import USUAL_FOLDS, fold_of
+from facerec.evaluation.statistics.folds import USUAL_FOLDS, fold_numbers
+from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.verify import VerificationResult, one_sided, verify
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, load_verification
@@ -108,9 +109,11 @@ def evaluate_set(
     return replace(result, source=verification_set)
 
 
-def folds_of(verification_set: VerificationSet, settings: EvalSettings) -> int:
+def folds_of(verification_set: VerificationSet, settings: EvalSettings) -> int | Ints:
     """Folds of the cross-validation of a set: as set, else as it was made, else the usual ten."""
-    return settings.folds or verification_set.folds or USUAL_FOLDS
+    if verification_set.fold_N is not None and settings.folds in (None, verification_set.folds):
+        return verification_set.fold_N
+    return settings.folds or USUAL_FOLDS
 
 
 def warn_of_folds(verification_set: VerificationSet, settings: EvalSettings) -> None:
@@ -119,11 +122,11 @@ def warn_of_folds(verification_set: VerificationSet, settings: EvalSettings) -> 
     Raises:
         ConfigError: there are more folds than pairs.
     """
-    name, made, folds = verification_set.name, verification_set.folds, folds_of(verification_set, settings)
-    if made and made != folds:
-        warn(f"{name} was made in {made} folds; eval.folds={folds} cuts across them")
+    name, made = verification_set.name, verification_set.folds
+    if made and settings.folds not in (None, made):
+        warn(f"{name} was made in {made} folds; eval.folds={settings.folds} cuts across them")
     same_N = np.asarray(verification_set.issame_N)
-    for note in one_sided(same_N, fold_of(len(same_N), folds)):
+    for note in one_sided(same_N, fold_numbers(len(same_N), folds_of(verification_set, settings))[0]):
         warn(note, name)
 
 
