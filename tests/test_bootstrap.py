@@ -9,6 +9,7 @@ from facerec.errors import DamagedDataError, UserError
 from facerec.evaluation.metrics.auc import auc
 from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.metrics.eer import eer
+from facerec.evaluation.metrics.tar_at_far import tar_at_far
 from facerec.evaluation.settings import USUAL_METRICS
 from facerec.evaluation.statistics.bootstrap import (
     bootstrap,
@@ -65,6 +66,32 @@ def test_resampling_identities_equals_copying_their_pairs(thresholds):
             allowed = separation.threshold_at_far(float(target))
             tar = np.mean(separation.genuine_G < allowed)
             assert ours["tar_at_far"][target][resample] == pytest.approx(tar, abs=1e-12)
+
+
+@pytest.mark.parametrize("large", [0, 2, 20])
+def test_resampling_pairs_equals_drawing_them_one_by_one_in_distribution(large, monkeypatch):
+    """Whether all groups of pairs are drawn by their counts, or some, or none."""
+    monkeypatch.setattr("facerec.evaluation.statistics.bootstrap._LARGE", large)
+    rng = np.random.default_rng(0)
+    same = np.arange(900) % 90 < 45
+    distance = np.where(same, 0.9, 1.5) + rng.normal(0, 0.25, 900)
+    distance[::3] = distance[::3].round(1)
+    fold_N = fold_of(900, 10)
+    naive = {"accuracy": [], "auc": [], "eer": [], "1e-1": [], "1e-2": []}
+    for _ in range(500):
+        drawn = np.concatenate([rng.choice(np.flatnonzero(fold_N == fold), 90) for fold in range(10)])
+        separation = Separation.of(distance[drawn], same[drawn])
+        naive["accuracy"].append(cross_validate(distance[drawn], same[drawn]).accuracy)
+        naive["auc"].append(auc(separation))
+        naive["eer"].append(eer(separation))
+        for target, tar in tar_at_far(separation, ("1e-1", "1e-2")).items():
+            naive[target].append(tar)
+    ours = bootstrap(distance, same, metrics=create_metrics(USUAL_METRICS), resamples=4000, seed=0)
+    ours |= ours.pop("tar_at_far")
+    for name, value in naive.items():
+        deviation = np.std(value)
+        assert np.mean(ours[name]) == pytest.approx(np.mean(value), abs=4 * deviation / np.sqrt(500)), name
+        assert interval(ours[name]) == pytest.approx(interval(np.array(value)), abs=0.4 * deviation), name
 
 
 def test_the_weight_of_a_pair_is_the_product_of_its_two_identities_or_its_one_identitys_number():

@@ -38,12 +38,11 @@ class TarAtFar(Metric):
         return tar_at_far(pairs.separation)
 
     def resampled(self, drawn: Resamples) -> dict[str, Floats]:
-        far_RV, tar_RV = drawn.roc
-        rows = np.arange(len(far_RV))
-        impostors = int((~drawn.issame_N).sum())
+        targets = [target for target in FAR_TARGETS if _supported(float(target), drawn.impostors)]
+        allowed_T = np.array([float(target) for target in targets])
         # The last vertex whose FAR is within the target; vertex 0 accepts nothing.
-        return {
-            target: tar_RV[rows, (far_RV <= float(target)).sum(axis=1) - 1]
-            for target in FAR_TARGETS
-            if _supported(float(target), impostors)
-        }
+        tar_RT = [
+            tar_V[np.searchsorted(far_V, allowed_T, side="right") - 1]
+            for far_V, tar_V in zip(*drawn.roc, strict=True)
+        ]
+        return dict(zip(targets, np.transpose(tar_RT), strict=True))

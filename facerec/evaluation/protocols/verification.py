@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from facerec import distributed
 from facerec.errors import ConfigError, MissingDataError, require
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.notes import warn
@@ -77,7 +78,8 @@ def evaluate_set(
 ) -> VerificationResult:
     """Embed the distinct images of a verification set once (and their mirrors) and judge its pairs.
 
-    Under torch.distributed every rank embeds a shard and gets the result. `model` is left as it was.
+    Under torch.distributed every rank embeds a shard and gets the result, rank 0 its intervals. `model` is
+    left as it was.
 
     Raises:
         NonFiniteError: naming the image whose embedding is not finite.
@@ -102,7 +104,7 @@ def evaluate_set(
         folds=folds_of(verification_set, settings),
         thresholds=settings.thresholds,
         metrics=settings.metrics,
-        bootstrap=settings.bootstrap,
+        bootstrap=settings.bootstrap if distributed.rank() == 0 else 0,
         seed=settings.seed,
         identity_2N=verification_set.identity_2N,
     )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from facerec import distributed
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.notes import warn
@@ -80,7 +81,7 @@ class Ytf(Protocol):
             folds=pairs.split_N,
             thresholds=self.thresholds,
             metrics=self.metrics,
-            bootstrap=self.bootstrap,
+            bootstrap=self.bootstrap if distributed.rank() == 0 else 0,
             seed=self.seed,
             identity_2N=name_2N,
         )

@@ -7,8 +7,8 @@ the one meets each copy of the other (A. B. Owen, "The pigeonhole bootstrap", An
 2007; R. M. Bolle, N. K. Ratha, S. Pankanti, "Error analysis of pattern recognition systems: the subsets
 bootstrap", CVIU 93, 2004, for why pairs of the same identities must not count as independent).
 
-Shape suffixes: N pairs, I identities, R resamples (of a block), F folds, J cells, V vertices of a ROC curve;
-"2" is impostor, genuine, or the two images of a pair.
+Shape suffixes: N pairs, G groups of pairs, I identities, R resamples (of a block), F folds, J cells, V
+vertices of a ROC curve (in counts: its segments); "2" is impostor, genuine, or the two images of a pair.
 """
 
 from __future__ import annotations
@@ -26,27 +26,45 @@ from facerec.evaluation.statistics.folds import Thresholds, fold_numbers, thresh
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 
 _CELLS = 1_000_000  # of a block's largest array: 4 to 8 MB
+_LARGE = 20  # pairs that take longer to draw than one binomial number
 
 Draw = Callable[[int], Ints]
-"""Weights of all pairs in so many resamples, (R, N)."""
+"""Weights of all pairs in so many resamples, (R, N), or the sums by groups of pairs, (R, G)."""
 
 Interval = tuple[float, float] | None
 """Both ends of a 95 % interval, or that there is none."""
 
 
-def pair_draw(fold_N: Ints, rng: np.random.Generator) -> Draw:
-    """Pairs drawn with replacement within their folds, so that folds keep their sizes."""
-    order = np.argsort(fold_N, kind="stable")
-    size_F = np.bincount(fold_N)
-    stop_N = np.repeat(np.cumsum(size_F), size_F)
-    start_N = stop_N - np.repeat(size_F, size_F)
+def pair_draw(fold_G: Ints, size_G: Ints, rng: np.random.Generator) -> Draw:
+    """Pairs drawn with replacement within their folds, which keep their sizes, counted by groups of pairs.
+
+    Large groups are drawn at once, by the multinomial distribution of their counts, the others pair by pair.
+
+    Args:
+        fold_G: fold of each group, ascending.
+        size_G: pairs of each group.
+        rng: generator.
+    """
+    parts = []
+    for fold in np.unique(fold_G):
+        first, stop = np.searchsorted(fold_G, [fold, fold + 1])
+        large = np.flatnonzero(size_G[first:stop] > _LARGE)
+        small = np.flatnonzero(size_G[first:stop] <= _LARGE)
+        single_P = np.repeat(small, size_G[first:stop][small])  # the group of each pair
+        sizes = [*size_G[first:stop][large], *([len(single_P)] if len(single_P) else [])]
+        parts.append((slice(first, stop), large, single_P, np.array(sizes)))
 
     def draw(resamples: int) -> Ints:
-        drawn_RN = rng.integers(start_N, stop_N, size=(resamples, len(fold_N)), dtype=np.int64)
-        weight_RN = np.empty((resamples, len(fold_N)), np.int32)
-        for row, drawn_N in enumerate(drawn_RN):
-            weight_RN[row, order] = np.bincount(drawn_N, minlength=len(fold_N))
-        return weight_RN
+        count_RG = np.zeros((resamples, len(size_G)), np.int32)
+        for groups, large, single_P, sizes in parts:
+            total = sizes.sum()
+            drawn_RL = rng.multinomial(total, sizes / total, size=resamples)
+            part_RG = count_RG[:, groups]
+            part_RG[:, large] = drawn_RL[:, : len(large)]
+            for count_G, times in zip(part_RG, drawn_RL[:, -1] if len(single_P) else (), strict=False):
+                drawn = rng.integers(len(single_P), size=times, dtype=np.uint32)
+                count_G += np.bincount(single_P[drawn], minlength=len(count_G))
+        return count_RG
 
     return draw
 
@@ -54,13 +72,13 @@ def pair_draw(fold_N: Ints, rng: np.random.Generator) -> Draw:
 def identity_draw(identity_N2: Ints, rng: np.random.Generator) -> Draw:
     """Identities, numbered from 0, drawn with replacement from all of the set."""
     identities = int(identity_N2.max()) + 1
-    first_N, second_N = identity_N2[:, 0], identity_N2[:, 1]
-    genuine_N = first_N == second_N
+    first_N, second_N = identity_N2.T
+    second_N = np.where(first_N == second_N, identities, second_N)  # a genuine pair's second factor is 1
 
     def draw(resamples: int) -> Ints:
-        times_RI = _times_drawn(identities, resamples, rng).astype(np.int32)
-        times_RN = times_RI[:, first_N]
-        return times_RN * np.where(genuine_N, np.int32(1), times_RI[:, second_N])
+        times_RI = np.pad(_times_drawn(identities, resamples, rng), ((0, 0), (0, 1)), constant_values=1)
+        times_RI = times_RI.astype(np.int32)
+        return np.take(times_RI, first_N, axis=1) * np.take(times_RI, second_N, axis=1)
 
     return draw
 
@@ -90,20 +108,20 @@ def numbered_identities(identity_2N: npt.ArrayLike, issame_N: Bools) -> Ints:
 
 @dataclass
 class Resamples:
-    """A block of R resamples of pairs, which stand by ascending distance here; what metrics are made from.
+    """A block of R resamples of pairs; what metrics are made from.
+
+    Between two neighbouring vertices of the ROC lie pairs of one kind, or of one distance: all resamples have
+    their vertices among these.
 
     Attributes:
-        weight_RN: how often each pair counts.
-        distance_N, issame_N: the pairs.
-        last_V: the last pair of each distinct distance.
+        count_R2V: impostor and genuine pairs between each vertex and the one before.
+        impostors: number of impostor pairs of the set.
         accuracy_R: mean over folds, the thresholds chosen anew in each resample; a fold without pairs, or
             without pairs in the others to choose its threshold by, does not count.
     """
 
-    weight_RN: Ints
-    distance_N: Floats
-    issame_N: Bools
-    last_V: Ints
+    count_R2V: Floats
+    impostors: int
     accuracy_R: Floats
 
     @functools.cached_property
@@ -112,16 +130,11 @@ class Resamples:
 
         NaN in resamples without genuine or without impostor pairs.
         """
-        genuine_RV, impostor_RV = self._accepted(self.issame_N), self._accepted(~self.issame_N)
-        undefined_R1 = (genuine_RV[:, -1:] == 0) | (impostor_RV[:, -1:] == 0)
-        impostors_R1 = np.where(undefined_R1, np.nan, impostor_RV[:, -1:])
-        genuines_R1 = np.where(undefined_R1, np.nan, genuine_RV[:, -1:])
-        return impostor_RV / impostors_R1, genuine_RV / genuines_R1
-
-    def _accepted(self, kind_N: Bools) -> Ints:
-        """Weight of a kind of pairs that is accepted at each vertex."""
-        running = np.cumsum(self.weight_RN * kind_N, axis=1, dtype=np.int64)[:, self.last_V]
-        return np.pad(running, ((0, 0), (1, 0)))
+        accepted_R2V = np.pad(np.cumsum(self.count_R2V, axis=-1), ((0, 0), (0, 0), (1, 0)))
+        total_R2 = accepted_R2V[..., -1]
+        undefined_R1 = (total_R2 == 0).any(axis=1, keepdims=True)
+        rate_R2V = accepted_R2V / np.where(undefined_R1, np.nan, total_R2)[..., None]
+        return rate_R2V[:, 0], rate_R2V[:, 1]
 
 
 class Resampled(Protocol):
@@ -149,30 +162,64 @@ def bootstrap(
         identity_N2: identities of each pair's images, from `numbered_identities`; None: pairs are resampled.
     """
     fold_N, count = fold_numbers(len(distance_N), folds)
-    rng = np.random.default_rng(seed)
-    draw = pair_draw(fold_N, rng) if identity_N2 is None else identity_draw(identity_N2, rng)
+    order = np.lexsort((distance_N, issame_N, fold_N))
+    distance_N, issame_N, fold_N = distance_N[order], issame_N[order], fold_N[order]
     search = threshold_search(distance_N, thresholds)
     cell_N = (fold_N * 2 + issame_N) * search.cells + search.cell(distance_N)
     cells = count * 2 * search.cells
-    order = np.argsort(distance_N, kind="stable")
-    sorted_N, same_N = distance_N[order], issame_N[order]
-    last_V = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
+    segment_N, segments = _roc_segments(distance_N, issame_N)
+    # Pairs of one fold, kind, cell and segment are counted together.
+    last_G = np.flatnonzero(np.append((np.diff(cell_N) != 0) | (np.diff(segment_N) != 0), True))
+    cell_G, kind_segment_G = cell_N[last_G], issame_N[last_G] * segments + segment_N[last_G]
+    last_C = np.flatnonzero(np.append(np.diff(cell_G) != 0, True))
+    rng = np.random.default_rng(seed)
+    if identity_N2 is None:
+        draw = pair_draw(fold_N[last_G], np.diff(last_G, prepend=-1), rng)
+    else:
+        draw = identity_draw(identity_N2[order], rng)
     blocks: dict[str, list[Any]] = {name: [] for name in metrics}
     step = max(1, _CELLS // max(cells, len(distance_N)))
     for start in range(0, resamples, step):
-        weight_RN = draw(min(step, resamples - start))
-        rows = len(weight_RN)
-        flat = (np.arange(rows)[:, None] * cells + cell_N).reshape(-1)
-        count_RF2J = np.bincount(flat, weight_RN.reshape(-1), minlength=rows * cells).astype(np.int32)
+        count_RG = draw(min(step, resamples - start))
+        if identity_N2 is not None:
+            running_RN = np.cumsum(count_RG, axis=1, dtype=np.int32)
+            count_RG = _between(running_RN, last_G)
+        rows = len(count_RG)
+        running_RG = np.cumsum(count_RG, axis=1, dtype=np.int32)
+        count_RF2J = np.zeros((rows, cells), np.int32)
+        count_RF2J[:, cell_G[last_C]] = _between(running_RG, last_C)
         with np.errstate(invalid="ignore"):  # 0 / 0 in a fold that has no pairs
             accuracy_RF, _ = search.choose(count_RF2J.reshape(rows, count, 2, search.cells))
         size_RF = count_RF2J.reshape(rows, count, -1).sum(axis=-1)
         judged_RF = (size_RF > 0) & (size_RF < size_RF.sum(axis=-1, keepdims=True))
         accuracy_R = _mean_of_defined(accuracy_RF, judged_RF)
-        drawn = Resamples(weight_RN[:, order], sorted_N, same_N, last_V, accuracy_R)
+        count_R2V = [np.bincount(kind_segment_G, count_G, 2 * segments) for count_G in count_RG]
+        drawn = Resamples(np.reshape(count_R2V, (rows, 2, segments)), int((~issame_N).sum()), accuracy_R)
         for name, metric in metrics.items():
             blocks[name].append(metric.resampled(drawn))
     return {name: _joined(parts) for name, parts in blocks.items() if parts and parts[0] is not None}
+
+
+def _between(running_RN: Ints, last_X: Ints) -> Ints:
+    """What is added between each two of these places, by running sums; (R, X)."""
+    upto_RX = np.take(running_RN, last_X, axis=1)
+    return np.concatenate([upto_RX[:, :1], upto_RX[:, 1:] - upto_RX[:, :-1]], axis=1)
+
+
+def _roc_segments(distance_N: Floats, issame_N: Bools) -> tuple[Ints, int]:
+    """The straight segment of the ROC that each pair is part of, in their order, and how many there are.
+
+    Neighbouring distances of one kind of pairs alone are one segment, parallel to an axis: whatever its pairs
+    weigh, the curve has no corner within it.
+    """
+    value_N = np.unique(distance_N, return_inverse=True)[1]
+    genuine_V = np.bincount(value_N, issame_N) > 0
+    impostor_V = np.bincount(value_N, ~issame_N) > 0
+    begins_V = (genuine_V & impostor_V) | np.append(False, genuine_V[1:] != genuine_V[:-1])
+    begins_V |= np.append(False, impostor_V[1:] != impostor_V[:-1])
+    begins_V[0] = False
+    segment_V = np.cumsum(begins_V)
+    return segment_V[value_N], int(segment_V[-1]) + 1
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from facerec.errors import UserError
 from facerec.evaluation.results import Result
-from facerec.evaluation.statistics.bootstrap import Interval, identity_draw, pair_draw
+from facerec.evaluation.statistics.bootstrap import Interval, identity_draw
 from facerec.evaluation.statistics.bootstrap import interval as percentiles
 from facerec.evaluation.statistics.separation import Ints
 
@@ -110,9 +110,10 @@ def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> 
         return None
     rng = np.random.default_rng(seed)
     if result.identity_N2 is None:
-        draw = pair_draw(np.zeros(len(difference_X), np.int64), rng)
-    else:
-        draw = identity_draw(result.identity_N2, rng)
+        size_3 = np.array([(difference_X == sign).sum() for sign in (-1, 1, 0)])
+        drawn_R3 = rng.multinomial(len(difference_X), size_3 / len(difference_X), size=resamples)
+        return percentiles((drawn_R3[:, 1] - drawn_R3[:, 0]) / len(difference_X))
+    draw = identity_draw(result.identity_N2, rng)
     differing = np.flatnonzero(difference_X)
     mean_R = np.empty(resamples)
     step = max(1, _BLOCK // len(difference_X))
