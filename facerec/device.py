@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import logging
 import math
 import os
 import random
+import re
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from facerec import launch
 from facerec.errors import require
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,8 +58,39 @@ def resolve_device(name: str = "auto", *, key: str = "trainer.device", own: bool
     return torch.device(name)
 
 
+@functools.cache
+def number_format(precision: str, device: torch.device) -> str:
+    """Return the precision to compute in: ``auto`` is bf16 where `device` has instructions for it, else fp32.
+
+    A CPU without them takes bf16 all the same, about ten times slower than fp32, and is warned of, once.
+    """
+    if precision in ("fp32", "fp16"):
+        return precision
+    capable = _has_bf16(device)
+    if precision == "auto":
+        return "bf16" if capable else "fp32"
+    if not capable and device.type == "cpu":
+        hint = "about ten times slower than fp32; take fp32, or auto"
+        log.warning("precision=bf16: this processor has no instructions for it, so it is %s", hint)
+    return precision
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if sys.platform != "linux":
+        return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    with contextlib.suppress(OSError):
+        flags = re.findall(r"^(?:flags|Features)\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(" ".join(flags).split()))
+    return False
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the mixed-precision context of a forward pass; none for fp32."""
+    precision = number_format(precision, device)
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from facerec import distributed
-from facerec.device import resolve_device
+from facerec.device import autocast, number_format, resolve_device
 from facerec.errors import ConfigError
 from facerec.threads import cores
 
@@ -62,3 +64,58 @@ def test_what_is_on_a_gpu_crosses_over_nccl_where_the_group_has_it(
 ) -> None:
     monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
     assert distributed.carries(torch.device(device)) == direct
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], object]]:
+    """Write what the processor says of itself."""
+    number_format.cache_clear()
+    monkeypatch.setattr("facerec.device.Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr("sys.platform", "linux")
+    yield (tmp_path / "cpuinfo").write_text
+    number_format.cache_clear()
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "chosen"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512_bf16 rdpid\n", "bf16"),
+        ("flags : amx_bf16 amx_tile\n", "bf16"),
+        ("Features\t: fp asimd bf16 i8mm\n", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f\n", "fp32"),
+        ("", "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_has_its_instructions(
+    processor: Callable[[str], object], cpuinfo: str, chosen: str
+) -> None:
+    processor(cpuinfo)
+    assert number_format("auto", CPU) == chosen
+    with autocast(CPU, "auto"):
+        assert torch.is_autocast_enabled("cpu") == (chosen == "bf16")
+
+
+@pytest.mark.parametrize("capable", [True, False])
+def test_auto_asks_a_gpu(monkeypatch: pytest.MonkeyPatch, capable: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capable)
+    assert number_format.__wrapped__("auto", torch.device("cuda")) == ("bf16" if capable else "fp32")
+    assert number_format.__wrapped__("fp16", torch.device("cuda")) == "fp16"
+
+
+def test_bf16_without_its_instructions_is_taken_and_warned_of_once(
+    processor: Callable[[str], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    processor("flags : avx2")
+    assert [number_format(given, CPU) for given in ("bf16", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
+    (message,) = caplog.messages
+    assert "no instructions" in message and "ten times slower than fp32" in message
+
+
+def test_bf16_with_its_instructions_is_taken_without_a_word(
+    processor: Callable[[str], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    processor("flags : avx512_bf16")
+    assert number_format("bf16", CPU) == "bf16" and not caplog.messages

@@ -122,7 +122,7 @@ def parser() -> Parser:
     )
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     model.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
     )
     model.add_argument("--batch-size", type=int, default=128, help="images at once (default: 128)")
     embeddings = parser.add_argument_group("embeddings")

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from facerec import distributed
+from facerec.device import number_format
 from facerec.errors import FacerecError, NonFiniteError, UserError
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.decode import Encoded, Pixels, ppm
@@ -126,7 +127,7 @@ def embed_images(
         name: of the set, for the progress bar (on a terminal only) and errors.
         batch_size: images that go through the backbone at once.
         flip: embed the horizontal mirrors, too.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); embeddings are float32 always.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` (autocast); embeddings are float32 always.
         threads: that decode; None: one per core, eight at most.
         where: how errors name image i of a sequence.
 
@@ -139,6 +140,7 @@ def embed_images(
     position_P = np.arange(len(images)) if positions is None else np.asarray(positions)
     if not len(position_P):
         raise UserError(f"{name}: no images to embed")
+    precision = number_format(precision, model.device)
     key = None
     if model.cache is not None:
         key, views_VPD = model.cache.look_up(images, position_P, name, flip=flip, precision=precision)

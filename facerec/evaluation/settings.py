@@ -36,7 +36,8 @@ class EvalSettings:
             0: no intervals.
         seed: of the bootstrap.
         metrics: of pairs, registered names (`evaluation.metrics`); accuracy is always among them.
-        precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+        precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``:
+            bf16 where the hardware has instructions for it, else fp32.
         cache: folder to keep embeddings in, so that the same model file and images need no second pass; for
             `facerec-eval` only; null: none.
         sanity: compare the preprocessing with other common ones on pairs of the first target, and warn where
@@ -58,7 +59,7 @@ class EvalSettings:
     bootstrap: Free[_Resamples] = 1000
     seed: Free[_Seed] = 0
     metrics: list[str] = field(default_factory=lambda: list(USUAL_METRICS))
-    precision: Measure[Literal["fp32", "bf16", "fp16"]] = "fp32"
+    precision: Measure[Literal["auto", "fp32", "bf16", "fp16"]] = "fp32"
     cache: Free[str | None] = None
     sanity: Free[bool | None] = None
     figures: Free[bool] = True

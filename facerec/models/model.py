@@ -81,7 +81,7 @@ class Model:
             normalise: divide by the norm, so that the dot product of two rows is their cosine; else the raw
                 embedding (or the raw sum of the two views).
             batch_size: images per forward pass.
-            precision: ``fp32``, ``bf16`` or ``fp16``.
+            precision: ``auto`` (see `facerec.device.number_format`), ``fp32``, ``bf16`` or ``fp16``.
 
         Returns:
             float32 (B, D) on the CPU. A zero embedding stays zero.

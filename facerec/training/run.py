@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from facerec.backbones import BACKBONES
 from facerec.backbones.base import on_meta_device
 from facerec.backbones.flops import activation_bytes, multiply_adds, require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
-from facerec.device import matmul_speed, resolve_device, seed_everything
+from facerec.device import matmul_speed, number_format, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, counted, require
 from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.overlap import warn_of_overlap
@@ -70,6 +70,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     create_metrics(evaluation.metrics)  # an unknown one would else end the run at its first evaluation
     input = build(Preprocessing, "input", config["input"])
     device = device_of(config)
+    precision: Any = number_format(settings.precision, device)
+    settings = replace(settings, precision=precision)
     if settings.precision == "fp16" and device.type != "cuda":
         raise ConfigError("trainer.precision", "fp16", f"needs CUDA and this run is on {device}; use bf16")
     require(input.shape == data.shape, "input.size", input.size, f"must be data.size={data.size} in training")
@@ -86,7 +88,9 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
     alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
     parallel.require_same_on_all_ranks(
-        alike | {"seed": seed, "identities": faces.num_classes, "images": len(faces)}
+        alike
+        | {"trainer.precision": settings.precision, "seed": seed}
+        | {"identities": faces.num_classes, "images": len(faces)}
     )
     verification_sets = load_targets(evaluation)
     if distributed.rank() == 0:

@@ -34,8 +34,9 @@ class TrainerSettings:
         max_steps: stop after so many optimizer steps, whatever `epochs` says; null: no such limit.
         batch_size: images per process.
         accumulate: batches whose gradients are added before a step.
-        precision: number format of the backbone: ``fp32``, ``bf16`` or ``fp16`` (CUDA only, with a scaler).
-            The head always computes in fp32.
+        precision: number format of the backbone: ``fp32``, ``bf16``, ``fp16`` (CUDA only, with a scaler), or
+            ``auto``: bf16 where the hardware has instructions for it, else fp32. The head always computes in
+            fp32.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         clip_norm: largest norm of all gradients; null: no clipping.
         resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there; a path
@@ -64,7 +65,7 @@ class TrainerSettings:
     max_steps: Length[CountOrNull] = None
     batch_size: Applied[Count] = 128
     accumulate: Applied[Count] = 1
-    precision: Applied[Literal["fp32", "bf16", "fp16"]] = "fp32"
+    precision: Applied[Literal["auto", "fp32", "bf16", "fp16"]] = "fp32"
     device: Free[str] = "auto"
     clip_norm: Applied[_ClipNorm] = None
     resume: Free[Literal["auto"] | str | None] = "auto"

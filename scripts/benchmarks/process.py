@@ -88,7 +88,7 @@ def _measure(options: argparse.Namespace) -> None:
     from step import build_trainer
 
     torch.set_num_threads(options.threads)
-    options.classes = 1000
+    options.classes, options.device = 1000, torch.device("cpu")
     with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as folder:
         trainer, batches = build_trainer(options.backbone, options, Path(folder))
         seconds, faults = [], []
