@@ -152,3 +152,18 @@ def test_a_command_says_how_threads_wait_before_torch_is_loaded() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert ran.stdout.split() == ["1000", "False"]
+
+
+def test_a_training_loads_no_figures_before_there_is_something_to_draw() -> None:
+    code = (
+        "import sys, facerec.training.run; from pathlib import Path; "
+        "from facerec.reporting.loggers import make_loggers; "
+        "names = ('console', 'metrics', 'tensorboard', 'results'); "
+        "config = {'trainer': {}, 'logger': {name: {'name': name} for name in names}}; "
+        "make_loggers(config, Path()); "
+        "print([name for name in ('matplotlib', 'bokeh', 'sklearn', 'tensorboard') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert ran.stdout.strip() == "[]"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from facerec.reporting.verification_figures import figures_of
 from facerec.training.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ class Figures:
     def of(self, results: Mapping[str, VerificationResult]) -> dict[str, dict[str, Figure]]:
         """Return the figures of `results`."""
         if results is not self._results:
+            from facerec.reporting.verification_figures import figures_of  # slow to load
+
             self._results = results
             self._drawn = {name: figures_of(name, {name: result}) for name, result in results.items()}
         return self._drawn

@@ -11,7 +11,6 @@ from facerec.evaluation.results import results_document, write_results
 from facerec.models.checkpoint import checkpoint_path
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
-from facerec.reporting.verification_figures import save_figures
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ class ResultFiles(Logger):
         results_file = self.folder / "results.json"
         written = [write_results(results_file, document | {"highest": run.position.highest})]
         if run.eval_settings.figures:
+            from facerec.reporting.verification_figures import save_figures  # slow to load
+
             for name, figures in self.figures.of(results).items():
                 written += save_figures(self.folder, name, figures)
         self.written = written
