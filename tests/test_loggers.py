@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from facerec.cli.explain import config_folder
 from facerec.errors import ConfigError
 from facerec.packs.verification import VerificationSet
-from facerec.reporting.loggers import LOGGERS, base, make_loggers
+from facerec.reporting import verification_figures
+from facerec.reporting.loggers import LOGGERS, make_loggers
 from tests.tiny_run import tiny_trainer
 
 USUAL = ["console", "metrics", "tensorboard", "results"]
@@ -59,8 +60,8 @@ def test_figures_are_drawn_once_for_all_loggers(monkeypatch: pytest.MonkeyPatch,
         drawn.append(name)
         return figures_of(name, result)
 
-    figures_of = base.figures_of
-    monkeypatch.setattr(base, "figures_of", counted)
+    figures_of = verification_figures.figures_of
+    monkeypatch.setattr(verification_figures, "figures_of", counted)
     trainer = tiny_trainer(tmp_path, trainer_epochs=2, reporters=make_loggers(config_of(), tmp_path))
     generator = np.random.default_rng(0)
     images = list(generator.integers(0, 255, (40, 16, 16, 3), np.uint8))
