@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from facerec.heads import create_head
@@ -101,3 +102,22 @@ def test_statistics_are_plain_means_of_cosines_without_margin(name: str) -> None
     assert 0 < wanted["accuracy"] < 1
     for key, value in wanted.items():
         assert float(statistics[key]) == pytest.approx(float(value), abs=1e-6), key
+
+
+COMPILED_QUICKLY = [
+    pytest.param(name, marks=[] if name in ("arcface", "sface") else pytest.mark.slow) for name in CLASS_HEADS
+]
+
+
+@pytest.mark.parametrize("name", COMPILED_QUICKLY)
+def test_fused_passes_compute_the_same(name: str) -> None:
+    torch._dynamo.reset()
+    eager, x, y = make(name, block_size=4)
+    fused, _, _ = make(name, block_size=4, fused=True)
+    fused.load_state_dict(eager.state_dict())
+    results = []
+    for head in (eager, fused):
+        output = head(x, y)
+        gradients = torch.autograd.grad(output.loss, [x, *head.parameters()])
+        results.append([output.loss, *gradients, *output.statistics.values()])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10, equal_nan=True)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -103,6 +104,17 @@ def test_products_on_tensor_cores_err_little(
     assert largest_error(got, wanted) < error
     if products == "bf16":
         assert largest_error(got, wanted) > 1e-6  # they were used
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CLASS_HEADS)
+def test_fused_passes_compute_what_float64_does(name: str) -> None:
+    require_gpu()
+    torch._dynamo.reset()
+    head, x, y = head_and_batch(name, products="fp32", fused=True)
+    wanted = loss_and_gradients(copy.deepcopy(head).double(), x.double(), y)
+    got = loss_and_gradients(head.to("cuda"), x.to("cuda"), y.to("cuda"))
+    assert largest_error(got, wanted) < 2e-4
 
 
 # Training --------------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ class ClassHead(Head):
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
         products: number format of the products with the class weights: fp32, tf32, bf16 (sums in fp32), or
             auto: tf32 on GPUs that have it. The rest of the loss is fp32.
+        fused: compile what is done to a block of products into one pass each way (GPU); not every head can.
         block_size: classes per block; null takes what fits the cache.
         sharded: divide the class rows among the ranks, which then compute the loss over all their
             batches; False, or too few classes for every rank to get one: all rows on every rank.
@@ -135,6 +136,7 @@ class ClassHead(Head):
     init: float | str = 0.01
     memory: Free[Memory] = "auto"
     products: Free[Format] = "auto"
+    fused: Free[bool] = False
     block_size: Free[ranges.CountOrNull] = None
     sharded: Free[bool] = False
     sample_rate: ranges.Rate = 1.0
@@ -218,6 +220,7 @@ class ClassHead(Head):
             memory=self.memory,
             block_size=self.block_size,
             products=self.products,
+            fused=self.fused,
             sharded=self.sharded,
             sizes=samples.sizes,
         )

@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--products", default="auto", help="with commas: fp32, tf32, bf16 (default %(default)s)"
     )
+    parser.add_argument("--fused", action="store_true", help="also with the work on a block compiled")
     parser.add_argument("--sampled", default="", help="of these numbers of classes, a tenth in a step")
     parser.add_argument("--device", default="cpu", type=torch.device, help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the fastest counts")
@@ -55,9 +56,10 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     ]:
         for name in options.heads.split(","):
             for products in options.products.split(","):
-                at = Setting(name, int(number), options.batch, options.device, products, rate)
-                yield from time_rows(at, options.rounds)
-                yield from memory_rows(at)
+                for fused in (False, True) if options.fused else (False,):
+                    at = Setting(name, int(number), options.batch, options.device, products, rate, fused)
+                    yield from time_rows(at, options.rounds)
+                    yield from memory_rows(at)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Setting:
     device: torch.device = CPU
     products: str = "auto"
     sample_rate: float = 1.0
+    fused: bool = False
 
     @property
     def has_reference(self) -> bool:
@@ -82,6 +85,7 @@ class Setting:
         parts += [f"B={self.batch}"] if self.batch != BATCH else []
         parts += [self.products] if self.products != "auto" else []
         parts += [f"{self.sample_rate:g} sampled"] if self.sample_rate < 1 else []
+        parts += ["fused"] if self.fused else []
         return " ".join(parts)
 
     def problem(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,6 +148,8 @@ def time_rows(at: Setting, rounds: int) -> Iterator[Row]:
     if at.has_reference:
         steps["reference"] = reference_step(at.name, weight_CD, embedding_BD, label_B)
     seconds = dict.fromkeys(steps, float("inf"))
+    for step in steps.values():
+        step()  # loads kernels, compiles
     for _ in range(rounds):
         for key, step in steps.items():
             seconds[key] = min(seconds[key], best(step, 1, gc.collect, at.device))
@@ -209,7 +215,8 @@ def make_step(at: Setting, way: str) -> Step:
 
 
 def head_step(at: Setting, memory: str, weight_CD: Tensor, embedding_BD: Tensor, label_B: Tensor) -> Step:
-    settings: dict[str, Any] = {"memory": memory, "products": at.products, "sample_rate": at.sample_rate}
+    settings: dict[str, Any] = {"memory": memory, "products": at.products, "fused": at.fused}
+    settings["sample_rate"] = at.sample_rate
     with torch.device(at.device):
         head = create_head(at.name, num_classes=len(weight_CD), embedding_size=SIZE, **settings)
     if head.weight.shape == weight_CD.shape:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from facerec import distributed
+from facerec.heads.mechanism import fused as fusion
 from facerec.heads.mechanism.products import Format, multiply, resolve_format, tensor_cores
 from facerec.heads.mechanism.terms import Reduction, Term
 
@@ -61,6 +62,7 @@ def class_sums(
     memory: Memory = "auto",
     block_size: int | None = None,
     products: Format = "auto",
+    fused: bool = False,
     sharded: bool = False,
     sizes: distributed.Sizes = None,
 ) -> ClassSums:
@@ -76,6 +78,7 @@ def class_sums(
         memory: keep the products (nothing more) for the backward pass, multiply again instead, or ``auto``.
         block_size: classes per block; by default as many as fit a cache-sized block.
         products: number format of the matrix products, see `products.resolve_format`; all else is fp32.
+        fused: compile the elementwise work on a block into one pass, where the head's products are cosines.
         sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
             samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
             the query that of this rank's classes.
@@ -99,6 +102,7 @@ def class_sums(
         memory == "keep",
         block_size,
         resolve_format(products, query_BD),
+        fused and normalise_weight and bias_C is None,
         sharded,
         sizes,
     )
@@ -118,6 +122,7 @@ class _ClassSums(torch.autograd.Function):
         keep: bool,
         block_size: int,
         number_format: Format,
+        fused: bool,
         sharded: bool,
         sizes: distributed.Sizes,
     ) -> tuple[Tensor, ...]:
@@ -129,6 +134,7 @@ class _ClassSums(torch.autograd.Function):
             own = list(distributed.all_reduce_sum(torch.stack(own)))
         target_B, cosine_B, norm_B = own
         term = make_term(target_B)
+        fused = fused and fusion.traceable(term)
 
         total = _RunningSum(term.reduction, target_B)
         extra: list[Tensor] = []
@@ -139,6 +145,14 @@ class _ClassSums(torch.autograd.Function):
                 product_KB, winner_KB = products.of(block)
             if keep:
                 kept += product_KB, winner_KB
+            if fused:
+                running = fusion.Running(total.largest_B, total.sum_B, hardest_B, mean_B)
+                running, sums = fusion.compiled(fusion.add_block)(
+                    term, product_KB, row_B - block.start, running
+                )
+                total.largest_B, total.sum_B, hardest_B, mean_B = running
+                extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else list(sums)
+                continue
             total.add(_fill_own(term.value(product_KB), row_B, block, total.neutral))
             sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
             extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
@@ -160,7 +174,7 @@ class _ClassSums(torch.autograd.Function):
             query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
         )
         ctx.term, ctx.normalise, ctx.block_size, ctx.format = term, normalise, block_size, number_format
-        ctx.sharded, ctx.sizes = sharded, sizes
+        ctx.fused, ctx.sharded, ctx.sizes = fused, sharded, sizes
         ctx.set_materialize_grads(False)
         returned = (target_B, others_B, norm_B, *statistics, *extra)
         if sharded:
@@ -192,6 +206,12 @@ class _ClassSums(torch.autograd.Function):
             gradients = _Gradients(products, distributed.world_size() if ctx.sharded else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
                 product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
+                if ctx.fused:
+                    rows_B = row_B - block.start
+                    grads = (finite_B, grad_others_B, grad_target_B)
+                    grad_KB = fusion.compiled(fusion.gradient)(term, product_KB, rows_B, *grads)
+                    gradients.add(grad_KB, winner_KB, block)
+                    continue
                 slope_KB = term.slope(product_KB)
                 if term.reduction == "logsumexp":
                     softmax_KB = term.value(product_KB).sub_(finite_B).exp_()  # over the others
@@ -203,7 +223,7 @@ class _ClassSums(torch.autograd.Function):
             if grad_norm_B is not None:
                 gradients.add_norm(grad_norm_B, winner_B)
         weight_grad = gradients.weight_RD.view_as(weight)
-        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 8
+        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 9
 
 
 class _Products:
