@@ -20,6 +20,7 @@ from facerec.models import hub
 from facerec.models.export import export
 from facerec.models.model import Model
 from facerec.models.opening import load_model
+from facerec.models.pretrained import read_weights
 from facerec.packs.verification import write_verification
 from facerec.reporting.exported import export_and_judge
 
@@ -258,6 +259,10 @@ def test_a_folder_of_cvlface_says_its_colours_and_runs_no_code(tmp_path: Path) -
     torch.save(bare, tmp_path / "pretrained_model" / "model.pt")
     again = load_model(tmp_path, device="cpu")
     assert cosines(opened, again, pixels(2, size=112)).min() > 1 - 1e-6
+
+
+def test_a_folder_holds_weights_to_start_from(folder: Path, model: Model) -> None:
+    assert read_weights(folder).keys() == model.backbone.state_dict().keys()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"input": {"mean": "x"}}', "[" * 100_000])

@@ -22,7 +22,7 @@ from facerec.models.model import Model
 from facerec.models.threshold import Threshold
 from facerec.recognition.gallery import Match
 
-from .foreign_files import pixels
+from .foreign_files import SIZE, onnx_file, pixels
 
 SIDE, WIDTH = 32, 16
 THRESHOLD = Threshold(0.3, 0.01, 0.9, "lfw", 3000, 3000, 20.0, -6.0)
@@ -192,5 +192,8 @@ def test_info_says_size_cost_and_speed(folder: Path, capsys: pytest.CaptureFixtu
     assert f"parameters  {parameters:,}; " in out and "G multiply-adds an image" in out
     assert "activations " in out and "16 numbers" in out and "FAR 0.01, TAR 0.9000 on lfw" in out
     assert re.search(r"^1 .* ms +[\d.]+ +–$", out, re.MULTILINE)
+    network = onnx_file(folder.parent / "net.onnx")
+    assert run(["info", str(network), "--device", "cpu", "--batches", "2"]) == 0
+    assert f"parameters  {3 * SIZE * SIZE * 8:,}, constants included" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--batches=1,x: must be numbers"):
         run(["info", str(folder), "--batches", "1,x"])

@@ -74,6 +74,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
 
     from facerec.backbones.flops import inference_bytes, multiply_adds
     from facerec.models.networks import ForeignNetwork
+    from facerec.models.onnx_network import OnnxNetwork
     from facerec.training.cost import size
 
     foreign = isinstance(model.backbone, ForeignNetwork)
@@ -84,6 +85,8 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
     yield "input", f"{model.input}{'' if model.knows_input else ' (not in the file: the usual one)'}"
     image_BHWC = np.zeros((1, *model.input.shape, 3), np.uint8)
     yield "embedding", f"{model.embed(image_BHWC, flip=False).shape[1]} numbers"
+    if isinstance(model.backbone, OnnxNetwork):
+        yield "parameters", f"{model.backbone.numbers:,}, constants included"
     parameters = sum(one.numel() for one in model.backbone.parameters())
     state = [*model.backbone.parameters(), *model.backbone.buffers()]
     if parameters:

@@ -39,6 +39,7 @@ class OnnxNetwork(ForeignNetwork):
     Attributes:
         size: (height, width) it takes; None: any.
         metadata: of the file.
+        numbers: how many its tensors hold, nearly all of them parameters.
 
     Raises:
         UserError: onnxruntime or onnx is not installed.
@@ -69,6 +70,7 @@ class OnnxNetwork(ForeignNetwork):
         if cuda is not None and not answer["cuda"]:
             log.warning("%s: onnxruntime has no CUDA here, so it runs on the CPU", self.where)
         self.metadata: dict[str, str] = answer["metadata"]
+        self.numbers: int = answer["numbers"]
         self.files = [path, *map(Path, answer["files"])]
         self._names: list[str] = answer["outputs"]
         inputs = answer["inputs"]

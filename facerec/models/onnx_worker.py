@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -38,11 +39,12 @@ def receive(connection: Connection) -> dict[str, Any]:
     return message
 
 
-def external_files(path: Path) -> list[Path]:
+def external_files(path: Path, tensors: Iterable[Any]) -> list[Path]:
     """The other files that hold its tensors; raises `Refused` for one outside the folder of `path`."""
     folders = {path.absolute().parent.resolve(), path.resolve().parent}  # the second: a cache of links
+    names = {one.value for tensor in tensors for one in tensor.external_data if one.key == "location"}
     found = []
-    for name in sorted(set(_locations(path))):
+    for name in sorted(names):
         file = Path(os.path.realpath(path.absolute().parent / name.replace("\0", "")))
         if not any(file.is_relative_to(folder) for folder in folders):
             raise Refused(f"names {name[:200]!r} for its numbers, a file outside of its folder")
@@ -52,31 +54,36 @@ def external_files(path: Path) -> list[Path]:
     return found
 
 
-def _locations(path: Path) -> Iterator[str]:
-    """Values of ``location`` among the external data of all tensors, wherever in the network they are."""
+def tensors_in(path: Path) -> list[Any]:
+    """All tensors, wherever in the network they are."""
     import onnx
     from google.protobuf.message import DecodeError
 
     content = path.read_bytes()
     if not content:
         raise Refused("is empty")
+    found = []
     try:
         waiting: list[Any] = [onnx.ModelProto.FromString(content)]
         while waiting:
             message = waiting.pop()
             if isinstance(message, onnx.TensorProto):
-                yield from (entry.value for entry in message.external_data if entry.key == "location")
+                found.append(message)
             for field, value in message.ListFields():
                 if field.message_type is not None:
                     waiting += [value] if hasattr(value, "ListFields") else value
     except (DecodeError, UnicodeDecodeError) as error:
         raise Refused("is damaged, or no ONNX") from error
+    return found
 
 
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Open the session of onnxruntime; returns it and a description of the network."""
     path = Path(request["path"])
-    files = external_files(path)
+    tensors = tensors_in(path)
+    files = external_files(path, tensors)
+    numbers = sum(math.prod(tensor.dims) for tensor in tensors)
+    del tensors
     size = sum(file.stat().st_size for file in (path, *files))
     _limit_memory(request["memory"] + 4 * size)
     _allow(request["seconds"] * (1 + size / 2**30))
@@ -94,6 +101,7 @@ def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return session, {
         "metadata": session.get_modelmeta().custom_metadata_map,
         "inputs": [[one.name, one.type, one.shape] for one in session.get_inputs()],
+        "numbers": numbers,
         "outputs": [one.name for one in session.get_outputs()],
         "files": [str(file) for file in files],
         "cuda": "CUDAExecutionProvider" in session.get_providers(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from facerec.errors import CheckpointError
-from facerec.models import checkpoint
+from facerec.models import checkpoint, hub
 from facerec.models.opening import kind_of
 from facerec.models.weights import load_weights, read_safetensors, tensors_in
 
@@ -26,13 +26,13 @@ def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:
-    """Read the tensors by name in a checkpoint, state dict or safetensors file, out of their wrappers.
+    """Read the tensors by name in a checkpoint, state dict, safetensors file or folder of the hub.
 
     Raises:
         CheckpointError: no such file, unreadable, or without tensors; it begins with `where` (``ckpt=PATH``).
     """
-    path = Path(path)
     where = where or f"ckpt={path}"
+    path = hub.weights_in(Path(path))
     try:
         safetensors = kind_of(path).name == "safetensors"
         content = read_safetensors(path, f"ckpt={path}")[0] if safetensors else checkpoint.load(path)
