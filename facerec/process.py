@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
 
 from facerec.errors import UserError
-
-log = logging.getLogger(__name__)
 
 # From malloc.h of glibc, which alone knows them.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = (1 << 30, 1 << 25)  # bytes; before glibc 2.35, 32 MiB is the most that it takes
 
 
-def keep_memory() -> None:
+def keep_memory() -> str:
     """Have the C library keep what is freed, for the next step, rather than give it back to the system.
 
     glibc gives large blocks back as soon as they are freed, so that the activations of every step are mapped
     anew, page by page: a third of a step on the CPU. Blocks up to 1 GiB stay from now on, and results are
     equal; `facerec.device.release_memory` gives back what is unused. ``FACEREC_ALLOCATOR=system`` leaves
     everything as it is.
+
+    Returns:
+        What holds now, for the log of a run that is accepted; nothing where all is as it was.
 
     Raises:
         UserError: `FACEREC_ALLOCATOR` is neither ``keep`` nor ``system``.
@@ -31,8 +31,7 @@ def keep_memory() -> None:
     if wanted not in ("keep", "system"):
         raise UserError(f"FACEREC_ALLOCATOR={wanted}: must be keep or system")
     size = _raise_thresholds() if wanted == "keep" else 0
-    if size:
-        log.info("%-10s freed blocks up to %d MiB stay (FACEREC_ALLOCATOR=system)", "allocator", size >> 20)
+    return f"freed blocks up to {size >> 20} MiB stay (FACEREC_ALLOCATOR=system)" if size else ""
 
 
 def _raise_thresholds() -> int:

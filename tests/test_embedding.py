@@ -318,7 +318,7 @@ def test_weights_saved_from_a_wrapped_backbone_load(saved, tmp_path):
         ),
         (
             {"config": {"backbone": {"name": "mobilfacenet"}}},
-            "cannot be built here.*did you mean mobilefacenet",
+            "its backbone mobilfacenet is none of .*, mobilefacenet, .*if a plugin brings it, name it",
         ),
         ({"backbone": None}, "has no backbone, so it is not a checkpoint of a training run"),
         ({"input": None}, "has no input"),

@@ -40,7 +40,7 @@ def _embed(options: argparse.Namespace) -> None:
     from facerec.loading.opening import open_images
     from facerec.models.opening import load_model
 
-    process.keep_memory()
+    allocator = process.keep_memory()
     check_out(options.out, force=options.force)
     images = open_images(options.source, list_root=options.root, damaged=options.on_error)
     model = load_model(
@@ -56,6 +56,8 @@ def _embed(options: argparse.Namespace) -> None:
         allow_code=options.allow_code,
     )
     log = logging.getLogger(__name__)
+    if allocator:
+        log.info("%-10s %s", "allocator", allocator)
     log.info("%s", images.describe())
     log.info("input %s%s", model.input, ", flipped too" if options.flip else "")
     written = embed_to_file(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from facerec.cli.base import run_hydra_command
 
 if TYPE_CHECKING:
     from facerec.reporting.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -22,7 +25,13 @@ def evaluate(config: dict[str, Any], run: RunFolder) -> float:
     from facerec.reporting.evaluation import evaluate_checkpoint
 
     run.hold()
-    process.keep_memory()
+    allocator = process.keep_memory()
     with distributed.process_group(resolve_device(str(config.get("device", "auto")), key="device")):
         folder = distributed.broadcast_object(run.path)
-        return evaluate_checkpoint(config, folder, accept=lambda: run.accept(folder))
+
+        def accept() -> None:
+            if allocator:
+                log.info("%-10s %s", "allocator", allocator)
+            run.accept(folder)
+
+        return evaluate_checkpoint(config, folder, accept)

@@ -28,12 +28,14 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     from facerec.training.run import assemble, device_of
 
     run.hold()
-    process.keep_memory()
+    allocator = process.keep_memory()
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
         rank_zero = distributed.rank() == 0
         loggers = make_loggers(config, folder)
         trainer = assemble(config | {"output_dir": str(folder)}, folder, loggers if rank_zero else ())
+        if allocator:
+            log.info("%-10s %s", "allocator", allocator)
         run.accept(folder)
         results = trainer.fit()
     if rank_zero:
