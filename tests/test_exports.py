@@ -142,6 +142,16 @@ def test_the_original_and_what_was_written_stand_in_one_table(
     assert "Training data: not stated" in card and "at a FAR" not in card
 
 
+def test_a_far_that_is_out_of_reach_leaves_no_file(model: Model, pairs: Path, tmp_path: Path) -> None:
+    section = {"protocol": "verification", "targets": [str(pairs)], "bootstrap": 0, "batch_size": 32}
+    lines = export_and_judge(
+        model, tmp_path / "x", format="hub", eval=section, far=1e-4, calibration=None, card={}, options=PLAIN
+    )
+    with pytest.raises(ConfigError, match=r"far=0\.0001: the 60 impostor pairs of noisy support"):
+        next(lines)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_threshold_needs_targets(model: Model, tmp_path: Path) -> None:
     lines = export_and_judge(
         model, tmp_path / "x", format="hub", eval={}, far=0.1, calibration=None, card={}, options=PLAIN

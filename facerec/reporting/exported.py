@@ -24,6 +24,7 @@ from facerec.models.export import export, store_threshold
 from facerec.models.model import Model
 from facerec.models.opening import load_model
 from facerec.models.speed import measure
+from facerec.models.threshold import Threshold
 from facerec.registry import build
 from facerec.reporting.model_card import CardSettings, model_card
 from facerec.reporting.sweep import aligned
@@ -67,12 +68,12 @@ def export_and_judge(
     require(far is None or judge is not None, "far", far, "needs eval.targets, whose first it is chosen on")
     sample_NHWC = None if calibration is None else _sample(open_images(calibration), model)
     before = {} if judge is None else judge(model)
+    _threshold(before, far)  # a FAR that the set does not support is refused before anything is written
     export(model, path, format, sample_NHWC=sample_NHWC, **options)
     written = load_model(path, device="cpu")
     after = {} if judge is None else judge(written)
-    name, first = next(iter(after.items()), ("", None))
-    if isinstance(first, VerificationResult):
-        written.threshold = choose_threshold(name, first, far)
+    written.threshold = _threshold(after, far)
+    if written.threshold is not None:
         store_threshold(path, written.threshold)
     if format == "hub":
         model.threshold = written.threshold
@@ -81,6 +82,12 @@ def export_and_judge(
     yield from _sheet(written, options)
     yield ""
     yield from _table(model, written, before, after, path, sample_NHWC)
+
+
+def _threshold(results: Mapping[str, Result], far: float | None) -> Threshold | None:
+    """The threshold on the first target; None where that is no set of pairs."""
+    name, first = next(iter(results.items()), ("", None))
+    return choose_threshold(name, first, far) if isinstance(first, VerificationResult) else None
 
 
 def _sample(images: Images, model: Model) -> np.ndarray:
