@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.images.augment import CHANGES, Augmentation, AugmentSettings
+from facerec.images.augment import CHANGES, INTERPOLATIONS, Augmentation, AugmentSettings, resize
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
@@ -67,6 +67,31 @@ def test_crops_are_parts_of_the_image_resized() -> None:
     widths = (after[:, 0, -1, 0].int() - after[:, 0, 0, 0].int()) / 6
     assert 0.4 * SIZE < widths.min() < 0.7 * SIZE
     assert widths.max() <= SIZE
+
+
+def test_pasted_images_are_rectangles_at_their_place_on_black() -> None:
+    white = torch.full((300, SIZE, SIZE, 3), 255, dtype=torch.uint8)
+    before, after = images(300), Augmentation(AugmentSettings(paste=1.0), 0, 0, np.arange(300))(white)
+    rows_B, columns_B = ((after[..., 0] == 255).any(dim=axis).sum(1) for axis in (2, 1))
+    area_B = (after[..., 0] == 255).sum((1, 2))
+    assert torch.equal(area_B, rows_B * columns_B)
+    assert 0.18 * SIZE**2 < area_B.min() < 0.3 * SIZE**2 < 0.8 * SIZE**2 < area_B.max() <= SIZE**2
+    assert 0.7 < (columns_B / rows_B).min() < 0.85
+    assert 1.2 < (columns_B / rows_B).max() < 1.43
+    kept = Augmentation(AugmentSettings(paste=1.0), 0, 0, np.arange(300))(before.clone())
+    assert torch.equal(kept, torch.where(after > 0, before, 0))
+
+
+def test_images_are_resized_as_opencv_does() -> None:
+    theirs = np.load(Path(__file__).parent / "fixtures" / "opencv_resize.npz")  # opencv-python 5.0.0
+    image_CHW = torch.from_numpy(theirs["image"]).permute(2, 0, 1)
+    for way in INTERPOLATIONS:
+        for side in (5, 9, 12):
+            small_CHW = resize(image_CHW, side, side, way)
+            back_CHW = resize(image_CHW[:, :side, :side], *image_CHW.shape[1:], way)
+            for ours_CHW, name in ((small_CHW, f"{way}_{side}"), (back_CHW, f"{way}_{side}_back")):
+                difference = ours_CHW.permute(1, 2, 0).numpy().astype(int) - theirs[name]
+                assert np.abs(difference).max() <= (0 if way == "nearest" else 1), name
 
 
 def test_low_resolution_and_blur_take_fine_detail_and_keep_the_mean() -> None:

@@ -128,6 +128,18 @@ def test_sface_starts_as_its_authors_do() -> None:
     assert float(weight.abs().max()) == pytest.approx(math.sqrt(6 / 2064), rel=0.01)
     weight = create_head("arcface", num_classes=2000, embedding_size=64, init=0.5).weight.detach()
     assert float(weight.std()) == pytest.approx(0.5, rel=0.02)
+    weight = create_head("arcface", num_classes=2000, embedding_size=64, init="unit").weight.detach()
+    assert weight.norm(dim=1) == pytest.approx(torch.ones(2000))
+
+
+def test_a_focal_loss_is_that_of_the_mean_of_the_batch() -> None:
+    x, y = batch(6)
+    plain, focal = make("arcface"), make("arcface", focal=2.0)
+    focal.weight.data.copy_(plain.weight)
+    mean = plain(x, y).loss
+    wanted = (1 - torch.exp(-mean)) ** 2 * mean
+    assert float(focal(x, y).loss) == pytest.approx(float(wanted), rel=1e-12)
+    assert torch.allclose(gradient(focal(x, y).loss, x), gradient(wanted, x), rtol=1e-9)
 
 
 def test_sface_quality_lets_go_of_poor_hard_samples_only() -> None:

@@ -12,6 +12,7 @@ from facerec.heads import create_head
 from facerec.heads.mechanism.sampling import take_rows
 from facerec.training.optimizers import OPTIMIZERS, make_optimizer, set_learning_rate
 from facerec.training.parallel import Gradients
+from facerec.training.schedules import SCHEDULES, Progress
 from tests.tiny_run import tiny_backbone
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -55,3 +56,12 @@ def test_the_norm_of_sampled_rows_counts_a_row_once_that_several_batches_drew() 
     torch.testing.assert_close(norm, whole.norm())
     gradients.clip(norm, 1.0)
     torch.testing.assert_close(head.weight.grad.to_dense(), whole / whole.norm())
+
+
+def test_a_released_polynomial_begins_where_its_warm_up_ends() -> None:
+    settings = {"name": "poly", "unit": "steps", "warmup": 2, "power": 1.0, "released": True}
+    schedule = SCHEDULES.from_section(settings)
+    factors = [schedule.factor(Progress(step, 0.0, step / 8, 0.1)) for step in range(8)]
+    assert factors == pytest.approx([1, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    epochs = SCHEDULES.from_section({**settings, "unit": "epochs"})
+    assert [epochs.factor(Progress(9, step, step / 8, 0.1)) for step in range(8)] == pytest.approx(factors)

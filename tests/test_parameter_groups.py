@@ -47,6 +47,14 @@ def test_a_recipe_may_decay_everything_and_slow_a_module_down() -> None:
     assert sum(len(group["params"]) for group in groups) == len([*modules["backbone"].parameters()]) + 1
 
 
+def test_a_recipe_may_decay_everything_but_norms() -> None:
+    network = weightless("ir_50")
+    decayed, plain = split_by_decay(network, biases=True)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert {id(p) for p in plain.values()} == {id(p) for norm in norms for p in norm.parameters()}
+    assert {"input_layer.2.weight", "output_layer.3.bias"} <= decayed.keys()
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     backbone = weightless("mbf").requires_grad_(False)
     assert parameter_groups({"backbone": backbone}, weight_decay=0.1, lr_scales={}) == []

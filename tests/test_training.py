@@ -194,6 +194,29 @@ def test_clipping_bounds_the_norm_of_the_change(tmp_path: Path) -> None:
     assert change == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_the_backbone_may_be_clipped_alone(tmp_path: Path) -> None:
+    change: dict[str, float] = {}
+    for part in ("all", "backbone"):
+        trainer = tiny_trainer(
+            tmp_path / part,
+            trainer_clip_norm=1e-3,
+            trainer_clip_part=part,
+            trainer_max_steps=1,
+            optimizer_weight_decay=0.0,
+            optimizer_lr=1.0,
+            schedule_name="constant",
+        )
+        before = [p.detach().clone() for p in trainer.backbone.parameters()]
+        head_before = trainer.head.weight.detach().clone()
+        trainer.fit()
+        pairs = zip(trainer.backbone.parameters(), before, strict=True)
+        norm = torch.stack([(p.detach() - q).norm() for p, q in pairs]).norm()
+        change |= {part: norm.item(), f"{part}, head": (trainer.head.weight - head_before).norm().item()}
+    assert change["all"] < 1e-3 > change["all, head"]
+    assert change["backbone"] == pytest.approx(1e-3, rel=1e-3)
+    assert change["backbone, head"] > 1e-2
+
+
 def test_a_frozen_backbone_stays_as_it_is_down_to_its_running_statistics(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, start_frozen=True)
     before = {name: value.clone() for name, value in trainer.backbone.state_dict().items()}

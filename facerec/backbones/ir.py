@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -77,21 +77,29 @@ class IRNet(Backbone):
     Args:
         dropout: fraction of the last feature map set to 0 in training, 0 … <1.
         input_size: pixels, multiples of 16; 112 and 224 are published.
+        affine: the batch norm of the embedding has weight and bias, as face.evoLVe's and SFace's; those of
+            CurricularFace and AdaFace have not.
+        init: start of convolutions and linear layers: ``xavier`` (uniform, face.evoLVe), ``kaiming`` (normal
+            of deviation √(2/outgoing connections), CurricularFace and AdaFace), or ``sface`` (normal of twice
+            that deviation, PReLU slopes 1).
 
     Attributes:
         stages: units of each of the four stages.
         squeeze: squeeze-and-excitation in every unit.
         inner_norm: a batch norm between the first convolution of a unit and its PReLU.
-        affine: the batch norm of the embedding has weight and bias.
     """
 
     stages: ClassVar[Sequence[int]]
     squeeze: ClassVar[bool] = False
     inner_norm: ClassVar[bool] = False
-    affine: ClassVar[bool] = True
 
     def __init__(
-        self, embedding_size: int = 512, dropout: float = 0.5, input_size: int | list[int] = 112
+        self,
+        embedding_size: int = 512,
+        dropout: float = 0.5,
+        input_size: int | list[int] = 112,
+        affine: bool = True,
+        init: Literal["xavier", "kaiming", "sface"] = "xavier",
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("dropout", dropout)
@@ -102,7 +110,7 @@ class IRNet(Backbone):
             nn.Dropout(dropout),
             nn.Flatten(),
             nn.Linear(512 * height * width, embedding_size),
-            nn.BatchNorm1d(embedding_size, affine=self.affine),
+            nn.BatchNorm1d(embedding_size, affine=affine),
         )
         units: list[nn.Module] = []
         incoming = 64
@@ -111,10 +119,16 @@ class IRNet(Backbone):
                 units.append(Unit(incoming, channels, 1 if i else 2, self.squeeze, self.inner_norm))
                 incoming = channels
         self.body = nn.Sequential(*units)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        initialise(self, nn.init.xavier_uniform_)
+        if init == "xavier":
+            initialise(self, nn.init.xavier_uniform_)
+        else:
+            initialise(self, nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+        if init == "sface":
+            for module in self.modules():
+                if isinstance(module, nn.PReLU):
+                    nn.init.ones_(module.weight)
+                elif isinstance(module, nn.Conv2d | nn.Linear):
+                    module.weight.data *= 2
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         norm, dropout, flatten, linear, embedding_norm = self.output_layer
@@ -133,15 +147,11 @@ class AdaFaceIRNet(IRNet):
 
     preprocessing = MappingProxyType({"channels": "bgr"})  # its code reads images with OpenCV
     inner_norm = True
-    affine = False
 
     def __init__(
         self, embedding_size: int = 512, dropout: float = 0.4, input_size: int | list[int] = 112
     ) -> None:
-        super().__init__(embedding_size, dropout, input_size)
-
-    def _initialise(self) -> None:
-        initialise(self, nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+        super().__init__(embedding_size, dropout, input_size, affine=False, init="kaiming")
 
 
 for _network, _prefix, _sizes in (

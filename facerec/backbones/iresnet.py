@@ -7,7 +7,7 @@ units have one batch norm more than those of face.evoLVe's ``ir_*``, hence the o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -60,6 +60,8 @@ class IResNet(Backbone):
         zero_init_residual: start the second batch norm of every block at 0, so that each block passes
             its input on at first (the published option, also off there).
         input_size: pixels, multiples of 16; 112 is published.
+        variant: ``magface`` as MagFace (2103.06627) trains it: the embedding's scale learnt, whole channels
+            dropped, batch norm with ε 2e-5 and momentum 0.9, Kaiming's start; for BGR images from 0 to 1.
     """
 
     stages: ClassVar[Sequence[int]]
@@ -70,6 +72,7 @@ class IResNet(Backbone):
         dropout: float = 0.0,
         zero_init_residual: bool = False,
         input_size: int | list[int] = 112,
+        variant: Literal["insightface", "magface"] = "insightface",
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("dropout", dropout)
@@ -82,7 +85,7 @@ class IResNet(Backbone):
         self.layer3 = _layer(128, 256, third)
         self.layer4 = _layer(256, 512, fourth)
         self.bn2 = nn.BatchNorm2d(512)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout)
         height, width = (side // 16 for side in self.input_size)
         self.fc = nn.Linear(512 * height * width, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
@@ -92,11 +95,18 @@ class IResNet(Backbone):
         for module in self.modules():
             if isinstance(module, Block) and zero_init_residual:
                 nn.init.zeros_(module.bn2.weight)
+        if variant == "magface":
+            self.dropout = nn.Dropout2d(dropout)
+            self.features.weight.requires_grad = True
+            initialise(self, nn.init.kaiming_normal_, nn.Conv2d, mode="fan_out", nonlinearity="relu")
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eps, module.momentum = 2e-5, 0.9
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(image_BCHW)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.dropout(self.bn2(x).flatten(1))
+        x = self.dropout(self.bn2(x)).flatten(1)
         return in_full_precision(x, self.fc, self.features)
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facerec.distributed import all_reduce_mean
 from facerec.heads.base import HEADS, MarginHead
-from facerec.heads.mechanism.ranges import AngularMargin, CosineMargin, Positive
+from facerec.heads.mechanism.batch import Samples
+from facerec.heads.mechanism.class_sums import ClassSums
+from facerec.heads.mechanism.ranges import AngularMargin, CosineMargin, NotNegative, Positive
 
 
 @HEADS.register("cosface")
@@ -36,15 +39,28 @@ class ArcFace(MarginHead):
             cos θ − m·sin m, which keeps falling.
         straight_through: back-propagate derivative 1 instead of sin(θ+m)/sin θ, as a widespread
             implementation does that changes the cosines in place; to reproduce its runs.
+        focal: γ of face.evoLVe's focal loss: the mean loss L of a batch becomes (1 − e^{−L})^γ·L; 0: L.
     """
 
     m: AngularMargin = 0.5
     easy_margin: bool = False
     straight_through: bool = False
+    focal: NotNegative = 0.0
 
     def target(self, cosine_B: Tensor, norm_B: Tensor) -> Tensor:
         margin_B = add_angle(cosine_B, self.m, easy=self.easy_margin)
         return cosine_B + (margin_B - cosine_B).detach() if self.straight_through else margin_B
+
+    def loss(self, sums: ClassSums, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_B, statistics = super().loss(sums, samples)
+        if self.focal:
+            # Of the mean over all ranks, whose gradient each sample gets: value and slope at that mean.
+            mean = all_reduce_mean(loss_B.detach())
+            wrong = -torch.expm1(-mean)
+            value = wrong**self.focal * mean
+            slope = wrong**self.focal + self.focal * wrong ** (self.focal - 1) * (1 - wrong) * mean
+            loss_B = value + slope * (loss_B - mean)
+        return loss_B, statistics
 
 
 @HEADS.register("combined")

@@ -1,18 +1,22 @@
 """Augmentation of uint8 batches, on the device they are on; every choice a pure function of the sample.
 
 All is off by default: mirroring, which is not done here, is all that the margin papers use. AdaFace (Kim et
-al. 2022) crops, lowers the resolution and shifts colours, each in a fifth of the images.
+al. 2022) changes a fifth of the images in each of three ways: `paste`, `low_resolution` and `color`.
 
 Shape suffixes: B images, H height, W width, C channels, K random numbers.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 
 from facerec.errors import require
@@ -21,7 +25,8 @@ from facerec.randomness import Positions, uniform
 if TYPE_CHECKING:
     import torch
 
-_DRAWS: Final = 5  # a coin and up to four numbers for each image and change
+_ATTEMPTS: Final = 10  # to draw a rectangle that fits
+_DRAWS: Final = {"paste": 3 + 2 * _ATTEMPTS}  # numbers for each image and change, a coin first; usually 5
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,13 @@ class AugmentSettings:
 
     Args:
         crop: a random square is cut and resized; `crop_side` is its smallest side, as a part of the image's.
-        low_resolution: made small and large again; `low_resolution_side` is the smallest side in between.
+        paste: a random rectangle, of `paste_area` of the image or more and sides 3:4 to 4:3, stays at its
+            place, on black.
+        low_resolution: made small and large again, each by one of OpenCV's five interpolations;
+            `low_resolution_side` is the smallest side in between.
         blur: by a Gaussian; `blur_sigma` is its largest deviation in pixels.
-        color: brightness, contrast and saturation are multiplied by random factors within 1 ±
-            `color_strength`.
+        color: brightness, contrast and saturation, in random order, are multiplied by random factors within
+            1 ± `color_strength`.
         gray: all colour is taken away.
         jpeg: compressed anew, with `jpeg_quality` or better (on a GPU these images go to the CPU and back).
         cutout: a random square is painted gray; `cutout_side` is its largest side, as a part of the image's.
@@ -44,6 +52,8 @@ class AugmentSettings:
 
     crop: float = 0.0
     crop_side: float = 0.7
+    paste: float = 0.0
+    paste_area: float = 0.2
     low_resolution: float = 0.0
     low_resolution_side: float = 0.2
     blur: float = 0.0
@@ -58,7 +68,7 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         for key, value in asdict(self).items():
-            if key.endswith("_side"):
+            if key.endswith(("_side", "_area")):
                 good, hint = 0 < value <= 1, "must be greater than 0, and 1 at most"
             elif key == "blur_sigma":
                 good, hint = 0 < value <= 20, "must be 0 to 20 pixels"
@@ -89,7 +99,7 @@ class Augmentation:
             part: float = getattr(self.settings, name)
             if not part:
                 continue
-            draw_BK = uniform(self.seed, self.epoch, self.index_B, name, _DRAWS)
+            draw_BK = uniform(self.seed, self.epoch, self.index_B, name, _DRAWS.get(name, 5))
             for row in np.flatnonzero(draw_BK[:, 0] < part).tolist():
                 changed_CHW = change(
                     image_BHWC[row].permute(2, 0, 1), draw_BK[row, 1:].tolist(), self.settings
@@ -111,15 +121,28 @@ def _crop(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSetting
     return functional.resized_crop(image_CHW, top, left, rows, columns, [height, width])
 
 
-def _low_resolution(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSettings) -> torch.Tensor:
-    from torchvision.transforms.v2 import InterpolationMode, functional
+def _paste(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSettings) -> torch.Tensor:
+    height, width = rows, columns = image_CHW.shape[1:]
+    for area_draw, ratio_draw in zip(draw_K[2::2], draw_K[3::2], strict=True):
+        area = _between(settings.paste_area, 1.0, area_draw) * height * width
+        ratio = math.exp(_between(math.log(3 / 4), math.log(4 / 3), ratio_draw))  # width to height
+        fitting = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < fitting[0] <= height and 0 < fitting[1] <= width:
+            rows, columns = fitting
+            break
+    top, left = int(draw_K[0] * (height - rows + 1)), int(draw_K[1] * (width - columns + 1))
+    part = slice(None), slice(top, top + rows), slice(left, left + columns)
+    black_CHW = image_CHW.new_zeros(image_CHW.shape)
+    black_CHW[part] = image_CHW[part]
+    return black_CHW
 
+
+def _low_resolution(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSettings) -> torch.Tensor:
     height, width = image_CHW.shape[1:]
     part = _between(settings.low_resolution_side, 1.0, draw_K[0])
-    ways = (InterpolationMode.NEAREST, InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
-    down, up = ways[int(3 * draw_K[1])], ways[int(3 * draw_K[2])]
-    small = [max(1, round(part * height)), max(1, round(part * width))]
-    return functional.resize(functional.resize(image_CHW, small, down), [height, width], up)
+    down, up = (INTERPOLATIONS[int(len(INTERPOLATIONS) * draw)] for draw in draw_K[1:3])
+    small_CHW = resize(image_CHW, max(1, int(part * height)), max(1, int(part * width)), down)
+    return resize(small_CHW, height, width, up)
 
 
 def _blur(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSettings) -> torch.Tensor:
@@ -135,7 +158,8 @@ def _color(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSettin
 
     strength = settings.color_strength
     ways = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
-    for way, draw in zip(ways, draw_K, strict=False):
+    order = list(itertools.permutations(zip(ways, draw_K[:3], strict=True)))[int(6 * draw_K[3])]
+    for way, draw in order:
         image_CHW = way(image_CHW, _between(1 - strength, 1 + strength, draw))
     return image_CHW
 
@@ -167,6 +191,56 @@ def _cutout(image_CHW: torch.Tensor, draw_K: list[float], settings: AugmentSetti
     return image_CHW
 
 
+INTERPOLATIONS: Final = ("nearest", "linear", "area", "cubic", "lanczos")
+
+
+def resize(image_CHW: torch.Tensor, height: int, width: int, way: str) -> torch.Tensor:
+    """Return a uint8 image in another size, by one of `INTERPOLATIONS` as OpenCV defines them."""
+    import torch
+
+    rows, columns = (
+        torch.from_numpy(_weights(old, new, way)).to(image_CHW.device)
+        for old, new in zip(image_CHW.shape[1:], (height, width), strict=True)
+    )
+    return (rows @ image_CHW.float() @ columns.T).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights(old: int, new: int, way: str) -> npt.NDArray[np.float32]:
+    """Return the weights (new, old) with which the pixels of a line make those of its resized one."""
+    scale = 1 / (new / old)  # rounded as OpenCV does
+    if way == "area" and new < old:  # the part of each old pixel that a new one covers
+        edge_N, old_M = np.arange(new)[:, None] * scale, np.arange(old)
+        covered_NM = np.minimum(edge_N + scale, old_M + 1) - np.maximum(edge_N, old_M)
+        return (covered_NM.clip(0) / scale).astype(np.float32)
+    at_N = np.arange(new) * scale if way in ("nearest", "area") else (np.arange(new) + 0.5) * scale - 0.5
+    first_N = np.floor(at_N)
+    offset_N = at_N - first_N
+    if way == "nearest":
+        offset_N[:] = 0
+    elif way == "area":  # upwards: linear between pixels as far as a new one reaches into the next
+        offset_N = (np.arange(new) + 1 - (first_N + 1) / scale).clip(0) % 1
+    taps_T = {"cubic": np.arange(-1, 3), "lanczos": np.arange(-3, 5)}.get(way, np.arange(2))
+    weight_NT = _KERNELS.get(way, _linear)(np.abs(offset_N[:, None] - taps_T))
+    weight_NT /= weight_NT.sum(1, keepdims=True)
+    weight_NM = np.zeros((new, old))
+    from_NT = (first_N[:, None] + taps_T).clip(0, old - 1).astype(int)
+    np.add.at(weight_NM, (np.arange(new)[:, None], from_NT), weight_NT)
+    return weight_NM.astype(np.float32)
+
+
+def _linear(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return (1 - distance).clip(0)
+
+
+def _cubic(distance: npt.NDArray[np.float64], a: float = -0.75) -> npt.NDArray[np.float64]:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    return np.where(distance < 1, near, ((distance - 5) * distance + 8) * distance * a - 4 * a)
+
+
+_KERNELS: Final = {"cubic": _cubic, "lanczos": lambda distance: np.sinc(distance) * np.sinc(distance / 4)}
+
+
 def _between(low: float, high: float, draw: float) -> float:
     return low + (high - low) * draw
 
@@ -174,6 +248,7 @@ def _between(low: float, high: float, draw: float) -> float:
 # In this order: what happens to a face before a camera, in it, and behind it.
 CHANGES: Final[dict[str, Change]] = {
     "crop": _crop,
+    "paste": _paste,
     "cutout": _cutout,
     "blur": _blur,
     "low_resolution": _low_resolution,

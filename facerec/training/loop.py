@@ -195,7 +195,7 @@ class Trainer:
         norm, loss = self.gradients.norm(loss)
         self.guard.watch(self.position.step + 1, loss, norm)  # before clipping makes all of them NaN
         if self.settings.clip_norm:
-            self.gradients.clip(norm, self.settings.clip_norm)
+            self.gradients.clip(norm, self.settings.clip_norm, self.settings.clip_part)
         with updating_sampled_rows(self.optimizer):
             self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -199,11 +199,14 @@ class Gradients:
         )
         return (replicated.to(loss.device).square() + squares).sqrt(), total
 
-    def clip(self, norm: Tensor, largest: float) -> None:
-        """Scale all gradients, whose norm is `norm`, down to the norm `largest`."""
-        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
-        parameters = [*self._backbone.values(), *self._replicated, *self._sharded]
-        torch._foreach_mul_(_values(parameters), factor)
+    def clip(self, norm: Tensor, largest: float, part: str = "all") -> None:
+        """Scale all gradients, whose norm is `norm`, or those of the ``backbone``, down to `largest`."""
+        gradients = _values(self._backbone.values())
+        if part == "backbone":
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            gradients += _values([*self._replicated, *self._sharded])
+        torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _sharded_and_replicated(head: Head) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

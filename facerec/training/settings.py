@@ -38,7 +38,8 @@ class TrainerSettings:
             ``auto``: bf16 where the hardware has instructions for it, else fp32. The head always computes in
             fp32.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        clip_norm: largest norm of all gradients; null: no clipping.
+        clip_norm: largest norm of the gradients; null: no clipping.
+        clip_part: ``all`` gradients are clipped by their joint norm, or those of the ``backbone`` by theirs.
         resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there; a path
             continues from that checkpoint, once the output folder has one of its own from that; null starts
             anew and refuses a folder that holds a run.
@@ -68,6 +69,7 @@ class TrainerSettings:
     precision: Applied[Literal["auto", "fp32", "bf16", "fp16"]] = "fp32"
     device: Free[str] = "auto"
     clip_norm: Applied[_ClipNorm] = None
+    clip_part: Applied[Literal["all", "backbone"]] = "all"
     resume: Free[Literal["auto"] | str | None] = "auto"
     log_every: Free[Count] = 20
     save_every: Free[CountOrNull] = None
@@ -146,6 +148,7 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
 
 _STRENGTHS = {
     "crop_side": "crop",
+    "paste_area": "paste",
     "low_resolution_side": "low_resolution",
     "blur_sigma": "blur",
     "color_strength": "color",

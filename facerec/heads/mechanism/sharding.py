@@ -70,13 +70,15 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
     the world size.
     """
     bound, deviation = 0.0, 0.0
-    if init == "xavier":
+    if init == "unit":
+        bound = 1.0
+    elif init == "xavier":
         rows = weight.shape[1:-1].numel() * shard.classes
         bound = math.sqrt(6 / (rows + weight.shape[-1]))
     elif init == "sface":
         deviation = 2 * math.sqrt(2 / shard.classes)
     elif isinstance(init, str):
-        raise ConfigError("head.init", init, "must be xavier, sface or a deviation such as 0.01")
+        raise ConfigError("head.init", init, "must be xavier, sface, unit or a deviation such as 0.01")
     else:
         require(init > 0, "head.init", init, "a deviation must be greater than 0")
         deviation = init
@@ -86,9 +88,10 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
 
     if shard.complete:
         draw(weight)
-        return
-    for start in range(0, shard.classes, _CLASSES_PER_DRAW):
+    for start in () if shard.complete else range(0, shard.classes, _CLASSES_PER_DRAW):
         block = draw(weight.new_empty(min(_CLASSES_PER_DRAW, shard.classes - start), *weight.shape[1:]))
         first, end = max(start, shard.start), min(start + len(block), shard.stop)
         if first < end:
             weight[first - shard.start : end - shard.start] = block[first - start : end - start]
+    if init == "unit":
+        weight /= torch.linalg.vector_norm(weight, dim=-1, keepdim=True)

@@ -26,6 +26,7 @@ class OptimizerSettings:
         lr: learning rate at factor 1 of the schedule.
         weight_decay: of weights; never of batch norm, biases and PReLU slopes unless `decay_all`.
         decay_all: weight decay on everything.
+        decay_biases: weight decay on biases and PReLU slopes too, on everything but norms.
 
     Raises:
         ConfigError: for a value out of range.
@@ -34,6 +35,7 @@ class OptimizerSettings:
     lr: Applied[Positive] = 0.1
     weight_decay: NotNegative = 5e-4
     decay_all: bool = False
+    decay_biases: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
@@ -52,7 +54,11 @@ def make_optimizer(
         ConfigError: where nothing is left to train.
     """
     groups = parameter_groups(
-        modules, weight_decay=settings.weight_decay, decay_all=settings.decay_all, lr_scales=lr_scales
+        modules,
+        weight_decay=settings.weight_decay,
+        decay_all=settings.decay_all,
+        decay_biases=settings.decay_biases,
+        lr_scales=lr_scales,
     )
     if not groups:
         raise ConfigError("backbone.frozen", True, "leaves nothing to train with a head without weights")
