@@ -60,6 +60,17 @@ def test_weights_start_as_published(
     assert built[name].state_dict()[entry].std().item() == pytest.approx(deviation, rel=0.03)
 
 
+def test_a_recipe_may_start_a_network_as_its_own_program_does() -> None:
+    entry, kaiming = "body.3.res_layer.1.weight", (2 / (128 * 9)) ** 0.5
+    for init, deviation, slope in (("kaiming", kaiming, 0.25), ("sface", 2 * kaiming, 1.0)):
+        state = create_backbone("ir_50", embedding_size=16, input_size=SIZE, init=init).state_dict()
+        assert state[entry].std().item() == pytest.approx(deviation, rel=0.03)
+        assert (state["input_layer.2.weight"] == slope).all()
+    magface = create_backbone("iresnet18", embedding_size=16, input_size=SIZE, variant="magface")
+    assert magface.layer2[0].conv1.weight.std().item() == pytest.approx(kaiming, rel=0.03)
+    assert magface.features.weight.requires_grad
+
+
 def test_zero_init_makes_every_block_pass_its_input_on() -> None:
     resnet = create_backbone("resnet50", embedding_size=8, input_size=SIZE)
     plain = create_backbone("resnet50", embedding_size=8, input_size=SIZE, zero_init_residual=False)
