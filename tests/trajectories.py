@@ -152,8 +152,9 @@ def _steps(trainer: Trainer, wanted: dict[str, Any], size: int, per_epoch: int) 
         rows.append(row | {"backbone_grad_norm": norms[0], "head_grad_norm": norms[1]})
         return update(loss, batches)
 
-    update = trainer.update_weights
+    update, done = trainer.update_weights, trainer.done
     with (
+        mock.patch.object(trainer, "done", lambda: done() or len(rows) == len(wanted["steps"])),
         mock.patch.object(trainer.loader, "batches", batches),
         mock.patch.object(trainer, "update_weights", noted),
         mock.patch.object(trainer, "save"),
