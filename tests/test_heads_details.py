@@ -138,7 +138,7 @@ def test_a_focal_loss_is_that_of_the_mean_of_the_batch() -> None:
     focal.weight.data.copy_(plain.weight)
     mean = plain(x, y).loss
     wanted = (1 - torch.exp(-mean)) ** 2 * mean
-    assert float(focal(x, y).loss) == pytest.approx(float(wanted), rel=1e-12)
+    assert focal(x, y).loss.item() == pytest.approx(wanted.item(), rel=1e-12)
     assert torch.allclose(gradient(focal(x, y).loss, x), gradient(wanted, x), rtol=1e-9)
 
 
