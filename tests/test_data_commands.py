@@ -24,12 +24,14 @@ from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
 from tests.making import image
+from tests.published_trees import TREES
 
 IDENTITIES, EACH = 22, 3
 parser()  # imports them
 COMMANDS = sorted(REGISTERED)
 # What each writes, with {} for the outputs' folder; those without an entry write nothing.
 LINES = {
+    **{name: f"sets/{name} {{}}/out --keep --workers 1" for name in TREES},
     "filter": "pack {}/out --min-images 2",
     "index": "pack --output {}/out.idx",
     "info": "pack --faces {}/out.png",
@@ -63,6 +65,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "lists" / "people.txt").write_text("\n".join(["2", *lines, ""]))
     pairs = [line for a, b, *_ in sets for line in (f"{a}\t1\t2", f"{a}\t1\t{b}\t1")]
     (root / "lists" / "pairs.txt").write_text("\n".join(["2\t1", *pairs, ""]))
+    for name, tree in TREES.items():
+        (root / "sets" / name).mkdir(parents=True)
+        tree(root / "sets" / name)
     run(["info", str(root / "pack")])  # its caches are not what is tested
     return root
 

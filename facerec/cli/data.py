@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Sequence
 
@@ -29,8 +28,8 @@ def parser() -> Parser:
     commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
     for module in pkgutil.iter_modules(data_commands.__path__):
         importlib.import_module(f"{data_commands.__name__}.{module.name}")
-    for name, (work, options) in sorted(COMMANDS.items()):
-        title, text, *epilog = (inspect.getdoc(work) or "").split("\n\n")
+    for name, (work, options, help) in sorted(COMMANDS.items()):
+        title, text, *epilog = help.strip().split("\n\n")
         command = commands.add_parser(
             name,
             help=title[0].lower() + title[1:].rstrip("."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +16,19 @@ if TYPE_CHECKING:
 Option: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]
 Work: TypeAlias = Callable[[Namespace], int | None]
 
-COMMANDS: dict[str, tuple[Work, tuple[Option, ...]]] = {}
+COMMANDS: dict[str, tuple[Work, tuple[Option, ...], str]] = {}
 
 
-def command(name: str, *options: Option) -> Callable[[Work], Work]:
+def command(name: str, *options: Option, help: str = "") -> Callable[[Work], Work]:
     """Return a decorator that registers a function as a sub-command.
 
-    The function's docstring is the help: a title, a paragraph, and whatever stands below it in ``--help``, an
-    example at least. It returns the exit status, None for 0. What the work needs is imported in the function,
-    so that ``--help`` stays quick.
+    `help`, else the function's docstring, is the help: a title, a paragraph, and whatever stands below it in
+    ``--help``, an example at least. It returns the exit status, None for 0. What the work needs is imported
+    in the function, so that ``--help`` stays quick.
     """
 
     def keep(work: Work) -> Work:
-        COMMANDS[name] = work, options
+        COMMANDS[name] = work, options, help or inspect.getdoc(work) or ""
         return work
 
     return keep

@@ -117,10 +117,10 @@ def _listed(path: Path) -> tuple[list[str], list[str]]:
     return paths, labels
 
 
-def warn_of_unaligned(source: Path, encoded: Iterable[Encoded]) -> None:
+def warn_of_unaligned(source: Path, encoded: Iterable[Encoded], hint: str = "") -> None:
     """Warn where the headers of some images say that they are photographs rather than aligned faces.
 
-    Those are nearly square, and of one size.
+    Those are nearly square, and of one size. The hint is `hint`, else the command that makes an aligned pack.
     """
     sizes = []
     for one in encoded:
@@ -133,7 +133,6 @@ def warn_of_unaligned(source: Path, encoded: Iterable[Encoded]) -> None:
         folder = source if source.is_dir() else "FOLDER"
         before = "" if source.is_dir() else f"`facerec-data unpack {source} FOLDER`, then "
         _log.warning(
-            "%s: images of %s pixels are hardly aligned faces, which models expect; align them: "
-            "%s`facerec-data pack --align %s OUT`",
-            *(source, shown, before, folder),
+            "%s: images of %s pixels are hardly aligned faces, which models expect; %s",
+            *(source, shown, hint or f"align them: {before}`facerec-data pack --align {folder} OUT`"),
         )

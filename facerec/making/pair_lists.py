@@ -39,19 +39,30 @@ def lfw_image(name: str, number: int) -> str:
     return f"{name}/{name}_{number:04d}.jpg"
 
 
-def read_pairs_txt(path: Path) -> Folds:
+def read_pairs_txt(path: Path, folds: int | None = None) -> Folds:
     """Read LFW's `pairs.txt`: per fold as many pairs ``name i j`` as impostor pairs ``name i name j``.
+
+    Args:
+        folds: their number in a list without a first line that says it (RFW).
 
     Raises:
         DamagedDataError: naming the line that is not that.
     """
     lines = _lines(path)
-    number, fields = next(lines, (1, []))
-    if len(fields) == 1 and is_number(fields[0]):  # view 1: one fold
-        fields = ["1", *fields]
-    if len(fields) != 2 or not all(is_number(field) and int(field) for field in fields):
-        raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
-    folds, per_class = map(int, fields)
+    if folds is None:
+        number, fields = next(lines, (1, []))
+        if len(fields) == 1 and is_number(fields[0]):  # view 1: one fold
+            fields = ["1", *fields]
+        if len(fields) != 2 or not all(is_number(field) and int(field) for field in fields):
+            raise _wrong(path, number, "must be folds<TAB>pairs per class per fold")
+        folds, per_class = map(int, fields)
+    else:
+        listed = list(lines)
+        lines, per_class = iter(listed), len(listed) // (2 * folds)
+        if not listed or len(listed) % (2 * folds):
+            raise DamagedDataError(
+                f"{path}: holds {counted(len(listed), 'pair')}, not {folds} equal folds; get it again"
+            )
     pairs: list[Pair] = []
     contradicted: list[tuple[int, Pair]] = []
     for number, fields in lines:

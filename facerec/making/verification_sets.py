@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,6 +14,7 @@ from facerec.images.decode import ENDINGS, decode
 from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.images.images import Images, LabelledImages
 from facerec.loading.folders import FileImages, require_inside
+from facerec.loading.opening import warn_of_unaligned
 from facerec.making.dealing import deal
 from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import Pair
@@ -22,6 +23,11 @@ from facerec.packs.verification import write_verification
 from facerec.threads import ordered_map
 
 _log = logging.getLogger(__name__)
+
+
+def folder_of(path: str) -> str:
+    """The identity of an image whose folder names it."""
+    return str(PurePosixPath(path).parent)
 
 
 def write_drawn(
@@ -49,7 +55,7 @@ def write_drawn(
         image_K2 = usable_M[row_K2]
         unusable = []
         missing = [i for i in np.unique(image_K2).tolist() if i not in made]
-        for i, face in _faces(images, missing, maker, workers, out):
+        for i, face in _faces(images, missing, maker, workers, out.name):
             if face.payload is None:
                 unusable.append(i)
                 _log.warning("%s; left out", _reason(images, i, face))
@@ -73,6 +79,7 @@ def write_listed(
     folds: int | None = None,
     keep_order: bool = True,
     seed: int = 0,
+    identity: Callable[[str], str] = folder_of,
 ) -> None:
     """Write listed pairs; each image is made once.
 
@@ -81,6 +88,7 @@ def write_listed(
         folds: their number, where the list gives it; those to deal, see `dealing.deal`.
         keep_order: the pairs stay as they are listed; else they are dealt into folds.
         seed: of the dealing.
+        identity: of an image by its path; where it contradicts an answer of the list, none is kept.
 
     Raises:
         ConfigError: so many folds are not possible.
@@ -92,24 +100,35 @@ def write_listed(
     sizes: list[int] | None = None
     if not keep_order:
         same_N = np.array([pair.same for pair in pairs])
-        fold_N = deal(same_N, _identities(pairs), folds=folds, seed=seed)
+        fold_N = deal(same_N, _identities(pairs, identity), folds=folds, seed=seed)
         if fold_N is not None:
             pairs = [pairs[i] for i in np.lexsort((~same_N, fold_N)).tolist()]
             sizes = np.bincount(fold_N).tolist()
     paths = list(dict.fromkeys(path for pair in pairs for path in pair[:2]))
+    made = dict(zip(paths, faces_of(root, paths, maker, workers, out.name), strict=True))
+    rows = [made[path] for pair in pairs for path in pair[:2]]
+    write_verification(out, rows, [pair.same for pair in pairs], _identities(pairs, identity), sizes or folds)
+
+
+def faces_of(root: Path, paths: Sequence[str], maker: FaceMaker, workers: int, title: str) -> Iterator[bytes]:
+    """Make the faces of listed images in threads, behind a progress bar.
+
+    Raises:
+        MissingDataError: an image is not there, or a link that leads out of `root`.
+        DamagedDataError: one is damaged, or has no face.
+    """
     images = FileImages(root, _files(root, paths))
-    made: dict[str, bytes] = {}
-    for i, face in _faces(images, range(len(images)), maker, workers, out):
+    if maker.detector is None:
+        warn_of_unaligned(root, images.sample(16), "--align finds and aligns the faces")
+    for i, face in _faces(images, range(len(images)), maker, workers, title):
         if face.payload is None:
             hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
             raise DamagedDataError(_reason(images, i, face) + hint)
-        made[paths[i]] = face.payload
-    rows = [made[path] for pair in pairs for path in pair[:2]]
-    write_verification(out, rows, [pair.same for pair in pairs], _identities(pairs), sizes or folds)
+        yield face.payload
 
 
 def _faces(
-    images: Images, wanted: Sequence[int], maker: FaceMaker | None, workers: int, out: Path
+    images: Images, wanted: Sequence[int], maker: FaceMaker | None, workers: int, title: str
 ) -> Iterator[tuple[int, FaceFile]]:
     """Make faces in threads, behind a progress bar."""
 
@@ -124,7 +143,7 @@ def _faces(
             return i, FaceFile(None, str(error))
 
     faces = ordered_map(make, wanted, workers)
-    yield from tqdm(faces, total=len(wanted), desc=f"images of {out.name}", disable=None, delay=0.5)
+    yield from tqdm(faces, total=len(wanted), desc=f"images of {title}", disable=None, delay=0.5)
 
 
 def _reason(images: Images, i: int, face: FaceFile) -> str:
@@ -168,8 +187,8 @@ def _endings(root: Path, path: str) -> list[str]:
     return [name for name in names if (root / name).is_file()]
 
 
-def _identities(pairs: Sequence[Pair]) -> list[str] | None:
-    """The identities of listed images, by their folders; None where those contradict an answer."""
-    folders = [str(PurePosixPath(path).parent) for pair in pairs for path in pair[:2]]
-    same = [one == other for one, other in zip(folders[::2], folders[1::2], strict=True)]
-    return folders if same == [pair.same for pair in pairs] else None
+def _identities(pairs: Sequence[Pair], identity: Callable[[str], str]) -> list[str] | None:
+    """The identities of listed images; None where those contradict an answer."""
+    names = [identity(path) for pair in pairs for path in pair[:2]]
+    same = [one == other for one, other in zip(names[::2], names[1::2], strict=True)]
+    return names if same == [pair.same for pair in pairs] else None

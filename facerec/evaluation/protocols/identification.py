@@ -31,6 +31,7 @@ from facerec.packs.text import numbered_lines
 
 logger = logging.getLogger("facerec.evaluation")
 
+NAMED_RANKS = (1, 5, 20)
 FPIR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4")
 
 
@@ -138,7 +139,7 @@ class IdentificationResult(Result):
     The 95 % intervals resample the identities of the mated probes, gallery and thresholds held fixed.
 
     Attributes:
-        rank: fraction of the mated probes whose identity is first, or among the first five.
+        rank: fraction of the mated probes whose identity is first, or among the first 5 or 20.
         cmc: the same for rank 1, 2, 3 …
         tpir_at_fpir: fraction of the mated probes that are first and above the lowest threshold at which the
             fraction of non-mated probes above it is within the target; None where there are too few of these.
@@ -240,7 +241,7 @@ def identify(
     found_P = np.where(first_P, -score_PK[mated_P, 0], np.inf)
     separation = Separation(found_P, -score_PK[~mated_P, 0])
     tpir = tar_at_far(separation, FPIR_TARGETS)
-    named = [rank for rank in (1, 5) if rank <= ranks]
+    named = [rank for rank in NAMED_RANKS if rank <= ranks]
     supported = [target for target, rate in tpir.items() if rate is not None]
     hits = [rank_P[mated_P] <= rank for rank in named]
     hits += [found_P < separation.threshold_at_far(float(target)) for target in supported]
