@@ -83,10 +83,11 @@ def all_runs(folder: Path) -> None:
     run(folder / "accumulated", "weights", {**accumulated, "head_options": SHARED_OUT})
     clipped = {**exact, "trainer_clip_norm": 0.05}
     run(folder / "clipped", "weights", {**clipped, "head_options": SHARED_OUT})
+    run(folder / "bf16", "weights", {**exact, "trainer_gradient_exchange": "bf16"})
 
 
 def make_folders(folder: Path) -> None:
-    for name in ("a/arcface", "a/softmax", "a/sphereface2", "replicated", "accumulated", "clipped"):
+    for name in ("a/arcface", "a/softmax", "a/sphereface2", "replicated", "accumulated", "clipped", "bf16"):
         (folder / name).mkdir(parents=True)
 
 
@@ -115,6 +116,14 @@ def test_two_processes_end_with_the_weights_of_one_that_takes_their_batches_toge
 ) -> None:
     one, two = one_and_two
     assert_close(one / name / "weights.pt", two / name / "weights.pt")
+
+
+def test_gradients_exchanged_in_bf16_differ_by_their_rounding(one_and_two: tuple[Path, Path]) -> None:
+    one, two = (torch.load(folder / "bf16" / "weights.pt") for folder in one_and_two)
+    plain = torch.load(one_and_two[1] / "replicated" / "weights.pt")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=2e-2, atol=2e-3, msg=name)
+    assert any(not torch.equal(two[name], plain[name]) for name in one if not name.startswith("head"))
 
 
 def test_the_log_of_two_processes_is_that_of_one(one_and_two: tuple[Path, Path]) -> None:

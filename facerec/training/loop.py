@@ -67,7 +67,8 @@ class Trainer:
         settings = self.settings
         self.reporters = [Plateau(), *self.reporters]
         self.checkpoints = self.folder / "checkpoints"
-        self.embed = parallel.wrap_ddp(self.backbone, self.device, compile=settings.compile)
+        ways = {"compile": settings.compile, "bf16_gradients": settings.gradient_exchange == "bf16"}
+        self.embed = parallel.wrap_ddp(self.backbone, self.device, **ways)
         self.gradients = parallel.Gradients(self.backbone, self.head)
         self.scaler = parallel.make_scaler(self.device, enabled=settings.precision == "fp16")
         self.meter = Meter(self.device)

@@ -24,8 +24,10 @@ _SYNC_BUFFERS = next(  # torch 2.14 has renamed it
 )
 
 
-def wrap_ddp(backbone: nn.Module, device: torch.device, *, compile: bool = False) -> nn.Module:
-    """Compile the backbone if wanted, and have its gradients averaged over the ranks.
+def wrap_ddp(
+    backbone: nn.Module, device: torch.device, *, compile: bool = False, bf16_gradients: bool = False
+) -> nn.Module:
+    """Compile the backbone if wanted, and have its gradients averaged over the ranks, rounded to bf16 or not.
 
     Its buffers are left alone: each rank's running statistics follow its own batches, and those of rank 0
     count (see `broadcast_buffers`). So a step has no other traffic than its gradients.
@@ -34,13 +36,18 @@ def wrap_ddp(backbone: nn.Module, device: torch.device, *, compile: bool = False
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if distributed.world_size() == 1 or not trained:
         return embed
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         embed,
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=False,
         **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
     )
+    if bf16_gradients:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def synchronise_batch_norm(backbone: nn.Module, device: torch.device) -> None:

@@ -95,6 +95,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     verification_sets = load_targets(evaluation)
     if distributed.rank() == 0:
         warn_of_overlap(faces, verification_sets)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # batches are of one size: the fastest kernels
     if settings.threads:
         torch.set_num_threads(settings.threads)
     seed_everything(seed)

@@ -50,6 +50,8 @@ class TrainerSettings:
         save_in_background: with sharded classes, write checkpoints while the run goes on; takes main memory
             for a copy.
         sync_batch_norm: batch norm over the batches of all ranks (CUDA).
+        gradient_exchange: number format in which ranks average the backbone's gradients: ``fp32``, or
+            ``bf16`` for half the traffic and a rounding of 2⁻⁹.
         check_replicas: every so many steps (true: every step), stop unless weights and optimizer state of
             each rank are those of rank 0 to the bit, by a hash of a copy in main memory.
         profile: trace a few steps, and where their time goes, into the folder ``profile``.
@@ -76,6 +78,7 @@ class TrainerSettings:
     keep_last: Free[Count] = 2
     save_in_background: Free[bool] = False
     sync_batch_norm: Applied[bool] = False
+    gradient_exchange: Applied[Literal["fp32", "bf16"]] = "fp32"
     check_replicas: Free[_Every] = False
     profile: Free[bool] = False
     checkpoint_activations: Free[bool] = False
@@ -121,7 +124,8 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         (
             "for several processes",
             world_size > 1,
-            "trainer.save_in_background trainer.sync_batch_norm trainer.check_replicas",
+            "trainer.save_in_background trainer.sync_batch_norm trainer.check_replicas "
+            "trainer.gradient_exchange",
         ),
         ("for head.sharded=true", config["head"].get("sharded", False), "trainer.save_in_background"),
         (
