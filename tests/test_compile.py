@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
+from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import torch
 import torch._dynamo
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from facerec.backbones import create_backbone
 from facerec.backbones.base import Backbone
 from facerec.backbones.iresnet import Block
 from facerec.backbones.recomputation import recompute_activations
+from facerec.cli.explain import config_folder
+from facerec.training.run import assemble
 
 # The smallest backbone of every family that torch can trace on small images.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -98,3 +104,18 @@ def test_the_graph_trains_as_the_backbone_does(recompute: bool) -> None:
         results.append((embedding_BD.detach(), grads, dict(module.named_buffers())))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_says_what_compiling_costs_on_a_cpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    settings = ["data=synthetic", "data.identities=4", "data.images=24", "data.size=32"]
+    settings += ["backbone=mobilefacenet", "eval.targets=[]", "trainer.device=cpu"]
+    for given in ("false", "true"):
+        with hydra.initialize_config_dir(str(config_folder()), version_base=None):
+            composed = hydra.compose(
+                "train", [*settings, f"trainer.compile={given}", f"output_dir={tmp_path}"]
+            )
+        config: Any = OmegaConf.to_container(composed, resolve=True)
+        assemble(config, tmp_path)
+    (line,) = [message for message in caplog.messages if message.startswith("compile")]
+    assert "on a CPU the first steps take minutes" in line

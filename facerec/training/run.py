@@ -41,6 +41,10 @@ from facerec.training.settings import StartSettings, TrainerSettings, without_ef
 
 log = logging.getLogger(__name__)
 
+_COMPILED_ON_CPU = (
+    "on a CPU the first steps take minutes (a C++ compiler run per fused kernel): it loses in short runs"
+)
+
 
 def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Reporter] = ()) -> Trainer:
     """Build everything a run needs, and resume an earlier run where that was asked for.
@@ -247,6 +251,7 @@ def describe_run(trainer: Trainer) -> None:
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {world_size} processes" if world_size > 1 else "")
         + f", {counted(torch.get_num_threads(), 'CPU thread')}, seed {config['seed']}",
+        "compile": _COMPILED_ON_CPU if settings.compile and trainer.device.type == "cpu" else "",
         "memory": step.line(),
         "work": f"{all_steps * flops * world_size:.3g} FLOPs in all{least}",
         "input": str(trainer.input),
