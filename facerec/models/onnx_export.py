@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from facerec.errors import FacerecError, require
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
+from facerec.vectors import unit_rows
 
 if TYPE_CHECKING:
     import onnx
@@ -163,9 +164,7 @@ def _compare(network: nn.Module, session: Any, image: Tensor, lowest: float) -> 
     with torch.inference_mode():
         expected_ND = network(image).numpy()
     (got_ND,) = session.run(None, {"image": image.numpy()})
-    cosine_N = (expected_ND * got_ND).sum(1) / (
-        np.linalg.norm(expected_ND, axis=1) * np.linalg.norm(got_ND, axis=1)
-    )
+    cosine_N = (unit_rows(expected_ND) * unit_rows(got_ND)).sum(1)
     if not cosine_N.min() >= lowest:
         raise FacerecError(
             f"the exported network gives other embeddings (cosine {cosine_N.min():.6f} with the original); "
