@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from facerec.backbones import create_backbone
+    from facerec.backbones import create_backbone, list_backbones
     from facerec.evaluation.verify import verify
-    from facerec.heads import create_head
+    from facerec.heads import create_head, list_heads
     from facerec.models.opening import load_model
     from facerec.packs.recordio import Record, RecordReader, RecordWriter
     from facerec.recognition.face_model import FaceModel
@@ -27,6 +27,8 @@ __all__ = [
     "RecordWriter",
     "create_backbone",
     "create_head",
+    "list_backbones",
+    "list_heads",
     "load_model",
     "verify",
 ]
@@ -39,6 +41,8 @@ _HOMES = {
     "RecordWriter": "facerec.packs.recordio",
     "create_backbone": "facerec.backbones",
     "create_head": "facerec.heads",
+    "list_backbones": "facerec.backbones",
+    "list_heads": "facerec.heads",
     "load_model": "facerec.models.opening",
     "verify": "facerec.evaluation.verify",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 from facerec.cli.data import run
-from facerec.errors import ConfigError, MissingDataError, StorageError, UserError
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.images.align import TEMPLATE_52
 from facerec.images.decode import decode
+from facerec.images.detection import Face
 from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.making import builder
 from facerec.making.from_folder import pack_folder
@@ -157,6 +160,94 @@ def test_a_pack_inside_of_its_own_folder_is_refused(photographs: Path) -> None:
     with pytest.raises(UserError, match="would be taken for an identity"):
         run(["pack", str(photographs), str(photographs / "new" / "pack")])
     assert not (photographs / "new").exists()
+
+
+# Labels from a list, and what the detector found ----------------------------------------------------------
+
+
+def test_labels_come_from_a_csv(tmp_path: Path) -> None:
+    for seed, path in enumerate(("a/1.jpg", "a/2.jpg", "b/1.jpg", "3.jpg")):
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / path).write_bytes(image(seed))
+    (tmp_path / "l.csv").write_text('file,who\nb/1.jpg,Zoe\na/1.jpg,"Ann, B."\n3.jpg,Zoe\nnone.jpg,Zoe\n')
+    command = [
+        "pack",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        "--keep",
+        "--labels",
+        str(tmp_path / "l.csv"),
+    ]
+    assert run(command) == 0
+    pack = open_pack(tmp_path / "out")
+    assert [pack.label(i) for i in range(len(pack))] == ["Ann, B.", "Zoe", "Zoe"]
+    assert [bytes(pack.encoded(i)) for i in range(3)] == [image(0), image(2), image(3)]
+    assert report(tmp_path / "out") == [["none.jpg", "dropped", "cannot be read: No such file or directory"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.jpg,Ann,1\n", "line 1: must be path,label"),
+        ("a.jpg,Ann\n../b.jpg,Bob\n", "line 2: '../b.jpg' must be a path below the folder"),
+        ("a.jpg,Ann\na.jpg,Bob\n", "line 2: lists 'a.jpg', as line 1 does"),
+        ("a.jpg,A/B\n", "line 1: 'A/B' is no name of a folder"),
+        ("file,who\n", "labels no images"),
+    ],
+)
+def test_labels_out_of_order_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(DamagedDataError, match=said):
+        run(["pack", str(tmp_path), str(tmp_path / "out"), "--labels", str(tmp_path / "l.csv")])
+
+
+class TwoFaces:
+    """Finds a face of 40 pixels in the middle of each photograph, and one of 20 beside it in wide ones."""
+
+    def detect(self, image_HWC: np.ndarray) -> list[Face]:
+        boxes = [(40.0, 40.0, 80.0, 84.0)] + [(0.0, 0.0, 20.0, 30.0)] * (image_HWC.shape[1] > 120)
+        return [Face(box, 0.98765, TEMPLATE_52 * 0.4 + box[:2]) for box in boxes]
+
+
+@pytest.mark.parametrize(
+    ("settings", "wide", "narrow"),
+    [
+        (
+            {},
+            "packed,2 faces found; took the largest and most central,0.9877,40,40,80,84",
+            "packed,,0.9877,40,40,80,84",
+        ),
+        ({"several": "drop"}, "dropped,2 faces found,0.9877,40,40,80,84", "packed,,0.9877,40,40,80,84"),
+        ({"min_face": 30}, "packed,,0.9877,40,40,80,84", "packed,,0.9877,40,40,80,84"),
+        ({"min_face": 50}, *["dropped,no face of 50 pixels; the largest has 40,,,,,"] * 2),
+        (
+            {"min_face": 50, "no_face": "crop"},
+            *["packed,no face of 50 pixels; the largest has 40; cropped at the centre,,,,,"] * 2,
+        ),
+    ],
+)
+def test_the_report_has_score_and_box_of_each_face(
+    tmp_path: Path, settings: dict, wide: str, narrow: str
+) -> None:
+    (tmp_path / "in" / "Ann").mkdir(parents=True)
+    (tmp_path / "in" / "Ann" / "narrow.jpg").write_bytes(image(1, (120, 120)))
+    (tmp_path / "in" / "Ann" / "wide.jpg").write_bytes(image(2, (160, 120)))
+    (tmp_path / "in" / "Ann" / "x.jpg").write_bytes(b"none")
+    maker = FaceMaker(detector=TwoFaces(), **settings)
+    with contextlib.suppress(MissingDataError):  # where both are dropped
+        pack_folder(tmp_path / "in", tmp_path / "out", maker)
+    lines = (tmp_path / "out" / "report.csv").read_text().splitlines()
+    assert lines[0] == "image,outcome,reason,score,left,top,right,bottom"
+    assert lines[1:3] == [f"Ann/narrow.jpg,{narrow}", f"Ann/wide.jpg,{wide}"]
+    assert lines[3].startswith("Ann/x.jpg,dropped,") and lines[3].endswith(",,,,,")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--several", "drop"), ("--min-face", "20")])
+def test_options_about_found_faces_need_align(
+    photographs: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{option}={value}: needs --align"):
+        run(["pack", str(photographs), str(tmp_path / "out"), option, value])
 
 
 # Stopped half way -----------------------------------------------------------------------------------------

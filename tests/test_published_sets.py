@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from facerec.cli.data import run
 from facerec.cli.data_commands.published import SETS
@@ -223,3 +224,29 @@ def test_sets_are_replaced_only_by_force(tree: Path, tmp_path: Path) -> None:
     run([tree.name, str(tree), str(tmp_path / "out")])
     with pytest.raises(UserError, match="is already there; --force replaces it"):
         run([tree.name, str(tree), str(tmp_path / "out")])
+
+
+def test_info_shows_the_faces_of_a_set_by_identity_or_else_by_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.cplfw(tmp_path)
+    run(["cplfw", str(tmp_path), str(tmp_path), "--keep"])
+    capsys.readouterr()
+    named, unnamed = tmp_path / "named.png", tmp_path / "unnamed.png"
+    run(["info", str(tmp_path / "cplfw.bin"), "--faces", str(named)])
+    assert "faces       3 identities, up to 2 images each, on" in capsys.readouterr().out
+    assert Image.open(named).size == (2 * 114 + 2, 3 * 130 + 2)
+    (tmp_path / "cplfw.people.tsv").unlink()
+    run(["info", str(tmp_path / "cplfw.bin"), "--faces", str(unnamed)])
+    assert "faces       the first 25 of 40 pairs, on" in capsys.readouterr().out
+    assert Image.open(unnamed).size == (2 * 114 + 2, 25 * 130 + 2)
+
+
+def test_info_of_a_list_shows_its_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.cplfw(tmp_path)
+    lines = [f"aligned images/{name}_{i}.jpg\t{name}\n" for name in trees.NAMES for i in (1, 2)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    run(["info", str(tmp_path / "list.txt"), "--faces", str(tmp_path / "faces.png")])
+    said = capsys.readouterr().out
+    assert "images      6 images of 3 identities from" in said and "6 of 6 sampled: JPEG 112×112 RGB" in said
+    assert "faces       3 identities, up to 2 images each, on" in said

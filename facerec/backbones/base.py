@@ -6,6 +6,7 @@ Shapes: B images of C = 3 channels, H×W pixels; D is the length of the embeddin
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -19,6 +20,11 @@ from facerec.errors import ConfigError, require
 from facerec.registry import Registry
 
 BACKBONES = Registry("backbone", "facerec.backbones")
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names for `create_backbone`, sorted; those that match `pattern`, as ``"ir_*"``."""
+    return fnmatch.filter(BACKBONES.names(), pattern)
 
 
 def create_backbone(name: str, *, embedding_size: int = 512, **parameters: Any) -> Backbone:

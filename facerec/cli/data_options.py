@@ -66,6 +66,18 @@ IMAGES = (
         default="drop",
         help="with --align, what to do with an image where no face is found (default: drop)",
     ),
+    option(
+        "--several",
+        choices=("largest", "drop"),
+        help="with --align, what to do with an image of several faces: take the largest and most central one "
+        "(default), or drop it",
+    ),
+    option(
+        "--min-face",
+        type=int,
+        metavar="PIXELS",
+        help="with --align, pass over faces of a shorter side than this",
+    ),
 )
 
 
@@ -84,5 +96,14 @@ def face_maker(options: Namespace) -> FaceMaker:
     from facerec.images.detection import Mtcnn
     from facerec.images.face_maker import FaceMaker
 
-    maker = FaceMaker(options.size, options.quality, options.keep, no_face=options.no_face)
+    for name, given in (("--several", options.several), ("--min-face", options.min_face)):
+        require(options.align or given is None, name, given, "needs --align, which finds the faces")
+    maker = FaceMaker(
+        options.size,
+        options.quality,
+        options.keep,
+        no_face=options.no_face,
+        several=options.several or "largest",
+        min_face=options.min_face or 0,
+    )
     return replace(maker, detector=Mtcnn()) if options.align else maker

@@ -193,7 +193,7 @@ def _prepared(images: Images, image: int, shape: tuple[int, int], maker: FaceMak
     try:
         encoded = images.encoded(image)
         if maker is not None:
-            image_HWC, note = maker.face(encoded)
+            image_HWC, note, _ = maker.face(encoded)
             return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
         image_HWC = decode_full_size(encoded)
     except (DamagedDataError, MissingDataError) as error:

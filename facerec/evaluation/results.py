@@ -68,6 +68,11 @@ class HardPair(NamedTuple):
     wrong: bool
     identities: tuple[str, str] | None
 
+    @property
+    def names(self) -> str:
+        """Whose images they are: one name, or two with a stroke between; empty where not known."""
+        return " / ".join(dict.fromkeys(self.identities or ()))
+
 
 class HardPairs(NamedTuple):
     """The worst pairs of a kind, ``genuine`` or ``impostor``, and how many of all were judged wrong."""

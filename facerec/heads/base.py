@@ -8,6 +8,7 @@ Shapes: B batch, C classes, D embedding size.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import logging
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
@@ -32,6 +33,11 @@ from facerec.settings import Free, check_ranges
 log = logging.getLogger(__name__)
 
 HEADS = Registry("head", "facerec.heads")
+
+
+def list_heads(pattern: str = "*") -> list[str]:
+    """Names for `create_head`, sorted; those that match `pattern`, as ``"*face"``."""
+    return fnmatch.filter(HEADS.names(), pattern)
 
 
 def create_head(name: str, *, num_classes: int, embedding_size: int = 512, **parameters: Any) -> Head:

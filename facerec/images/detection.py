@@ -40,6 +40,12 @@ class Face(NamedTuple):
     score: float
     point_52: npt.NDArray[np.float64]
 
+    @property
+    def side(self) -> float:
+        """The shorter side of the box in pixels."""
+        left, top, right, bottom = self.box
+        return min(right - left, bottom - top)
+
 
 class Detector(Protocol):
     """A face detector; `detect` is called by several threads at once."""

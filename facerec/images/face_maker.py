@@ -23,10 +23,22 @@ from facerec.images.detection import Detector, Face, choose
 
 
 class FaceFile(NamedTuple):
-    """An encoded face, None where the photograph is dropped, and why, or else a remark on it or nothing."""
+    """An encoded face, None where the photograph is dropped, and why, or else a remark on it or nothing.
+
+    `found` is what the detector found in the photograph, if one looked and did.
+    """
 
     payload: bytes | None
     note: str = ""
+    found: Face | None = None
+
+
+class FacePixels(NamedTuple):
+    """The pixels of a face, uint8 RGB (size, size, 3), None where there is none; else as `FaceFile`."""
+
+    image_HWC: np.ndarray | None
+    note: str = ""
+    found: Face | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,9 @@ class FaceMaker:
             the centre, right for faces that are aligned or cropped already.
         no_face: with a detector, what to do where it finds none: ``drop`` the photograph, or ``crop`` it as
             without detector.
+        several: with a detector, what to do where it finds several: take the ``largest`` and most central, or
+            ``drop`` the photograph.
+        min_face: with a detector, the least width and height of a face in pixels; smaller ones do not count.
 
     Raises:
         ConfigError: for a value out of range.
@@ -51,10 +66,13 @@ class FaceMaker:
     keep: bool = False
     detector: Detector | None = None
     no_face: Literal["drop", "crop"] = "drop"
+    several: Literal["largest", "drop"] = "largest"
+    min_face: int = 0
 
     def __post_init__(self) -> None:
         require(16 <= self.size <= 1024, "--size", self.size, "must be 16 to 1024 pixels")
         require(1 <= self.quality <= 100, "--quality", self.quality, "must be 1 to 100")
+        require(self.min_face >= 0, "--min-face", self.min_face, "must be 0 pixels or more")
 
     def make(self, encoded: Encoded) -> FaceFile:
         """The face in an encoded photograph; safe to call from several threads at once."""
@@ -62,30 +80,39 @@ class FaceMaker:
             if self.keep and self._fits(encoded):
                 decode(encoded, self.size)  # that all of it is there
                 return FaceFile(bytes(encoded))
-            face_HWC, note = self.face(encoded)
-            return FaceFile(None if face_HWC is None else self.encode(face_HWC), note)
+            face_HWC, note, found = self.face(encoded)
+            return FaceFile(None if face_HWC is None else self.encode(face_HWC), note, found)
         except DamagedDataError as error:
             return FaceFile(None, str(error))
         except MemoryError:
             return FaceFile(None, "too large for the memory of this machine")
 
-    def face(self, encoded: Encoded) -> tuple[np.ndarray | None, str]:
-        """The pixels of the face, (size, size, 3) RGB, None where there is none; and a note as of `FaceFile`.
+    def face(self, encoded: Encoded) -> FacePixels:
+        """The face in an encoded photograph, as pixels.
 
         Raises:
             DamagedDataError: it is no image, or a damaged one.
         """
         if self.detector is None:
-            return decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS), ""
+            return FacePixels(decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS))
         image_HWC = decode_full_size(encoded)
-        faces = self.detector.detect(image_HWC)
+        found = self.detector.detect(image_HWC)
+        faces = [face for face in found if face.side >= self.min_face]
         if not faces:
+            note = "no face found"
+            if found:
+                note = (
+                    f"no face of {self.min_face} pixels; the largest has {max(one.side for one in found):.0f}"
+                )
             if self.no_face == "drop":
-                return None, "no face found"
-            return self._cropped(image_HWC), "no face found; cropped at the centre"
-        others = f"{len(faces)} faces found; took the largest and most central" if len(faces) > 1 else ""
+                return FacePixels(None, note)
+            return FacePixels(self._cropped(image_HWC), f"{note}; cropped at the centre")
         face = choose(faces, (image_HWC.shape[0], image_HWC.shape[1]))
-        return self._aligned(image_HWC, face), others
+        note = f"{len(faces)} faces found" if len(faces) > 1 else ""
+        if note and self.several == "drop":
+            return FacePixels(None, note, face)
+        note = f"{note}; took the largest and most central" if note else ""
+        return FacePixels(self._aligned(image_HWC, face), note, face)
 
     def _fits(self, encoded: Encoded) -> bool:
         """Return True if an image's header says that it can be stored as it is; raises DamagedDataError."""

@@ -71,12 +71,16 @@ def _pack(source: Path, damaged: Literal["raise", "skip"]) -> Pack:
 
 
 class PairImages(Images):
-    """The rows of a verification set: rows 2i and 2i + 1 are pair i, labelled 1 (genuine) or 0 (impostor)."""
+    """The rows of a verification set: rows 2i and 2i + 1 are pair i, labelled 1 (genuine) or 0 (impostor).
+
+    `identities` are the names of the rows, (2N,), where the set knows them.
+    """
 
     group = 2
 
     def __init__(self, verification_set: VerificationSet) -> None:
         self._set = verification_set
+        self.identities = verification_set.identity_2N
         _, first_P, image_N = np.unique(verification_set.index_2N, return_index=True, return_inverse=True)
         self.first_N = first_P[image_N]
 

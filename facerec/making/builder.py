@@ -34,6 +34,13 @@ from facerec.packs.recordio import Record, append_record, pack
 
 STAGE: Final = ".making"
 REPORT: Final = "report.csv"
+DETAILS: Final = (
+    "score",
+    "left",
+    "top",
+    "right",
+    "bottom",
+)  # of the face that a detector found, box in pixels
 _JOURNAL: Final = "journal"
 _GROWING: Final = ("train.rec", "train.idx", "train.lst", REPORT)
 _EVERY: Final = 2.0  # seconds between two journals
@@ -130,11 +137,13 @@ class PackBuilder:
             self._files["train.lst"].write(line.encode("utf-8", "surrogateescape"))
         self._key += 1
 
-    def note(self, image: str, outcome: str, reason: str) -> None:
-        """Append a line to the report; outcome ``dropped`` is counted."""
+    def note(self, image: str, outcome: str, reason: str, *details: object) -> None:
+        """Append a line to the report, with `DETAILS` or without; outcome ``dropped`` is counted."""
         self._dropped += outcome == "dropped"
         with storing(self.out):
-            self._files[REPORT].write(csv_lines([(image, outcome, reason)]))
+            self._files[REPORT].write(
+                csv_lines([(image, outcome, reason, *(details or [""] * len(DETAILS)))])
+            )
 
     def end_identity(self, mark: str = "") -> None:
         """Complete the identity under way; `mark` becomes `resumed` where it is the last one."""
@@ -191,7 +200,7 @@ class PackBuilder:
     def _start(self) -> None:
         self._journal.unlink(missing_ok=True)
         self._record(0, self._head())
-        self._files[REPORT].write(csv_lines([("image", "outcome", "reason")]))
+        self._files[REPORT].write(csv_lines([("image", "outcome", "reason", *DETAILS)]))
 
     def _resumable(self) -> dict[str, Any] | None:
         """The journal, where it is of the same plan and all files are there and long enough."""

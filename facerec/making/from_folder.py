@@ -1,11 +1,12 @@
-"""Make a pack of a folder that holds one folder of photographs per identity."""
+"""Make a pack of photographs: of a folder per identity, or of those that a list labels."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from facerec.errors import DamagedDataError, UserError
 from facerec.images.decode import ENDINGS, read_file
 from facerec.images.face_maker import FaceFile, FaceMaker
-from facerec.loading.folders import Entries, folder_entries, identity_folders
+from facerec.loading.folders import Entries, folder_entries, identity_folders, require_inside
 from facerec.loading.opening import warn_of_unaligned
 from facerec.making.builder import Built, PackBuilder
 from facerec.threads import ordered_map
@@ -37,6 +38,7 @@ def pack_folder(
     force: bool = False,
     workers: int = 1,
     only: list[str] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
     beside: Callable[[PackBuilder], None] | None = None,
 ) -> Built:
     """Pack ``folder/identity/photograph`` into the folder `out`; identities and files in the order of names.
@@ -47,6 +49,7 @@ def pack_folder(
 
     Args:
         only: the identities to pack, sorted; default: all.
+        labels: the photographs of each identity, paths below `folder`; None: those in its folder.
         beside: writes what shall appear with the pack (see `PackBuilder.beside`).
 
     Raises:
@@ -57,16 +60,19 @@ def pack_folder(
         raise UserError(
             f"{out}: lies in {folder}, and would be taken for an identity; choose a place outside"
         )
+    if labels is not None:
+        only = sorted(labels)
     there = identity_folders(folder) if only is None else Entries(only, [], {})
     identities = there.folders
     plan = {
         "folder": str(folder.absolute()),
-        "identities": _digest(folder, identities),
-        "maker": [maker.size, maker.quality, maker.keep, maker.detector is not None, maker.no_face],
+        "identities": _digest(folder, identities, labels),
+        "maker": astuple(replace(maker, detector=None)),
+        "align": maker.detector is not None,
     }
     with PackBuilder(out, (maker.size, maker.size), force=force, plan=plan) as builder:
         if maker.detector is None:
-            warn_of_unaligned(folder, _sample(folder, identities))
+            warn_of_unaligned(folder, _sample(folder, identities, labels))
         done = 0
         if builder.resumed is not None:
             done = bisect_right(identities, builder.resumed)
@@ -77,17 +83,22 @@ def pack_folder(
         def make(photograph: _Photograph) -> tuple[_Photograph, FaceFile]:
             return photograph, _face(maker, folder, photograph)
 
-        faces = ordered_map(make, _photographs(folder, identities[done:]), workers)
+        faces = ordered_map(make, _photographs(folder, identities[done:], labels), workers)
         groups = groupby(faces, key=lambda face: face[0].identity)
         title = f"packing {folder.name}"
         for identity, group in tqdm(
             groups, title, total=len(identities), initial=done, unit=" identities", disable=None
         ):
             for photograph, face in group:
-                if face.note:
-                    builder.note(photograph.name, "packed" if face.payload else "dropped", face.note)
+                if face.note or face.found:
+                    details = (f"{face.found.score:.4f}", *map(round, face.found.box)) if face.found else ()
+                    outcome = "packed" if face.payload else "dropped"
+                    builder.note(photograph.name, outcome, face.note, *details)
                 if face.payload:
-                    builder.add(photograph.name, face.payload)
+                    name = photograph.name
+                    if labels is not None:  # the folder of a name is its identity
+                        name = f"{identity}/{name.replace('/', '_')}"
+                    builder.add(name, face.payload)
             builder.end_identity(identity)
         if beside is not None:
             beside(builder)
@@ -104,6 +115,7 @@ def _face(maker: FaceMaker, folder: Path, photograph: _Photograph) -> FaceFile:
     if any(sign in photograph.name for sign in "\t\n\r"):
         return FaceFile(None, "its name holds a tab or a line break, which a .lst cannot")
     try:
+        require_inside(path, folder)
         encoded = read_file(path)
     except OSError as error:
         return FaceFile(None, f"cannot be read: {error.strerror}")
@@ -112,9 +124,14 @@ def _face(maker: FaceMaker, folder: Path, photograph: _Photograph) -> FaceFile:
     return maker.make(encoded)
 
 
-def _photographs(folder: Path, identities: list[str]) -> Iterator[_Photograph]:
-    """Yield every entry of every identity's folder; for an empty folder the folder, to report it."""
+def _photographs(
+    folder: Path, identities: list[str], labels: Mapping[str, Sequence[str]] | None
+) -> Iterator[_Photograph]:
+    """Yield what is labelled, else every entry of every identity's folder, for an empty one the folder."""
     for identity in identities:
+        if labels is not None:
+            yield from (_Photograph(identity, path, "") for path in labels[identity])
+            continue
         try:
             there = folder_entries(folder / identity, folder)
         except OSError as error:
@@ -128,18 +145,29 @@ def _photographs(folder: Path, identities: list[str]) -> Iterator[_Photograph]:
             yield _Photograph(identity, identity, "the folder holds no images that can be read")
 
 
-def _sample(folder: Path, identities: list[str]) -> Iterator[bytes]:
+def _sample(
+    folder: Path, identities: list[str], labels: Mapping[str, Sequence[str]] | None
+) -> Iterator[bytes]:
     """Yield the first image of some identities, evenly spread."""
     for identity in identities[:: max(len(identities) // 16, 1)]:
         with contextlib.suppress(OSError, DamagedDataError):  # it will stand in the report
+            if labels is not None:
+                yield read_file(folder / labels[identity][0])
+                continue
             for file in folder_entries(folder / identity, folder).images[:1]:
                 yield read_file(folder / identity / file)
 
 
-def _digest(folder: Path, identities: list[str]) -> str:
-    """A digest that changes when an identity's folder comes or goes, or a file in one of them does."""
+def _digest(folder: Path, identities: list[str], labels: Mapping[str, Sequence[str]] | None) -> str:
+    """A digest that changes when an identity's folder or listed file comes, goes or changes."""
     digest = hashlib.sha256()
     for identity in identities:
-        line = f"{identity}/{(folder / identity).stat().st_mtime_ns}\n"
-        digest.update(line.encode("utf-8", "surrogateescape"))
+        for path in [identity] if labels is None else labels[identity]:
+            try:
+                time = (folder / path).stat().st_mtime_ns
+            except OSError:
+                if labels is None:
+                    raise
+                time = 0  # the report will say so
+            digest.update(f"{identity}\t{path}/{time}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

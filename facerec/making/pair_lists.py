@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from facerec.errors import DamagedDataError, counted
-from facerec.packs.text import is_number, text_lines
+from facerec.packs.text import is_number, stays_inside, text_lines
 
 _log = logging.getLogger(__name__)
 _YES = {"1", "true", "same", "yes", "1.0"}
@@ -129,13 +129,7 @@ def read_csv(path: Path) -> list[Pair]:
     """
     pairs: list[Pair] = []
     contradicted: list[tuple[int, Pair]] = []
-    for number, line in enumerate(text_lines(path), 1):
-        try:
-            fields = [field.strip() for field in next(csv.reader([line]), [])]
-        except csv.Error as error:
-            raise _wrong(path, number, f"is not CSV: {error}") from None
-        if not any(fields):
-            continue
+    for number, fields in _csv_lines(path):
         label = fields[-1].lower()
         if len(fields) == 3 and number == 1 and not any(sign in "".join(fields[:2]) for sign in "./"):
             continue  # a header: paths have an ending
@@ -149,6 +143,45 @@ def read_csv(path: Path) -> list[Pair]:
     if len({PurePosixPath(one).parent for pair in pairs for one in pair[:2]}) > 1:  # folders are identities
         _warn(path, contradicted, "of one folder")
     return pairs
+
+
+def read_labels(path: Path) -> dict[str, list[str]]:
+    """Read a CSV of lines ``path,label``: the paths of each label, in the order of the list.
+
+    A first line whose path has no dot and no slash is taken for a header.
+
+    Raises:
+        DamagedDataError: naming the line that is not that, leads out of the folder or lists a path again.
+    """
+    labels: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
+    for number, fields in _csv_lines(path):
+        if len(fields) == 2 and number == 1 and not any(sign in fields[0] for sign in "./"):
+            continue
+        if len(fields) != 2 or not all(fields):
+            raise _wrong(path, number, "must be path,label")
+        image, label = fields
+        if not stays_inside(image):
+            raise _wrong(path, number, f"{image!r:.60} must be a path below the folder")
+        _require_folder(path, number, label)
+        if image in lines:
+            raise _wrong(path, number, f"lists {image!r:.60}, as line {lines[image]} does")
+        lines[image] = number
+        labels.setdefault(label, []).append(image)
+    if not labels:
+        raise DamagedDataError(f"{path}: labels no images; its lines must be path,label")
+    return labels
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and fields of every line of a CSV that is not blank."""
+    for number, line in enumerate(text_lines(path), 1):
+        try:
+            fields = [field.strip() for field in next(csv.reader([line]), [])]
+        except csv.Error as error:
+            raise _wrong(path, number, f"is not CSV: {error}") from None
+        if any(fields):
+            yield number, fields
 
 
 def read_names(path: Path) -> set[str]:

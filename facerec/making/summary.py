@@ -1,4 +1,4 @@
-"""The contents of a pack for `facerec-data info`: lines about it, and its first faces on one image."""
+"""The contents of any images for `facerec-data info`: lines about them, and faces of the first identities."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, MissingDataError, counted
 from facerec.files import replacing
 from facerec.images.decode import Encoded, decode, read_header
+from facerec.images.images import Images, LabelledImages
+from facerec.loading.opening import PairImages, open_images
 from facerec.packs.index import RecordIndex
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import load_verification
 
 _SAMPLE = 200  # images whose headers are read
 _BAR = 40  # characters of the longest bar
-_SIDE, _COLUMNS, _GAP = 112, 10, 2  # of the sheet of faces
-_GROUND, _DAMAGED = (48, 48, 48), (160, 0, 0)
+_SIDE, _COLUMNS, _ROWS, _GAP, _CAPTION = 112, 8, 25, 2, 16  # of the sheet of faces, in pixels or faces
+_GROUND, _DAMAGED, _TEXT = (48, 48, 48), (160, 0, 0), (255, 255, 255)
 
 
 def summarise(path: Path) -> Iterator[str]:
-    """Yield lines about a pack (a folder or `.rec`) or a verification pack (`.bin`).
+    """Yield lines about a pack (a folder or `.rec`), a verification pack (`.bin`) or the images of a list.
 
     Raises:
         MissingDataError: there is no pack.
@@ -31,6 +33,11 @@ def summarise(path: Path) -> Iterator[str]:
     """
     if path.suffix == ".bin":
         yield from _verification_lines(path)
+        return
+    if path.is_file() and path.suffix != ".rec":
+        images = open_images(path)
+        yield _line("images", images.describe())
+        yield from _formats(list(images.sample(_SAMPLE)))
         return
     pack = open_pack(path, damaged="skip")
     count_C = np.bincount(pack.label_N, minlength=pack.num_classes)
@@ -123,22 +130,65 @@ def _verification_lines(path: Path) -> Iterator[str]:
     yield _line("images", f"{2 * len(pack):,}, {len(pack.images):,} of them distinct")
 
 
-def contact_sheet(pack: Pack, out: Path, count: int = 100) -> int:
-    """Write a PNG of the first image of each of the first `count` identities, ten per row.
+def contact_sheet(images: Images, out: Path) -> str:
+    """Write a PNG of the first identities, a row each: the name, the number of images, up to eight of them.
 
-    A damaged image is a red square. Returns the number of faces; raises StorageError.
+    Of pairs whose identities are not known a row is a pair. A damaged image is a red square.
+
+    Returns:
+        What is on it, for a line.
+
+    Raises:
+        StorageError: it cannot be written.
     """
-    _, first_C = np.unique(pack.label_N, return_index=True)
-    shown = first_C[:count].tolist()
-    step = _SIDE + _GAP
-    columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
-    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), _GROUND)
-    for cell, i in enumerate(shown):
-        corner = (cell % _COLUMNS * step + _GAP, cell // _COLUMNS * step + _GAP)
-        try:
-            sheet.paste(Image.fromarray(decode(pack.encoded(i), _SIDE)), corner)
-        except DamagedDataError:
-            sheet.paste(_DAMAGED, (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
+    kind, count, shown = _first_groups(images)
+    columns = min(_COLUMNS, max(len(rows) for _, rows in shown))
+    step, height = _SIDE + _GAP, _SIDE + _GAP + _CAPTION
+    sheet = Image.new("RGB", (max(columns, 2) * step + _GAP, len(shown) * height + _GAP), _GROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, (name, members) in enumerate(shown):
+        many = "" if kind == "pair" else f" ({counted(len(members), 'image')})"
+        draw.text((_GAP, row * height + _GAP), _fitting(name, many, sheet.width, font), _TEXT, font)
+        for column, i in enumerate(members[:_COLUMNS]):
+            corner = (column * step + _GAP, row * height + _CAPTION + _GAP)
+            try:
+                sheet.paste(Image.fromarray(decode(images.encoded(i), _SIDE)), corner)
+            except (DamagedDataError, MissingDataError):
+                sheet.paste(_DAMAGED, (*corner, corner[0] + _SIDE, corner[1] + _SIDE))
     with replacing(out) as file:
         sheet.save(file, "PNG")
-    return len(shown)
+    some = (
+        f"the first {len(shown):,} of {counted(count, kind)}" if count > len(shown) else counted(count, kind)
+    )
+    return f"{some}, up to {columns} images each, on {out}" if kind == "identity" else f"{some}, on {out}"
+
+
+def _first_groups(images: Images) -> tuple[str, int, list[tuple[str, list[int]]]]:
+    """``identity`` or ``pair``, how many there are, and of the first their names and distinct images."""
+    if isinstance(images, LabelledImages):
+        order_N = np.argsort(images.label_N, kind="stable")
+        groups = np.split(order_N, np.flatnonzero(np.diff(images.label_N[order_N])) + 1)
+        return "identity", len(groups), [(images.label(int(one[0])), one.tolist()) for one in groups[:_ROWS]]
+    if isinstance(images, PairImages):
+        if images.identities is None:
+            kinds = {"1": "genuine", "0": "impostor"}
+            pairs = range(min(len(images) // 2, _ROWS))
+            shown = [(f"pair {i}, {kinds[images.label(2 * i)]}", [2 * i, 2 * i + 1]) for i in pairs]
+            return "pair", len(images) // 2, shown
+        names = images.identities.tolist()
+    else:
+        names = [images.label(i) for i in range(len(images))]
+    members: dict[str, list[int]] = {}
+    for i in range(len(images)) if images.first_N is None else np.unique(images.first_N).tolist():
+        members.setdefault(names[i], []).append(i)
+    return "identity", len(members), list(members.items())[:_ROWS]
+
+
+def _fitting(name: str, many: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The name, shortened until it fits."""
+    name = "".join(sign if sign.isprintable() else "?" for sign in name) or "no label"
+    if font.getlength(name + many) <= width - 2 * _GAP:
+        return name + many
+    while name and font.getlength(f"{name}…{many}") > width - 2 * _GAP:
+        name = name[:-1]
+    return f"{name}…{many}"

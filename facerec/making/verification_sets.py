@@ -122,7 +122,8 @@ def faces_of(root: Path, paths: Sequence[str], maker: FaceMaker, workers: int, t
         warn_of_unaligned(root, images.sample(16), "--align finds and aligns the faces")
     for i, face in _faces(images, range(len(images)), maker, workers, title):
         if face.payload is None:
-            hint = "; --no-face crop takes it as it is" if maker.detector is not None else ""
+            faceless = maker.detector is not None and face.found is None
+            hint = "; --no-face crop takes it as it is" if faceless else ""
             raise DamagedDataError(_reason(images, i, face) + hint)
         yield face.payload
 

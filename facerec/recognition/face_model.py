@@ -137,7 +137,7 @@ class FaceModel:
             if not align:
                 height, width = self.model.input.shape
                 return decode(encoded, (height, width), MAX_PHOTOGRAPH_PIXELS)
-            face_HW3, note = self._maker.face(encoded)
+            face_HW3, note, _ = self._maker.face(encoded)
         except DamagedDataError as error:
             raise DamagedDataError(f"{where}: {error}") from error
         if face_HW3 is None:

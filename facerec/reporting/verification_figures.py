@@ -198,7 +198,7 @@ def pair_figure(name: str, result: Result) -> Figure:
         made.text(left + 0.23, 0.9, text, color=KINDS[kind], ha="center", va="center")
         for at, pair in enumerate(pairs):
             row, column = divmod(at, 2)
-            _draw_pair(made.add_axes((left + 0.235 * column, 0.6 - 0.285 * row, 0.225, 0.22)), result, pair)
+            _draw_pair(made.add_axes((left + 0.235 * column, 0.61 - 0.285 * row, 0.225, 0.2)), result, pair)
     return made
 
 
@@ -211,6 +211,11 @@ def _draw_pair(axes: Axes, result: Result, pair: HardPair) -> None:
     axes.set_axis_off()
     text = f"pair {pair.pair}: {pair.distance:.3f}" + (", wrong" if pair.wrong else "")
     axes.set_title(text, fontsize=8, pad=2.5)
+    if pair.names:
+        named = pair.names if len(pair.names) <= 36 else pair.names[:35] + "…"
+        axes.text(
+            0.5, -0.03, named, transform=axes.transAxes, ha="center", va="top", fontsize=6, parse_math=False
+        )
 
 
 def _mark_eer(axes: Axes, far: float, rate: float, eer: float) -> None:

@@ -11,12 +11,12 @@ from facerec.errors import UserError, counted
 
 @command(
     "info",
-    PACK_OR_BIN,
-    option("--faces", type=Path, metavar="OUT.PNG", help="write a sheet of the first faces"),
+    option("path", type=Path, help="folder with train.rec, a .rec, a verification .bin, or a list of images"),
+    option("--faces", type=Path, metavar="OUT.PNG", help="write a sheet of the first identities' faces"),
     FORCE,
 )
 def show(options: Namespace) -> None:
-    """Identities, images, sizes and formats of a pack.
+    """Identities, images, sizes and formats of a pack, a .bin or a list.
 
     Images per identity are counted, sizes and formats are those of a sample; `property` and the index are
     compared with the labels.
@@ -24,23 +24,21 @@ def show(options: Namespace) -> None:
     example:
       facerec-data info data/faces_emore
       facerec-data info data/faces_emore --faces first_faces.png
-      facerec-data info data/faces_emore/lfw.bin
+      facerec-data info data/faces_emore/lfw.bin --faces pairs.png
+      facerec-data info list.txt --faces faces.png
     """
     from facerec.files import refuse_overwriting
+    from facerec.loading.opening import open_images
     from facerec.making.summary import contact_sheet, summarise
-    from facerec.packs.pack import open_pack
 
     if options.faces:
-        if options.path.suffix == ".bin" or options.faces.suffix.lower() != ".png":
-            raise UserError(
-                f"--faces {options.faces}: must be a .png, and {options.path} a pack of identities"
-            )
+        if options.faces.suffix.lower() != ".png":
+            raise UserError(f"--faces {options.faces}: the name of the sheet must end in .png")
         refuse_overwriting(options.faces, options.force)
     for line in summarise(options.path):
         print(line)
     if options.faces:
-        count = contact_sheet(open_pack(options.path, damaged="skip"), options.faces)
-        print(f"{'faces':<12}the first of {counted(count, 'identity')} on {options.faces}")
+        print(f"{'faces':<12}{contact_sheet(open_images(options.path, damaged='skip'), options.faces)}")
 
 
 @command(

@@ -23,8 +23,11 @@ from facerec.errors import ConfigError, UserError
 
 @command(
     "pack",
-    option("folder", type=Path, help="a folder with one folder of images per identity"),
+    option("folder", type=Path, help="a folder with one folder of images per identity; with --labels any"),
     OUT,
+    option(
+        "--labels", type=Path, metavar="CSV", help="lines path,label: images below the folder, and of whom"
+    ),
     *IMAGES,
     WORKERS,
     FORCE,
@@ -33,17 +36,26 @@ def pack(options: Namespace) -> None:
     """Make a pack from a folder of photographs.
 
     FOLDER holds one folder of photographs per identity. The folder OUT gets train.rec, train.idx, train.lst,
-    property, and report.csv, which says what was left out and why. A run that was stopped goes on where it
-    was when it is started again.
+    property, and report.csv, which says what was left out and why, and with --align the detector's score and
+    box of each face. A run that was stopped goes on where it was when it is started again.
 
     example:
       facerec-data pack photographs data/mine --align
       facerec-data pack aligned_112x112 data/mine --keep
+      facerec-data pack photographs data/mine --align --labels labels.csv --several drop --min-face 40
     """
     from facerec.making.from_folder import pack_folder
+    from facerec.making.pair_lists import read_labels
 
     maker = face_maker(options)
-    built = pack_folder(options.folder, options.out, maker, force=options.force, workers=workers(options))
+    built = pack_folder(
+        options.folder,
+        options.out,
+        maker,
+        force=options.force,
+        workers=workers(options),
+        labels=read_labels(options.labels) if options.labels else None,
+    )
     print(built)
     built.print_dropped()
 
