@@ -8,24 +8,50 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-# Words of other programs for settings; of each line, what exists is meant by any other.
+# Words of other programs for settings; of each line, the last that exists is meant by any other.
 _SYNONYMS = (
-    {"path", "dir", "directory", "folder", "root"},
-    {"out", "output", "outdir", "out_dir", "save_dir", "work_dir", "output_dir"},
-    {"ckpt", "checkpoint", "model", "weights", "pretrained"},
-    {"lr", "learning_rate", "base_lr"},
-    {"bs", "batch", "batchsize", "batch_size"},
-    {"epoch", "num_epochs", "n_epochs", "max_epochs", "epochs"},
-    {"iterations", "max_iters", "num_steps", "total_steps", "max_steps"},
-    {"amp", "dtype", "fp16", "mixed_precision", "precision"},
-    {"num_workers", "num_threads", "threads", "workers"},
-    {"image_size", "img_size", "resolution", "input_size", "size"},
-    {"dim", "emb_size", "embedding_dim", "feature_dim", "embedding_size"},
-    {"margin", "m"},
-    {"scale", "s"},
-    {"wd", "decay", "weight_decay"},
-    {"grad_clip", "clip_grad", "max_norm", "clip_norm"},
-    {"flip", "hflip", "mirror"},
+    ("path", "dir", "directory", "folder", "root"),
+    ("data_dir", "data_path", "dataset_path", "root"),
+    (
+        "out",
+        "output",
+        "outdir",
+        "out_dir",
+        "save_dir",
+        "work_dir",
+        "log_dir",
+        "logdir",
+        "exp_name",
+        "output_dir",
+    ),
+    ("ckpt", "checkpoint", "model", "weights", "pretrained"),
+    ("lr", "learning_rate", "base_lr"),
+    ("bs", "batch", "batchsize", "batch_size"),
+    ("epoch", "num_epoch", "num_epochs", "n_epochs", "max_epochs", "epochs"),
+    ("iterations", "iters", "max_iters", "steps", "num_steps", "total_steps", "max_steps"),
+    ("amp", "dtype", "fp16", "mixed_precision", "precision"),
+    ("num_workers", "num_threads", "threads", "workers"),
+    ("image_size", "img_size", "resolution", "input_size", "size"),
+    ("dim", "emb_size", "embedding_dim", "feature_dim", "embedding_size"),
+    ("margin", "m"),
+    ("scale", "s"),
+    ("wd", "decay", "weight_decay"),
+    ("grad_clip", "clip_grad", "max_norm", "clip_norm"),
+    ("flip", "hflip", "mirror"),
+    ("loss", "criterion", "head"),
+    ("model", "net", "network", "arch", "architecture", "encoder", "backbone"),
+    ("dataset", "dataset_name", "train_data", "data"),
+    ("scheduler", "lr_scheduler", "lr_schedule", "schedule"),
+    ("optim", "opt", "optimizer"),
+    ("gpu", "gpus", "gpu_id", "devices", "device"),
+    ("classes", "num_classes", "n_classes", "identities"),
+    ("target", "val", "val_set", "val_targets", "test_sets", "benchmarks", "targets"),
+    ("warmup_epochs", "warmup_epoch", "warmup_steps", "warmup"),
+    ("eval_every", "eval_interval", "val_interval", "every_steps"),
+    ("save_freq", "save_interval", "save_every"),
+    ("log_freq", "log_interval", "frequent", "verbose", "log_every"),
+    ("random_seed", "manual_seed", "seed"),
+    ("loggers", "wandb", "mlflow", "logger"),
 )
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
@@ -84,7 +110,10 @@ class ConfigError(UserError):
     """
 
     def __init__(self, key: str, value: object, hint: str) -> None:
+        words = {None: "null", True: "true", False: "false"}
         shown = f"{value:g}" if isinstance(value, float) else value
+        if value is None or isinstance(value, bool):
+            shown = words[value]
         super().__init__(f"{key}={shown}: {hint}")
         self.key = key
         self.value = value
@@ -106,15 +135,23 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
+def synonyms(word: str) -> list[str]:
+    """Return the other words that this program or others have for the same setting, the likeliest first."""
+    alike = [words for words in _SYNONYMS if word.lower() in words]
+    return [other for words in alike for other in reversed(words) if other != word]
+
+
 def nearest(name: str, known: Iterable[str], elsewhere: Sequence[str] = ()) -> str:
-    """A hint for a wrong name: ``did you mean arcface? known: …``, by synonyms, then by letters.
+    """A hint for a wrong name: by synonyms, or by letters and then ``did you mean arcface? known: …``.
 
     `elsewhere` are names of other sections, which mean the same and come between the two.
     """
     names = sorted(known)
     section, dot, word = name.rpartition(".")
-    meant = {f"{section}{dot}{other}" for words in _SYNONYMS if word.lower() in words for other in words}
-    close = sorted(meant.intersection(names)) or elsewhere or difflib.get_close_matches(name, names, n=1)
+    meant = [other for other in (f"{section}{dot}{one}" for one in synonyms(word)) if other in names]
+    if meant or elsewhere:
+        return f"did you mean {[*meant, *elsewhere][0]}?"
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 

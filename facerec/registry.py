@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from facerec import plugins
 from facerec.errors import ConfigError, nearest
+from facerec.settings import Range
 
 T = TypeVar("T")
 
@@ -131,7 +132,17 @@ def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
 
 
-def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]:
+def spoken_settings(builder: Callable[..., Any]) -> dict[str, str]:
+    """Return type and range of each of a builder's settings in words: ``a number, greater than 0``."""
+    spoken = {}
+    for name, hint in _settings_of(builder, extras=True)[0].items():
+        kind, *notes = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+        ranges = [note.hint.removeprefix("must be ") for note in notes if isinstance(note, Range)]
+        spoken[name] = ", ".join([_spoken(kind), *ranges])
+    return spoken
+
+
+def _settings_of(builder: Callable[..., Any], *, extras: bool = False) -> tuple[dict[str, Any], set[str]]:
     """Return the parameters of a builder with their types, and the names of those without default.
 
     ``**options: Unpack[SomeTypedDict]`` counts as the parameters that the typed dictionary names.
@@ -141,14 +152,14 @@ def _settings_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]
     hinted = (
         builder.__init__ if inspect.isclass(builder) and not dataclasses.is_dataclass(builder) else builder
     )
-    hints = typing.get_type_hints(hinted)
+    hints = typing.get_type_hints(hinted, include_extras=extras)
     settings: dict[str, Any] = {}
     required = set()
     for name, parameter in parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             for named in typing.get_args(hint):  # none, where it is for the caller alone
-                settings |= typing.get_type_hints(named)
+                settings |= typing.get_type_hints(named, include_extras=extras)
             continue
         settings[name] = hint
         if parameter.default is inspect.Parameter.empty:
@@ -171,6 +182,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if value in arguments:
             return value
     elif origin in (list, tuple):
+        if isinstance(value, str) and value:
+            raise ConfigError(key, value, f"must be a list: '{key}=[{value}]'")
         if isinstance(value, list | tuple):
             item = arguments[0] if arguments else Any
             return origin(_checked(f"{key}[{i}]", one, item) for i, one in enumerate(value))

@@ -11,21 +11,23 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from facerec.errors import require
+from facerec.errors import ConfigError
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
 
 
 class Range(NamedTuple):
-    """Values that a setting may have, and the hint where it has another."""
+    """Values that a setting may have, the hint where it has another, and what is meant by some of those."""
 
     contains: Callable[[Any], bool]
     hint: str
+    meant: Callable[[Any], str] = lambda value: ""
 
     def check(self, key: str, value: object) -> None:
         """Raise `ConfigError` unless the setting `key` (``head.m``) is in the range."""
-        require(self.contains(value), key, value, self.hint)
+        if not self.contains(value):
+            raise ConfigError(key, value, self.hint + self.meant(value))
 
 
 Positive = Annotated[float, Range(lambda x: x > 0, "must be greater than 0")]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from facerec import plugins
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.backbones.flops import multiply_adds
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from tests.backbone_families import FAMILIES, PUBLISHED_FAMILIES
 

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from facerec.cli import data, embed, figures, model
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.cli.overrides import hydra_arguments
 
 ROOT = Path(__file__).parents[1]

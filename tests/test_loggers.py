@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from facerec.packs.verification import VerificationSet
 from facerec.reporting import verification_figures

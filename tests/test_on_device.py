@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from facerec.backbones import create_backbone
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import Head
 from facerec.images.preprocessing import Preprocessing

@@ -116,14 +116,14 @@ def test_ijb_is_reached(ckpt, faces, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["eval=ytf"], r"eval\.root=None: must be the folder of splits\.txt"),
+        (["eval=ytf"], r"eval\.root=null: must be the folder of splits\.txt"),
         (["eval=ytf", "eval.root=x", "eval.frames=0"], r"eval\.frames=0: must be 1 or more"),
         (
             ["eval=ijb", "eval.root=x", "eval.targets=[lfw]"],
             r"eval\.targets=\['lfw'\]: must be \[ijbb\] or \[ijbc\]",
         ),
-        (["eval=identification", "eval.gallery=x"], r"eval\.probes=None: must be a folder"),
-        (["eval=megaface", "eval.probes=x"], r"eval\.distractors=None: must be the folder"),
+        (["eval=identification", "eval.gallery=x"], r"eval\.probes=null: must be a folder"),
+        (["eval=megaface", "eval.probes=x"], r"eval\.distractors=null: must be the folder"),
         (
             ["eval=megaface", "eval.protocol=megafase"],
             r"megafase: no such .* did you mean megaface",

@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.evaluation.settings import EvalSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import build

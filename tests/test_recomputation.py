@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from facerec.backbones import create_backbone
 from facerec.backbones.base import Backbone
 from facerec.backbones.recomputation import recompute_activations
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from facerec.training.run import assemble
 from tests.backbone_families import RECOMPUTABLE

@@ -36,13 +36,13 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["head=base"], "head.name=None: must name one; known: adacos, adaface"),
-        (["backbone=base"], "backbone.name=None: must name one; known: adaface_ir_101"),
+        (["head=base"], "head.name=null: must name one; known: adacos, adaface"),
+        (["backbone=base"], "backbone.name=null: must name one; known: adaface_ir_101"),
         (["backbone.pretrained="], "backbone.pretrained=: must be a path, or null for none"),
         (["head=null"], "head=null: must be the name of a choice; known: adacos, adaface"),
         (["head=3"], "head=3: must be the name of a choice; known: adacos, adaface"),
-        (["~schedule"], "schedule=None: must be a section of settings"),
-        (["~seed"], "seed=None: must be an integer"),
+        (["~schedule"], "schedule=null: must be a section of settings"),
+        (["~seed"], "seed=null: must be an integer"),
         (["eval.metrics=[auc,foo]"], "eval.metrics=foo: no such metric; known: accuracy, auc"),
         (["seed=1e30"], "must be an integer"),
         (["head.name=[arcface]"], "head=['arcface']: no such head"),
@@ -63,11 +63,11 @@ PAIRS = ["head=triplet", "data.shuffle=full"]
         (["trainer.max_steps=1e300"], "trainer.max_steps=1e+300: must be an integer"),
         (["trainer.threads=100000"], "trainer.threads=100000: must be 1 or more, and at most 1,024"),
         (["backbone.embedding_size=1e15"], "backbone.embedding_size=1000000000000000: must be 1 or more"),
-        (["schedule={}", "schedule.name=null"], "schedule.name=None: must name one; known: constant"),
+        (["schedule={}", "schedule.name=null"], "schedule.name=null: must name one; known: constant"),
         (["trainer.batch_size=1"], "trainer.batch_size=1: batch norm needs two images or more"),
         (
             ["trainer.batch_size=23", "data.drop_last=false"],
-            "data.drop_last=False: leaves a batch of one image",
+            "data.drop_last=false: leaves a batch of one image",
         ),
         (
             [*PAIRS, "data.images=4"],

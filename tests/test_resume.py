@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.errors import CheckpointError
 from facerec.loading.noise import with_label_noise
 from facerec.models import checkpoint

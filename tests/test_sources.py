@@ -208,7 +208,7 @@ def test_a_missing_folder_says_what_to_get_and_what_works_now(tmp_path: Path) ->
     assert f"data.root={tmp_path}/faces_emore: there is no such folder for data=ms1mv2" in text
     assert "get MS1MV2 of the zoo and put it there, or set data.root" in text
     assert "data=orl and data=synthetic work right now" in text
-    with pytest.raises(ConfigError, match=r"data\.root=None: must be the folder of the data"):
+    with pytest.raises(ConfigError, match=r"data\.root=null: must be the folder of the data"):
         open_faces(DataSettings())
 
 

@@ -11,12 +11,31 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import facerec
 from facerec import launch, plugins, process
+from facerec.cli.mistakes import require_filled_in
 from facerec.errors import FacerecError, LostContactError, UserError, machine_errors
+
+_FIRST_WORDS = """\
+facerec-train trains a face-recognition backbone. To type first:
+
+  facerec-train experiment=orl_demo                    real faces, two minutes on a CPU, nothing to get
+  facerec-train data=folder data.root=ALIGNED          your faces, aligned, one folder per identity
+  facerec-train experiment=arcface_casia_ir50          a recipe; says what to get, and where to put it
+
+then facerec-eval, facerec-export and facerec-embed ckpt=RUN/checkpoints/best.pt. --help lists all settings,
+--explain says what they mean; `facerec-data pack --align` makes aligned faces of photographs."""
+
+
+def version_line(program: str) -> str:
+    """Return the versions that a report of a bug should name."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"{program} {facerec.__version__} (torch {metadata.version('torch')}, Python {python})"
 
 
 def run_command(program: str, work: Callable[[], int | None]) -> NoReturn:
@@ -29,9 +48,18 @@ def run_hydra_command(program: str, config_name: str, task: Callable[[dict[str, 
     """Run `task(config, run_folder)` with the configuration composed from `config_name` and sys.argv."""
 
     def work() -> None:
-        from facerec.cli.compose import compose_and_run
+        if "--version" in sys.argv[1:]:
+            print(version_line(program))
+            return
+        if config_name == "train" and not sys.argv[1:] and launch.world_size() == 1:
+            print(_FIRST_WORDS)
+            return
+        from facerec.cli.compose import compose_and_run, explain
 
-        compose_and_run(config_name, task)
+        if "--explain" in sys.argv[1:]:
+            print("\n".join(explain(config_name, sys.argv[1:])))
+        else:
+            compose_and_run(config_name, task)
 
     run_command(program, work)
 
@@ -114,7 +142,25 @@ class Parser(argparse.ArgumentParser):
         lines = str(settings.get("description", "")).splitlines()
         settings["description"] = "\n".join(x if x.startswith(" ") else textwrap.fill(x, 80) for x in lines)
         super().__init__(**settings)
+        if " " not in self.prog:
+            self.add_argument("--version", action="version", version=version_line(self.prog))
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))  # noqa: PTH111 - as shells do
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; ``ckpt=PATH`` is ``--ckpt=PATH``, and ``--batch_size`` is ``--batch-size``, too."""
+        words = list(map(str, sys.argv[1:] if args is None else args))
+        require_filled_in(words)
+        return super().parse_known_args([self._as_option(word) for word in words], namespace)
+
+    def _as_option(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        option = "--" + name.removeprefix("--").replace("_", "-")
+        action = self._option_string_actions.get(option)
+        if action is None or (not name.startswith("-") and (not equals or Path(word).exists())):
+            return word
+        if action.nargs == 0 and value == "true":
+            return option
+        return option + equals + value
 
     def error(self, message: str) -> NoReturn:
         name = self.prog.partition(" ")[2]

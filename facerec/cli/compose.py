@@ -18,9 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facerec import launch, plugins
 from facerec.cli.config_loader import ConfigLoader
-from facerec.cli.explain import as_user_error, config_folder, explained, with_origin
+from facerec.cli.explain import as_user_error, explained, with_origin
+from facerec.cli.mistakes import config_folder
 from facerec.cli.overrides import hydra_arguments, plugins_of
-from facerec.errors import FacerecError, UserError, machine_errors
+from facerec.errors import UserError, machine_errors
 from facerec.reporting.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
         FacerecError: what `task` raised, of a sweep the first; or a run that a launcher has started elsewhere
             did not come back.
     """
-    failures: list[FacerecError] = []
+    failures: list[Exception] = []
     begun: list[str] = []
     if config_name == "export" and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UserError("-m: an export writes one file; call it once for each")
@@ -59,7 +60,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
                     raise as_user_error(error) from error
                 assert isinstance(plain, dict)
                 return task({str(key): value for key, value in plain.items()}, run)
-        except FacerecError as error:
+        except Exception as error:
             if not _in_this_process():
                 raise
             # Raised after Hydra has returned: it would print lines of its own, and end a sweep here.
@@ -77,6 +78,31 @@ def compose_and_run(config_name: str, task: Task) -> None:
             _table_of_sweep()
     if failures:
         raise failures[0]
+
+
+def explain(config_name: str, arguments: list[str]) -> list[str]:
+    """Return the lines of ``--explain [group|key]`` for the settings beside it.
+
+    Raises:
+        UserError: a setting, group or key that does not exist.
+    """
+    from facerec.cli import settings_text
+
+    at = arguments.index("--explain")
+    topic = next(iter(arguments[at + 1 : at + 2]), None)
+    rest = [*arguments[:at], *arguments[at + 1 :]]
+    if topic is not None and topic.startswith("-"):
+        topic = None
+    elif topic is not None and "=" not in topic:
+        rest.remove(topic)
+    elif topic is not None:  # --explain head=cosface
+        topic = topic.partition("=")[0]
+    settings = hydra_arguments(rest)
+    plugins.use(plugins_of(settings))
+    with explained([]), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]
+        config = hydra.compose(config_name, settings, return_hydra_config=True)
+    return settings_text.explain(config, topic)
 
 
 def _table_of_sweep() -> None:

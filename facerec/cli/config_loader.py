@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facerec import plugins
 from facerec.cli.foreign_code import entries, refuse_foreign_code
-from facerec.errors import UserError, nearest
+from facerec.errors import UserError, nearest, synonyms
 
 _ENTRIES = 100_000  # of one file, its aliases written out; ours have less than a hundred
 
@@ -137,7 +137,11 @@ class ConfigLoader(ConfigLoaderImpl):
         except ConfigCompositionException:
             return error
         plain = OmegaConf.to_container(config, resolve=False)
-        places = [f"{path}.{name}" for path, name, _ in entries(plain) if name == key.rpartition(".")[2]]
+        last = key.rpartition(".")[2]
+        named = [
+            [f"{path}.{n}" for path, n, _ in entries(plain) if n == one] for one in (last, *synonyms(last))
+        ]
+        places = [place.lstrip(".") for place in itertools.chain(*named)]
         elsewhere = [place for place in places if not _of_hydra(place)]
         parts = key.split(".")
         while len(parts) > 1 and OmegaConf.select(config, ".".join(parts[:-1])) is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -13,15 +12,8 @@ from omegaconf import ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from facerec import plugins
-from facerec.errors import ConfigError, FacerecError, UserError, nearest
-
-
-def config_folder() -> Path:
-    """Return the folder of configuration files: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+from facerec.cli.mistakes import newest_model, no_such_choice
+from facerec.errors import ConfigError, FacerecError, UserError
 
 
 @contextmanager
@@ -84,23 +76,23 @@ def as_user_error(error: Exception) -> UserError:
     """Return one line for an error of Hydra's, with the nearest thing that does exist."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        if Path(error.override).exists() or error.override.endswith((".pt", ".pth", ".onnx", ".safetensors")):
-            return UserError(f"{error.override}: of what is this the path? ckpt={error.override} is a model")
         return UserError(f"{error.override}: is not of the form key=value ({text.splitlines()[0]})")
     if isinstance(error, MissingConfigException):
         launcher = re.search(r"'(hydra/launcher)/(submitit\w+)'", text)
         if launcher:
             group, option = launcher.groups()
             return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
-        missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+        missing = re.search(r"Could not (?:find|load) '((?:hydra/)?\w+)/([^']+)'", text)
         if missing:
-            group, option = missing.groups()
-            folders = [folder / group for folder in (config_folder(), *plugins.config_folders())]
-            files = [path for folder in folders for path in folder.glob("*.yaml")]
-            known = [path.stem for path in files if path.stem != "base"]
-            return UserError(f"{group}={option}: no such {group}; {nearest(option, known)}; {plugins.hint()}")
+            return no_such_choice(*missing.groups())
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if ambiguous:
+        key, _, value = ambiguous.group(1).partition("=")
+        if re.fullmatch(r"[-\d]+,\d+", value):
+            hint = f"a decimal has a point: {key}={value.replace(',', '.')} (and -m runs several values)"
+            return UserError(f"{key}={value}: {hint}")
+        if key.endswith(("targets", "metrics")) or key in ("ckpt", "logger"):
+            return UserError(f"{key}={value}: must be a list: '{key}=[{value}]'")
         hint = (
             "is several values; -m runs one after the other, [a,b] is a list, and quotes within quotes a text"
         )
@@ -108,7 +100,9 @@ def as_user_error(error: Exception) -> UserError:
     full_key = re.search(r"full_key: (\S+)", text)
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:
-        return UserError(f"{where or text}must be given on the command line")
+        newest = newest_model() if where == "ckpt: " else None
+        hint = f": ckpt={newest} is the newest here" if newest else ""
+        return UserError(f"{where or text}must be given on the command line{hint}")
     return UserError(where + " ".join(text.partition("\n    full_key: ")[0].split()))
 
 

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
+from facerec.cli.mistakes import options_as_settings, refuse_bare_words, require_filled_in
 from facerec.errors import UserError
 
 # Settings that name a file or folder. Their values are taken as they are typed, commas and digits included.
@@ -31,11 +32,14 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the settings, quoted where Hydra could not read them, and then the options (``-m``, …).
 
     Raises:
-        UserError: an option that does not exist or lacks its value, or one that would run code from a file.
+        UserError: an option that lacks its value, or would run code from a file; a word that is no setting.
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    options, unknown = parser.parse_known_intermixed_args(list(arguments))
+    known = {name: action.nargs != 0 for name, action in parser._option_string_actions.items()}
+    known |= {"--info": False, "-i": False}  # whose value is optional
+    arguments = options_as_settings(arguments, known)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise UserError(f"{unknown[0]}: no such option; see --help and --hydra-help")
     if options.experimental_rerun is not None:
@@ -48,6 +52,8 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
             "--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one"
         )
     settings = list(options.overrides)
+    refuse_bare_words(settings)
+    require_filled_in(settings)
     rest = [argument for argument in arguments if argument not in settings]
     return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest
 

@@ -16,8 +16,8 @@ person with each of the 9 others; no pair occurs twice.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, StorageError, UserError
-from facerec.images.decode import decode_full_size
+from facerec.images.decode import ENDINGS, decode_full_size
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
@@ -125,10 +125,10 @@ def draw_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
     people = range(PEOPLE - TRAINED)
     drawn = {
         pair: permute(np.arange(2 * _IMPOSTORS), PER_PERSON * PER_PERSON, (_SEED, *pair)).tolist()
-        for pair in combinations(people, 2)
+        for pair in itertools.combinations(people, 2)
     }
     for person in people:
-        for first, second in combinations(range(PER_PERSON), 2):
+        for first, second in itertools.combinations(range(PER_PERSON), 2):
             yield (person, first), (person, second), True
         for other in people:
             if other == person:
@@ -144,10 +144,13 @@ def _complete(out: Path) -> bool:
 
 
 def _refuse_others(out: Path) -> None:
-    """Raise `UserError` where `out` holds a pack that is not this one."""
+    """Raise `UserError` where `out` holds a pack that is not this one, or folders of images."""
     listed = out / "train.lst"
     if listed.is_file() and listed.read_bytes() == _listing().encode():
         return
+    below = (path for folder in out.glob("*/") for path in itertools.islice(folder.iterdir(), 20))
+    if any(path.suffix.lower() in ENDINGS for path in below):
+        raise UserError(f"data.root={out}: holds other images; data=folder data.root={out} trains on them")
     for path in (out / "train.rec", listed):
         if path.exists():
             raise UserError(

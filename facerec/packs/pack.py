@@ -145,6 +145,10 @@ def open_pack(
             skipped) a header is damaged; naming the line where the index is malformed.
     """
     path = find_rec(Path(root))
+    if path.suffix == ".bin":
+        raise MissingDataError(
+            f"{path}: is a verification set; a .rec, or a folder with train.rec, is wanted"
+        )
     if title is None:
         title = (path.absolute().parent.name if path.stem == "train" else path.stem) or path.stem
     return Pack(RecordReader(path, index_path), title, damaged)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from facerec.backbones.flops import multiply_adds
 from facerec.backbones.prelu import PReLU
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.device import matmul_speed, peak_memory, wait_for
 from facerec.loading.batch import Batch
 from facerec.training.loop import Trainer

@@ -144,7 +144,9 @@ def target_path(root: str | Path | None, name: str) -> Path:
         if file.suffix == ".bin" and file.is_file():
             return file
     there = sorted(other.stem for other in Path(root).glob("*.bin")) if Path(root).is_dir() else None
-    if there is None:
+    if there is None and Path(root).is_file():
+        found = f"{root} is a file; eval.root is a folder, and 'eval.targets=[{root}]' names one .bin"
+    elif there is None:
         found = f"there is no folder {root}; set eval.root to the folder of the .bin files"
     elif there:
         found = f"{root} has {', '.join(there)}; name one of those in eval.targets, or set eval.root"

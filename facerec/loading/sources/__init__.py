@@ -68,6 +68,9 @@ def existing_root(settings: DataSettings) -> Path:
             f"data.root={root}: there is no such folder for data={name}; {what}, or set data.root (or "
             f"FACEREC_DATA, the folder of all data sets); {_ready()} right now"
         )
+    if root.is_file() and root.suffix == ".bin":
+        hint = f"is a verification set: 'eval.targets=[{root}]' evaluates on it; give a pack or folder"
+        raise ConfigError("data.root", root, hint)
     return root
 
 

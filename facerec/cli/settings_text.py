@@ -1,0 +1,310 @@
+"""What each setting means, from the comments of its YAML file and its type: ``--explain``, pages of docs/."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import DictConfig, OmegaConf
+
+from facerec.cli.mistakes import choices_of, config_folder
+from facerec.errors import UserError, nearest
+from facerec.registry import spoken_settings
+from facerec.settings import AtResume, marks
+
+PAGES: Final = ("settings.md", "settings-choices.md")
+_NOTE: Final = (
+    "<!-- Made by scripts/settings_pages of the comments in configs/ and the types in facerec/. -->"
+)
+_GROUPS: Final = (
+    "backbone",
+    "head",
+    "data",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "eval",
+    "logger",
+    "experiment",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of a file of settings: its value there, the comment beside it, and what its type says.
+
+    Attributes:
+        key: within the group: ``m``, ``augment.blur``.
+        default: as the file has it.
+        meaning: the comment, else what the docstring of its builder says.
+        values: type and range in words; empty where no type is known.
+        resume: what a resumed run may do about it; empty: it must stay.
+    """
+
+    key: str
+    default: str
+    meaning: str
+    values: str = ""
+    resume: str = ""
+
+
+def explain(config: DictConfig, topic: str | None) -> list[str]:
+    """Return the lines of ``--explain [group|key]``.
+
+    Args:
+        config: composed, with ``hydra`` in it; its values and choices are shown.
+        topic: a group, a key or the end of one (``m``); None: all groups.
+
+    Raises:
+        UserError: there is no such group or key.
+    """
+    now: Any = OmegaConf.to_container(config, resolve=False)
+    hydra = now.pop("hydra")
+    chosen = {
+        name: choice for name, choice in hydra["runtime"]["choices"].items() if name in (*now, "experiment")
+    }
+    primary = file_settings((config_folder() / f"{hydra['job']['config_name']}.yaml").read_text("utf-8"), {})
+    if topic is None:
+        lines = [f"{_chosen(name, choice):28} {title(name, choice)}" for name, choice in chosen.items()]
+        own = [one for one in primary if one.key.partition(".")[0] in now]
+        return [
+            *lines,
+            *_lines("", own, now),
+            "--explain head, --explain trainer.epochs: more about one of them",
+        ]
+    if topic in chosen:
+        choices = [f"  {name:28} {title(topic, name)}" for name in choices_of(topic)]
+        settings = settings_of(topic, chosen[topic])
+        head = f"{_chosen(topic, chosen[topic])}: {title(topic, chosen[topic])}"
+        lines = [head, *_lines(topic, settings, now), f"choices ({topic}=…):", *choices]
+        return lines if len(choices) > 1 else lines[:-2]
+    everything = {one.key: one for one in primary if one.key.partition(".")[0] in now}
+    for name, choice in chosen.items():
+        everything |= {f"{name}.{one.key}": one for one in settings_of(name, choice)}
+    found = [
+        key for key in everything if key == topic or key.endswith(f".{topic}") or key.startswith(f"{topic}.")
+    ]
+    if not found:
+        raise UserError(
+            f"--explain {topic}: no such group or setting; {nearest(topic, [*chosen, *everything])}"
+        )
+    return [line for key in found for line in _in_full(key, everything[key], now)]
+
+
+def settings_of(group: str, choice: str | Sequence[str] | None) -> list[Setting]:
+    """Return the settings of a choice of a group, those that it inherits first."""
+    if choice is None or group in ("experiment", "logger"):
+        return []
+    path = config_folder() / group / f"{choice}.yaml"
+    text = path.read_text("utf-8") if path.is_file() else choices_of(group)[str(choice)]
+    defaults = yaml.safe_load(text).get("defaults") or []
+    inherited = [one for base in defaults if base != "_self_" for one in settings_of(group, base)]
+    types = _types(group, yaml.safe_load(text))
+    own = {one.key: one for one in file_settings(text, types)}
+    before = {one.key: one for one in inherited}
+    kept = {key: own.get(key, one) for key, one in before.items()}
+    merged = {key: _with_meaning(one, before.get(key)) for key, one in (kept | own).items()}
+    return [one for key, one in merged.items() if key != "name" or group == "data"]
+
+
+def file_settings(text: str, types: Mapping[str, Setting]) -> list[Setting]:
+    """Return the settings of a file with the comments behind them, or in lines above them."""
+    settings: list[Setting] = []
+    path: list[tuple[int, str]] = []
+    above: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("hydra:"):
+            break
+        comment_line = re.match(r"\s*# ?(.*)", line)
+        found = re.match(r"(\s*)(\w+):(?:\s+(.*?))??(?:\s+# (.*))?$", line)
+        if comment_line:
+            above.append(comment_line[1])
+        elif found is None or found[2] == "defaults" or "${hydra" in line:
+            above = []
+        else:
+            indent, key, value, comment = found.groups()
+            path = [(depth, name) for depth, name in path if depth < len(indent)]
+            path.append((len(indent), key))
+            name = ".".join(part for _, part in path)
+            known = types.get(name, Setting(name, "", ""))
+            meaning = comment or (" ".join(above) if settings or types == {} else "") or known.meaning
+            settings.append(Setting(name, value or "", meaning, known.values, known.resume))
+            above = []
+    parents = {one.key.rpartition(".")[0] for one in settings}
+    return [one for one in settings if one.default or one.key not in parents]
+
+
+def title(group: str, choice: str | Sequence[str] | None) -> str:
+    """Return the comment at the top of a choice's file: its first sentences."""
+    if not isinstance(choice, str):
+        return ""
+    lines = [
+        line for line in choices_of(group).get(choice, "").splitlines() if not line.startswith("# @package")
+    ]
+    ends = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return " ".join(line.removeprefix("# ") for line in lines[:ends])
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page of docs/ about the settings, by its name."""
+    trainer = config_folder() / "train.yaml"
+    top = [one for one in file_settings(trainer.read_text("utf-8"), {}) if one.key != "defaults"]
+    first = [
+        "# Settings",
+        "What every setting of `facerec-train` means; `facerec-train --explain head.m` says it in a "
+        "terminal, with the value that a command would use. *free*: a resumed run may have another value, and "
+        "the same is learnt; *applied*: it may, from there on, and the log says so; *measure*: the same, and "
+        "accuracies before and after do not compare. Others must stay. "
+        "[settings-choices.md](settings-choices.md) has heads, backbones, data sets and experiments.",
+        *_section("Top level", "", top),
+        *_section("trainer", "trainer", settings_of("trainer", "default")),
+        *_section("data", "data", settings_of("data", "base")),
+        *_section("eval (eval=verification)", "eval", settings_of("eval", "verification")),
+    ]
+    second = [
+        "# Choices",
+        "What each choice of a group is, and the settings that it has beside those of its group.",
+    ]
+    shared = {group: settings_of(group, "base") for group in ("head", "backbone")}
+    for group in ("head", "backbone"):
+        second += _section(f"{group}: settings of all", group, shared[group])
+    for group in ("head", "backbone", "optimizer", "schedule", "eval"):
+        rows = [
+            f"| `{group}={name}` | {_cell(title(group, name))} | {_own(group, name)} |"
+            for name in choices_of(group)
+        ]
+        second += [
+            "",
+            f"## {group}",
+            "",
+            "| choice | what it is | its own settings |",
+            "|---|---|---|",
+            *rows,
+        ]
+    for group in ("data", "logger", "experiment"):
+        rows = [f"| `{group}={name}` | {_cell(title(group, name))} |" for name in choices_of(group)]
+        second += ["", f"## {group}", "", "| choice | what it is |", "|---|---|", *rows]
+    return {
+        name: "\n".join([lines[0], "", _NOTE, "", *lines[1:]]) + "\n"
+        for name, lines in zip(PAGES, (first, second), strict=True)
+    }
+
+
+def _own(group: str, choice: str) -> str:
+    """Return the settings that a choice has of its own, each with its default and meaning."""
+    shared = (
+        {one.key for one in settings_of(group, "base")} if group in ("head", "backbone") else {"protocol"}
+    )
+    own = [one for one in settings_of(group, choice) if one.key not in shared]
+    return "; ".join(
+        f"`{one.key}={one.default}`" + (f" {_cell(one.meaning)}" if one.meaning else "") for one in own
+    )
+
+
+def _section(heading: str, group: str, settings: Sequence[Setting]) -> list[str]:
+    dot = f"{group}." if group else ""
+    rows = [
+        f"| `{dot}{one.key}` | `{one.default}` | {_cell(one.values)} | {_cell(one.meaning)} | {one.resume} |"
+        for one in settings
+    ]
+    return [
+        "",
+        f"## {heading}",
+        "",
+        "| key | default | values | meaning | resume |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("``", "`")
+
+
+def _with_meaning(one: Setting, inherited: Setting | None) -> Setting:
+    if one.meaning or inherited is None:
+        return one
+    return Setting(one.key, one.default, inherited.meaning, one.values or inherited.values, one.resume)
+
+
+def _types(group: str, section: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return what the builders of a section say of its keys."""
+    found: dict[str, Setting] = {}
+    for prefix, builder in _builders(group, section):
+        meanings, resume = _documented(builder), marks(builder)
+        for key, values in spoken_settings(builder).items():
+            mark = resume.get(key)
+            said = "applied" if mark is AtResume.LENGTH else mark.name.lower() if mark else ""
+            found[prefix + key] = Setting(prefix + key, "", meanings.get(key, ""), values, said)
+    return found
+
+
+def _builders(group: str, section: Mapping[str, Any]) -> list[tuple[str, Callable[..., Any]]]:
+    from facerec.backbones import BACKBONES
+    from facerec.evaluation.protocols.base import PROTOCOLS
+    from facerec.heads import HEADS
+    from facerec.images.augment import AugmentSettings
+    from facerec.loading.settings import DataSettings
+    from facerec.training.optimizers import OPTIMIZERS
+    from facerec.training.schedules import SCHEDULES
+    from facerec.training.settings import StartSettings, TrainerSettings
+
+    name = section.get("name")
+    registries = {"head": HEADS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "backbone": BACKBONES}
+    if group == "trainer":
+        return [("", TrainerSettings)]
+    if group == "data":
+        return [("", DataSettings), ("augment.", AugmentSettings)]
+    if group == "eval":
+        return [("", PROTOCOLS.builder(section["protocol"]))]
+    if group == "head" and name is None:
+        name = "softmax"  # which has the settings of all heads alone
+    own = [("", registries[group].builder(name))] if name is not None else []
+    return [*own, ("", StartSettings)] if group == "backbone" else own  # type: ignore[list-item]
+
+
+def _documented(builder: Callable[..., Any]) -> dict[str, str]:
+    """Return the entries of ``Args:`` in a docstring by name."""
+    text = (inspect.getdoc(builder) or "").partition("Args:\n")[2]
+    text = re.split(r"\n\n|\n\S", text)[0]
+    entries: dict[str, str] = {}
+    for names, meaning in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     .*)*)", text, re.MULTILINE):
+        entries |= {name.strip(): " ".join(meaning.split()).rstrip(".") for name in names.split(",")}
+    return entries
+
+
+def _chosen(group: str, choice: object) -> str:
+    return f"{group}={'null' if choice is None else choice}"
+
+
+def _lines(group: str, settings: Sequence[Setting], now: Any) -> list[str]:
+    rows = []
+    for one in settings:
+        key = f"{group}.{one.key}" if group else one.key
+        shown = f"{key}={_yaml(OmegaConf.select(OmegaConf.create(now), key, throw_on_missing=False))}"
+        rows.append(f"  {shown:34} {one.meaning}{_changed(key, one, now)}")
+    return rows
+
+
+def _in_full(key: str, one: Setting, now: Any) -> list[str]:
+    value = OmegaConf.select(OmegaConf.create(now), key)
+    lines = [f"{key}={_yaml(value)}", f"  meaning  {one.meaning or 'as its name says'}"]
+    lines += [f"  values   {one.values}"] if one.values else []
+    lines += [f"  default  {one.default}{' (changed here)' if _changed(key, one, now) else ''}"]
+    return [*lines, f"  resume   {one.resume or 'must stay'}"] if one.resume or one.values else lines
+
+
+def _changed(key: str, one: Setting, now: Any) -> str:
+    """Return a clause where the value is another than the one of the file."""
+    value = OmegaConf.select(OmegaConf.create(now), key)
+    same = not one.default or value == yaml.safe_load(one.default) or _yaml(value) == one.default
+    return "" if same or "${" in one.default else f" (default {one.default})"
+
+
+def _yaml(value: object) -> str:
+    plain = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).splitlines()[0]
