@@ -305,7 +305,7 @@ def test_a_pack_of_the_published_layout_trains_under_its_name(tmp_path: Path, or
         ),
         ("head.m=wide", "head.m=wide: must be a number"),
         ("head=arcfase", "head=arcfase: no such head; did you mean arcface?"),
-        ("trainer.precision=fp8", "trainer.precision=fp8: must be one of fp32, bf16, fp16"),
+        ("trainer.precision=fp8", "trainer.precision=fp8: must be one of auto, fp32, bf16, fp16"),
         (
             "trainer.epoch=3",
             "trainer.epoch: no such setting (from the command line); did you mean trainer.epochs?",
