@@ -183,7 +183,7 @@ def test_a_head_without_the_setting_is_named_before_any_run_begins(faces: Path, 
     [
         (
             ["head=softmax", "head.mm=1"],
-            "with head=softmax); did you mean head.memory? known: head.block_size, head.init",
+            "with head=softmax); did you mean head.memory? known: head.block_size, head.",
         ),
         (["head=arcface,cosface"], "head=arcface,cosface: is several values; -m runs one after the other"),
         (

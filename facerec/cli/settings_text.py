@@ -156,9 +156,9 @@ def pages() -> dict[str, str]:
     first = [
         "# Settings",
         "What every setting of `facerec-train` means; `facerec-train --explain head.m` says it in a "
-        "terminal, with the value that a command would use. *free*: a resumed run may have another value, and "
-        "the same is learnt; *applied*: it may, from there on, and the log says so; *measure*: the same, and "
-        "accuracies before and after do not compare. Others must stay. "
+        "terminal, with the value that a command would use. *free*: a resumed run may have another value, "
+        "and the same is learnt; *applied*: it may, from there on, and the log says so; *measure*: the same, "
+        "and accuracies before and after do not compare. Others must stay. "
         "[settings-choices.md](settings-choices.md) has heads, backbones, data sets and experiments.",
         *_section("Top level", "", top),
         *_section("trainer", "trainer", settings_of("trainer", "default")),
@@ -264,7 +264,7 @@ def _builders(group: str, section: Mapping[str, Any]) -> list[tuple[str, Callabl
     if group == "head" and name is None:
         name = "softmax"  # which has the settings of all heads alone
     own = [("", registries[group].builder(name))] if name is not None else []
-    return [*own, ("", StartSettings)] if group == "backbone" else own  # type: ignore[list-item]
+    return [*own, ("", StartSettings)] if group == "backbone" else own
 
 
 def _documented(builder: Callable[..., Any]) -> dict[str, str]:
