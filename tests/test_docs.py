@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,3 +88,15 @@ def test_links_of_the_pages_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_settings_complete_in_a_shell() -> None:
+    program = "from facerec.cli.train import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "-sc", "query=bash"],
+        env=os.environ | {"COMP_LINE": "facerec-train head=arcf", "COMP_POINT": "23"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["head=arcface"], done.stderr

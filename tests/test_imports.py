@@ -88,3 +88,16 @@ def test_former_names_of_modules_lead_to_their_homes_and_warn() -> None:
     assert former.decode is importlib.import_module("facerec.images.decode").decode
     sets = importlib.import_module("facerec.data.verification")
     assert sets.load_verification is importlib.import_module("facerec.packs.verification").load_verification
+
+
+def test_listings_name_what_can_be_created() -> None:
+    import facerec
+
+    assert {"arcface", "sface"} <= set(facerec.list_heads()) and facerec.list_heads("arcf*") == ["arcface"]
+    assert "mobilefacenet" in facerec.list_backbones() and not facerec.list_backbones("nothing*")
+    assert {"ir_50", "ir_101"} <= set(facerec.list_backbones("ir_*")) < set(facerec.list_backbones())
+    facerec.create_backbone(facerec.list_backbones("mobilef*")[0], embedding_size=8)
+
+
+def test_types_travel_with_the_package() -> None:
+    assert (ROOT / "facerec" / "py.typed").is_file()
