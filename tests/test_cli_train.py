@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,13 @@ def process(name: str, *arguments: object, cwd: Path, **environment: str) -> sub
         text=True,
         timeout=300,
     )
+
+
+def logged(path: Path) -> list[str]:
+    """The lines of a train.log, without the time that each begins with."""
+    stamped = path.read_text().splitlines()
+    assert stamped and re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", stamped[0])
+    return [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in stamped]
 
 
 def failed(run: Ended, status: int = 2) -> str:
@@ -171,7 +179,7 @@ def test_a_run_says_what_is_wrong_with_its_data(tmp_path: Path) -> None:
 
 
 def test_the_log_says_what_is_trained_and_keeps_the_lines_that_people_grep(run_folder: Path) -> None:
-    log = (run_folder / "out" / "train.log").read_text().splitlines()
+    log = logged(run_folder / "out" / "train.log")
     heads = [line.split()[0] for line in log if line and not line.startswith("generated")]
     said = [
         "data",

@@ -20,6 +20,7 @@ from PIL import Image
 from facerec.cli import compose
 from facerec.errors import FacerecError, UserError
 from facerec.making.orl import pack_orl
+from tests.test_cli_train import logged
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.sbatch"
 PROGRAMS = Path(sys.executable).parent
@@ -84,7 +85,7 @@ def test_torchrun_leaves_one_log_and_one_folder_which_a_single_process_goes_on_w
     assert started.returncode == 0, started.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert steps(tmp_path / "out") == [1, 2]
-    log = (tmp_path / "out" / "train.log").read_text().splitlines()
+    log = logged(tmp_path / "out" / "train.log")
     for name in ("data ", "backbone ", "optimizer ", "highest_acc"):
         assert sum(line.startswith(name) for line in log) == 1, name
         assert sum(line.startswith(name) for line in started.stdout.splitlines()) == 1, name

@@ -28,7 +28,7 @@ from facerec.training.run import assemble
 from facerec.training.state import Position
 from tests.folder_run import TINY, files, train
 from tests.several import run_ranks
-from tests.test_cli_train import failed
+from tests.test_cli_train import failed, logged
 from tests.tiny_run import TinyFaces, tiny_trainer
 
 # -- what is compared ----------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_refused_run_of_a_sweep_has_its_row_and_its_reason(work: Path) -> None
     run = train(work, "-m", "output_dir=sweep", "trainer.max_steps=1", "seed=-1,1")
     assert "seed=-1: must be" in failed(run)
     assert "| 0   | -1   |" in run.stdout and (work / "sweep/1/checkpoints/last.pt").is_file()
-    assert (work / "sweep/0/train.log").read_text().startswith("facerec-train: seed=-1: must be")
+    assert logged(work / "sweep/0/train.log")[0].startswith("facerec-train: seed=-1: must be")
 
 
 def test_a_resume_that_is_refused_says_nothing_else_and_what_goes_on_is_described(work: Path) -> None:

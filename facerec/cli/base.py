@@ -59,6 +59,10 @@ def run_hydra_command(program: str, config_name: str, task: Callable[[dict[str, 
         if "--explain" in sys.argv[1:]:
             print("\n".join(explain(config_name, sys.argv[1:])))
         else:
+            if not {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"} & set(sys.argv[1:]):
+                from facerec.progress import say
+
+                say(f"{program}: loading PyTorch …")
             compose_and_run(config_name, task)
 
     run_command(program, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -39,18 +40,38 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
         run.accept(folder)
         results = trainer.fit()
     if rank_zero:
-        log_outcome(trainer, folder)
+        log_outcome(trainer, folder, resumable=run.named)
     if trainer.interrupted is not None:
         raise StoppedBySignal(trainer.interrupted)
     return sum(result.accuracy for result in results.values()) / len(results) if results else None
 
 
-def log_outcome(trainer: Trainer, folder: Path) -> None:
-    """Log accuracies, or the signal that ended the run before they were measured, and the folder."""
+def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
+    """Log the accuracies, what the run left and what to type next; or the signal that ended it.
+
+    Args:
+        folder: the run's.
+        resumable: the same command has the same folder; else it needs ``output_dir``.
+    """
+    step, steps = trainer.position.step, trainer.settings.steps(trainer.loader)
     if trainer.interrupted is not None:
-        log.info("%s: saved at step %d", Signals(trainer.interrupted).name, trainer.position.step)
+        command = "the same command"
+        command += "" if resumable else f" with {shlex.quote(f'output_dir={folder}')}"
+        name = Signals(trainer.interrupted).name
+        if step:
+            log.info("%s: saved at step %s of %s; %s goes on", name, f"{step:,}", f"{steps:,}", command)
+        else:
+            log.info("%s: stopped before the first step; nothing to save", name)
     else:
         for name, result in trainer.results.items():
             accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
             log.info("%s: accuracy %s on %s pairs", name, accuracy, f"{result.pairs:,}")
     log.info("run folder: %s", folder)
+    best = folder / "checkpoints" / "best.pt"
+    if trainer.interrupted is None and step:
+        kept = "best.pt, of the highest accuracy, and the last" if best.is_file() else "the last"
+        log.info("finished   at step %s of %s; checkpoints/ has %s", f"{step:,}", f"{steps:,}", kept)
+        if best.is_file():
+            below = best.absolute().is_relative_to(Path.cwd())
+            ckpt = shlex.quote(f"ckpt={best.absolute().relative_to(Path.cwd()) if below else best}")
+            log.info("next       facerec-eval %s, or facerec-export %s format=onnx", ckpt, ckpt)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from facerec import distributed
 from facerec.device import number_format
@@ -26,6 +25,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.images.decode import Encoded, Pixels, ppm
 from facerec.images.images import MAX_PIXELS, Images
 from facerec.models.model import Model
+from facerec.progress import Bar
 from facerec.threads import ordered_map
 
 PORTION = 8192  # images embedded before they are used: 32 MB of embeddings of length 512, both views
@@ -189,7 +189,7 @@ def _embed_shard(
         return None
     largest = min(batch_size, _CPU_BATCH) if model.device.type == "cpu" else batch_size
     batches = _decoded(images, mine_P, min(largest, len(mine_P)), model.input.shape, threads)
-    progress = tqdm(total=len(mine_P), desc=name, unit="img", leave=False, disable=None)
+    progress = Bar(total=len(mine_P), desc=name, unit="images", leave=False)
     parts: list[torch.Tensor] = []
     with model.evaluating(), progress, contextlib.closing(batches):
         for image_BHWC, filled in batches:

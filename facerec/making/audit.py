@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.images.decode import decode
@@ -22,6 +21,7 @@ from facerec.packs.framing import Record, unpack
 from facerec.packs.index import RecordIndex, default_path, read_index, strays
 from facerec.packs.recordio import RecordReader
 from facerec.packs.verification import load_verification
+from facerec.progress import Bar
 from facerec.threads import cores, ordered_map
 
 _CHUNK = 64  # records a thread reads at a time
@@ -59,7 +59,7 @@ class Audit(NamedTuple):
 
     def shown(self, title: str) -> Iterator[Progress]:
         """The progress behind a bar."""
-        with tqdm(total=self.total, desc=title, unit_scale=True, disable=None, delay=0.5) as bar:
+        with Bar(total=self.total, desc=title, unit_scale=True, delay=0.5) as bar:
             for piece in self.progress:
                 yield piece
                 bar.update(piece.done - bar.n)

@@ -11,14 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from facerec.errors import DamagedDataError, UserError
 from facerec.images.decode import ENDINGS, read_file
 from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.loading.folders import Entries, folder_entries, identity_folders, require_inside
 from facerec.loading.opening import warn_of_unaligned
 from facerec.making.builder import Built, PackBuilder
+from facerec.progress import Bar
 from facerec.threads import ordered_map
 
 
@@ -86,9 +85,7 @@ def pack_folder(
         faces = ordered_map(make, _photographs(folder, identities[done:], labels), workers)
         groups = groupby(faces, key=lambda face: face[0].identity)
         title = f"packing {folder.name}"
-        for identity, group in tqdm(
-            groups, title, total=len(identities), initial=done, unit=" identities", disable=None
-        ):
+        for identity, group in Bar(groups, title, total=len(identities), initial=done, unit=" identities"):
             for photograph, face in group:
                 if face.note or face.found:
                     details = (f"{face.found.score:.4f}", *map(round, face.found.box)) if face.found else ()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, UserError, counted
 from facerec.images.decode import read_header
@@ -28,6 +27,7 @@ from facerec.packs.listing import Listing, image_name
 from facerec.packs.pack import Pack, read_property
 from facerec.packs.recordio import RecordReader
 from facerec.packs.text import plain_name
+from facerec.progress import Bar
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _identities(label_N: np.ndarray, title: str) -> Iterator[np.ndarray]:
     """Yield the rows of each identity, in the order of labels, behind a progress bar."""
     order_N = np.argsort(label_N, kind="stable")
     borders = np.flatnonzero(np.diff(label_N[order_N], prepend=-1, append=-1))
-    with tqdm(total=len(label_N), desc=title, unit=" images", disable=None, delay=0.5) as bar:
+    with Bar(total=len(label_N), desc=title, unit=" images", delay=0.5) as bar:
         for begin, end in pairwise(borders.tolist()):
             yield order_N[begin:end]
             bar.update(end - begin)

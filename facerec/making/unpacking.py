@@ -6,11 +6,10 @@ import errno
 import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from facerec.errors import DamagedDataError, UserError
 from facerec.files import publish, staging, storing
 from facerec.packs.pack import Pack
+from facerec.progress import Bar
 
 
 def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
@@ -35,7 +34,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
     lst = pack.root.with_suffix(".lst")
     damaged: list[str] = []
     with storing(out), staging(out.absolute()) as stage:
-        for i in tqdm(range(len(pack)), desc=f"unpacking {pack.title}", unit=" images", disable=None):
+        for i in Bar(range(len(pack)), desc=f"unpacking {pack.title}", unit=" images"):
             try:
                 content = pack.encoded(i)
             except DamagedDataError as problem:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS, decode
@@ -20,6 +19,7 @@ from facerec.making.drawn_pairs import draw_pairs
 from facerec.making.pair_lists import Pair
 from facerec.packs.text import stays_inside
 from facerec.packs.verification import write_verification
+from facerec.progress import Bar
 from facerec.threads import ordered_map
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _faces(
             return i, FaceFile(None, str(error))
 
     faces = ordered_map(make, wanted, workers)
-    yield from tqdm(faces, total=len(wanted), desc=f"images of {title}", disable=None, delay=0.5)
+    yield from Bar(faces, total=len(wanted), desc=f"images of {title}", delay=0.5)
 
 
 def _reason(images: Images, i: int, face: FaceFile) -> str:

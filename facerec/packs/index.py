@@ -212,10 +212,10 @@ def rebuild(rec_path: Path, idx_path: Path) -> int:
 
 def scan(view: memoryview, title: str) -> RecordIndex:
     """The index of a whole `.rec`, keys 0, 1, 2, … in file order, behind a progress bar; raises `Broken`."""
-    from tqdm import tqdm
+    from facerec.progress import Bar
 
     offsets = array("q")
-    with tqdm(total=len(view), unit="B", unit_scale=True, desc=title, disable=None, delay=0.5) as bar:
+    with Bar(total=len(view), unit="B", unit_scale=True, desc=title, delay=0.5) as bar:
         for offset, _ in framing.walk(view):
             offsets.append(offset)
             if not len(offsets) & 0xFFFF:

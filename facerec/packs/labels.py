@@ -34,11 +34,11 @@ def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "") -> n
 
     `title` is that of the progress bar; none is shown without it.
     """
-    from tqdm import tqdm
+    from facerec.progress import Bar, shows_bars
 
     label_K = np.empty(len(offset_K), np.float32)
-    with tqdm(
-        total=len(offset_K), desc=title, unit=" records", disable=None if title else True, delay=1
+    with Bar(
+        total=len(offset_K), desc=title, unit=" records", disable=not (title and shows_bars()), delay=1
     ) as bar:
         for start in range(0, len(offset_K), _BLOCK):
             rows = slice(start, start + _BLOCK)

@@ -19,6 +19,7 @@ from facerec.models.opening import load_model
 from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, compared, distinct_names
 from facerec.reporting.report import write_report
+from facerec.reporting.run_folder import written_lines
 from facerec.reporting.tables import comparison_lines, screen_table
 from facerec.reporting.verification_figures import figures_of, save_figures
 
@@ -67,8 +68,8 @@ def evaluate_checkpoint(
         for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
             log.info(line)
     if distributed.rank() == 0:
-        for file in write_all(folder, evaluated, comparisons, figures=protocol.figures):
-            log.info("wrote %s", file)
+        for line in written_lines(write_all(folder, evaluated, comparisons, figures=protocol.figures)):
+            log.info("%s", line)
     scores = [result.score for one in evaluated for result in one.results.values()]
     return sum(scores) / len(scores)
 

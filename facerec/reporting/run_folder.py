@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from facerec import launch
-from facerec.errors import FacerecError, StorageError, UserError
+from facerec.errors import FacerecError, StorageError, UserError, counted
 from facerec.files import replacing, require_writable, storing
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ class RunFolder:
         )
         self._accepted = False
 
+    @property
+    def named(self) -> bool:
+        """True where the command line names the folder, so that the same command has it again."""
+        return any(one.startswith("output_dir=") for one in HydraConfig.get().overrides.task)
+
     def __enter__(self) -> RunFolder:
         return self
 
@@ -160,7 +166,7 @@ class RunFolder:
             self._write_configuration()
         with storing(path):
             file = LogFile(path / f"{self._job}.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(message)s"))
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         assert isinstance(self._handler, logging.handlers.MemoryHandler)
         self._handler.setTarget(file)
         self._handler.close()
@@ -215,6 +221,16 @@ class RunFolder:
         for name, text in files.items():
             with replacing(folder / name, durable=False) as file:
                 file.write(text.encode())
+
+
+def written_lines(paths: Sequence[Path]) -> list[str]:
+    """Return a line per document that was written, and one for all figures."""
+    figures = [path for path in paths if path.suffix in (".png", ".svg", ".pdf")]
+    lines = [f"wrote {path}" for path in paths if path not in figures]
+    if figures:
+        names = ", ".join(path.name for path in figures)
+        lines.append(f"wrote {counted(len(figures), 'figure')} to {figures[0].parent}: {names}")
+    return lines
 
 
 def prepare(config: DictConfig, section: str) -> None:

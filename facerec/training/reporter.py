@@ -17,12 +17,14 @@ from facerec.heads import Head
 from facerec.loading.loader import Loader
 from facerec.models.model import Model
 from facerec.training.schedules import Progress
+from facerec.training.settings import TrainerSettings
 from facerec.training.state import Position
 
 
 class Run(Protocol):
     """The part of a `facerec.training.loop.Trainer` that reporters may look at."""
 
+    settings: TrainerSettings
     position: Position
     loader: Loader
     eval_settings: EvalSettings

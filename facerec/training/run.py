@@ -31,6 +31,7 @@ from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_checkpoint, newest_checkpoint
+from facerec.progress import say
 from facerec.registry import build
 from facerec.training import cost, parallel
 from facerec.training.loop import Trainer
@@ -225,13 +226,14 @@ def describe_run(trainer: Trainer) -> None:
     backbone, shape, world_size = trainer.backbone, trainer.input.shape, loader.world_size
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     steps = -(-loader.batches_per_epoch() // settings.accumulate)
-    all_steps = steps * settings.epochs if settings.max_steps is None else settings.max_steps
+    all_steps = settings.steps(loader)
     schedule = dict(config["schedule"])
 
     operations = multiply_adds(backbone, shape)
     exact = not (trainer.start.frozen or settings.checkpoint_activations)
     half = settings.precision != "fp32"
     step = cost.of_run(trainer, operations, activation_bytes(backbone, shape, half=half) if exact else 0)
+    say("measuring how fast this device multiplies …")
     flops, speed = step.total(step.flops), matmul_speed(trainer.device, settings.precision)
     trainer.meter.flops = flops / (settings.batch_size * settings.accumulate)
     trainer.meter.peak_flops = speed
@@ -246,7 +248,7 @@ def describe_run(trainer: Trainer) -> None:
         f"{operations / 1e9:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
-        "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps per epoch, {all_steps:,.0f} in all",
+        "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps per epoch, {all_steps:,} in all",
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {world_size} processes" if world_size > 1 else "")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
@@ -13,6 +14,9 @@ from facerec.images.augment import AugmentSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import defaults
 from facerec.settings import Applied, Count, CountOrNull, Free, Length, Positive, Range, check_ranges
+
+if TYPE_CHECKING:
+    from facerec.loading.loader import Loader
 
 _Threads = Annotated[
     int | None, Range(lambda n: n is None or 1 <= n <= 1024, "must be 1 or more, and at most 1,024")
@@ -87,6 +91,15 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")
+
+    def steps(self, loader: Loader) -> int:
+        """Return the number of optimizer steps of a whole run."""
+        per_epoch = math.ceil(loader.batches_per_epoch() / self.accumulate)
+        images_per_step = loader.batch_size * loader.world_size * self.accumulate
+        rest, epochs = math.modf(self.epochs)
+        last = min(per_epoch, math.ceil(rest * len(loader.faces) / images_per_step - 1e-9))
+        steps = int(epochs) * per_epoch + last
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 @dataclass(frozen=True)

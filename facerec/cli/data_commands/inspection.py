@@ -60,10 +60,9 @@ def verify_pack(options: Namespace) -> int:
       facerec-data verify data/faces_emore
       facerec-data verify data/faces_emore/train.rec --no-images
     """
-    from tqdm import tqdm
-
     from facerec.making.audit import audit
     from facerec.packs.pack import find_rec
+    from facerec.progress import Bar
 
     threads = workers(options)
     path = find_rec(options.path)
@@ -71,7 +70,7 @@ def verify_pack(options: Namespace) -> int:
     records = images = unlisted = damaged = 0
     for piece in work.shown(f"verifying {path.name}"):
         for finding in piece.findings:
-            tqdm.write(f"{finding.where}: {finding.reason}")
+            Bar.write(f"{finding.where}: {finding.reason}")
         records += piece.records
         images += piece.images
         unlisted += piece.unlisted

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from facerec.progress import Bar, shows_bars
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
 from facerec.reporting.run_folder import file_only, require_written
@@ -28,11 +27,12 @@ class Console(Logger):
         self._began, self._done_before = time.perf_counter(), run.progress().fraction
         self._stack = contextlib.ExitStack()
         self._bar: Any = None
-        if sys.stderr.isatty():
+        self._steps = run.settings.steps(run.loader)
+        if shows_bars():
             self._stack.enter_context(logging_redirect_tqdm())
             # The bar counts thousandths of the run: epochs or steps, whichever ends it first.
             shape = "{percentage:3.0f}%|{bar}| {postfix}"
-            self._bar = self._stack.enter_context(tqdm(total=1.0, bar_format=shape, dynamic_ncols=True))
+            self._bar = self._stack.enter_context(Bar(total=1.0, bar_format=shape, dynamic_ncols=True))
 
     def stepped(self, run: Run) -> None:
         require_written()
@@ -42,12 +42,14 @@ class Console(Logger):
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         left = self._time_left(run.progress().fraction)
         speed = f"{row['samples_per_second']:,.0f} samples/s"
-        text = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  lr {row['lr']:.4g}  {speed}  {left} left"
+        step = f"step {row['step']:,} of {max(self._steps, row['step']):,}"
+        loss, accuracy = f"loss {row['loss']:.4f}", f"accuracy {row.get('accuracy') or 0.0:.3f}"
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(f"{step}  {loss}  {accuracy}  {left} left  lr {row['lr']:.4g}  {speed}")
         machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
         machine += f"peak {row['peak_memory']:.1f} GB"
-        line = f"step {row['step']}  {text}  accuracy {row.get('accuracy') or 0.0:.3f}  {machine}"
+        numbers = f"{loss}  lr {row['lr']:.4g}  {speed}  {left} left  {accuracy}"
+        line = f"{step}  epoch {row['epoch']:.2f}  {numbers}  {machine}"
         (log if self._bar is None else file_only).info("%s", line)
 
     def finished(self, run: Run) -> None:
