@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from facerec.cli import data, embed, figures
+from facerec.cli import data, embed, figures, train
 from facerec.cli.base import reported
 from facerec.errors import UserError
 from facerec.packs.verification import write_verification
@@ -179,3 +180,17 @@ def test_facerec_train_alone_says_what_to_type_first(desk: Path) -> None:
     run = command("facerec-train", cwd=desk)
     assert run.returncode == 0 and "facerec-train experiment=orl_demo" in run.stdout
     assert not (desk / "outputs").exists()
+
+
+def test_a_bug_is_shown_without_a_line_of_hydras(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr("facerec.training.run.open_faces", broken)
+    monkeypatch.setattr(sys, "argv", ["facerec-train", "data=synthetic", "eval.targets=[]"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZeroDivisionError, match="a bug of ours"):
+        train.main()
+    assert "Error executing job" not in capsys.readouterr().err

@@ -31,7 +31,7 @@ class Console(Logger):
         if shows_bars():
             self._stack.enter_context(logging_redirect_tqdm())
             # The bar counts thousandths of the run: epochs or steps, whichever ends it first.
-            shape = "{percentage:3.0f}%|{bar}| {postfix}"
+            shape = "{percentage:3.0f}%|{bar:24}| {desc}"
             self._bar = self._stack.enter_context(Bar(total=1.0, bar_format=shape, dynamic_ncols=True))
 
     def stepped(self, run: Run) -> None:
@@ -45,7 +45,9 @@ class Console(Logger):
         step = f"step {row['step']:,} of {max(self._steps, row['step']):,}"
         loss, accuracy = f"loss {row['loss']:.4f}", f"accuracy {row.get('accuracy') or 0.0:.3f}"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{step}  {loss}  {accuracy}  {left} left  lr {row['lr']:.4g}  {speed}")
+            self._bar.set_description_str(
+                f"{step}  {loss}  {accuracy}  {left} left  lr {row['lr']:.4g}  {speed}"
+            )
         machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
         machine += f"peak {row['peak_memory']:.1f} GB"
         numbers = f"{loss}  lr {row['lr']:.4g}  {speed}  {left} left  {accuracy}"
