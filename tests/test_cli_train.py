@@ -172,7 +172,7 @@ def test_a_run_says_what_is_wrong_with_its_data(tmp_path: Path) -> None:
     for said in (
         f"{tmp_path}/faces: images of 450×300 pixels are hardly aligned faces, which models expect",
         f"`facerec-data pack --align {tmp_path}/faces OUT`",
-        "1 identities (ann) and 4 of 5 images of ann are in the training set: its numbers are too good",
+        "1 identity (Ann) and 4 of 5 images of ann are in the training set: its numbers are too good",
         "ann: 10 of 10 folds hold one kind of pairs only",
     ):
         assert said in run.stdout + run.stderr + (tmp_path / "out" / "train.log").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from facerec.cli import data, embed, figures, train
+from facerec.cli import data, embed, figures, model, train
 from facerec.cli.base import reported
 from facerec.errors import UserError
 from facerec.packs.verification import write_verification
@@ -170,7 +170,7 @@ def test_both_spellings_of_an_option_are_taken(desk: Path, monkeypatch: pytest.M
 def test_every_command_says_its_version(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train", "eval", "export"):
         assert command(f"facerec-{name}", "--version", cwd=desk).stdout.startswith(f"facerec-{name} 0.")
-    for parser in (embed.parser(), data.parser(), figures.parser()):
+    for parser in (embed.parser(), data.parser(), figures.parser(), model.parser()):
         with pytest.raises(SystemExit):
             parser.parse_args(["--version"])
         assert capsys.readouterr().out.startswith(f"{parser.prog} 0.")

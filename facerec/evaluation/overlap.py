@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, counted
 from facerec.evaluation.notes import warn
 from facerec.images.images import LabelledImages
 from facerec.models.model import Model
@@ -52,7 +52,7 @@ def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> 
         images = sum(hash(image) in seen for image in test.images)
         found = []
         if common:
-            found.append(f"{len(common):,} identities ({_shown(common, 3)})")
+            found.append(f"{counted(len(common), 'identity')} ({_shown(common, 3)})")
         if images:
             found.append(f"{images:,} of {len(test.images):,} images{of}")
         if found:
