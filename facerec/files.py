@@ -102,6 +102,24 @@ def _cell(value: object) -> object:
     return "'" + value
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Append a complete line to a file of lines: in one write, or not at all; first, one cut off is removed.
+
+    Raises:
+        OSError: it could not be written; see `storing`.
+    """
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a power cut in the middle of a write
+                end = path.read_bytes().rfind(b"\n") + 1
+                file.truncate(end)
+        if file.write(line + b"\n") != len(line) + 1:
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def sync(file: BinaryIO) -> None:
     """Write out what is buffered, as far as the disk: whatever cannot be written fails here."""
     file.flush()

@@ -115,8 +115,9 @@ def run_folder(orl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_the_manual_says(run_folder: Path) -> None:
     out = run_folder / "out"
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    *rows, evaluation = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert evaluation["step"] == 4 and {"orl/accuracy", "orl/auc", "mean/accuracy_exact"} <= evaluation.keys()
     assert {"epoch", "loss", "lr", "samples_per_second", "grad_norm", "accuracy", "target_cosine"} <= rows[
         0
     ].keys()
@@ -133,7 +134,8 @@ def test_a_run_leaves_what_the_manual_says(run_folder: Path) -> None:
         "eer",
         "tar_at_far",
     } <= target.keys()
-    for name in ("checkpoints/last.pt", "checkpoints/best.pt", ".hydra/config.yaml", "train.log"):
+    records = (".hydra/config.yaml", "history.jsonl", "report.html", "train.log")
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", *records):
         assert (out / name).is_file(), name
     assert any((out / "tensorboard").iterdir())
     assert any(out.glob("*.png"))
@@ -216,10 +218,8 @@ def test_the_same_command_goes_on_where_it_was(run_folder: Path, orl: Path) -> N
     )
     assert more.returncode == 0, more.stderr
     assert "resumed from" in more.stdout and "step 4" in more.stdout
-    steps = [
-        json.loads(row)["step"] for row in (run_folder / "out" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == [1, 2, 3, 4, 5]
+    rows = map(json.loads, (run_folder / "out" / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 4, 5, 5], "evaluations have rows of their own"
 
 
 def test_a_run_in_two_parts_ends_with_the_bits_of_one_in_one_part(tmp_path: Path, orl: Path) -> None:
@@ -278,15 +278,18 @@ def test_a_sweep_leaves_a_folder_a_run_and_one_table(tmp_path: Path, orl: Path) 
     )
     assert run.returncode == 0, run.stderr
     table = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
-    assert table[0] == "run,head.m,head.s,orl,mean"
+    columns = "accuracy,exact accuracy,AUC,EER,TAR @ FAR 1e-2,time,device-hours,state"
+    assert table[0] == f"run,head.m,head.s,{columns}"
     assert sorted(row.split(",")[1:3] for row in table[1:]) == [
-        ["0.3", "32"],
-        ["0.3", "64"],
-        ["0.5", "32"],
-        ["0.5", "64"],
+        ["0.3", "32.0"],
+        ["0.3", "64.0"],
+        ["0.5", "32.0"],
+        ["0.5", "64.0"],
     ]
+    assert {row.split(",")[-1] for row in table[1:]} == {"finished"} and "best by accuracy" in run.stdout
+    assert "4 runs compared" in (tmp_path / "sweep" / "sweep.html").read_text()
     assert all((tmp_path / "sweep" / str(n) / "results.json").is_file() for n in range(4))
-    assert "| head.m | head.s | orl" in run.stdout
+    assert "| head.m | head.s | accuracy" in run.stdout
 
 
 def test_a_pack_of_the_published_layout_trains_under_its_name(tmp_path: Path, orl: Path) -> None:

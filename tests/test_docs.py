@@ -15,7 +15,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from facerec.cli import data, embed, figures, model
+from facerec.cli import data, embed, figures, model, sweep
 from facerec.cli.mistakes import config_folder
 from facerec.cli.overrides import hydra_arguments
 
@@ -53,6 +53,8 @@ def test_a_documented_command_is_understood(page: str, line: str) -> None:
         embed.parser().parse_args(arguments)
     elif program == "facerec-model":
         model.parser().parse_args(arguments)
+    elif program == "facerec-sweep":
+        sweep.parser().parse_args(arguments)
     elif program == "facerec-figures":
         figures.parser().parse_args(arguments)
     elif program == "pip":
@@ -67,8 +69,12 @@ def composes(config_name: str, arguments: list[str]) -> None:
     """Compose what a command would; a sweep once for its first values."""
     if "--help" in arguments:
         return
+    if "--from" in arguments:  # a run that is not here
+        at = arguments.index("--from")
+        arguments = [*arguments[:at], *arguments[at + 2 :]]
     overrides = [one for one in hydra_arguments(arguments) if not one.startswith("-")]
     if "-m" in arguments:
+        overrides = [re.sub(r"=(?:tag\(\w+,)?interval\(([^,]+),.*", r"=\1", one) for one in overrides]
         overrides = [re.sub(r"^([\w.]+=)([^\[,']+),.*", r"\1\2", one) for one in overrides]
         overrides = [one for one in overrides if not one.startswith("hydra")]
     if config_name != "train" and not any(one.startswith("ckpt=") for one in overrides):

@@ -108,7 +108,7 @@ def records(out: Path) -> dict[str, Any]:
     events.Reload()
     scalars = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in ("train/loss", "train/grad_norm", "tiny/accuracy", "tiny/xnorm")
+        for tag in ("train/loss", "train/grad_norm", "val_tiny/accuracy", "val_tiny/xnorm")
     }
     results = json.loads((out / "results.json").read_text().replace(str(out), "OUT"))
     return {"metrics": rows(out), "results": results, "tensorboard": scalars}
@@ -130,7 +130,7 @@ def survive(folder: Path, world: int, moments: list[Moment], steps: int, *settin
     assert records(killed) == records(alone)
     shown = records(killed)["tensorboard"]
     assert [step for step, _ in shown["train/loss"]] == list(range(2, steps + 1, 2))
-    assert [step for step, _ in shown["tiny/accuracy"]] == list(range(8, steps + 1, 8))
+    assert [step for step, _ in shown["val_tiny/accuracy"]] == list(range(8, steps + 1, 8))
     left = (killed / "checkpoints").glob("last*")
     assert sorted(left) == sorted(list_checkpoints(killed / "checkpoints"))
 

@@ -369,7 +369,7 @@ def test_the_table_is_printed_where_a_run_elsewhere_has_failed(
     hydra_raising(monkeypatch, UserError("head.m=-1: …"))
     with pytest.raises(UserError, match=r"head\.m=-1"):
         compose.compose_and_run("train", lambda config, folder: None)
-    assert "| 0   | 0.3    | 0.90000" in capsys.readouterr().out
+    assert "| 0   | 0.3    | 0.90000 " in capsys.readouterr().out
     assert (tmp_path / "sweep.csv").is_file()
     SweepTable().on_multirun_end(config)
     assert capsys.readouterr().out == "", "once"

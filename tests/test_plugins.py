@@ -21,7 +21,7 @@ PAGES = "".join((DOCS / name).read_text() for name in ("extend.md", "extend-more
 SETTINGS = [
     *("head=widening", "head.m=0.3", "backbone=plain", "backbone.embedding_size=16"),
     *("schedule=halving", "optimizer=rmsprop", "trainer.batch_size=16", "trainer.max_steps=2"),
-    *("data=stripes", "data.options.per_identity=6", "data.size=32", "logger=[console,metrics,csv]"),
+    *("data=stripes", "data.options.per_identity=6", "data.size=32", "logger=[console,metrics,losses]"),
     *("trainer.log_every=1", "trainer.threads=1", "trainer.device=cpu", "output_dir=run"),
 ]
 

@@ -142,7 +142,7 @@ def test_a_training_loads_no_figures_before_there_is_something_to_draw() -> None
     code = (
         "import sys, facerec.training.run; from pathlib import Path; "
         "from facerec.reporting.loggers import make_loggers; "
-        "names = ('console', 'metrics', 'tensorboard', 'results'); "
+        "names = ('console', 'metrics', 'tensorboard', 'results', 'report'); "
         "config = {'trainer': {}, 'logger': {name: {'name': name} for name in names}}; "
         "make_loggers(config, Path()); "
         "print([name for name in ('matplotlib', 'bokeh', 'sklearn', 'tensorboard') if name in sys.modules])"

@@ -19,7 +19,6 @@ from facerec.packs.verification import VerificationSet
 from facerec.reporting.evaluated import Evaluated, compared
 from facerec.reporting.evaluation import write_all
 from facerec.reporting.report import report_html
-from facerec.reporting.sweep import read_sweep
 from facerec.vectors import unit_rows
 
 from .browser import opened
@@ -177,24 +176,6 @@ def test_every_protocol_says_which_of_its_numbers_is_the_score(one, others):
 def test_models_that_are_equally_good_are_both_called_best(three):
     twins = [replace(model, results=three[0].results) for model in three[:2]]
     assert "lfw: best are a/best.pt and b/best.pt alike, accuracy" in visible(report_html(twins, {}))
-
-
-def test_the_mean_of_a_sweep_is_over_the_same_targets_in_each_run(tmp_path):
-    given = {"0": ["head.m=0.3"], "1": ["head.m=0.5", "~eval.seed"], "2": ["head.m=0.7"]}
-    scores = {"0": {"lfw": 0.9, "cfp": 0.7}, "1": {"lfw": 0.95}}
-    for run, overrides in given.items():
-        (tmp_path / run / ".hydra").mkdir(parents=True)
-        (tmp_path / run / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
-        targets = {name: {"accuracy": value} for name, value in scores.get(run, {}).items()}
-        if targets:
-            (tmp_path / run / "results.json").write_text(json.dumps({"targets": targets}))
-    header, rows = read_sweep(tmp_path)
-    assert header[-3:] == ["lfw", "cfp", "mean"]
-    assert [[row[0], *row[-3:]] for row in rows] == [
-        ["0", "0.90000", "0.70000", "0.80000"],
-        ["1", "0.95000", "–", "–"],
-        ["2", "–", "–", "–"],
-    ]
 
 
 def test_an_evaluation_names_all_its_files(one, tmp_path):

@@ -19,9 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from facerec import launch, plugins
 from facerec.cli.config_loader import ConfigLoader
 from facerec.cli.explain import as_user_error, explained, with_origin
+from facerec.cli.from_run import from_run
 from facerec.cli.mistakes import config_folder
 from facerec.cli.overrides import hydra_arguments, plugins_of
 from facerec.errors import UserError, machine_errors
+from facerec.reporting.record import finished_before
 from facerec.reporting.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,10 @@ def compose_and_run(config_name: str, task: Task) -> None:
     begun: list[str] = []
     if config_name == "export" and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UserError("-m: an export writes one file; call it once for each")
-    sys.argv[1:] = hydra_arguments([*sys.argv[1:], *_quiet_ranks(sys.argv[1:])])
+    arguments, ConfigLoader.repeated = (
+        from_run(sys.argv[1:]) if config_name == "train" else (sys.argv[1:], None)
+    )
+    sys.argv[1:] = hydra_arguments([*arguments, *_quiet_ranks(arguments)])
     plugins.use(plugins_of(sys.argv[1:]))
 
     def job(config: DictConfig) -> Any:
@@ -54,6 +59,8 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 _require_one_process()
                 plugins.use(plugins_of([f"plugins={config.plugins}"]))  # where a launcher has started it
                 config.output_dir = str(run.path)
+                if config_name == "train" and (done := _done_before(config, run)) is not None:
+                    return done
                 try:
                     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 except OmegaConfBaseException as error:  # Hydra would add a line of its own
@@ -103,6 +110,15 @@ def explain(config_name: str, arguments: list[str]) -> list[str]:
         hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]
         config = hydra.compose(config_name, settings, return_hydra_config=True)
     return settings_text.explain(config, topic)
+
+
+def _done_before(config: DictConfig, run: RunFolder) -> float | None:
+    """Return the outcome of a run of a repeated sweep that has finished with the same settings; else None."""
+    hydra = HydraConfig.get()
+    outcome = None if hydra.mode == RunMode.RUN else finished_before(config, run.path)
+    if outcome is not None:
+        log.info("run %s: has finished already with these settings (%s)", hydra.job.num, run.path)
+    return outcome
 
 
 def _table_of_sweep() -> None:

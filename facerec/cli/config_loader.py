@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facerec import plugins
 from facerec.cli.foreign_code import entries, refuse_foreign_code
+from facerec.cli.from_run import FromRun
 from facerec.errors import UserError, nearest, synonyms
 
 _ENTRIES = 100_000  # of one file, its aliases written out; ours have less than a hundred
@@ -51,7 +52,12 @@ class ConfigLoader(ConfigLoaderImpl):
     """Composes as Hydra does, and checks the outcome before anything is built from it.
 
     Not a check in the command, so that it goes along to the processes of a launcher.
+
+    Attributes:
+        repeated: the recorded run that is repeated, if one is.
     """
+
+    repeated: FromRun | None = None
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         for folder in plugins.config_folders():
@@ -59,6 +65,7 @@ class ConfigLoader(ConfigLoaderImpl):
             config_search_path.prepend("facerec-plugin", f"file://{folder}", before)
         super().__init__(config_search_path)
         self.repository = _Repository(config_search_path)
+        self.repeated = type(self).repeated  # of this object, so that it goes along
 
     def get_group_options(self, group_name: str, *rest: Any, **named: Any) -> list[str]:
         """Return the choices of a group, without ``base``, from which others inherit."""
@@ -89,6 +96,8 @@ class ConfigLoader(ConfigLoaderImpl):
                 raise self._explained(error, config_name, choices) from error
             config = load(config_name, general, run_mode, *rest, **named)
             config.hydra.overrides.task = [one for one in overrides if not _of_hydra(one)]
+        if self.repeated is not None:
+            self.repeated.lay_over(config)
         _expand_home(config)
         refuse_foreign_code(config)
         _refuse_wrong_types(config)

@@ -78,10 +78,11 @@ def as_user_error(error: Exception) -> UserError:
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override}: is not of the form key=value ({text.splitlines()[0]})")
     if isinstance(error, MissingConfigException):
-        launcher = re.search(r"'(hydra/launcher)/(submitit\w+)'", text)
+        launcher = re.search(r"'(hydra/launcher)/(submitit\w+|joblib)'", text)
         if launcher:
             group, option = launcher.groups()
-            return UserError(f"{group}={option}: needs an extra: pip install 'facerec[cluster]'")
+            extra = "parallel" if option == "joblib" else "cluster"
+            return UserError(f"{group}={option}: needs an extra: pip install 'facerec[{extra}]'")
         missing = re.search(r"Could not (?:find|load) '((?:hydra/)?\w+)/([^']+)'", text)
         if missing:
             return no_such_choice(*missing.groups())

@@ -105,7 +105,7 @@ def _speeds(model: Model, batches: list[int], precision: str) -> list[str]:
     import torch
 
     from facerec.models.speed import measure
-    from facerec.reporting.sweep import aligned
+    from facerec.reporting.text_table import aligned
     from facerec.training.cost import size
 
     where = str(model.device)

@@ -25,6 +25,7 @@ def main() -> None:
 def train(config: dict[str, Any], run: RunFolder) -> float | None:
     """Train in the run's folder and return the mean accuracy, if there was an evaluation."""
     from facerec import distributed, process
+    from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
     from facerec.training.run import assemble, device_of
 
@@ -33,8 +34,8 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
         rank_zero = distributed.rank() == 0
-        loggers = make_loggers(config, folder)
-        trainer = assemble(config | {"output_dir": str(folder)}, folder, loggers if rank_zero else ())
+        reporters = [History(folder), *make_loggers(config, folder)]
+        trainer = assemble(config | {"output_dir": str(folder)}, folder, reporters if rank_zero else ())
         if allocator:
             log.info("%-10s %s", "allocator", allocator)
         run.accept(folder)

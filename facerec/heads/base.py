@@ -135,6 +135,7 @@ class ClassHead(Head):
     Attributes:
         weight: (C, D) class weights, as the optimizer sees them; where they are sharded, the rows of `shard`.
         bias: (C,) or None; likewise.
+        per_sample: cosines of the samples of the last batch (B) by name, detached; empty before one.
     """
 
     normalise_weight: ClassVar[bool] = True
@@ -151,6 +152,7 @@ class ClassHead(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._divide_classes()
+        self.per_sample: dict[str, Tensor] = {}
         self.weight = nn.Parameter(torch.empty(self.shard.rows, self.embedding_size))
         self.bias = nn.Parameter(torch.zeros(self.shard.rows)) if self.has_bias else None
         initialise(self.weight, self.init, self.shard)
@@ -206,6 +208,8 @@ class ClassHead(Head):
             sums = self.sums(samples.all_gather() if self.sharded else samples)
             loss_B, own_statistics = self.loss(sums, samples)
             statistics = step_statistics(sums, norm_B)
+            cosines = {"target_cosine": sums.cosine_B, "hardest_cosine": sums.hardest_B}
+            self.per_sample = {name: cosine_B.detach() for name, cosine_B in cosines.items()}
         return HeadOutput(loss_B.mean(), statistics | {k: v.detach() for k, v in own_statistics.items()})
 
     def sums(self, samples: Samples) -> ClassSums:

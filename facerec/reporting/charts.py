@@ -74,6 +74,7 @@ class Chart:
     lines: list[Line]
     figure: Any
     tags: tuple[str, ...] = ()
+    group: str = "curves"  # the section of the page that shows it
 
 
 DrawnLines = list[tuple[Line, dict[str, Any]]]
@@ -102,12 +103,12 @@ def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
         if by_kind[kind]:
             draw = _ranks if kind in ("cmc", "distractors") else _rates
             lines = [line for line, _ in by_kind[kind]]
-            charts.append(Chart(kind, title, text, lines, _item(kind, draw(kind, by_kind[kind]))))
+            charts.append(Chart(kind, title, text, lines, item(kind, draw(kind, by_kind[kind]))))
     for number, (line, data) in enumerate(by_kind["histograms"]):
         counts = {kind: int(np.sum(data[kind])) for kind in ("genuine", "impostor")}
         keys = [_line(kind, at, note=f"{n:,} pairs") for at, (kind, n) in enumerate(counts.items()) if n]
-        item = _item(f"histogram-{number}", _histogram(data, counts))
-        charts.append(Chart("histogram", line.name, "", keys, item, line.tags))
+        drawn = item(f"histogram-{number}", _histogram(data, counts))
+        charts.append(Chart("histogram", line.name, "", keys, drawn, line.tags, "scores"))
     return charts
 
 
@@ -129,12 +130,12 @@ def _line(name: str, colour: int, dash: int = 0, tags: tuple[str, ...] = (), not
     return Line(name, note, colour % len(COLOURS), DASHES[dash % len(DASHES)], tags)
 
 
-def _item(name: str, drawn: Any) -> Any:
+def item(name: str, drawn: Any) -> Any:
     """The figure as JSON, to be put into the element of that id."""
     return json_item(drawn, ID(f"chart-{name}"))
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     label: str
     low: float
     high: float
@@ -145,7 +146,7 @@ class _Axis(NamedTuple):
         return "log" if self.log else "linear"
 
 
-def _figure(x: _Axis, y: _Axis) -> Any:
+def empty_figure(x: Axis, y: Axis) -> Any:
     """An empty figure in the page's type and colours, as wide as the page lets it be."""
     tools = "box_zoom,zoom_in,zoom_out,reset"
     scales: dict[str, Any] = {"x_axis_type": x.scale, "y_axis_type": y.scale}
@@ -172,7 +173,7 @@ def _figure(x: _Axis, y: _Axis) -> Any:
     return plot
 
 
-def _add(plot: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> Any:
+def add_line(plot: Any, line: Line, columns: dict[str, Any], dots: bool = False) -> Any:
     """Draw one line, and return what to point at."""
     source = ColumnDataSource({name: np.asarray(column, np.float32) for name, column in columns.items()})
     look: dict[str, Any] = {"color": COLOURS[line.colour], "name": line.name}
@@ -193,7 +194,7 @@ def _rates(kind: str, drawn: DrawnLines) -> Any:
     else:
         lowest = min(float(np.interp(1 / data["impostor"], data["far"], data["tar"])) for _, data in drawn)
         low = max(0.0, np.floor(20 * lowest - 0.5) / 20)
-    plot = _figure(_Axis(x, least, 1, log=True), _Axis(y, low, 1, log=det))
+    plot = empty_figure(Axis(x, least, 1, log=True), Axis(y, low, 1, log=det))
     if det:
         plot.line([least, 1], [least, 1], color=_DIM, line_width=1.2, line_dash=[2, 4])
     scale = drawn[0][1]["scale"]
@@ -204,12 +205,12 @@ def _rates(kind: str, drawn: DrawnLines) -> Any:
         rate = np.maximum(1 - tar, low / 10) if det else tar
         columns = {"x": np.repeat(far, 2)[1:], "y": np.repeat(rate, 2)[:-1]}
         columns["threshold"] = np.repeat(threshold, 2)[:-1]
-        pointed.append(_add(plot, line, columns))
+        pointed.append(add_line(plot, line, columns))
         if data["eer"]:
             mark = [data["eer"]], [data["eer"] if det else 1 - data["eer"]]
             look: dict[str, Any] = {"marker": "square", "size": 8, "fill_color": "white", "line_width": 1.8}
             plot.scatter(*mark, line_color=COLOURS[line.colour], **look).tags = list(line.tags)
-    _read(plot, pointed, f"$name: @y{{0.00000}} at @x{{%.3g}}, {scale} @threshold{{0.000}}")
+    read_values(plot, pointed, f"$name: @y{{%.5f}} at @x{{%.3g}}, {scale} @threshold{{0.000}}")
     return plot
 
 
@@ -220,9 +221,9 @@ def _ranks(kind: str, drawn: DrawnLines) -> Any:
     points = np.concatenate([data["x"] for _, data in drawn])
     low = max(0.0, np.floor(20 * min(min(data["y"]) for _, data in drawn) - 0.5) / 20)
     ends = (points.min() / 1.4, points.max() * 1.4) if log else (points.min() - 0.5, points.max() + 0.5)
-    plot = _figure(_Axis(x, float(ends[0]), float(ends[1]), log), _Axis(y, low, 1.01))
-    pointed = [_add(plot, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
-    _read(plot, pointed, f"$name: @y{{0.00000}} at {x} @x{{%d}}", policy="nearest")
+    plot = empty_figure(Axis(x, float(ends[0]), float(ends[1]), log), Axis(y, low, 1.01))
+    pointed = [add_line(plot, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
+    read_values(plot, pointed, f"$name: @y{{%.5f}} at {x} @x{{%d}}", policy="nearest")
     return plot
 
 
@@ -235,7 +236,7 @@ def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
         1.06 * max(float(one.max()) for one in fractions.values()),
     )
     scale = "squared distance" if data["scale"] == "distance" else "cosine"
-    plot = _figure(_Axis(scale, *ends), _Axis("fraction of pairs", 0, top))
+    plot = empty_figure(Axis(scale, *ends), Axis("fraction of pairs", 0, top))
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
     pointed = []
     for kind, colour in (("genuine", COLOURS[0]), ("impostor", COLOURS[1])):
@@ -248,12 +249,14 @@ def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
             plot.step(*outline, color=colour, line_width=1.5)
     if data["threshold"] is not None:
         plot.vspan(x=[data["threshold"]], line_color=_INK, line_width=1.4, line_dash="6 4")
-    _read(plot, pointed, "$name: @top{0.00 %}, @count{0,0} pairs at @left{0.000} to @right{0.000}")
+    read_values(plot, pointed, "$name: @top{0.00 %}, @count{0,0} pairs at @left{0.000} to @right{0.000}")
     return plot
 
 
-def _read(plot: figure, pointed: list[Any], text: str, policy: Literal["prev", "nearest"] = "prev") -> None:
-    """Read values where a reader points, a line of text per curve."""
+def read_values(
+    plot: figure, pointed: list[Any], text: str, policy: Literal["prev", "nearest"] = "prev"
+) -> None:
+    """Let a reader point at values; `text` is what a curve then says, in Bokeh's marks: ``@y{%.5g}``."""
     tool = HoverTool(renderers=pointed, mode="vline", line_policy=policy, tooltips=f"<div>{text}</div>")
-    tool.visible, tool.formatters = False, {"@x": "printf"}
+    tool.visible, tool.formatters = False, {"@x": "printf", "@y": "printf"}
     plot.add_tools(tool)

@@ -27,7 +27,7 @@ from facerec.models.speed import measure
 from facerec.models.threshold import Threshold
 from facerec.registry import build
 from facerec.reporting.model_card import CardSettings, model_card
-from facerec.reporting.sweep import aligned
+from facerec.reporting.text_table import aligned
 
 SAMPLE = 200  # images for the ranges of int8, and to compare embeddings on
 

@@ -28,10 +28,11 @@ def data_uris(source: VerificationSet, pair: int) -> list[str]:
 
     The files themselves are not handed to a browser: it may turn them, show their metadata, or choke on them.
     """
-    return [_data_uri(pixels) for pixels in pair_pixels(source, pair)]
+    return [data_uri(pixels) for pixels in pair_pixels(source, pair)]
 
 
-def _data_uri(pixels: np.ndarray) -> str:
+def data_uri(pixels: np.ndarray) -> str:
+    """An image (uint8 RGB) as a ``data:`` address of a JPEG file, at most `SIDE` high."""
     if max(pixels.shape[:2]) > SIDE:
         image = Image.fromarray(pixels)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

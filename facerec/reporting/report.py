@@ -6,14 +6,14 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bokeh.resources import Resources
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 import facerec
@@ -21,7 +21,7 @@ from facerec.evaluation.notes import Caution
 from facerec.evaluation.results import HardPair, Number
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import replacing
-from facerec.reporting.charts import COLOURS, charts_of, filters_of
+from facerec.reporting.charts import COLOURS, Chart, charts_of, filters_of
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
 from facerec.reporting.pair_images import data_uris
 from facerec.reporting.tables import Comparisons, p_text, tables_of
@@ -59,17 +59,18 @@ def report_html(evaluated: Sequence[Evaluated], comparisons: Comparisons, *, fig
         comparisons: what their paired comparison found on each target; empty for one model.
         figures: figures lie beside the page, and images of pairs shall be in it.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"signed": _signed, "p": p_text, "verdict": _verdict}
-    charts = charts_of(evaluated)
-    script = _bokeh() + _file("report.js")
+    return page("report.html.j2", charts_of(evaluated), values_of(evaluated, comparisons, figures=figures))
+
+
+def values_of(
+    evaluated: Sequence[Evaluated], comparisons: Comparisons, *, figures: bool = True
+) -> dict[str, Any]:
+    """What the template says of evaluated models; see `report_html`."""
     rows = rows_of(evaluated)
     found = [one for of_target in comparisons.values() for one in of_target]
     several = len(evaluated) > 1
-    values = {
-        "title": f"{len(evaluated)} models compared" if several else evaluated[0].name,
+    return {
+        "title": f"{len(evaluated)} models compared" if several else "".join(one.name for one in evaluated),
         "lead": _lead(rows, several),
         "about": _about(evaluated, rows),
         "several": several,
@@ -84,11 +85,26 @@ def report_html(evaluated: Sequence[Evaluated], comparisons: Comparisons, *, fig
         "decided": ", ".join(dict.fromkeys(one.decided for one in found)),
         "over": _over(rows),
         "deviation": any(number.deviation is not None for row in rows for number in row[2].numbers()),
-        "charts": charts,
         "filters": filters_of(evaluated),
         "pair_groups": [_pairs(row, several) for row in rows if row[2].source is not None] if figures else [],
         "cards": _cards(evaluated, rows, several),
         "figures": figures,
+    }
+
+
+def page(template: str, charts: Sequence[Chart], values: Mapping[str, Any]) -> str:
+    """A self-contained page: a template of ``report_files``, with its charts."""
+    environment = Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"signed": _signed, "p": p_text, "verdict": _verdict}
+    script = _bokeh() + _file("report.js")
+    frame = {
+        "charts": charts,
         "version": facerec.__version__,
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "colours": COLOURS,
@@ -97,7 +113,7 @@ def report_html(evaluated: Sequence[Evaluated], comparisons: Comparisons, *, fig
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "data": Markup(_json([chart.figure for chart in charts])),
     }
-    return environment.from_string(_file("report.html.j2")).render(values)
+    return environment.get_template(template).render(values, **frame)
 
 
 def _file(name: str) -> str:

@@ -1,18 +1,20 @@
-"""One table at the end of a multirun sweep: the settings that vary, and each run's accuracy per target."""
+"""sweep.html, sweep.csv and a table of runs: at the end of a multirun sweep, or of any runs."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from facerec.errors import UserError
 from facerec.files import csv_lines, replacing
 from facerec.reporting import run_folder
+from facerec.reporting.text_table import as_markdown
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class SweepTable(Callback):
         _under_way.append(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table, and write it as sweep.csv and sweep.md into the sweep's folder."""
+        """Print the table, and write sweep.html and sweep.csv into the sweep's folder."""
         write_table()
 
 
@@ -50,57 +52,41 @@ def write_table() -> None:
     folder = _under_way.pop() if _under_way else None
     if folder is None or not folder.is_dir() or run_folder.discard(folder.absolute()):
         return
-    header, rows = read_sweep(folder)
-    if not rows:
-        return
-    text = as_markdown(header, rows)
-    with replacing(folder / "sweep.md") as file:
-        file.write(text.encode())
-    with replacing(folder / "sweep.csv") as file:
-        file.write(csv_lines([header, *rows]))
-    print(f"\n{text}\n{folder / 'sweep.csv'}")
+    try:
+        print(f"\n{write_sweep([folder], folder / 'sweep.html')}", end="")
+    except UserError as error:  # all runs were refused before they had a folder
+        log.debug("no table: %s", error)
 
 
-def read_sweep(folder: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: run, the varied settings, accuracy per target, mean; best mean first.
+def write_sweep(
+    folders: Sequence[Path], page: Path, *, by: str | None = None, axes: Sequence[str] = ()
+) -> str:
+    """Compare the runs in `folders`: write the page and a CSV beside it, and return the table as text.
 
-    A run without results.json (it failed, or was interrupted) stands at the end with dashes, as does the mean
-    of one that lacks a target which others have.
+    Args:
+        by: the number to judge by; None: the one that suits all.
+        axes: two settings that the heatmap shows first.
+
+    Raises:
+        UserError: there are no runs, or no such number or settings.
+        StorageError: a file could not be written.
     """
-    runs = []
-    for run in sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name)):
-        overrides = run / ".hydra" / "overrides.yaml"
-        if overrides.is_file():
-            items = [str(item).lstrip("+").partition("=") for item in OmegaConf.load(overrides)]
-            given = {key: value for key, _, value in items}
-            results = run / "results.json"
-            written = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-            targets = written.get("targets", {})  # a comparison of models has a table of its own
-            accuracy = {name: one["accuracy"] for name, one in targets.items() if "accuracy" in one}
-            runs.append((run.name, given, accuracy))
-    names = list(dict.fromkeys(name for _, given, _ in runs for name in given))
-    varied = [name for name in names if len({given.get(name) for _, given, _ in runs}) > 1]
-    targets = list(dict.fromkeys(target for _, _, accuracy in runs for target in accuracy))
+    from facerec.reporting.runs import Runs, find_runs  # SciPy takes a moment
+    from facerec.reporting.sweep_page import sweep_html
+
+    runs = Runs(find_runs(folders), by)
+    html = sweep_html(runs, page.absolute().parent.name, axes)
+    header = ["run", *runs.varied, *runs.columns.values(), "time", "device-hours", "state"]
     rows = []
-    for run_name, given, accuracy in runs:
-        complete = bool(targets) and len(accuracy) == len(targets)  # a mean of others cannot be compared
-        mean = sum(accuracy.values()) / len(accuracy) if complete else None
-        cells = [f"{accuracy[target]:.5f}" if target in accuracy else "–" for target in targets]
-        settings = [given.get(name, "–") for name in varied]
-        row = [run_name, *settings, *cells, "–" if mean is None else f"{mean:.5f}"]
-        rows.append((-1.0 if mean is None else mean, row))
-    rows.sort(key=lambda pair: -pair[0])
-    return ["run", *varied, *targets, "mean"], [row for _, row in rows]
-
-
-def as_markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns line up, so that it reads well as plain text too."""
-    first, *others = [f"| {line} |" for line in aligned([header, *rows], " | ")]
-    rule = "".join("|" if sign == "|" else "-" for sign in first)
-    return "\n".join([first, rule, *others]) + "\n"
-
-
-def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
-    """Lines of cells, each column as wide as its longest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    for fold in runs.folds:
+        time = "–" if fold.seconds is None else str(timedelta(seconds=round(fold.seconds)))
+        cost = "–" if fold.device_hours is None else f"{fold.device_hours:.3g}"
+        numbers = [fold.text(column) for column in runs.columns]
+        rows.append([",".join(fold.names), *fold.settings.values(), *numbers, time, cost, fold.state])
+    table = page.with_suffix(".csv")
+    with replacing(page) as file:
+        file.write(html.encode())
+    with replacing(table) as file:
+        file.write(csv_lines([header, *rows]))
+    best = f"best by {runs.judged_by}: run {','.join(runs.best.names)}\n" if runs.best is not None else ""
+    return f"{as_markdown(header, rows)}{best}{page}\n{table}\n"

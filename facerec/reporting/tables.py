@@ -7,7 +7,7 @@ from itertools import groupby
 
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
-from facerec.reporting.sweep import aligned
+from facerec.reporting.text_table import aligned
 
 Comparisons = Mapping[str, Sequence[Comparison]]
 

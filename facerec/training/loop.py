@@ -62,6 +62,7 @@ class Trainer:
     config: Mapping[str, Any]
     folder: Path
     reporters: list[reporter.Reporter] = field(default_factory=list)
+    changes: Mapping[str, str] = field(default_factory=dict)  # of settings, at this resume
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -73,9 +74,8 @@ class Trainer:
         self.scaler = parallel.make_scaler(self.device, enabled=settings.precision == "fp16")
         self.meter = Meter(self.device)
         self.modules: dict[str, nn.Module] = {"backbone": self.backbone, "head": self.head}
-        # Everything with a state, by its name in checkpoints.
         self.parts: dict[str, Any] = {**self.modules, "optimizer": self.optimizer, "scaler": self.scaler}
-        self.parts |= {"random": state.RandomState(), "meter": self.meter}
+        self.parts |= {"random": state.RandomState(), "meter": self.meter}  # all that checkpoints name
         self.guard = Guard(self.modules, self.device, self.checkpoints, self.scaler.is_enabled())
         keep, background = settings.keep_last, settings.save_in_background
         self.store = checkpoint.RunCheckpoints(self.checkpoints, keep=keep, background=background)
@@ -275,10 +275,10 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on from `path`, or the checkpoint before it where it is damaged."""
         read = partial(resume.restore, parts=self.parts, config=self.config, faces=self.loader.faces)
-        path, (self.position, changes) = self.store.read(path, read)
+        path, (self.position, self.changes) = self.store.read(path, read)
         self.saved = copy.deepcopy(self.position)
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
-        comparison.log_changes(path, changes, self.position.step if self.done() else None)
+        comparison.log_changes(path, self.changes, self.position.step if self.done() else None)
 
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""

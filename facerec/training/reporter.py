@@ -14,6 +14,7 @@ from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verify import VerificationResult
 from facerec.files import storing
 from facerec.heads import Head
+from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.models.model import Model
 from facerec.training.schedules import Progress
@@ -33,6 +34,12 @@ class Run(Protocol):
     embed: nn.Module
     head: Head
     optimizer: torch.optim.Optimizer
+    config: Mapping[str, Any]
+    input: Preprocessing
+    interrupted: int | None
+    failure: StorageError | None
+    changes: Mapping[str, str]
+    """Settings that have changed at this resume, ``0.01 (was 0.1)``."""
 
     def progress(self) -> Progress:
         """Return how far the run is."""
@@ -78,4 +85,8 @@ def notify(reporters: list[Reporter], run: Run, event: str, *details: Any) -> St
             if event == "started":
                 reporters.remove(reporter)
             first = first or StorageError(f"{error}; the run stops at step {run.position.step}")
+        except BaseException:
+            if event == "started":  # those that have not started cannot finish
+                del reporters[reporters.index(reporter) :]
+            raise
     return first

@@ -1,25 +1,36 @@
-"""The base of all loggers: where they write, and the figures of an evaluation, drawn once for all of them."""
+"""The base of all loggers: where they write, and what is made once for all of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from facerec.training.reporter import Reporter
+import numpy as np
+
+from facerec.reporting.record import flat
+from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
     from facerec.evaluation.verify import VerificationResult
 
+_IMAGES = 32  # of the first batch
+
 
 class Figures:
-    """Figures of the newest evaluation by target and kind, drawn when the first logger asks for them."""
+    """What loggers of a run share: figures of the newest evaluation, drawn when the first logger asks for
+    them, and images of the first batch.
+    """
 
     def __init__(self) -> None:
         self._results: Mapping[str, VerificationResult] = {}
         self._drawn: dict[str, dict[str, Figure]] = {}
+        self._watched = False
+        self._batch_BCHW: torch.Tensor | None = None
 
     def of(self, results: Mapping[str, VerificationResult]) -> dict[str, dict[str, Figure]]:
         """Return the figures of `results`."""
@@ -29,6 +40,71 @@ class Figures:
             self._results = results
             self._drawn = {name: figures_of(name, {name: result}) for name, result in results.items()}
         return self._drawn
+
+    def watch(self, run: Run) -> None:
+        """Keep the images of the first batch that the backbone gets from now on; once, whoever asks."""
+        if self._watched:
+            return
+        self._watched = True
+
+        def keep(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+            if self._batch_BCHW is None:
+                self._batch_BCHW = (
+                    given[0].detach()[:_IMAGES].clone()
+                )  # copied to the host when it is asked for
+            hook.remove()
+
+        hook = run.embed.register_forward_pre_hook(keep)
+
+    def first_batch(self, run: Run) -> np.ndarray | None:
+        """Return the watched images (B, H, W, 3) as the network gets them; None before there are any.
+
+        uint8, with mean and std undone but not the order of the channels: those of a network that takes BGR
+        have red and blue exchanged.
+        """
+        if self._batch_BCHW is None:
+            return None
+        mean, std = (np.asarray(one, np.float32) for one in (run.input.mean, run.input.std))
+        image_BHWC = self._batch_BCHW.float().cpu().numpy().transpose(0, 2, 3, 1) * std + mean
+        return np.rint(np.clip(image_BHWC, 0, 255)).astype(np.uint8)
+
+
+def numbers_of(results: Mapping[str, VerificationResult]) -> dict[str, float]:
+    """Return all numbers of an evaluation: ``lfw/accuracy`` and so on, then their means over the sets, of
+    those that each set supports, under ``mean/accuracy``.
+    """
+    by_set = {}
+    for name, result in results.items():
+        numbers = {number.key: number.value for number in result.numbers()}
+        for key in ("accuracy_exact", "best_threshold", "xnorm"):
+            numbers.setdefault(key, getattr(result, key))
+        by_set[name] = {k: float(x) for k, x in numbers.items() if x is not None and math.isfinite(x)}
+    flat = {f"{name}/{key}": value for name, numbers in by_set.items() for key, value in numbers.items()}
+    for key in next(iter(by_set.values()), {}):
+        if key not in ("best_threshold", "xnorm") and all(key in numbers for numbers in by_set.values()):
+            flat[f"mean/{key}"] = sum(numbers[key] for numbers in by_set.values()) / len(by_set)
+    return flat
+
+
+def grouped(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row under names that services group: those of steps (``train/loss``) before
+    those of sets (``val_lfw/accuracy``); without step and those that are None.
+    """
+    kept = {name: value for name, value in numbers.items() if value is not None and name != "step"}
+    return {f"val_{name}" if "/" in name else f"train/{name}": value for name, value in kept.items()}
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Return the settings by dotted names in the types that services take, without those of records."""
+    settings = {key: value for key, value in config.items() if key not in ("output_dir", "logger", "plugins")}
+    return {
+        name: value
+        if isinstance(value, bool | int | float | str)
+        else "null"
+        if value is None
+        else str(value)
+        for name, value in flat(settings).items()
+    }
 
 
 class Logger(Reporter):

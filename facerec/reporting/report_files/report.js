@@ -19,3 +19,11 @@ for (const box of document.querySelectorAll(".filters input"))
       element.hidden = !shown(element.dataset.tags.split(" "));
     for (const plot of plots()) for (const line of plot.renderers) line.visible = shown(line.tags);
   });
+
+// One heatmap at a time; without scripts all are there.
+const axes = document.getElementById("axes");
+if (axes) {
+  const choose = () => document.querySelectorAll(".heat").forEach((table, at) => (table.hidden = at !== +axes.value));
+  axes.addEventListener("change", choose);
+  choose();
+}

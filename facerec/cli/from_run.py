@@ -1,0 +1,98 @@
+"""`facerec-train --from RUN`: the settings of a recorded run, under those that are given anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from facerec.errors import UserError
+from facerec.reporting.record import RunRecord, flat
+
+_NOT_REPEATED = ("output_dir", "plugins")  # of a new run; code, which the command line alone may name
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """A recorded run to be repeated.
+
+    Attributes:
+        folder: the run's.
+        anew: keys and groups that the command line gives, which count more than the record.
+        config: its composed settings, with interpolations as they were written.
+    """
+
+    folder: Path
+    anew: frozenset[str]
+    config: dict[str, Any] = field(repr=False)
+
+    def lay_over(self, config: DictConfig) -> None:
+        """Set what the record says otherwise than the files of configuration do by now.
+
+        Raises:
+            UserError: a recorded setting does not exist any more.
+        """
+        if "experiment" in self.anew:  # which may set anything
+            return
+        now = flat(_plain(config))
+        for key, value in flat(self.config).items():
+            if (key in now and now[key] == value) or self._is_anew(key):
+                continue
+            if key not in now:
+                hint = f"{self.folder} has it, but it exists no more; ~{key} leaves it out"
+                raise UserError(f"{key}={value}: {hint}")
+            with open_dict(config):
+                OmegaConf.update(config, key, value, merge=False)
+
+    def _is_anew(self, key: str) -> bool:
+        parts = key.split(".")
+        return any(".".join(parts[:count]) in self.anew for count in range(1, len(parts) + 1))
+
+
+def from_run(arguments: Sequence[str]) -> tuple[list[str], FromRun | None]:
+    """Take ``--from RUN`` out of a command line, and put the recorded settings before those that are left.
+
+    Raises:
+        UserError: RUN is missing or holds no record, or was made with plugins that are not named anew.
+    """
+    given, path = [], None
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if option == "--from":
+            path = value if equals else next(rest, None)
+            if not path:
+                raise UserError("--from: needs the folder of a run: --from runs/x")
+        else:
+            given.append(argument)
+    if path is None:
+        return given, None
+    record = RunRecord.of(Path(path).expanduser())
+    anew = frozenset(_key(one) for one in given if not one.startswith("-"))
+    config = _plain(OmegaConf.load(record.folder / ".hydra" / "config.yaml"))
+    plugins = config.get("plugins") or []
+    if plugins and "plugins" not in anew:
+        names = ",".join(map(str, plugins))
+        raise UserError(f"--from {path}: was made with plugins, which run code; give them: plugins=[{names}]")
+    kept = {key: value for key, value in config.items() if key not in (*_NOT_REPEATED, "hydra")}
+    left = [one for one in record.overrides if not _is_given(_key(one), anew)]
+    return [*left, *given], FromRun(record.folder, anew, kept)
+
+
+def _is_given(key: str, anew: frozenset[str]) -> bool:
+    """True where the command line gives this key, or chooses its group, anew."""
+    return key in (*_NOT_REPEATED, *anew) or key.partition(".")[0] in anew
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=False)
+    return (
+        {str(key): value for key, value in plain.items() if key != "hydra"} if isinstance(plain, dict) else {}
+    )

@@ -1,0 +1,115 @@
+"""Charts of numbers over the steps of a run, or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from facerec.reporting.charts import (
+    COLOURS,
+    DASHES,
+    Axis,
+    Chart,
+    Line,
+    add_line,
+    empty_figure,
+    item,
+    read_values,
+)
+from facerec.reporting.record import Row
+
+POINTS = 1000  # of a curve; more are joined to means of neighbours
+_TRAINING = (
+    ("loss", "Loss", "loss", "of the batches between two logged steps"),
+    ("lr", "Learning rate", "learning rate", "as the schedule sets it"),
+    ("accuracy", "Accuracy in training", "accuracy", "of the batches, by the plain cosines"),
+    ("grad_norm", "Gradient norm", "norm", "before clipping"),
+)
+_COSINES = {
+    "target_cosine": "own identity",
+    "hardest_cosine": "hardest other",
+    "other_cosine": "mean of others",
+}
+_OF_SETS = (
+    ("accuracy", "Accuracy of each set"),
+    ("accuracy_exact", "Accuracy at the exact threshold"),
+    ("auc", "AUC of each set"),
+    ("eer", "EER of each set"),
+)
+
+
+def charts_of_run(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[Chart]:
+    """The charts of a run: of its logged steps, then of its evaluations, those with something to draw."""
+    charts = []
+    for key, title, label, said in _TRAINING:
+        charts.append(
+            over_steps(key, title, said, label, {title: (steps, key)}, log=key in ("loss", "grad_norm"))
+        )
+    cosines = {name: (steps, key) for key, name in _COSINES.items()}
+    charts.insert(
+        3, over_steps("cosines", "Cosines in training", "with the class weights", "cosine", cosines)
+    )
+    for key, title in _OF_SETS:
+        names = dict.fromkeys(
+            one.rpartition("/")[0] for row in evaluations for one in row if one.endswith(f"/{key}")
+        )
+        several = len(names) > 2  # with the mean
+        curves = {name: (evaluations, f"{name}/{key}") for name in names if several or name != "mean"}
+        label = "accuracy" if key.startswith("accuracy") else key.upper()
+        charts.append(over_steps(f"sets-{key}", title, "", label, curves))
+    return [chart for chart in charts if chart is not None]
+
+
+def over_steps(
+    kind: str,
+    title: str,
+    text: str,
+    label: str,
+    curves: Mapping[str, tuple[Sequence[Row], str]],
+    *,
+    log: bool = False,
+    points: int = POINTS,
+) -> Chart | None:
+    """A chart of curves over steps, each by its name: rows, and the key of its number; None: no numbers.
+
+    Args:
+        kind: unique on the page.
+        points: of a curve at most.
+        label: of the y axis.
+        log: a logarithmic y axis, where all numbers are above 0 and reach over more than a factor of 10.
+    """
+    drawn: list[tuple[Line, dict[str, Any]]] = []
+    for at, (name, (rows, key)) in enumerate(curves.items()):
+        known = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if known:
+            x, y = joined(np.asarray(known, np.float64).T, points)
+            dash = DASHES[at // len(COLOURS) % len(DASHES)]
+            line = Line(name, f"{known[-1][1]:.5g}", at % len(COLOURS), dash, (f"curve-{at}",))
+            drawn.append((line, {"x": x, "y": y}))
+    if not drawn:
+        return None
+    y = np.concatenate([data["y"] for _, data in drawn])
+    x = np.concatenate([data["x"] for _, data in drawn])
+    low, high = float(y.min()), float(y.max())
+    log = log and low > 0 and high > 10 * low
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    ends = (low / 1.2, high * 1.2) if log else (low - room, high + room)
+    if low >= 0 and not log:
+        ends = (max(0.0, ends[0]), ends[1])
+    wide = max(float(x.max() - x.min()), 1.0)
+    plot = empty_figure(
+        Axis("step", float(x.min()) - 0.02 * wide, float(x.max()) + 0.02 * wide), Axis(label, *ends, log)
+    )
+    few = max(len(data["x"]) for _, data in drawn) <= 30
+    pointed = [add_line(plot, line, data, dots=few) for line, data in drawn]
+    read_values(plot, pointed, "$name: @y{%.5g} at step @x{%d}", policy="nearest")
+    return Chart(kind, title, text, [line for line, _ in drawn], item(kind, plot), group="run")
+
+
+def joined(points_2N: np.ndarray, points: int = POINTS) -> np.ndarray:
+    """The points (x, y), of many the means of so many groups of neighbours."""
+    if points_2N.shape[1] <= points:
+        return points_2N
+    return np.stack([part.mean(axis=1) for part in np.array_split(points_2N, points, axis=1)], axis=1)

@@ -1,0 +1,156 @@
+"""report.html of a training run: what it was, how it went and what it has come to, on one page."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facerec.files import replacing
+from facerec.images.preprocessing import Preprocessing
+from facerec.reporting.charts import charts_of
+from facerec.reporting.evaluated import Evaluated
+from facerec.reporting.pair_images import data_uri
+from facerec.reporting.record import RunRecord
+from facerec.reporting.report import page, values_of
+from facerec.reporting.run_charts import charts_of_run
+
+_CHANNELS = {
+    "rgb": "Faces that look blue come from files with red and blue exchanged",
+    "bgr": "This network takes blue first (input.channels=bgr), so that faces look blue here and must",
+}
+
+
+def write_run_report(
+    folder: Path,
+    evaluated: Evaluated | None,
+    batch_BHWC: np.ndarray | None,
+    input: Preprocessing,
+    *,
+    figures: bool = True,
+) -> Path:
+    """Write the page from the run's records in `folder`.
+
+    Args:
+        evaluated: the last evaluation; None: not known here, then only its rows of metrics.jsonl are shown.
+        batch_BHWC: the first batch, uint8, as `Figures.first_batch` gives it.
+        input: the run's preprocessing.
+        figures: images of pairs shall be on the page.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    path = folder / "report.html"
+    text = run_html(RunRecord(folder), evaluated, batch_BHWC, input, figures=figures)
+    with replacing(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def run_html(
+    record: RunRecord,
+    evaluated: Evaluated | None,
+    batch_BHWC: np.ndarray | None,
+    input: Preprocessing,
+    *,
+    figures: bool = True,
+) -> str:
+    """The page as text; see `write_run_report`."""
+    models = [] if evaluated is None else [evaluated]
+    values = values_of(models, {}, figures=figures)
+    batch = [] if batch_BHWC is None else [data_uri(image_HWC) for image_HWC in batch_BHWC]
+    config = record.config
+    values |= {
+        "title": record.folder.absolute().name,
+        "lead": [_lead(record), *values["lead"]],
+        "batch": batch,
+        "batch_text": f"Augmented, mean and std undone ({input}). {_CHANNELS[input.channels]}; eyes and "
+        "mouths that do not lie in the same places come from images that are not aligned.",
+        "starts": _starts(record),
+        "provenance": _provenance(record),
+        "given": record.overrides,
+        "configuration": _yaml(config),
+        "folder": str(record.folder),
+    }
+    return page("run.html.j2", [*charts_of_run(record.steps, record.evaluations), *charts_of(models)], values)
+
+
+def _lead(record: RunRecord) -> str:
+    """How far the run has come, and in what time."""
+    steps = record.steps
+    if not steps:
+        return "No step has been logged yet."
+    last, seconds = steps[-1], record.seconds
+    took = f" in {timedelta(seconds=round(seconds))}" if seconds is not None else ""
+    loss = f", loss {last['loss']:.4g}" if last.get("loss") is not None else ""
+    return f"{last['step']:,} steps, {last['epoch']:.4g} epochs{took}{loss}."
+
+
+def _starts(record: RunRecord) -> list[dict[str, Any]]:
+    """Each start with the end that followed it and the settings that had changed."""
+    starts: list[dict[str, Any]] = []
+    for row in record.history:
+        if row["event"] == "start":
+            changes = [f"{key} = {change}" for key, change in row["changes"].items()]
+            changes += _differences(starts[-1]["row"], row) if starts else []
+            began = {"began": row["time"], "step": f"{row['step']:,}", "changes": changes, "row": row}
+            starts.append(began | {"ended": "at work, or killed"})
+        elif starts:
+            spent = timedelta(seconds=round(row["seconds"]))
+            starts[-1]["ended"] = f"{row['why']} at step {row['step']:,}, after {spent}"
+    return starts
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Differences between two starts besides the settings: code, machine and data."""
+    found = []
+    for key in ("commit", "host", "device", "precision", "threads", "fingerprint"):
+        if before.get(key) != now.get(key):
+            found.append(f"{key} = {now.get(key)} (was {before.get(key)})")
+    for name, version in now.get("versions", {}).items():
+        was = before.get("versions", {}).get(name)
+        if was != version:
+            found.append(f"{name} {version} (was {was})")
+    return found
+
+
+def _provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Cards about the last start: command and code, machine, data."""
+    if not record.starts:
+        return [("Not recorded", [("Folder", str(record.folder))])]
+    row = record.starts[-1]
+    seconds = record.seconds
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    time = "–" if seconds is None else f"{timedelta(seconds=round(seconds))} in all its parts"
+    return [
+        (
+            "Command",
+            [
+                ("Command", row["command"]),
+                ("In", row["folder"]),
+                ("Git commit", row["commit"] or "none: not run from a checkout"),
+                ("Versions", versions),
+            ],
+        ),
+        (
+            "Machine",
+            [
+                ("Host", row["host"]),
+                ("Device", f"{row['device']}, {row['precision']}"),
+                ("Processes", f"{row['processes']}, {row['threads']} threads each"),
+                ("Time", time),
+            ],
+        ),
+        (
+            "Data",
+            [("Data", row["data"]), ("Fingerprint", row["fingerprint"]), ("Seed", str(row["seed"]))],
+        ),
+    ]
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    import yaml  # type: ignore[import-untyped]
+
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
