@@ -90,7 +90,7 @@ def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, site: Path)
     assert without.stderr.endswith("if a plugin brings it, name it: plugins=[MODULE]\n")
     done = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors", packages=site)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "x.safetensors")
+    assert done.stdout.splitlines()[-1].startswith("x.safetensors ")
 
 
 def test_an_installed_plugin_judges(tmp_path: Path, site: Path) -> None:

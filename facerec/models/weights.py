@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from facerec.backbones.base import BACKBONES, Backbone, create_backbone, on_meta_device
-from facerec.errors import CheckpointError
+from facerec.errors import CheckpointError, ConfigError
 from facerec.models.lineages import in_our_names, is_wrapper
 from facerec.pickles.stand_ins import Inert, shown
 
@@ -188,7 +188,11 @@ def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None)
         sized = next(entry for entry in expected if expected[entry] != other[entry])
         embedding_size = next(iter(weights[match.prefix + sized].shape), 0)
         for input_size in INPUT_SIZES if embedding_size else ():
-            if _match(weights, *_known(name, embedding_size, input_size)).fits:
+            try:
+                known = _known(name, embedding_size, input_size)
+            except ConfigError:  # it takes no images of this shape
+                continue
+            if _match(weights, *known).fits:
                 size = input_size if isinstance(input_size, int) else list(input_size)
                 return {"name": name, "embedding_size": embedding_size, "input_size": size}
     return None
