@@ -89,6 +89,17 @@ def test_the_mosaics_show_the_hardest_pairs_whether_or_not_they_are_wrong(result
     assert len(shown) == len(captions) == 12
 
 
+def test_the_hardest_pairs_carry_the_names_that_are_known(result):
+    names = np.array([f"p{row % 5}" * (1 + 20 * (row == 1)) for row in range(2 * len(result.issame_N))])
+    figure = pair_figure("lfw", replace(result, source=replace(result.source, identity_2N=names)))
+    for axes in figure.axes:
+        pair = int(axes.get_title().split(":")[0].split()[1])
+        one, other = names[2 * pair], names[2 * pair + 1]
+        said = one if one == other else f"{one} / {other}"
+        assert axes.texts[0].get_text() == (said if len(said) <= 36 else said[:35] + "…")
+    assert not pair_figure("lfw", result).axes[0].texts, "and none where there are none"
+
+
 def test_several_models_share_one_roc_and_have_files_of_their_own(result, tmp_path):
     rows = np.random.default_rng(1).normal(size=(600, 16))
     worse = replace(verify(rows, result.issame_N), source=result.source)

@@ -14,7 +14,14 @@ from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, FacerecError, MissingDataError, UserError
 from facerec.images.decode import decode
 from facerec.making.drawn_pairs import draw_pairs
-from facerec.making.pair_lists import lfw_image, read_csv, read_names, read_pairs_txt, read_people_txt
+from facerec.making.pair_lists import (
+    lfw_image,
+    read_csv,
+    read_labels,
+    read_names,
+    read_pairs_txt,
+    read_people_txt,
+)
 from facerec.packs.pack import open_pack
 from facerec.packs.verification import load_verification
 from tests.making import image
@@ -198,7 +205,7 @@ def test_a_list_out_of_order_is_named_with_its_line(tmp_path: Path, reader, text
 def test_no_list_crashes_its_reader(tmp_path_factory: pytest.TempPathFactory, text: str | bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any list"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
-    for reader in (read_pairs_txt, read_people_txt, read_csv, read_names):
+    for reader in (read_pairs_txt, read_people_txt, read_csv, read_names, read_labels):
         try:
             reader(path)
         except FacerecError as error:
