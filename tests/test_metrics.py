@@ -275,7 +275,12 @@ def test_a_metric_from_outside_stands_in_the_results_and_among_the_numbers(monke
     monkeypatch.setitem(METRICS._builders, "gap", Gap)
     rng = np.random.default_rng(0)
     result = verify(rng.normal(size=(80, 4)), np.arange(40) % 2 == 0, metrics=["gap", "eer"], bootstrap=5)
-    assert [number.label for number in result.numbers()] == ["Accuracy", "Gap of the means", "EER"]
+    assert [number.label for number in result.numbers()] == [
+        "Accuracy",
+        "Exact accuracy",
+        "Gap of the means",
+        "EER",
+    ]
     entry = result.to_dict()
     assert entry["gap"] == result.gap and entry["gap_interval"] is None
     assert len(entry["eer_interval"]) == 2 and "auc" not in entry

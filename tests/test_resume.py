@@ -131,8 +131,8 @@ def test_the_best_of_other_targets_is_not_the_best_any_more(tmp_path: Path) -> N
     first.fit()
     for given, best, highest in (
         ({"targets": ["a"], "flip": True, "batch_size": 7}, 0.9, {"a": 0.9}),
-        ({"targets": ["a", "b"], "flip": True}, -1.0, {"a": 0.9}),
-        ({"targets": ["a"], "flip": False}, -1.0, {}),
+        ({"targets": ["a", "b"], "flip": True}, float("-inf"), {"a": 0.9}),
+        ({"targets": ["a"], "flip": False}, float("-inf"), {}),
     ):
         again = trainer(**given)
         again.resume(tmp_path / "checkpoints" / "last.pt")

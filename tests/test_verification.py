@@ -306,8 +306,9 @@ def test_the_log_has_the_lines_people_grep(model, caplog):
         f"[lfw][60000]Accuracy-Flip: {lfw.accuracy:.5f}+-{lfw.accuracy_std:.5f}",
         f"[lfw][60000]Best-Threshold: {lfw.best_threshold:.5f}",
     ]
-    assert lines[3].startswith("[cfp_fp][60000]XNorm: ")
-    assert lines[6:] == [f"highest_acc: [{lfw.accuracy:.5f}, 0.98765]"]
+    assert lines[3].startswith("[lfw][60000]Others: exact accuracy ") and "judged by" in lines[3]
+    assert lines[4].startswith("[cfp_fp][60000]XNorm: ")
+    assert lines[8:] == [f"highest_acc: [{lfw.accuracy:.5f}, 0.98765]"]
     assert highest == {"lfw": lfw.accuracy, "cfp_fp": 0.98765}
     evaluate_targets(model, sets, EvalSettings(bootstrap=0), step=7)
     assert "[lfw][7]XNorm" in caplog.text

@@ -33,6 +33,7 @@ class Number:
         interval: 95 % interval, where there is one.
         deviation: population deviation over the folds, where there are folds.
         lower_is_better: of two models the one with the lower value is better.
+        trusted: False where the set is judged by another number, because this one may mislead.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Number:
     interval: Interval = None
     deviation: float | None = None
     lower_is_better: bool = False
+    trusted: bool = True
 
     @property
     def text(self) -> str:
@@ -155,6 +157,10 @@ class Result(ABC):
     def series(self, chart: str) -> dict[str, Any] | None:
         """Data of the first curve for `chart`, if there is one."""
         return next((data for kind, data in self.curves if kind == chart), None)
+
+    def judged_by(self, key: str) -> Result:
+        """The same, judged by another of its numbers, where it has decisions for that."""
+        return self
 
     @property
     def headline(self) -> Number | None:

@@ -36,6 +36,10 @@ class EvalSettings:
             0: no intervals.
         seed: of the bootstrap.
         metrics: of pairs, registered names (`evaluation.metrics`); accuracy is always among them.
+        select: the number whose mean over the targets chooses best.pt: ``accuracy``, ``accuracy_exact`` or
+            one of `metrics` (of ``tar_at_far`` that at the smallest FAR the set supports; or
+            ``tar_at_far_1e-3``); null: accuracy, but that of exact thresholds where the grid cannot resolve
+            the distances, and AUC where folds hold one kind of pairs only.
         precision: number format of the forward pass: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``:
             bf16 where the hardware has instructions for it, else fp32.
         cache: folder to keep embeddings in, so that the same model file and images need no second pass; for
@@ -59,6 +63,7 @@ class EvalSettings:
     bootstrap: Free[_Resamples] = 1000
     seed: Free[_Seed] = 0
     metrics: list[str] = field(default_factory=lambda: list(USUAL_METRICS))
+    select: Measure[str | None] = None
     precision: Measure[Literal["auto", "fp32", "bf16", "fp16"]] = "fp32"
     cache: Free[str | None] = None
     sanity: Free[bool | None] = None

@@ -8,28 +8,30 @@ Shape suffixes: N pairs, 2N images (rows 2i and 2i + 1 are pair i), D embedding 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import require
+from facerec.evaluation.judgement import judge, trusted
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure, measured_intervals
-from facerec.evaluation.notes import Caution, unsupported, warn
+from facerec.evaluation.notes import unsupported, warn
 from facerec.evaluation.results import (
     HardPair,
     HardPairs,
+    Number,
     PairResult,
     flip_fact,
     histogram_series,
     rate_series,
 )
 from facerec.evaluation.settings import USUAL_METRICS
+from facerec.evaluation.statistics.bootstrap import Interval, numbered_identities
 from facerec.evaluation.statistics.bootstrap import bootstrap as resample
-from facerec.evaluation.statistics.bootstrap import numbered_identities
 from facerec.evaluation.statistics.distances import (
     answers,
     as_floats,
@@ -63,6 +65,8 @@ class VerificationResult(PairResult):
     bootstrap: int
     accuracy_exact: float
     """The same with the exact threshold search, whatever `thresholds` says."""
+    accuracy_exact_std: float
+    accuracy_exact_interval: Interval
     best_threshold_exact: float
     interval_over: str | None
     """Unit that is resampled for the 95 % intervals: ``identities`` or ``pairs``; None: no intervals."""
@@ -77,24 +81,45 @@ class VerificationResult(PairResult):
     last."""
     wrong_impostor: Ints = field(repr=False)
     """Impostor pairs called same, likewise."""
+    validated: Mapping[str, Folds] = field(repr=False)
+    """The folds of ``accuracy`` and of ``accuracy_exact``."""
 
     kind = "verification"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json, with some of the pairs that were judged wrong."""
-        entry = super().to_dict()
+        entry = super().to_dict() | {"judged_by": self.score_key}
         for kind, wrong in (("genuine", self.wrong_genuine), ("impostor", self.wrong_impostor)):
             nearest, worst = wrong[:NEAREST].tolist(), wrong[::-1][:NEAREST].tolist()
             entry[f"wrong_{kind}"] = {"count": len(wrong), "nearest": nearest, "worst": worst}
         return entry
 
+    def numbers(self) -> list[Number]:
+        """The metrics as they were chosen, after the accuracy that of the exact thresholds."""
+        numbers = super().numbers()
+        if self.thresholds != "exact":
+            exact = self.accuracy_exact, self.accuracy_exact_interval, self.accuracy_exact_std
+            numbers.insert(1, Number("accuracy_exact", "Exact accuracy", *exact))
+        return [replace(number, trusted=trusted(number.key, self.score_key)) for number in numbers]
+
+    def judged_by(self, key: str) -> VerificationResult:
+        """The same, judged by another of its numbers: ``accuracy``, ``accuracy_exact`` or ``auc``."""
+        folds = self.validated["accuracy" if key == "accuracy" else "accuracy_exact"]
+        return replace(self, score_key=key, **_decisions(self.distance_N, self.issame_N, folds))
+
     def lines(self) -> list[str]:
-        """XNorm, Accuracy-Flip and Best-Threshold, five digits each."""
+        """XNorm, Accuracy-Flip and Best-Threshold, five digits each; then the numbers beside them."""
+        numbers = [number for number in self.numbers()[1:] if number.value is not None]
+        rates = [number for number in numbers if number.key.startswith("tar_at_far_")]
+        shown = [number for number in numbers if number not in rates[:-1]]
+        others = ", ".join(f"{number.phrase} {number.value:.5f}" for number in shown)
+        judged = self.headline.phrase if self.headline else "none of them"
         accuracy = "Accuracy-Flip" if self.flip else "Accuracy"
         return [
             f"XNorm: {self.xnorm:.5f}",
             f"{accuracy}: {self.accuracy:.5f}+-{self.accuracy_std:.5f}",
             f"Best-Threshold: {self.best_threshold:.5f}",
+            f"Others: {others}{'; ' if others else ''}judged by {judged}",
         ]
 
     def facts(self) -> list[tuple[str, str]]:
@@ -151,6 +176,7 @@ def verify(
     bootstrap: int = 0,
     seed: int = 0,
     identity_2N: npt.ArrayLike | None = None,
+    name: str = "",
 ) -> VerificationResult:
     """Judge pairs of embeddings by the ten-fold verification protocol.
 
@@ -174,6 +200,7 @@ def verify(
         seed: of the bootstrap.
         identity_2N: identity of each image, names or numbers, which are resampled then; None: pairs are,
             as if they were independent.
+        name: of the set, for warnings.
 
     Returns:
         The metrics (accuracy: mean ± population deviation over folds; AUC; EER: FAR = FRR on the ROC
@@ -188,7 +215,6 @@ def verify(
         NonFiniteError: for an embedding that holds NaN or infinity; it names the row.
     """
     require(bootstrap >= 0, "eval.bootstrap", bootstrap, "must be 0 (none) or a number of resamples")
-    chosen = create_metrics(dict.fromkeys(("accuracy", *metrics)))
     plain = as_floats(embedding_2ND)
     mirrored = None if flipped_2ND is None else as_floats(flipped_2ND)
     same = answers(issame_N)
@@ -202,6 +228,13 @@ def verify(
     if mirrored is not None:
         noflip = cross_validate(compared.plain_distance_N, same, folds, thresholds)
 
+    judged = judge(distance_N, same, validated, exact)
+    by_exact = judged.folds is not validated
+    if by_exact:
+        warn(judged.notes[-1], name)
+    chosen = create_metrics(
+        dict.fromkeys(("accuracy", *metrics, *(("auc", "eer") if judged.key == "auc" else ())))
+    )
     pairs = JudgedPairs(distance_N, same, validated)
     values = measure(chosen, pairs)
     identity_N2 = None if identity_2N is None else numbered_identities(identity_2N, same)
@@ -211,17 +244,20 @@ def verify(
             distance_N,
             same,
             folds,
-            thresholds,
+            "exact" if by_exact else thresholds,
             metrics=chosen,
             resamples=bootstrap,
             seed=seed,
             identity_N2=identity_N2,
         )
     over = "pairs" if identity_N2 is None else "identities"
-    wrong_genuine, wrong_impostor = _wrong_pairs(distance_N, same, validated)
+    intervals = measured_intervals(values, chosen, drawn)
+    exact_interval = intervals["accuracy_interval"] if by_exact or exact is validated else None
+    if by_exact:
+        intervals["accuracy_interval"] = None
     count = len(validated.accuracy_F)
     return VerificationResult(
-        values=values | measured_intervals(values, chosen, drawn),
+        values=values | intervals,
         metrics=chosen,
         pairs=len(same),
         genuine_pairs=int(same.sum()),
@@ -233,6 +269,8 @@ def verify(
         accuracy_noflip=noflip.accuracy,
         bootstrap=bootstrap,
         accuracy_exact=exact.accuracy,
+        accuracy_exact_std=exact.accuracy_std,
+        accuracy_exact_interval=exact_interval,
         best_threshold_exact=exact.threshold,
         interval_over=over if bootstrap else None,
         identities=None if identity_N2 is None else int(identity_N2.max()) + 1,
@@ -242,44 +280,34 @@ def verify(
         notes=[
             *pairs.separation.alike(),
             *_notes(compared.zero, values.get("tar_at_far", {}), pairs.separation),
-            *one_sided(same, validated.fold_N),
+            *judged.notes,
         ],
-        score_key="accuracy",
+        score_key=judged.key,
         decided="pairs judged by their fold's threshold",
-        right_X=~np.isin(np.arange(len(same)), np.concatenate([wrong_genuine, wrong_impostor])),
         identity_N2=identity_N2,
         curves=[
             *rate_series(pairs.separation, "distance", values.get("eer")),
-            *histogram_series(pairs.separation, "distance", validated.threshold),
+            *histogram_series(pairs.separation, "distance", judged.folds.threshold),
         ],
         distance_N=distance_N,
         issame_N=same,
-        wrong_genuine=wrong_genuine,
-        wrong_impostor=wrong_impostor,
+        validated={"accuracy": validated, "accuracy_exact": exact},
+        **_decisions(distance_N, same, judged.folds),
     )
 
 
-def _wrong_pairs(distance_N: Floats, same: Bools, validated: Folds) -> tuple[Ints, Ints]:
-    """Genuine pairs called different and impostor pairs called same by their fold, nearest first."""
+def _decisions(distance_N: Floats, same: Bools, validated: Folds) -> dict[str, Any]:
+    """Genuine pairs called different and impostor pairs called same by their fold, nearest first; and which
+    pairs were judged right.
+    """
     beyond_N = distance_N - validated.threshold_F[validated.fold_N]
     nearest = np.argsort(np.abs(beyond_N), kind="stable")
     called_same = (beyond_N < 0)[nearest]
-    return nearest[same[nearest] & ~called_same], nearest[~same[nearest] & called_same]
-
-
-def one_sided(same_N: Bools, fold_N: Ints) -> list[Caution]:
-    """A note where folds hold one kind of pairs only, though the set has both; known before embedding."""
-    genuine_F = np.bincount(fold_N, same_N)
-    mixed_F = (genuine_F > 0) & (genuine_F < np.bincount(fold_N))
-    if mixed_F.all() or same_N.all() or not same_N.any():
-        return []
-    count = f"{int((~mixed_F).sum())} of {len(mixed_F)} folds"
-    return [
-        Caution(
-            f"{count} hold one kind of pairs only, so their thresholds come from an uneven rest: go by AUC "
-            "and EER rather than by the accuracy"
-        )
-    ]
+    return {
+        "wrong_genuine": nearest[same[nearest] & ~called_same],
+        "wrong_impostor": nearest[~same[nearest] & called_same],
+        "right_X": (beyond_N < 0) == same,
+    }
 
 
 def _protocol(folds: int, flip: bool, thresholds: str) -> str:

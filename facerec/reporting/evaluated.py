@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from facerec.errors import ConfigError
+from facerec.evaluation.judgement import by_one_number
 from facerec.evaluation.results import Result, results_document
 from facerec.evaluation.statistics.comparison import Comparison, compare
 from facerec.models.model import Model
@@ -58,6 +59,16 @@ def rows_of(evaluated: Sequence[Evaluated]) -> list[Row]:
     return [
         (one, target, one.results[target]) for target in targets for one in evaluated if target in one.results
     ]
+
+
+def by_one_yardstick(evaluated: Sequence[Evaluated]) -> list[Evaluated]:
+    """The models with all results on a target judged by one number, which suits each of them."""
+    judged: list[dict[str, Result]] = [dict(one.results) for one in evaluated]
+    for target in dict.fromkeys(target for results in judged for target in results):
+        having = [results for results in judged if target in results]
+        for results, result in zip(having, by_one_number([r[target] for r in having]), strict=True):
+            results[target] = result
+    return [replace(one, results=results) for one, results in zip(evaluated, judged, strict=True)]
 
 
 def compared(evaluated: Sequence[Evaluated], bootstrap: int, seed: int) -> dict[str, list[Comparison]]:

@@ -17,7 +17,7 @@ from facerec.evaluation.statistics.comparison import Comparison
 from facerec.models.model import Model
 from facerec.models.opening import load_model
 from facerec.registry import build
-from facerec.reporting.evaluated import Evaluated, compared, distinct_names
+from facerec.reporting.evaluated import Evaluated, by_one_yardstick, compared, distinct_names
 from facerec.reporting.report import write_report
 from facerec.reporting.run_folder import written_lines
 from facerec.reporting.tables import comparison_lines, screen_table
@@ -63,6 +63,7 @@ def evaluate_checkpoint(
             accept()
         log_notes(results)
         evaluated.append(Evaluated.of(name, model, results))
+    evaluated = by_one_yardstick(evaluated)
     comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
     if len(evaluated) > 1:
         for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
@@ -130,8 +131,9 @@ def _checkpoints(given: Any) -> list[str]:
 def _protocol(config: Mapping[str, Any]) -> Protocol:
     """The protocol of the configuration, with what the data set's configuration gives where it is null."""
     given = {"protocol": "verification"} | config["eval"]
-    if given.get("every_steps"):
-        log.info("ignored: eval.every_steps=%s (for facerec-train)", given["every_steps"])
+    for key in ("every_steps", "select"):
+        if given.get(key):
+            log.info("ignored: eval.%s=%s (for facerec-train)", key, given[key])
     builder: Any = PROTOCOLS.builder(given["protocol"])
     for key in builder.from_data:
         if given.get(key) is None:

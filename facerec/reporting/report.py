@@ -81,9 +81,11 @@ def values_of(
         ],
         "notes": _notes(rows),
         "comparisons": comparisons,
-        "corrected": any(len(of_target) > 1 for of_target in comparisons.values()),
-        "decided": ", ".join(dict.fromkeys(one.decided for one in found)),
+        "corrected": len(evaluated) > 2,
+        "decided": ", ".join(dict.fromkeys(one.decided for one in found if one.first_only is not None)),
         "over": _over(rows),
+        "mcnemar": any(one.first_only is not None for one in found),
+        "rates": any(one.first_only is None for one in found),
         "deviation": any(number.deviation is not None for row in rows for number in row[2].numbers()),
         "filters": filters_of(evaluated),
         "pair_groups": [_pairs(row, several) for row in rows if row[2].source is not None] if figures else [],
@@ -144,7 +146,8 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
         scored = [(name, number) for name, number in headlines if number is not None]
         if not scored:
             continue
-        _, number = max(scored, key=lambda pair: pair[1].value or 0.0)
+        lower = scored[0][1].lower_is_better
+        _, number = (min if lower else max)(scored, key=lambda pair: pair[1].value or 0.0)
         if several:
             best = [name for name, other in scored if other.value == number.value]
             said = f"best is {best[0]}" if len(best) == 1 else f"best are {' and '.join(best)} alike"
@@ -179,7 +182,8 @@ def _cells(labels: Sequence[str], row: Row, rows: Sequence[Row]) -> list[tuple[N
         values = [one.value for numbers in rivals for one in numbers if one.label == number.label]
         known = [value for value in values if value is not None]
         best = (min if number.lower_is_better else max)(known, default=None)
-        cells.append((number, len(rivals) > 1 and number.value is not None and number.value == best))
+        is_best = len(rivals) > 1 and number.value is not None and number.value == best
+        cells.append((number, is_best and number.trusted))
     return [cell for label in labels for cell in cells if cell[0].label == label]
 
 
@@ -197,11 +201,13 @@ def _verdict(one: Comparison) -> str:
     """Better only where both the test and the interval say so: the one takes pairs as independent, the other
     need not.
     """
+    if one.p_holm is None:
+        return "not tested"
     if one.p_holm >= 0.05:
         return "no difference shown"
     if one.difference_interval is not None and one.difference_interval[0] <= 0 <= one.difference_interval[1]:
         return "unclear: the interval holds 0"
-    return f"{one.first if one.difference > 0 else one.second} is better"
+    return f"{one.first if (one.difference > 0) != one.lower_is_better else one.second} is better"
 
 
 def _over(rows: Sequence[Row]) -> str:

@@ -42,17 +42,25 @@ def comparison_lines(comparisons: Comparisons) -> list[str]:
     lines = []
     for target, found in comparisons.items():
         for one in found:
-            interval = ""
+            interval, test, corrected, alone = "", "not tested (eval.bootstrap=0)", "", ""
             if one.difference_interval is not None:
                 interval = " (95 % {:+.5f} to {:+.5f})".format(*one.difference_interval)
-            corrected = f", Holm-corrected {p_text(one.p_holm)}" if len(found) > 1 else ""
+            if one.first_only is not None:
+                alone = f"; right alone {one.first_only:,} against {one.second_only:,}"
+            if one.p is not None:
+                test = f"{'McNemar' if alone else 'bootstrap'} p {p_text(one.p)}"
+            if one.p_holm is not None and sum(other.number == one.number for other in found) > 1:
+                corrected = f", Holm-corrected {p_text(one.p_holm)}"
+            number = f"{one.number} " if one.number else ""
             lines.append(
-                f"{target}: {one.first} against {one.second}: {one.difference:+.5f}{interval}; right alone "
-                f"{one.first_only:,} against {one.second_only:,}; McNemar p {p_text(one.p)}{corrected}"
+                f"{target}: {one.first} against {one.second}: {number}{one.difference:+.5f}{interval}"
+                f"{alone}; {test}{corrected}"
             )
     return lines
 
 
-def p_text(p: float) -> str:
-    """A p value with four digits after the point, or as a power of ten where it is small."""
+def p_text(p: float | None) -> str:
+    """A p value with four digits after the point, or as a power of ten where it is small; a dash for none."""
+    if p is None:
+        return "–"
     return f"{p:.4f}" if p >= 0.001 else f"{p:.1e}"

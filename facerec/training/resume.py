@@ -58,7 +58,7 @@ def restore(
     position = Position(**{name: state[name] for name in asdict(Position()) if name in state})
     measured_anew = comparison.measured_anew(changes)
     if measured_anew or "eval.targets" in changes:
-        position.best, position.evaluated = -1.0, -1  # of a mean over other things
+        position.best, position.evaluated = float("-inf"), -1  # of a mean over other things
     if measured_anew:
         position.highest = {}
     return position, changes

@@ -20,9 +20,10 @@ from facerec.backbones.flops import activation_bytes, multiply_adds, require_bat
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, number_format, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, counted, require
+from facerec.evaluation.judgement import check_select
 from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.overlap import warn_of_overlap
-from facerec.evaluation.protocols.verification import load_targets
+from facerec.evaluation.protocols.verification import load_targets, require_select
 from facerec.evaluation.settings import EvalSettings
 from facerec.files import require_writable
 from facerec.heads import HEADS
@@ -73,6 +74,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     data = build(DataSettings, "data", config["data"])
     evaluation = build(EvalSettings, "eval", config["eval"])
     create_metrics(evaluation.metrics)  # an unknown one would else end the run at its first evaluation
+    check_select(evaluation)
     input = build(Preprocessing, "input", config["input"])
     device = device_of(config)
     precision: Any = number_format(settings.precision, device)
@@ -98,6 +100,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         | {"identities": faces.num_classes, "images": len(faces)}
     )
     verification_sets = load_targets(evaluation)
+    require_select(verification_sets, evaluation)
     if distributed.rank() == 0:
         warn_of_overlap(faces, verification_sets)
     torch.backends.cudnn.benchmark = device.type == "cuda"  # batches are of one size: the fastest kernels

@@ -24,7 +24,7 @@ class Position:
         epoch: passes over the data done.
         sample: samples of the present epoch that all ranks have taken.
         highest: highest accuracy of each target so far.
-        best: best mean accuracy over the targets so far.
+        best: best mean over the targets so far of the number that `eval.select` names.
         evaluated: the step of the last evaluation; −1: none yet.
     """
 
@@ -32,7 +32,7 @@ class Position:
     epoch: int = 0
     sample: int = 0
     highest: dict[str, float] = field(default_factory=dict)
-    best: float = -1.0
+    best: float = float("-inf")
     evaluated: int = -1
 
 

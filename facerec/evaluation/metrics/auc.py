@@ -21,6 +21,12 @@ def auc(separation: Separation) -> float | None:
     return (total - twice_lost) / total
 
 
+def areas(far_RV: Floats, tar_RV: Floats) -> Floats:
+    """Area under each of R ROC curves given by their vertices."""
+    area_R: Floats = (np.diff(far_RV) * (tar_RV[:, 1:] + tar_RV[:, :-1])).sum(axis=1) / 2
+    return area_R
+
+
 @METRICS.register("auc")
 class Auc(Metric):
     label = "AUC"
@@ -29,6 +35,4 @@ class Auc(Metric):
         return auc(pairs.separation)
 
     def resampled(self, drawn: Resamples) -> Floats:
-        far_RV, tar_RV = drawn.roc
-        area_R: Floats = (np.diff(far_RV) * (tar_RV[:, 1:] + tar_RV[:, :-1])).sum(axis=1) / 2
-        return area_R
+        return areas(*drawn.roc)

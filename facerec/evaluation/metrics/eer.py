@@ -32,6 +32,19 @@ def eer(separation: Separation) -> float | None:
     return float(far_before + -low / (high - low) * (far - far_before))
 
 
+def equal_rates(far_RV: Floats, tar_RV: Floats) -> Floats:
+    """Equal error rate of each of R ROC curves given by their vertices."""
+    gap_RV = far_RV - (1 - tar_RV)
+    rows = np.arange(len(gap_RV))
+    after = np.argmax(gap_RV >= 0, axis=1)
+    before = np.maximum(after - 1, 0)
+    low, high = gap_RV[rows, before], gap_RV[rows, after]
+    with np.errstate(invalid="ignore"):
+        part_R = -low / (high - low)
+    eer_R: Floats = far_RV[rows, before] + part_R * (far_RV[rows, after] - far_RV[rows, before])
+    return eer_R
+
+
 @METRICS.register("eer")
 class Eer(Metric):
     label = "EER"
@@ -41,13 +54,4 @@ class Eer(Metric):
         return eer(pairs.separation)
 
     def resampled(self, drawn: Resamples) -> Floats:
-        far_RV, tar_RV = drawn.roc
-        gap_RV = far_RV - (1 - tar_RV)
-        rows = np.arange(len(gap_RV))
-        after = np.argmax(gap_RV >= 0, axis=1)
-        before = np.maximum(after - 1, 0)
-        low, high = gap_RV[rows, before], gap_RV[rows, after]
-        with np.errstate(invalid="ignore"):
-            part_R = -low / (high - low)
-        eer_R: Floats = far_RV[rows, before] + part_R * (far_RV[rows, after] - far_RV[rows, before])
-        return eer_R
+        return equal_rates(*drawn.roc)

@@ -17,6 +17,7 @@ import numpy as np
 from facerec import distributed
 from facerec.errors import ConfigError, MissingDataError, require
 from facerec.evaluation.embedding import embed_images
+from facerec.evaluation.judgement import check_supported, one_sided
 from facerec.evaluation.notes import warn
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
@@ -25,7 +26,7 @@ from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.folds import USUAL_FOLDS, fold_numbers
 from facerec.evaluation.statistics.separation import Ints
-from facerec.evaluation.verify import VerificationResult, one_sided, verify
+from facerec.evaluation.verify import VerificationResult, verify
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, load_verification
 from facerec.registry import build
@@ -107,6 +108,7 @@ def evaluate_set(
         bootstrap=settings.bootstrap if distributed.rank() == 0 else 0,
         seed=settings.seed,
         identity_2N=verification_set.identity_2N,
+        name=verification_set.name,
     )
     return replace(result, source=verification_set)
 
@@ -130,6 +132,15 @@ def warn_of_folds(verification_set: VerificationSet, settings: EvalSettings) -> 
     same_N = np.asarray(verification_set.issame_N)
     for note in one_sided(same_N, fold_numbers(len(same_N), folds_of(verification_set, settings))[0]):
         warn(note, name)
+
+
+def require_select(sets: Sequence[VerificationSet], settings: EvalSettings) -> None:
+    """Raise `ConfigError` where the pairs of a set do not support `eval.select`; nothing is embedded."""
+    for one in sets if settings.select is not None else ():
+        made_up_2N2 = np.random.default_rng(0).normal(size=(2 * len(one.issame_N), 2))
+        folds = folds_of(one, settings)
+        result = verify(made_up_2N2, one.issame_N, folds=folds, metrics=settings.metrics)
+        check_supported(one.name, result, settings.select)
 
 
 def target_path(root: str | Path | None, name: str) -> Path:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from facerec import distributed
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.evaluation.embedding import embed_portions
+from facerec.evaluation.judgement import one_sided
 from facerec.evaluation.notes import warn
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
@@ -24,7 +25,7 @@ from facerec.evaluation.results import Result
 from facerec.evaluation.statistics.folds import fold_numbers
 from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool
-from facerec.evaluation.verify import one_sided, verify
+from facerec.evaluation.verify import verify
 from facerec.images.images import Images
 from facerec.loading.folders import FileImages, images_below, require_inside
 from facerec.models.model import Model
@@ -84,6 +85,7 @@ class Ytf(Protocol):
             bootstrap=self.bootstrap if distributed.rank() == 0 else 0,
             seed=self.seed,
             identity_2N=name_2N,
+            name="ytf",
         )
         used = "all frames" if self.frames is None else f"{self.frames} frames a video, evenly spaced"
         # A video is shown by its first frame.

@@ -1,15 +1,16 @@
-"""Comparison of models on a test: McNemar's exact test on their paired decisions, Holm-corrected.
+"""Comparison of models on a test: McNemar's exact test on their paired decisions, Holm-corrected; a paired
+bootstrap of AUC and EER where decisions mean little.
 
 Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
 Psychometrika 12, 1947; S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
 Journal of Statistics 6, 1979.
 
-Shape suffixes: X decisions (pairs or probes), R resamples.
+Shape suffixes: X decisions (pairs or probes), N pairs, R resamples, V vertices of a ROC curve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -18,33 +19,39 @@ import numpy as np
 from scipy.stats import binomtest
 
 from facerec.errors import UserError
-from facerec.evaluation.results import Result
+from facerec.evaluation.metrics.auc import areas
+from facerec.evaluation.metrics.eer import equal_rates
+from facerec.evaluation.results import PairResult, Result
 from facerec.evaluation.statistics.bootstrap import Interval, identity_draw
 from facerec.evaluation.statistics.bootstrap import interval as percentiles
-from facerec.evaluation.statistics.separation import Ints
+from facerec.evaluation.statistics.separation import Floats, Ints
 
 _BLOCK = 1_000_000  # weights drawn at once
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on one target, by the decisions that only the one got right.
+    """Two models on one target, by the decisions that only the one got right, or by AUC or EER.
 
-    `difference` is the fraction of right decisions of the first less that of the second, its 95 % interval
-    from a paired bootstrap, thresholds held fixed. `p` is McNemar's, two-sided and exact (binomial), taking
-    decisions as independent; `p_holm` is corrected for all pairs of models on this target.
+    `difference` is the number of the first less that of the second, its 95 % interval from a paired
+    bootstrap, thresholds held fixed. Of decisions, the number is the fraction of right ones, and `p` is
+    McNemar's, two-sided and exact (binomial), taking decisions as independent. Of AUC and EER (`number`),
+    there are no decisions, and `p` is of the bootstrap; None without it. `p_holm` is corrected for all pairs
+    of models.
     """
 
     first: str
     second: str
     decided: str
     decisions: int
-    first_only: int
-    second_only: int
+    first_only: int | None
+    second_only: int | None
     difference: float
     difference_interval: Interval
-    p: float
-    p_holm: float
+    p: float | None
+    p_holm: float | None
+    number: str = ""
+    lower_is_better: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json."""
@@ -86,22 +93,96 @@ def compare(results: Mapping[str, Result], *, bootstrap: int = 0, seed: int = 0)
     """
     compared = []
     for (first, one), (second, other) in combinations(results.items(), 2):
+        if isinstance(one, PairResult) and isinstance(other, PairResult) and one.score_key == "auc":
+            compared += _by_rates(first, one, second, other, bootstrap, seed)
+            continue
         if one.right_X is None or other.right_X is None or one.decided != other.decided:
             continue  # too few impostor pairs for any FAR, of both or of one
-        if len(one.right_X) != len(other.right_X):
-            raise UserError(
-                f"{first} was judged on {len(one.right_X):,} decisions, {second} on {len(other.right_X):,}: "
-                "they cannot be compared one by one"
-            )
+        _require_as_many(first, len(one.right_X), second, len(other.right_X))
         difference_X = one.right_X.astype(np.int8) - other.right_X.astype(np.int8)
         alone = int((difference_X > 0).sum()), int((difference_X < 0).sum())
         difference = float(difference_X.mean())
         interval = _interval(one, difference_X, bootstrap, seed)
         decided = one.decided, len(difference_X)
         plain = mcnemar(*alone)
-        compared.append(Comparison(first, second, *decided, *alone, difference, interval, plain, plain))
-    corrected = holm([one.p for one in compared])
-    return [replace(one, p_holm=p) for one, p in zip(compared, corrected, strict=True)]
+        number = one.headline.label if one.headline else ""
+        compared.append(
+            Comparison(first, second, *decided, *alone, difference, interval, plain, plain, number)
+        )
+    for number in {one.number for one in compared}:
+        of_number = [at for at, one in enumerate(compared) if one.number == number and one.p is not None]
+        for at, p in zip(of_number, holm([compared[at].p or 0.0 for at in of_number]), strict=True):
+            compared[at] = replace(compared[at], p_holm=p)
+    return compared
+
+
+def _require_as_many(first: str, one: int, second: str, other: int) -> None:
+    if one != other:
+        raise UserError(
+            f"{first} was judged on {one:,} decisions, {second} on {other:,}: "
+            "they cannot be compared one by one"
+        )
+
+
+def _by_rates(
+    first: str, one: PairResult, second: str, other: PairResult, resamples: int, seed: int
+) -> list[Comparison]:
+    """Differences of AUC and EER, both models on the same resamples of pairs or identities."""
+    _require_as_many(first, one.pairs, second, other.pairs)
+    weights = list(_weights(one, resamples, seed))
+    curves = [[_rocs(weight_RN, result) for weight_RN in weights] for result in (one, other)]
+    compared = []
+    for key, of_curves in (("auc", areas), ("eer", equal_rates)):
+        label = one.metrics[key].label
+        drawn = [np.concatenate([np.empty(0), *(of_curves(*roc) for roc in of_model)]) for of_model in curves]
+        gain_R = drawn[0] - drawn[1]
+        gain_R = gain_R[np.isfinite(gain_R)]
+        p = None
+        if len(gain_R):  # as often on the other side of 0, this and the resamples counted
+            side = min((gain_R <= 0).sum(), (gain_R >= 0).sum())
+            p = min(1.0, 2 * float(side + 1) / (len(gain_R) + 1))
+        decided = (
+            f"{label} in the same resamples of the {'pairs' if one.identity_N2 is None else 'identities'}"
+        )
+        lower = one.metrics[key].lower_is_better
+        interval = percentiles(gain_R) if len(gain_R) else None
+        compared.append(
+            Comparison(
+                *(first, second, decided, one.pairs, None, None, one.values[key] - other.values[key]),
+                *(interval, p, p, label, lower),
+            )
+        )
+    return compared
+
+
+def _weights(result: PairResult, resamples: int, seed: int) -> Iterator[Ints]:
+    """How often each pair counts, (R, N) in blocks: identities drawn again, or pairs of each kind."""
+    rng = np.random.default_rng(seed)
+    same_N = result.issame_N
+    step = max(1, _BLOCK // len(same_N))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        if result.identity_N2 is not None:
+            yield identity_draw(result.identity_N2, rng)(rows)
+            continue
+        weight_RN = np.zeros((rows, len(same_N)), np.int32)
+        for kind in (same_N, ~same_N):
+            count = int(kind.sum())
+            weight_RN[:, kind] = rng.multinomial(count, np.full(count, 1 / count), size=rows)
+        yield weight_RN
+
+
+def _rocs(weight_RN: Ints, result: PairResult) -> tuple[Floats, Floats]:
+    """FAR and TAR of weighted pairs at each distinct distance, from none accepted to all, (R, V) each."""
+    order = np.argsort(result.distance_N, kind="stable")
+    sorted_N = result.distance_N[order]
+    last_V = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
+    rates = []
+    for kind_N in (~result.issame_N, result.issame_N):
+        running_RN = np.cumsum(weight_RN[:, order] * kind_N[order], axis=1, dtype=np.int64)
+        total_R1 = np.where(running_RN[:, -1:] > 0, running_RN[:, -1:], np.nan)
+        rates.append(np.pad(running_RN[:, last_V], ((0, 0), (1, 0))) / total_R1)
+    return rates[0], rates[1]
 
 
 def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> Interval:

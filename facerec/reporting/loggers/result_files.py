@@ -31,7 +31,8 @@ class ResultFiles(Logger):
         kept = checkpoint_path(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
         document = results_document(results, run.model(), ckpt=str(kept))
         results_file = self.folder / "results.json"
-        written = [write_results(results_file, document | {"highest": run.position.highest})]
+        record = {"highest": run.position.highest, "select": run.eval_settings.select}
+        written = [write_results(results_file, document | record)]
         if run.eval_settings.figures:
             from facerec.reporting.verification_figures import save_figures  # slow to load
 
