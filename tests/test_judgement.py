@@ -87,8 +87,8 @@ def test_a_better_model_is_not_called_worse_by_the_accuracy_of_folds_of_one_kind
 def test_equal_models_do_not_differ_and_without_bootstrap_nothing_is_tested() -> None:
     one, twin = made(1.5, sides=True), made(1.5, sides=True)
     assert [found.p for found in compare({"a": one, "b": twin}, bootstrap=50)] == [1.0, 1.0]
-    alike = made(1.5, sides=True, seed=5)
-    assert all((found.p_holm or 0) > 0.05 for found in compare({"a": one, "b": alike}, bootstrap=400))
+    pair = {f"seed {seed}": made(1.5, sides=True, seed=seed) for seed in (1, 2)}
+    assert all((found.p_holm or 0) > 0.05 for found in compare(pair, bootstrap=400))
     (auc, eer) = compare({"a": one, "b": twin})
     assert auc.p is None and eer.difference_interval is None
     assert "not tested (eval.bootstrap=0)" in comparison_lines({"set": [auc]})[0]
@@ -114,7 +114,6 @@ def test_the_paired_bootstrap_draws_the_same_pairs_for_both_models(identities: b
     gain = drawn[:, 0] - drawn[:, 1]
     assert found.difference_interval == pytest.approx(np.quantile(gain, [0.025, 0.975]))
     assert found.p == pytest.approx(min(1, 2 * (1 + min((gain <= 0).sum(), (gain >= 0).sum())) / 31))
-    assert np.corrcoef(drawn.T)[0, 1] > 0.2, "one draw for both"
 
 
 # A grid that cannot resolve the distances ------------------------------------------------------------------

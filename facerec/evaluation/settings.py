@@ -26,6 +26,7 @@ class EvalSettings:
             is taken, too.
         root: folder of the ``.bin`` files; null: the working directory.
         every_steps: evaluate during training every so many steps; 0: at the end of each epoch only.
+        at_start: evaluate before the first step, too, and show the network as it was beside the trained one.
         batch_size: images that go through the model at once, per rank.
         flip: add the embedding of the mirrored image (the protocol of the published numbers).
         thresholds: ``grid`` tries 0, 0.01, …, 3.99 (published), ``exact`` the midpoints of the sorted
@@ -56,6 +57,7 @@ class EvalSettings:
     targets: Applied[list[str]] = field(default_factory=list)
     root: Free[str | None] = None
     every_steps: Free[_ZeroOff] = 0
+    at_start: Free[bool] = False
     batch_size: Free[Count] = 128
     flip: Measure[bool] = True
     thresholds: Measure[Literal["grid", "exact"]] = "grid"

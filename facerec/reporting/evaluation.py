@@ -10,7 +10,7 @@ from typing import Any
 from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.notes import Caution
+from facerec.evaluation.notes import log_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol, create_protocol
 from facerec.evaluation.results import Result, write_results
 from facerec.evaluation.statistics.comparison import Comparison
@@ -131,7 +131,7 @@ def _checkpoints(given: Any) -> list[str]:
 def _protocol(config: Mapping[str, Any]) -> Protocol:
     """The protocol of the configuration, with what the data set's configuration gives where it is null."""
     given = {"protocol": "verification"} | config["eval"]
-    for key in ("every_steps", "select"):
+    for key in ("every_steps", "at_start", "select"):
         if given.get(key):
             log.info("ignored: eval.%s=%s (for facerec-train)", key, given[key])
     builder: Any = PROTOCOLS.builder(given["protocol"])
@@ -153,16 +153,3 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
         model.cache = EmbeddingCache(config["eval"]["cache"], model)
     log.info("model: %s, step %s, input %s", path, model.step, model.input)
     return model
-
-
-def log_notes(results: Mapping[str, Result]) -> None:
-    """Log the protocol, interval and notes that go with the numbers; cautions were logged when found."""
-    for name, result in results.items():
-        log.info("%s: %s", name, result.protocol)
-        number = result.headline
-        if result.interval_over is not None and number is not None and number.interval is not None:
-            said = (name, number.phrase, *number.interval, result.interval_over)
-            log.info("%s: %s %.5f to %.5f (95 %% interval over %s)", *said)
-        for note in result.notes:
-            if not isinstance(note, Caution):
-                log.info("%s: %s", name, note)

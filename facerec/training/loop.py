@@ -102,6 +102,8 @@ class Trainer:
             try:
                 self.notify("started")
                 self.check_signals(interruption, now=True)
+                if self.eval_settings.at_start and not self.position.step:
+                    self.evaluate()
                 self.meter.reset()
                 while not self.done() and not self.interrupted:
                     for batches in self.batches_of_steps():
@@ -256,8 +258,7 @@ class Trainer:
             )
             at.evaluated = at.step
             self.notify("evaluated", self.results)
-            score = better(self.results, self.eval_settings.select, at.best)
-            if score is not None:
+            if (score := better(self.results, self.eval_settings.select, at.best)) is not None:
                 at.best = score
                 if distributed.rank() == 0:
                     unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules

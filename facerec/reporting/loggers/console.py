@@ -6,17 +6,25 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from facerec.evaluation.notes import log_notes
+from facerec.evaluation.results import Result
 from facerec.progress import Bar, shows_bars
+from facerec.reporting.evaluated import Evaluated, by_one_yardstick
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
 from facerec.reporting.run_folder import file_only, require_written
+from facerec.reporting.tables import screen_table
 from facerec.training.reporter import Run
 
+if TYPE_CHECKING:
+    from facerec.evaluation.verify import VerificationResult
+
 log = logging.getLogger(__name__)
+_Named = tuple[str, Mapping[str, Result]]
 
 
 @LOGGERS.register("console")
@@ -27,6 +35,9 @@ class Console(Logger):
         self._began, self._done_before = time.perf_counter(), run.progress().fraction
         self._stack = contextlib.ExitStack()
         self._bar: Any = None
+        self._said: set[tuple[str, str]] = set()
+        self._first: _Named | None = None  # the evaluation before the first step
+        self._last: _Named | None = None
         self._steps = run.settings.steps(run.loader)
         if shows_bars():
             self._stack.enter_context(logging_redirect_tqdm())
@@ -54,8 +65,20 @@ class Console(Logger):
         line = f"{step}  epoch {row['epoch']:.2f}  {numbers}  {machine}"
         (log if self._bar is None else file_only).info("%s", line)
 
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+        log_notes(results, self._said)
+        step = run.position.step
+        if step:
+            self._last = f"step {step}", results
+        else:
+            self._first = "before training", results
+
     def finished(self, run: Run) -> None:
         self._stack.close()
+        if self._first and self._last:
+            both = [Evaluated(*shown, {}, []) for shown in (self._first, self._last)]
+            for line in screen_table(by_one_yardstick(both)).splitlines():
+                log.info(line)
         if run.loader.skipped:
             log.warning("%d images that do not decode were skipped", run.loader.skipped)
 
