@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from facerec import distributed
 from facerec.device import autocast, release_memory
 from facerec.errors import FacerecError, StorageError
-from facerec.evaluation.judgement import better
 from facerec.evaluation.protocols.verification import evaluate_targets
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verify import VerificationResult
@@ -258,11 +257,9 @@ class Trainer:
             )
             at.evaluated = at.step
             self.notify("evaluated", self.results)
-            if (score := better(self.results, self.eval_settings.select, at.best)) is not None:
-                at.best = score
-                if distributed.rank() == 0:
-                    unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
-                    checkpoint.save(self.checkpoints / "best.pt", self.capture(unsharded))
+            if at.improved(self.results, self.eval_settings.select) and distributed.rank() == 0:
+                unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
+                checkpoint.save(self.checkpoints / "best.pt", self.capture(unsharded))
             release_memory()
 
     def save(self) -> None:

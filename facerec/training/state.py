@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from facerec import __version__, distributed
+from facerec.evaluation.judgement import better
+from facerec.evaluation.results import Result
 from facerec.images.images import LabelledImages
 from facerec.models.checkpoint import Rows
 
@@ -34,6 +36,12 @@ class Position:
     highest: dict[str, float] = field(default_factory=dict)
     best: float = float("-inf")
     evaluated: int = -1
+
+    def improved(self, results: Mapping[str, Result], select: str | None) -> bool:
+        """True where an evaluation is the best so far, by the number that `select` names; keeps its mean."""
+        score = better(results, select, self.best)
+        self.best = self.best if score is None else score
+        return score is not None
 
 
 def capture(
