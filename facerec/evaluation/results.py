@@ -94,12 +94,21 @@ class Series(NamedTuple):
 
     - ``roc`` and ``tpir``: far, tar, threshold, scale (``distance`` or ``cosine``), genuine and impostor (how
       many trials), eer;
-    - ``cmc`` and ``distractors``: x, y;
+    - ``cmc``, ``distractors``, ``erc`` and ``reliability``: x, y, and a note where there is one;
     - ``histograms``: edges, genuine, impostor (counts), scale, threshold (None: no one threshold).
     """
 
     chart: str
     data: dict[str, Any]
+
+
+class Table(NamedTuple):
+    """A table of a result beyond its numbers: title, text below it, column names, rows."""
+
+    title: str
+    text: str
+    header: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +129,7 @@ class Result(ABC):
         source: the images of these pairs.
         interval_over: unit that is resampled for the 95 % intervals, where it is to be said with the numbers.
         curves: what can be drawn.
+        tables: what is to be read besides the numbers.
     """
 
     kind: ClassVar[str]
@@ -132,6 +142,7 @@ class Result(ABC):
     source: VerificationSet | None = field(default=None, repr=False)
     interval_over: str | None = field(default=None, repr=False)
     curves: list[Series] = field(default_factory=list, repr=False)
+    tables: list[Table] = field(default_factory=list, repr=False)
 
     @abstractmethod
     def numbers(self) -> list[Number]:

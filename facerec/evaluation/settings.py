@@ -47,6 +47,12 @@ class EvalSettings:
             `facerec-eval` only; null: none.
         sanity: compare the preprocessing with other common ones on pairs of the first target, and warn where
             one reads clearly better; null: where the model's file does not say which is right.
+        calibration: fit probabilities to the cosines, ``logistic`` or ``isotonic``, and show how far they are
+            right; null: none.
+        quality: reject pairs of low quality and show the errors of the rest: ``norm`` (of the embeddings) or
+            a CSV with the columns pair (from 0), first and second; null: not.
+        groups: CSV with a column identity or pair and one for each grouping (sex, age, pose): error rates of
+            each group at one threshold; null: none.
         figures: draw ROC, score histogram and the pairs nearest the threshold on the wrong side.
 
     Raises:
@@ -69,6 +75,9 @@ class EvalSettings:
     precision: Measure[Literal["auto", "fp32", "bf16", "fp16"]] = "fp32"
     cache: Free[str | None] = None
     sanity: Free[bool | None] = None
+    calibration: Free[Literal["logistic", "isotonic"] | None] = None
+    quality: Free[str | None] = "norm"
+    groups: Free[str | None] = None
     figures: Free[bool] = True
 
     def __post_init__(self) -> None:

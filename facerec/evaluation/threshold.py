@@ -5,10 +5,8 @@ Shape suffix: N pairs.
 
 from __future__ import annotations
 
-import numpy as np
-from sklearn.linear_model import LogisticRegression
-
 from facerec.errors import require
+from facerec.evaluation.statistics.calibration import logistic
 from facerec.evaluation.statistics.separation import Separation
 from facerec.evaluation.verify import VerificationResult
 from facerec.models.threshold import Threshold
@@ -39,7 +37,7 @@ def choose_threshold(name: str, result: VerificationResult, far: float | None = 
     separation = Separation.of(result.distance_N, result.issame_N)
     distance = min(separation.threshold_at_far(far), 4.0)
     same_N = result.issame_N.astype(bool)
-    slope, intercept = _logistic(1 - result.distance_N / 2, same_N)
+    slope, intercept = logistic(1 - result.distance_N / 2, same_N)
     return Threshold(
         cosine=float(1 - distance / 2),
         far=float(far),
@@ -51,17 +49,3 @@ def choose_threshold(name: str, result: VerificationResult, far: float | None = 
         intercept=intercept,
         flip=result.flip,
     )
-
-
-def _logistic(cosine_N: np.ndarray, same_N: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept; each pair counts for both answers, its own (n + 1) times in n + 2."""
-    kinds = np.bincount(same_N)
-    count_N = kinds[same_N.astype(int)]
-    own_N = (count_N + 1) / (count_N + 2)
-    model = LogisticRegression(C=np.inf, max_iter=1000, tol=1e-8)
-    model.fit(
-        np.concatenate([cosine_N, cosine_N])[:, None].astype(np.float64),
-        np.concatenate([same_N, ~same_N]),
-        sample_weight=np.concatenate([own_N / count_N, (1 - own_N) / count_N]),
-    )
-    return float(model.coef_[0, 0]), float(model.intercept_[0])

@@ -83,12 +83,16 @@ class VerificationResult(PairResult):
     """Impostor pairs called same, likewise."""
     validated: Mapping[str, Folds] = field(repr=False)
     """The folds of ``accuracy`` and of ``accuracy_exact``."""
+    norm_2N: Floats | None = field(default=None, repr=False)
+    """Norm of each image's raw embedding, mean of its views."""
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What `facerec.evaluation.details` adds to the entry of results.json."""
 
     kind = "verification"
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json, with some of the pairs that were judged wrong."""
-        entry = super().to_dict() | {"judged_by": self.score_key}
+        entry = super().to_dict() | {"judged_by": self.score_key} | self.details
         for kind, wrong in (("genuine", self.wrong_genuine), ("impostor", self.wrong_impostor)):
             nearest, worst = wrong[:NEAREST].tolist(), wrong[::-1][:NEAREST].tolist()
             entry[f"wrong_{kind}"] = {"count": len(wrong), "nearest": nearest, "worst": worst}
@@ -292,6 +296,7 @@ def verify(
         distance_N=distance_N,
         issame_N=same,
         validated={"accuracy": validated, "accuracy_exact": exact},
+        norm_2N=compared.norm.reshape(-1, 2 * len(same)).mean(axis=0),
         **_decisions(distance_N, same, judged.folds),
     )
 

@@ -46,6 +46,18 @@ _KINDS: Final = {
         "fraction identified",
     ),
     "tpir": _Kind("Open set", "Mated probes found at rank 1, over alarms of non-mated ones.", "FPIR", "TPIR"),
+    "erc": _Kind(
+        "Error versus reject",
+        "Genuine pairs not matched, after those of the lowest quality (of either image) were rejected.",
+        "fraction rejected",
+        "FNMR",
+    ),
+    "reliability": _Kind(
+        "Reliability",
+        "Genuine pairs among those of a probability; on the dotted line, probabilities are right.",
+        "probability predicted",
+        "fraction genuine",
+    ),
     "distractors": _Kind(
         *("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
         *("distractors", "rank-1 rate"),
@@ -91,7 +103,7 @@ def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
             if not len(data.get("y", data.get("far", "known"))):  # nothing to draw
                 continue
             eer = data.get("eer")
-            note = "" if eer is None else f"EER {eer:.5f}"
+            note = data.get("note", "") if eer is None else f"EER {eer:.5f}"
             look = (model, at) if len(models) > 1 else (at, 0)
             by_kind.setdefault(kind, []).append(
                 (_line(label, *look, (f"model-{model}", f"target-{at}"), note), data)
@@ -101,7 +113,7 @@ def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
     charts = []
     for kind, (title, text, *_) in _KINDS.items():
         if by_kind[kind]:
-            draw = _ranks if kind in ("cmc", "distractors") else _rates
+            draw = _rates if kind in ("roc", "det", "tpir") else _ranks
             lines = [line for line, _ in by_kind[kind]]
             charts.append(Chart(kind, title, text, lines, item(kind, draw(kind, by_kind[kind]))))
     for number, (line, data) in enumerate(by_kind["histograms"]):
@@ -220,10 +232,18 @@ def _ranks(kind: str, drawn: DrawnLines) -> Any:
     log = kind == "distractors"
     points = np.concatenate([data["x"] for _, data in drawn])
     low = max(0.0, np.floor(20 * min(min(data["y"]) for _, data in drawn) - 0.5) / 20)
+    top = 1.01
+    if kind == "erc":
+        low, top = 0.0, 1.06 * max(max(data["y"]) for _, data in drawn)
     ends = (points.min() / 1.4, points.max() * 1.4) if log else (points.min() - 0.5, points.max() + 0.5)
-    plot = empty_figure(Axis(x, float(ends[0]), float(ends[1]), log), Axis(y, low, 1.01))
+    if kind in ("erc", "reliability"):
+        ends = (-0.02, 1.02)
+    plot = empty_figure(Axis(x, float(ends[0]), float(ends[1]), log), Axis(y, low, top))
+    if kind == "reliability":
+        plot.line([0, 1], [0, 1], color=_DIM, line_width=1.2, line_dash=[2, 4])
     pointed = [add_line(plot, line, {"x": data["x"], "y": data["y"]}, dots=True) for line, data in drawn]
-    read_values(plot, pointed, f"$name: @y{{%.5f}} at {x} @x{{%d}}", policy="nearest")
+    shown = "%.2f" if kind in ("erc", "reliability") else "%d"
+    read_values(plot, pointed, f"$name: @y{{%.5f}} at {x} @x{{{shown}}}", policy="nearest")
     return plot
 
 

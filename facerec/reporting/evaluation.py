@@ -20,7 +20,8 @@ from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, by_one_yardstick, compared, distinct_names
 from facerec.reporting.report import write_report
 from facerec.reporting.run_folder import written_lines
-from facerec.reporting.tables import comparison_lines, screen_table
+from facerec.reporting.sweep import aligned
+from facerec.reporting.tables import comparison_lines, matrix, screen_table
 from facerec.reporting.verification_figures import figures_of, save_figures
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,17 @@ def evaluate_checkpoint(
         if not evaluated:
             accept()
         log_notes(results)
+        for target, table in ((name, table) for name, result in results.items() for table in result.tables):
+            log.info("%s: %s", target, table.title)
+            for line in aligned([table.header, *table.rows]):
+                log.info("  %s", line.rstrip())
         evaluated.append(Evaluated.of(name, model, results))
     evaluated = by_one_yardstick(evaluated)
     comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
     if len(evaluated) > 1:
-        for line in [*screen_table(evaluated).splitlines(), *comparison_lines(comparisons)]:
+        crossed = matrix(evaluated)
+        published = aligned([crossed.header, *crossed.rows]) if crossed else []
+        for line in [*screen_table(evaluated).splitlines(), *published, *comparison_lines(comparisons)]:
             log.info(line)
     if distributed.rank() == 0:
         for line in written_lines(write_all(folder, evaluated, comparisons, figures=protocol.figures)):

@@ -24,7 +24,7 @@ from facerec.files import replacing
 from facerec.reporting.charts import COLOURS, Chart, charts_of, filters_of
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
 from facerec.reporting.pair_images import data_uris
-from facerec.reporting.tables import Comparisons, p_text, tables_of
+from facerec.reporting.tables import Comparisons, matrix, p_text, tables_of
 
 _PAIR_TITLES = {
     "genuine": "Genuine pairs farthest apart",
@@ -80,6 +80,12 @@ def values_of(
             for labels, group in tables_of(evaluated)
         ],
         "notes": _notes(rows),
+        "details": [
+            (f"{table.title}: {target}, {one.name}" if several else f"{table.title}: {target}", table)
+            for one, target, result in rows
+            for table in result.tables
+        ],
+        "matrix": matrix(evaluated),
         "comparisons": comparisons,
         "corrected": len(evaluated) > 2,
         "decided": ", ".join(dict.fromkeys(one.decided for one in found if one.first_only is not None)),

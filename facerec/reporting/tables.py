@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from facerec.evaluation.results import Table
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
 from facerec.reporting.text_table import aligned
@@ -35,6 +36,26 @@ def screen_table(evaluated: Sequence[Evaluated]) -> str:
             lines.append([target, one.name, *(text[label] for label in labels)])
         parts.append("\n".join(line.rstrip() for line in aligned(lines)))
     return "\n\n".join(parts)
+
+
+def matrix(evaluated: Sequence[Evaluated]) -> Table | None:
+    """Models × sets in per cent, as published tables have them; None of fewer than two sets or models."""
+    targets = list(dict.fromkeys(target for _, target, _ in rows_of(evaluated)))
+    if len(evaluated) < 2 or len(targets) < 2:
+        return None
+    rows: list[list[str]] = []
+    judged: dict[str, str] = {}
+    for one in evaluated:
+        numbers = [one.results[target].headline if target in one.results else None for target in targets]
+        judged |= {t: number.phrase for t, number in zip(targets, numbers, strict=True) if number is not None}
+        values = [
+            None if number is None or number.value is None else 100 * number.value for number in numbers
+        ]
+        known = [value for value in values if value is not None]
+        mean = sum(known) / len(known) if len(known) == len(targets) else None
+        rows.append([one.name, *("–" if value is None else f"{value:.2f}" for value in (*values, mean))])
+    by = ", ".join(f"{target} {phrase}" for target, phrase in judged.items())
+    return Table("Models and sets", f"Per cent: {by}.", ["Model", *targets, "Mean"], rows)
 
 
 def comparison_lines(comparisons: Comparisons) -> list[str]:

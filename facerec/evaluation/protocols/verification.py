@@ -16,6 +16,7 @@ import numpy as np
 
 from facerec import distributed
 from facerec.errors import ConfigError, MissingDataError, require
+from facerec.evaluation.details import detailed, read_side
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.judgement import check_supported, one_sided
 from facerec.evaluation.notes import warn
@@ -110,7 +111,8 @@ def evaluate_set(
         identity_2N=verification_set.identity_2N,
         name=verification_set.name,
     )
-    return replace(result, source=verification_set)
+    result = replace(result, source=verification_set)
+    return detailed(result, read_side(verification_set, settings), settings)
 
 
 def folds_of(verification_set: VerificationSet, settings: EvalSettings) -> int | Ints:
@@ -182,6 +184,7 @@ def load_targets(settings: EvalSettings) -> list[VerificationSet]:
     sets = [load_verification(path) for path in paths]
     for one in sets:
         warn_of_folds(one, settings)
+        read_side(one, settings)  # a file that does not fit is refused before anything is embedded
     return sets
 
 

@@ -1,0 +1,265 @@
+"""Details of a verification result: operating points, calibration, rejection by quality, rates of groups.
+
+Shape suffixes: N pairs; "2" is the two images of a pair.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facerec.errors import ConfigError, DamagedDataError, counted
+from facerec.evaluation.results import Series, Table
+from facerec.evaluation.settings import EvalSettings
+from facerec.evaluation.statistics.calibration import FITS, cross_fitted, reliability
+from facerec.evaluation.statistics.operating import (
+    Point,
+    error_versus_reject,
+    group_rates,
+    interval_text,
+    largest_gap,
+    operating_points,
+    point_to_judge,
+)
+from facerec.evaluation.statistics.separation import Floats, Separation
+from facerec.evaluation.verify import VerificationResult
+from facerec.packs.text import is_number, text_lines
+from facerec.packs.verification import VerificationSet
+
+logger = logging.getLogger("facerec.evaluation")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of the pairs besides their images.
+
+    Attributes:
+        groups: by the name of a column (sex, age, pose, …), the group of each image, (N, 2); empty: none.
+        quality_N2: quality of each image, where a file gives it.
+    """
+
+    groups: Mapping[str, np.ndarray]
+    quality_N2: Floats | None = None
+
+
+def read_side(of: VerificationSet, settings: EvalSettings) -> Side:
+    """Read the files that `eval.groups` and `eval.quality` name.
+
+    Raises:
+        MissingDataError, DamagedDataError: a file is missing, malformed or does not fit the set.
+        ConfigError: groups are given by identity, and the set does not know its identities.
+    """
+    groups = {} if settings.groups is None else _groups(Path(settings.groups), of)
+    if settings.quality in (None, "norm"):
+        return Side(groups)
+    path = Path(settings.quality or "")
+    rows = _by_pair(path, of, ("first", "second"))
+    try:
+        quality_N2 = np.array([[float(row["first"]), float(row["second"])] for row in rows])
+    except ValueError as error:
+        raise DamagedDataError(f"{path}: a quality must be a number ({error})") from None
+    if not np.isfinite(quality_N2).all():
+        raise DamagedDataError(f"{path}: a quality must be a finite number")
+    return Side(groups, quality_N2)
+
+
+def _groups(path: Path, of: VerificationSet) -> dict[str, np.ndarray]:
+    header, rows = _table(path)
+    if header[0] == "pair":
+        ordered = _by_pair(path, of, header[1:])
+        return {key: np.array([[row[key]] * 2 for row in ordered]) for key in header[1:]}
+    if header[0] != "identity" or len(header) < 2:
+        raise DamagedDataError(
+            f"{path}, line 1: must be identity,sex,… or pair,pose,…, not {','.join(header)}"
+        )
+    if of.identity_2N is None:
+        hint = (
+            f"{of.name} does not know its identities; give a file with a column pair, or {of.name}.people.tsv"
+        )
+        raise ConfigError("eval.groups", path, hint)
+    known = {row["identity"]: row for row in rows}
+    names = of.identity_2N.tolist()
+    unknown = len(set(names) - set(known))
+    if unknown:
+        line = "eval.groups: %s lacks %s of %s; their pairs are in no group"
+        logger.warning(line, path, counted(unknown, "identity"), of.name)
+    empty = dict.fromkeys(header, "")
+    return {
+        key: np.array([known.get(name, empty)[key] for name in names]).reshape(-1, 2) for key in header[1:]
+    }
+
+
+def _by_pair(path: Path, of: VerificationSet, columns: tuple[str, ...] | list[str]) -> list[dict[str, str]]:
+    """The rows of a file with a row for each pair, by the pair's number from 0."""
+    header, rows = _table(path)
+    if header[0] != "pair" or any(column not in header for column in columns):
+        raise DamagedDataError(f"{path}, line 1: must be pair,{','.join(columns)}, not {','.join(header)}")
+    numbered = {int(row["pair"]): row for row in rows if is_number(row["pair"])}
+    if len(numbered) != len(rows) or sorted(numbered) != list(range(len(of))):
+        raise DamagedDataError(
+            f"{path}: must have a row for each of the {len(of):,} pairs of {of.name}, numbered from 0; it "
+            f"has {len(rows):,}"
+        )
+    return [numbered[pair] for pair in range(len(of))]
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        rows = [[field.strip() for field in row] for row in csv.reader(text_lines(path)) if row]
+    except csv.Error as error:
+        raise DamagedDataError(f"{path} is not CSV: {error}") from None
+    if len(rows) < 2:
+        raise DamagedDataError(f"{path}: must have a line of column names and rows below it")
+    header, *body = rows
+    for number, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise DamagedDataError(
+                f"{path}, row {number}: has {len(row)} fields, the first line {len(header)}"
+            )
+    return header, [dict(zip(header, row, strict=True)) for row in body]
+
+
+def detailed(result: VerificationResult, side: Side, settings: EvalSettings) -> VerificationResult:
+    """The result with its details, as entries of results.json, tables and curves."""
+    separation = Separation.of(result.distance_N, result.issame_N)
+    points = operating_points(separation, result.values.get("tar_at_far_interval") or {})
+    details: dict[str, Any] = {"operating_points": {key: one._asdict() for key, one in points.items()}}
+    tables = [_points_table(points)] if points else []
+    curves: list[Series] = []
+    if settings.calibration is not None and separation.both_kinds:
+        _calibrate(result, settings.calibration, details, curves, tables)
+    judged = point_to_judge(points)
+    if judged is not None:
+        _reject(result, side.quality_N2, settings.quality, judged, details, curves)
+        for name, group_N2 in side.groups.items():
+            _compare_groups(result, name, group_N2, judged, details, tables)
+    return replace(
+        result, details=details, tables=[*result.tables, *tables], curves=[*result.curves, *curves]
+    )
+
+
+def _points_table(points: Mapping[str, Point]) -> Table:
+    rows = [
+        [
+            f"{key} (measured {one.fmr:.2g})",
+            interval_text(one.fnmr, one.fnmr_interval),
+            f"{1 - one.fnmr:.5f}",
+            interval_text(one.threshold, one.threshold_interval),
+            f"{1 - one.threshold / 2:.5f}",
+        ]
+        for key, one in points.items()
+    ]
+    return Table(
+        "Operating points",
+        "FMR and FNMR are the error rates of comparisons (ISO/IEC 19795-1): false matches (FAR) and false "
+        "non-matches (1 − TAR); failures to acquire a face are in neither. Intervals are of 95 %.",
+        ["FMR (FAR)", "FNMR", "TAR", "Threshold (squared distance)", "Cosine"],
+        rows,
+    )
+
+
+def _calibrate(
+    result: VerificationResult,
+    method: str,
+    details: dict[str, Any],
+    curves: list[Series],
+    tables: list[Table],
+) -> None:
+    cosine_N, same_N = 1 - result.distance_N.astype(np.float64) / 2, result.issame_N
+    probability_N = cross_fitted(cosine_N, same_N, result.validated["accuracy"].fold_N, method)
+    if probability_N is None:
+        logger.warning("not calibrated: without one of the folds, pairs of one kind only are left")
+        return
+    found = reliability(probability_N, same_N)
+    entry = {"method": method, **FITS[method](cosine_N, same_N)[1]}
+    entry |= {"ece": found.ece, "brier": found.brier, "log_loss": found.log_loss}
+    bins = {"predicted": found.predicted_B.tolist(), "observed": found.observed_B.tolist()}
+    details["calibration"] = entry | {"reliability": bins}
+    curves.append(Series("reliability", {"x": found.predicted_B, "y": found.observed_B}))
+    text = "Probability of one identity at even odds, each pair judged by a fit to the other folds; "
+    tables.append(
+        Table(
+            f"Calibration, {method}",
+            text + "the function of all pairs is in results.json.",
+            ["Calibration error (ECE)", "Brier score", "Log loss, bits"],
+            [[f"{found.ece:.5f}", f"{found.brier:.5f}", f"{found.log_loss:.5f}"]],
+        )
+    )
+
+
+def _reject(
+    result: VerificationResult,
+    quality_N2: Floats | None,
+    setting: str | None,
+    judged: tuple[str, Point],
+    details: dict[str, Any],
+    curves: list[Series],
+) -> None:
+    if setting is None or (setting == "norm" and result.norm_2N is None):
+        return
+    quality = quality_N2 if quality_N2 is not None else np.asarray(result.norm_2N).reshape(-1, 2)
+    curve = error_versus_reject(result.distance_N, result.issame_N, quality, judged[1].threshold)
+    if curve is None or not curve.fnmr_C[0]:  # no errors to reject
+        return
+    details["error_versus_reject"] = {
+        "quality": setting,
+        "fmr": judged[0],
+        "rejected": curve.rejected_C.tolist(),
+        "fnmr": curve.fnmr_C.tolist(),
+        "auc": curve.auc,
+        "auc_best": curve.best,
+    }
+    name = "embedding norm" if setting == "norm" else Path(setting).name
+    note = f"{name}, FMR {judged[0]}: area {curve.auc:.5f}, of a perfect measure {curve.best:.5f}"
+    curves.append(Series("erc", {"x": curve.rejected_C, "y": curve.fnmr_C, "note": note}))
+
+
+def _compare_groups(
+    result: VerificationResult,
+    name: str,
+    group_N2: np.ndarray,
+    judged: tuple[str, Point],
+    details: dict[str, Any],
+    tables: list[Table],
+) -> None:
+    rates = group_rates(result.distance_N, result.issame_N, group_N2, judged[1].threshold)
+    gaps = {key: largest_gap(rates, key) for key in ("fnmr", "fmr")}
+    details.setdefault("groups", {})[name] = {
+        "fmr_target": judged[0],
+        "threshold": judged[1].threshold,
+        "groups": {one.group: dict(list(one._asdict().items())[1:]) for one in rates},
+        "largest_gap": {
+            key: gap and {"highest": gap[0], "lowest": gap[1], "gap": gap[2]} for key, gap in gaps.items()
+        },
+    }
+    said = [
+        f"largest gap of the {key.upper()} {gap[2]:.5f}, {gap[0]} against {gap[1]}"
+        for key, gap in gaps.items()
+        if gap is not None
+    ]
+    tables.append(
+        Table(
+            f"Groups by {name}",
+            f"Pairs of one group, at the threshold of all pairs at FMR {judged[0]}; exact 95 % intervals, "
+            f"pairs taken as independent. {'; '.join(said) or 'no gap: fewer than two groups'}.".replace(
+                ". l", ". L"
+            ),
+            [name, "Genuine", "FNMR", "Impostor", "FMR"],
+            [
+                [
+                    one.group,
+                    f"{one.genuine:,}",
+                    interval_text(one.fnmr, one.fnmr_interval),
+                    f"{one.impostor:,}",
+                    interval_text(one.fmr, one.fmr_interval),
+                ]
+                for one in rates
+            ],
+        )
+    )

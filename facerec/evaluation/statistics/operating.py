@@ -1,0 +1,154 @@
+"""Operating points: thresholds at given false match rates, and the errors there, also of groups and after
+images of low quality were rejected.
+
+The rates are named as ISO/IEC 19795-1 names those of comparisons: false match rate (FMR, here also FAR) and
+false non-match rate (FNMR, 1 − TAR). Failures to enrol or to acquire are not counted in them.
+
+Shape suffixes: N pairs, C points of a curve; "2" is the two images of a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.integrate import trapezoid
+from scipy.stats import binom, binomtest
+
+from facerec.evaluation.metrics.tar_at_far import FAR_TARGETS, tar_at_far
+from facerec.evaluation.statistics.bootstrap import Interval
+from facerec.evaluation.statistics.separation import Bools, Floats, Separation
+
+_REJECTED = np.linspace(0, 0.95, 20)
+
+
+class Point(NamedTuple):
+    """A threshold and the rates there; a pair is called same where its distance is below it.
+
+    `threshold_interval` holds 95 % of the order statistics that the FMR may fall on, impostor pairs taken as
+    independent; where there are too few of them for its lower end, that is 0, the smallest distance.
+    """
+
+    threshold: float
+    threshold_interval: Interval
+    fmr: float
+    fnmr: float
+    fnmr_interval: Interval
+
+
+def operating_points(separation: Separation, tar_intervals: Mapping[str, Interval]) -> dict[str, Point]:
+    """The points at each FMR that the number of impostor pairs supports, by the FMR as it is written."""
+    points = {}
+    impostor_I, count = separation.impostor_I, len(separation.impostor_I)
+    for target, tar in tar_at_far(separation).items():
+        if tar is None:
+            continue
+        threshold = separation.threshold_at_far(float(target))
+        low, high = binom.ppf([0.025, 0.975], count, float(target)).astype(int).tolist()
+        ends = 0.0 if low == 0 else float(impostor_I[low - 1]), float(impostor_I[min(high, count - 1)])
+        fmr = float(np.searchsorted(impostor_I, threshold, side="left") / count)
+        interval = tar_intervals.get(target)
+        fnmr_interval = None if interval is None else (1 - interval[1], 1 - interval[0])
+        points[target] = Point(threshold, ends, fmr, 1 - tar, fnmr_interval)
+    return points
+
+
+class GroupRates(NamedTuple):
+    """The pairs of a group, both of whose images are of it, and their error rates at the common threshold.
+
+    The 95 % intervals are those of Clopper and Pearson (Biometrika 26, 1934): pairs taken as independent.
+    """
+
+    group: str
+    genuine: int
+    impostor: int
+    fnmr: float | None
+    fnmr_interval: Interval
+    fmr: float | None
+    fmr_interval: Interval
+
+
+def group_rates(
+    distance_N: Floats, same_N: Bools, group_N2: Sequence[Sequence[str]] | np.ndarray, threshold: float
+) -> list[GroupRates]:
+    """The rates of each group at one threshold, by name; an empty name is no group."""
+    first_N, second_N = np.asarray(group_N2, str).T
+    within_N = (first_N == second_N) & (first_N != "")
+    accepted_N = distance_N < threshold
+    rates = []
+    for group in np.unique(first_N[within_N]).tolist():
+        genuine_N = within_N & (first_N == group) & same_N
+        impostor_N = within_N & (first_N == group) & ~same_N
+        missed, taken = int((genuine_N & ~accepted_N).sum()), int((impostor_N & accepted_N).sum())
+        genuine, impostor = int(genuine_N.sum()), int(impostor_N.sum())
+        rates.append(GroupRates(group, genuine, impostor, *_rate(missed, genuine), *_rate(taken, impostor)))
+    return rates
+
+
+def _rate(errors: int, trials: int) -> tuple[float | None, Interval]:
+    if not trials:
+        return None, None
+    low, high = binomtest(errors, trials).proportion_ci(method="exact")
+    return errors / trials, (float(low), float(high))
+
+
+def largest_gap(rates: Sequence[GroupRates], rate: str) -> tuple[str, str, float] | None:
+    """The groups of the highest and of the lowest rate, and its difference; None of fewer than two."""
+    known = [one for one in rates if getattr(one, rate) is not None]
+    if len(known) < 2:
+        return None
+    worst, best = (choose(known, key=lambda one: getattr(one, rate)) for choose in (max, min))
+    return worst.group, best.group, getattr(worst, rate) - getattr(best, rate)
+
+
+class Rejection(NamedTuple):
+    """Error-versus-reject curve: FNMR at a fixed threshold after the pairs of lowest quality were left out.
+
+    P. Grother and E. Tabassi, "Performance of biometric quality measures", TPAMI 29, 2007. The quality of a
+    pair is the lower one of its images. `auc` is the mean FNMR over the fractions rejected, 0 … 95 %: of a
+    measure that knows nothing it is the FNMR itself, `fnmr_C[0]`, and `best` that of one that rejects all
+    errors first.
+    """
+
+    rejected_C: Floats
+    fnmr_C: Floats
+    auc: float
+    best: float
+
+
+def error_versus_reject(
+    distance_N: Floats, same_N: Bools, quality_N2: Floats, threshold: float
+) -> Rejection | None:
+    """The curve over the genuine pairs, those of equal quality taken as their mean; None without any."""
+    missed_N = (distance_N >= threshold)[same_N].astype(float)
+    if not len(missed_N):
+        return None
+    quality_N = np.asarray(quality_N2, np.float64).min(axis=1)[same_N]
+    curves = [_remaining(missed_N, quality_N), _remaining(missed_N, -missed_N)]
+    areas = [float(trapezoid(curve, _REJECTED) / _REJECTED[-1]) for curve in curves]
+    return Rejection(_REJECTED, curves[0], *areas)
+
+
+def _remaining(missed_N: Floats, quality_N: Floats) -> Floats:
+    """Mean of `missed_N` over those that remain where fractions of the lowest quality are rejected."""
+    _, level_N = np.unique(quality_N, return_inverse=True)
+    mean_L = np.bincount(level_N, missed_N) / np.bincount(level_N)  # ties count by their mean
+    running = np.concatenate([[0.0], np.cumsum(mean_L[level_N][np.argsort(quality_N, kind="stable")])])
+    dropped_C = (_REJECTED * len(missed_N)).astype(int)
+    remaining_C: Floats = (running[-1] - running[dropped_C]) / (len(missed_N) - dropped_C)
+    return remaining_C
+
+
+def point_to_judge(points: Mapping[str, Point]) -> tuple[str, Point] | None:
+    """The common threshold of groups and rejection: at FMR 1e-3, or the smallest above it that there is."""
+    usable = [target for target in FAR_TARGETS if target in points and float(target) >= 1e-3]
+    return (usable[-1], points[usable[-1]]) if usable else None
+
+
+def interval_text(value: float | None, interval: Interval, digits: int = 5) -> str:
+    """``0.02300 (0.01800 to 0.02900)``; a dash where there is no value."""
+    if value is None:
+        return "–"
+    ends: Any = "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+    return f"{value:.{digits}f}{ends}"
