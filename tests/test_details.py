@@ -150,7 +150,9 @@ def test_the_details_stand_in_results_and_report(result: VerificationResult) -> 
     groups = entry["groups"]["sex"]
     assert groups["threshold"] == entry["operating_points"]["1e-3"]["threshold"]
     assert groups["groups"]["f"]["genuine"] == 500 and groups["largest_gap"]["fnmr"]["gap"] >= 0
-    page = report_html([Evaluated("a", {"lfw": full}, {}, [])], {}, figures=False)
+    page = report_html(
+        [Evaluated("a", {"lfw": full}, {}, [("Backbone", "x"), ("Preprocessing", "y")])], {}, figures=False
+    )
     for said in ("Operating points: lfw", "ISO/IEC 19795-1", "Groups by sex: lfw", "Calibration, isotonic"):
         assert said in page
     for kind in ("erc", "reliability"):

@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from facerec.errors import ConfigError, NonFiniteError, StorageError, UserError
+from facerec.evaluation.notes import log_notes
 from facerec.evaluation.protocols.verification import (
     Verification,
     evaluate_set,
@@ -26,7 +27,6 @@ from facerec.evaluation.verify import verify
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, write_verification
-from facerec.reporting.evaluation import log_notes
 
 
 def made_embeddings(pairs, size=16, noise=1.0, seed=0, dtype=np.float32):
