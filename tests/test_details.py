@@ -171,9 +171,9 @@ def test_groups_and_quality_are_read_by_identity_or_pair(
 ) -> None:
     people, poses, quality = (tmp_path / name for name in ("people.csv", "poses.csv", "quality.csv"))
     people.write_text("identity,sex,age\n" + "".join(f"p{i},{'fm'[i % 2]},{i}\n" for i in range(7)))
-    side = read_side(a_set(), EvalSettings(groups=str(people)))
+    side = read_side(a_set(), EvalSettings(groups=str(people)), say=True)
     assert side.groups["sex"].tolist() == [["f", "m"]] * 3 + [["f", ""]]
-    assert "lacks 1 identity of lfw" in caplog.text
+    assert "lfw: " in caplog.text and "lacks 1 identity whose" in caplog.text
     poses.write_text("pair,pose\n1,side\n0,front\n2,side\n3,front\n")
     side = read_side(a_set(identities=False), EvalSettings(groups=str(poses)))
     assert side.groups["pose"][:, 0].tolist() == ["front", "side", "side", "front"]

@@ -6,7 +6,6 @@ Shape suffixes: N pairs; "2" is the two images of a pair.
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from facerec.errors import ConfigError, DamagedDataError, counted
+from facerec.evaluation.notes import warn
 from facerec.evaluation.results import Series, Table
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.calibration import FITS, cross_fitted, reliability
@@ -32,8 +32,6 @@ from facerec.evaluation.verify import VerificationResult
 from facerec.packs.text import is_number, text_lines
 from facerec.packs.verification import VerificationSet
 
-logger = logging.getLogger("facerec.evaluation")
-
 
 @dataclass(frozen=True)
 class Side:
@@ -48,14 +46,14 @@ class Side:
     quality_N2: Floats | None = None
 
 
-def read_side(of: VerificationSet, settings: EvalSettings) -> Side:
-    """Read the files that `eval.groups` and `eval.quality` name.
+def read_side(of: VerificationSet, settings: EvalSettings, *, say: bool = False) -> Side:
+    """Read the files that `eval.groups` and `eval.quality` name; `say` warns of identities without a group.
 
     Raises:
         MissingDataError, DamagedDataError: a file is missing, malformed or does not fit the set.
         ConfigError: groups are given by identity, and the set does not know its identities.
     """
-    groups = {} if settings.groups is None else _groups(Path(settings.groups), of)
+    groups = {} if settings.groups is None else _groups(Path(settings.groups), of, say)
     if settings.quality in (None, "norm"):
         return Side(groups)
     path = Path(settings.quality or "")
@@ -69,7 +67,7 @@ def read_side(of: VerificationSet, settings: EvalSettings) -> Side:
     return Side(groups, quality_N2)
 
 
-def _groups(path: Path, of: VerificationSet) -> dict[str, np.ndarray]:
+def _groups(path: Path, of: VerificationSet, say: bool) -> dict[str, np.ndarray]:
     header, rows = _table(path)
     if header[0] == "pair":
         ordered = _by_pair(path, of, header[1:])
@@ -86,9 +84,8 @@ def _groups(path: Path, of: VerificationSet) -> dict[str, np.ndarray]:
     known = {row["identity"]: row for row in rows}
     names = of.identity_2N.tolist()
     unknown = len(set(names) - set(known))
-    if unknown:
-        line = "eval.groups: %s lacks %s of %s; their pairs are in no group"
-        logger.warning(line, path, counted(unknown, "identity"), of.name)
+    if unknown and say:
+        warn(f"{path} lacks {counted(unknown, 'identity')} whose pairs are in no group", of.name)
     empty = dict.fromkeys(header, "")
     return {
         key: np.array([known.get(name, empty)[key] for name in names]).reshape(-1, 2) for key in header[1:]
@@ -174,7 +171,7 @@ def _calibrate(
     cosine_N, same_N = 1 - result.distance_N.astype(np.float64) / 2, result.issame_N
     probability_N = cross_fitted(cosine_N, same_N, result.validated["accuracy"].fold_N, method)
     if probability_N is None:
-        logger.warning("not calibrated: without one of the folds, pairs of one kind only are left")
+        warn("not calibrated: without one of the folds, pairs of one kind only are left")
         return
     found = reliability(probability_N, same_N)
     entry = {"method": method, **FITS[method](cosine_N, same_N)[1]}
@@ -243,13 +240,12 @@ def _compare_groups(
         for key, gap in gaps.items()
         if gap is not None
     ]
+    finding = "; ".join(said) or "no gap: pairs of fewer than two groups"
     tables.append(
         Table(
             f"Groups by {name}",
             f"Pairs of one group, at the threshold of all pairs at FMR {judged[0]}; exact 95 % intervals, "
-            f"pairs taken as independent. {'; '.join(said) or 'no gap: fewer than two groups'}.".replace(
-                ". l", ". L"
-            ),
+            "pairs taken as independent.",
             [name, "Genuine", "FNMR", "Impostor", "FMR"],
             [
                 [
@@ -261,5 +257,6 @@ def _compare_groups(
                 ]
                 for one in rates
             ],
+            f"{finding[:1].upper()}{finding[1:]}.",
         )
     )

@@ -103,12 +103,13 @@ class Series(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of a result beyond its numbers: title, text below it, column names, rows."""
+    """A table of a result beyond its numbers: title, what its columns mean, column names, rows; a finding."""
 
     title: str
     text: str
     header: list[str]
     rows: list[list[str]]
+    finding: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separa
 if TYPE_CHECKING:
     import torch
 
+UNEVEN = 0.6  # the part of a set that pairs of one kind make up, from which its accuracy needs a word
 NEAREST = 10  # of the pairs judged wrong and of the worst of them, listed in results.json
 
 
@@ -331,4 +332,8 @@ def _notes(zero: int, tar_at_far: dict[str, float | None], separation: Separatio
     else:
         count = len(separation.impostor_I)
         notes += unsupported(tar_at_far, "TAR at FAR", count, "impostor pairs of this set")
+        rate = max(count, len(separation.genuine_G)) / (count + len(separation.genuine_G))
+        if rate >= UNEVEN:
+            kind = "different" if count > len(separation.genuine_G) else "same"
+            notes.append(f"answering always {kind} would score an accuracy of {rate:.3f} on these pairs")
     return notes

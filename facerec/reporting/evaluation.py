@@ -67,12 +67,14 @@ def evaluate_checkpoint(
             log.info("%s: %s", target, table.title)
             for line in aligned([table.header, *table.rows]):
                 log.info("  %s", line.rstrip())
+            if table.finding:
+                log.info("  %s", table.finding)
         evaluated.append(Evaluated.of(name, model, results))
     evaluated = by_one_yardstick(evaluated)
     comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
     if len(evaluated) > 1:
         crossed = matrix(evaluated)
-        published = aligned([crossed.header, *crossed.rows]) if crossed else []
+        published = [crossed.text, *aligned([crossed.header, *crossed.rows])] if crossed else []
         for line in [*screen_table(evaluated).splitlines(), *published, *comparison_lines(comparisons)]:
             log.info(line)
     if distributed.rank() == 0:

@@ -52,7 +52,8 @@ def matrix(evaluated: Sequence[Evaluated]) -> Table | None:
             None if number is None or number.value is None else 100 * number.value for number in numbers
         ]
         known = [value for value in values if value is not None]
-        mean = sum(known) / len(known) if len(known) == len(targets) else None
+        alike = len(known) == len(targets) and len(set(judged.values())) == 1  # else a mean says nothing
+        mean = sum(known) / len(known) if alike else None
         rows.append([one.name, *("–" if value is None else f"{value:.2f}" for value in (*values, mean))])
     by = ", ".join(f"{target} {phrase}" for target, phrase in judged.items())
     return Table("Models and sets", f"Per cent: {by}.", ["Model", *targets, "Mean"], rows)

@@ -184,7 +184,7 @@ def load_targets(settings: EvalSettings) -> list[VerificationSet]:
     sets = [load_verification(path) for path in paths]
     for one in sets:
         warn_of_folds(one, settings)
-        read_side(one, settings)  # a file that does not fit is refused before anything is embedded
+        read_side(one, settings, say=True)  # a file that does not fit is refused before anything is embedded
     return sets
 
 
