@@ -22,6 +22,8 @@ from facerec.evaluation.verify import VerificationResult, verify
 from facerec.packs.verification import VerificationSet
 from facerec.reporting.evaluated import Evaluated, by_one_yardstick
 from facerec.reporting.evaluation import write_all
+from facerec.reporting.loggers.base import Figures
+from facerec.reporting.loggers.console import Console
 from facerec.reporting.report import report_html
 from facerec.reporting.sweep import read_sweep
 from facerec.reporting.tables import comparison_lines
@@ -194,20 +196,45 @@ def test_a_number_that_the_pairs_do_not_support_is_refused_before_the_first_step
         require_select([pairs], EvalSettings(select="tar_at_far_1e-3"))
 
 
-def test_the_trainer_keeps_the_best_by_the_number_selected(tmp_path: Path) -> None:
-    trainer = tiny_trainer(
-        tmp_path, trainer_max_steps=4, eval_every_steps=1, eval_select="eer", eval_bootstrap=0
-    )
+def pairs_of_tiny_faces() -> VerificationSet:
     faces = TinyFaces()
-    images = [faces.encoded(i) for i in range(30)]
-    rng = np.random.default_rng(1)
-    index_2N = rng.integers(0, 30, 80)
+    index_2N = np.random.default_rng(1).integers(0, 30, 80)
     same_N = faces.label_N[index_2N[0::2]] == faces.label_N[index_2N[1::2]]
-    trainer.verification_sets = [VerificationSet("made", images, index_2N, same_N)]
-    seen = []
+    return VerificationSet("made", [faces.encoded(i) for i in range(30)], index_2N, same_N)
+
+
+def test_the_trainer_keeps_the_best_by_the_number_selected(tmp_path: Path) -> None:
+    settings = {"eval_every_steps": 1, "eval_select": "eer", "eval_bootstrap": 0}
+    trainer = tiny_trainer(tmp_path, trainer_max_steps=4, **settings)
+    trainer.verification_sets = [pairs_of_tiny_faces()]
+    seen: list[float] = []
     trainer.reporters.append(_Eers(seen))
     trainer.fit()
     assert len(seen) == 4 and trainer.position.best == -min(seen)
+
+
+def test_the_untrained_network_stands_beside_the_trained_one_and_notes_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = {"eval_every_steps": 2, "eval_at_start": True, "eval_bootstrap": 5}
+    trainer = tiny_trainer(tmp_path, trainer_max_steps=4, **settings)
+    trainer.verification_sets = [pairs_of_tiny_faces()]
+    trainer.reporters.append(Console(folder=tmp_path, figures=Figures()))
+    trainer.fit()
+    lines = caplog.messages
+    assert next(line for line in lines if "Accuracy-Flip" in line).startswith("[made][0]")
+    header, before, after = lines[-3:]
+    assert header.split()[:3] == ["target", "model", "Accuracy"] and "AUC" in header
+    assert before.split()[:2] == ["made", "untrained"] and after.split()[:3] == ["made", "step", "4"]
+    assert caplog.text.count("needs more than the") == 1
+    assert sum("95 % interval over pairs" in line for line in lines) == 3, "at each evaluation"
+    again = tiny_trainer(tmp_path, trainer_max_steps=5, **settings)
+    again.verification_sets = trainer.verification_sets
+    again.resume(tmp_path / "checkpoints" / "last.pt")
+    caplog.clear()
+    again.fit()
+    assert "[made][0]" not in caplog.text and "[made][5]" in caplog.text
 
 
 class _Eers:
