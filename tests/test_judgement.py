@@ -226,7 +226,7 @@ def test_the_untrained_network_stands_beside_the_trained_one_and_notes_are_said_
     assert next(line for line in lines if "Accuracy-Flip" in line).startswith("[made][0]")
     header, before, after = lines[-3:]
     assert header.split()[:3] == ["target", "model", "Accuracy"] and "AUC" in header
-    assert before.split()[:2] == ["made", "untrained"] and after.split()[:3] == ["made", "step", "4"]
+    assert before.split()[:3] == ["made", "before", "training"] and after.split()[:3] == ["made", "step", "4"]
     assert caplog.text.count("needs more than the") == 1
     assert sum("95 % interval over pairs" in line for line in lines) == 3, "at each evaluation"
     again = tiny_trainer(tmp_path, trainer_max_steps=5, **settings)
