@@ -25,7 +25,6 @@ from facerec.reporting.evaluation import write_all
 from facerec.reporting.loggers.base import Figures
 from facerec.reporting.loggers.console import Console
 from facerec.reporting.report import report_html
-from facerec.reporting.sweep import read_sweep
 from facerec.reporting.tables import comparison_lines
 from tests.tiny_run import TinyFaces, tiny_trainer
 
@@ -247,23 +246,3 @@ class _Eers:
         if event == "evaluated":
             return lambda run, results: self.seen.append(results["made"].eer)
         return lambda *details: None
-
-
-def test_a_sweep_shows_all_numbers_and_ranks_by_the_one_that_suits_all_its_runs(tmp_path: Path) -> None:
-    runs = {"0": made(0.7, scale=0.04), "1": made(0.6, scale=0.04, seed=1), "2": made(0.9)}
-    for run, result in runs.items():
-        (tmp_path / run / ".hydra").mkdir(parents=True)
-        (tmp_path / run / ".hydra" / "overrides.yaml").write_text(json.dumps([f"seed={run}"]))
-        document = {"targets": {"lfw": result.to_dict()}, "select": None}
-        (tmp_path / run / "results.json").write_text(json.dumps(document))
-    header, rows = read_sweep(tmp_path)
-    assert header == [
-        *("run", "seed", "lfw", "lfw exact", "lfw AUC", "lfw EER", "lfw TAR@1e-2", "mean accuracy_exact")
-    ]
-    exact = {run: f"{result.accuracy_exact:.5f}" for run, result in runs.items()}
-    assert [(row[0], row[-1]) for row in rows] == sorted(exact.items(), key=lambda one: one[1], reverse=True)
-    for run in runs:
-        document = json.loads((tmp_path / run / "results.json").read_text()) | {"select": "eer"}
-        (tmp_path / run / "results.json").write_text(json.dumps(document))
-    header, rows = read_sweep(tmp_path)
-    assert header[-1] == "mean eer" and [row[-1] for row in rows] == sorted(row[-1] for row in rows)

@@ -20,8 +20,8 @@ from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, by_one_yardstick, compared, distinct_names
 from facerec.reporting.report import write_report
 from facerec.reporting.run_folder import written_lines
-from facerec.reporting.sweep import aligned
 from facerec.reporting.tables import comparison_lines, matrix, screen_table
+from facerec.reporting.text_table import aligned
 from facerec.reporting.verification_figures import figures_of, save_figures
 
 log = logging.getLogger(__name__)
