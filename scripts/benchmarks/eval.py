@@ -208,7 +208,7 @@ def _first_pairs(full: VerificationSet, pairs: int) -> VerificationSet:
         index_2N=index_2N,
         issame_N=full.issame_N[:pairs],
         identity_2N=None,
-        folds=None,
+        fold_N=None,
     )
 
 
