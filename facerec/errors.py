@@ -123,6 +123,10 @@ class ConfigError(UserError):
         return type(self), (self.key, self.value, self.hint)
 
 
+class Pruned(Exception):
+    """The end of a run that a search gives up, because others did better at the same step; no mistake."""
+
+
 def require(condition: bool, key: str, value: object, hint: str) -> None:
     """Raise `ConfigError` unless `condition` holds: ``require(m >= 0, "head.m", m, "must be 0 or more")``."""
     if not condition:

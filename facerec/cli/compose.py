@@ -22,7 +22,8 @@ from facerec.cli.explain import as_user_error, explained, with_origin
 from facerec.cli.from_run import from_run
 from facerec.cli.mistakes import config_folder
 from facerec.cli.overrides import hydra_arguments, plugins_of
-from facerec.errors import UserError, machine_errors
+from facerec.errors import Pruned, UserError, machine_errors
+from facerec.reporting import search
 from facerec.reporting.record import finished_before
 from facerec.reporting.run_folder import RunFolder
 
@@ -67,6 +68,8 @@ def compose_and_run(config_name: str, task: Task) -> None:
                     raise as_user_error(error) from error
                 assert isinstance(plain, dict)
                 return task({str(key): value for key, value in plain.items()}, run)
+        except Pruned:
+            return search.PRUNED
         except Exception as error:
             if not _in_this_process():
                 raise
@@ -79,6 +82,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
 
     with _errors_pass_through(), explained(begun):
         try:
+            search.register()
             hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]  # no argument says it
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
         finally:

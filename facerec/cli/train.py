@@ -27,6 +27,7 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     from facerec import distributed, process
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
+    from facerec.reporting.pruning import pruning
     from facerec.training.run import assemble, device_of
 
     run.hold()
@@ -34,7 +35,7 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
         rank_zero = distributed.rank() == 0
-        reporters = [History(folder), *make_loggers(config, folder)]
+        reporters = [History(folder), *make_loggers(config, folder), *pruning()]
         trainer = assemble(config | {"output_dir": str(folder)}, folder, reporters if rank_zero else ())
         if allocator:
             log.info("%-10s %s", "allocator", allocator)

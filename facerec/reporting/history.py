@@ -17,6 +17,7 @@ import torch
 
 import facerec
 from facerec import distributed
+from facerec.errors import Pruned
 from facerec.files import append_line
 from facerec.training.reporter import Reporter, Run
 
@@ -46,7 +47,7 @@ class History(Reporter):
         error = sys.exc_info()[1]  # that ends the run, which says farewell on its way
         why = f"signal {run.interrupted}" if run.interrupted is not None else "finished"
         if error is not None or run.failure is not None:
-            why = "failed"
+            why = "pruned" if isinstance(error, Pruned) else "failed"
         row = {"event": "end", "time": _now(), "step": run.position.step, "why": why}
         if why == "failed":
             row["error"] = " ".join(str(error or run.failure).split())[:300]

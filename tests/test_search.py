@@ -1,0 +1,65 @@
+"""Searches by Optuna: the runs it chooses, and those that it ends early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+
+from facerec.errors import Pruned
+from facerec.packs.verification import VerificationSet
+from facerec.reporting.history import History
+from facerec.reporting.search import JOURNAL, PRUNED, STUDY, _tell, storage_of
+from tests.test_cli_train import command, failed
+from tests.test_sweeps import SWEEP
+from tests.test_sweeps import folder as folder  # a fixture
+from tests.tiny_run import tiny_trainer
+
+
+def test_optuna_chooses_the_runs_and_the_same_command_goes_on_with_the_search(folder: Path) -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
+    space = ["head.m=interval(0.2,0.5)", "optimizer.lr=tag(log,interval(0.001,0.1))", "head=arcface,cosface"]
+    settings = [*SWEEP, *space, "hydra/sweeper=optuna", "hydra.sweeper.startup_trials=1"]
+    first = command("facerec-train", *settings, "hydra.sweeper.n_trials=2", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    assert "best run" in first.stdout and "2 runs, 0 pruned, 0 failed" in first.stdout
+    more = command("facerec-train", *settings, "hydra.sweeper.n_trials=3", cwd=folder)
+    assert more.returncode == 0, more.stderr
+    study = optuna.load_study(study_name=STUDY, storage=storage_of(folder / "out"))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    for trial in study.trials:
+        given = (folder / "out" / str(trial.number) / ".hydra" / "overrides.yaml").read_text()
+        results = json.loads((folder / "out" / str(trial.number) / "results.json").read_text())
+        assert f"head.m={trial.params['head.m']:.6g}" in given and 0.2 <= trial.params["head.m"] <= 0.5
+        assert f"head={trial.params['head']}" in given and 0.001 <= trial.params["optimizer.lr"] <= 0.1
+        assert trial.value == results["targets"]["tiny"]["accuracy"]
+    nothing = command("facerec-train", *SWEEP, "hydra/sweeper=optuna", cwd=folder)
+    assert "hydra/sweeper=optuna: nothing varies" in failed(nothing)
+
+
+def test_a_run_that_others_outdo_at_the_same_step_is_ended_and_recorded_as_pruned(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
+    from facerec.reporting.pruning import Pruning
+
+    study = optuna.create_study(study_name=STUDY, storage=storage_of(tmp_path), direction="maximize")
+    for _ in range(3):
+        good = study.ask()
+        good.report(1.1, 5)  # no accuracy reaches that
+        study.tell(good, 1.1)
+    poor = study.ask()
+    pruning = Pruning(tmp_path, poor.number, {"prune": True, "startup_trials": 2})
+    trainer = tiny_trainer(tmp_path, eval_bootstrap=0, reporters=[History(tmp_path), pruning])
+    images = list(np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), np.uint8))
+    trainer.verification_sets = [VerificationSet("made", images, np.arange(80) % 40, np.arange(40) % 2 == 0)]
+    with pytest.raises(Pruned):
+        trainer.fit()
+    last = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[-1])
+    assert (last["why"], last["step"]) == ("pruned", 5) and (tmp_path / JOURNAL).is_file()
+    for number, outcome in ((poor.number, PRUNED), (study.ask().number, None), (study.ask().number, 0.5)):
+        ended: Any = JobReturn(status=JobStatus.COMPLETED, _return_value=outcome)
+        _tell(study, number, ended)
+    assert [trial.state.name for trial in study.trials[3:]] == ["PRUNED", "FAIL", "COMPLETE"]
