@@ -152,7 +152,11 @@ def title(group: str, choice: str | Sequence[str] | None) -> str:
 def pages() -> dict[str, str]:
     """Return the text of each page of docs/ about the settings, by its name."""
     trainer = config_folder() / "train.yaml"
-    top = [one for one in file_settings(trainer.read_text("utf-8"), {}) if one.key != "defaults"]
+    top = [
+        one
+        for one in file_settings(trainer.read_text("utf-8"), _types("teacher", {}))
+        if one.key != "defaults"
+    ]
     first = [
         "# Settings",
         "What every setting of `facerec-train` means; `facerec-train --explain head.m` says it in a "
@@ -251,12 +255,14 @@ def _builders(group: str, section: Mapping[str, Any]) -> list[tuple[str, Callabl
     from facerec.loading.settings import DataSettings
     from facerec.training.optimizers import OPTIMIZERS
     from facerec.training.schedules import SCHEDULES
-    from facerec.training.settings import StartSettings, TrainerSettings
+    from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings
 
     name = section.get("name")
     registries = {"head": HEADS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "backbone": BACKBONES}
     if group == "trainer":
         return [("", TrainerSettings)]
+    if group == "teacher":
+        return [("teacher.", TeacherSettings)]
     if group == "data":
         return [("", DataSettings), ("augment.", AugmentSettings)]
     if group == "eval":

@@ -120,7 +120,9 @@ class ClassHead(Head):
     Args:
         init: start of the class weights: deviation of a zero-mean normal, or ``"xavier"`` (uniform,
             ±√(6/(C+D))), ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start), or ``"unit"``
-            (uniform, each row scaled to length 1, as AdaFace's and MagFace's start).
+            (uniform, each row scaled to length 1, as AdaFace's and MagFace's start), or
+            ``"class_means"`` (the trainer sets each row to the mean unit embedding of its identity; until
+            then it is drawn as 0.01 says).
         memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
         products: number format of the products with the class weights: fp32, tf32, bf16 (sums in fp32), or
             auto: tf32 on GPUs that have it. The rest of the loss is fp32.

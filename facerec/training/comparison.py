@@ -20,7 +20,7 @@ from facerec.registry import Registry, defaults
 from facerec.settings import AtResume, marks
 from facerec.training.optimizers import OPTIMIZERS
 from facerec.training.schedules import SCHEDULES
-from facerec.training.settings import StartSettings, TrainerSettings
+from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ _SETTINGS: dict[str, Any] = {  # their fields say what may differ, their default
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "backbone": StartSettings,
+    "teacher": TeacherSettings,
     "head": HEADS,
     "data": DataSettings,
     "eval": EvalSettings,
@@ -96,7 +97,8 @@ def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, A
         section = key.partition(".")[0]
         given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
         another = f"{section}.name" in applied | fixed and not (key in old and key in new)
-        mark = _SECTIONS.get(section) or may_differ.get(key)
+        setting = ".".join(key.split(".")[:2])  # that of backbone.lr_scales.body is backbone.lr_scales
+        mark = _SECTIONS.get(section) or may_differ.get(key) or may_differ.get(setting)
         if was == is_now or given_up or another or mark is AtResume.FREE or key in _GONE:
             continue
         (applied if mark else fixed)[key] = f"{_shown(is_now)} (was {_shown(was)})"
@@ -113,7 +115,7 @@ def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, A
 def _builders(config: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield each section of a configuration that there is, and what is built of it."""
     for section, kind in _SETTINGS.items():
-        given = config.get(section)
+        given = config.get(section, {} if section == "teacher" else None)  # which former versions had not
         if isinstance(given, Mapping):
             with contextlib.suppress(ConfigError):  # of a plugin that is not here: its name is another, too
                 yield section, kind.builder(str(given.get("name"))) if isinstance(kind, Registry) else kind
@@ -130,7 +132,10 @@ def _marks(config: Mapping[str, Any]) -> dict[str, AtResume]:
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a configuration with the defaults of the settings it does not have."""
-    return {**config, **{name: {**defaults(builder), **config[name]} for name, builder in _builders(config)}}
+    return {
+        **config,
+        **{name: {**defaults(builder), **config.get(name, {})} for name, builder in _builders(config)},
+    }
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

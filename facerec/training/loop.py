@@ -37,6 +37,7 @@ from facerec.training.optimizers import set_learning_rate
 from facerec.training.plateau import Plateau
 from facerec.training.schedules import Progress, Schedule
 from facerec.training.settings import StartSettings, TrainerSettings
+from facerec.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Trainer:
     device: torch.device
     config: Mapping[str, Any]
     folder: Path
+    teacher: Teacher | None = None
     reporters: list[reporter.Reporter] = field(default_factory=list)
     changes: Mapping[str, str] = field(default_factory=dict)  # of settings, at this resume
 
@@ -173,7 +175,10 @@ class Trainer:
             weight = len(batch.label_B) * self.loader.world_size / samples
             image_BCHW, label_B = prepare(batch, self.device, self.input)
             with parallel.no_sync(self.embed, unless=batch is batches[-1]):
-                output = self.head(self.forward(image_BCHW), label_B, batch.sizes)
+                embedding_BD = self.forward(image_BCHW)
+                output = self.head(embedding_BD, label_B, batch.sizes)
+                if self.teacher is not None:
+                    output = self.teacher.add(output, embedding_BD, image_BCHW, batch)
                 self.scaler.scale(output.loss * weight).backward()
             loss += output.loss.detach() * weight
             self.meter.add(output.statistics, weight=len(label_B))
@@ -282,7 +287,10 @@ class Trainer:
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""
         self.head.train()
-        state.set_mode(self.backbone, frozen=self.start.frozen, batch_norm=self.start.freeze_batch_norm)
+        start = self.start
+        state.set_mode(
+            self.backbone, frozen=start.frozen, batch_norm=start.freeze_batch_norm, freeze=start.freeze
+        )
 
     def model(self) -> Model:
         """Return the backbone with its preprocessing."""

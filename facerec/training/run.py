@@ -34,12 +34,13 @@ from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_checkpoint, newest_checkpoint
 from facerec.progress import say
 from facerec.registry import build
-from facerec.training import cost, parallel
+from facerec.training import cost, fine_tuning, parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizers import OPTIMIZERS, describe, make_optimizer
 from facerec.training.reporter import Reporter
 from facerec.training.schedules import SCHEDULES
-from facerec.training.settings import StartSettings, TrainerSettings, without_effect
+from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings, without_effect
+from facerec.training.teacher import Teacher, refuse_teacher
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
     require(good, "seed", seed, "must be an integer, 0 or more and below 2^63")
     start, architecture = split_backbone(config["backbone"])
-    backbone_shape = check_architecture(architecture, config["head"])
+    backbone_shape = check_architecture(architecture, config["head"], start)
     settings = build(TrainerSettings, "trainer", config["trainer"])
+    taught = build(TeacherSettings, "teacher", config.get("teacher") or {})
     schedule = SCHEDULES.from_section(config["schedule"])
     optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
     data = build(DataSettings, "data", config["data"])
@@ -92,8 +94,8 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     # … then the data, then what depends on it.
     with distributed.rank_zero_first():  # it writes what others read: data=orl, the index of a pack
         faces = open_faces(data)
-    sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input")
-    alike = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
+    sections = ("backbone", "head", "optimizer", "schedule", "trainer", "input", "teacher")
+    alike = {f"{section}.{key}": x for section in sections for key, x in config.get(section, {}).items()}
     parallel.require_same_on_all_ranks(
         alike
         | {"trainer.precision": settings.precision, "seed": seed}
@@ -114,6 +116,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         load_pretrained(backbone, Path(start.pretrained))
     if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
         backbone.requires_grad_(False)
+    fine_tuning.freeze(backbone, start.freeze)
     if settings.sync_batch_norm:
         parallel.synchronise_batch_norm(backbone, device)
     recompute_activations(backbone, settings.checkpoint_activations)
@@ -134,7 +137,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         pin=device.type == "cuda",
         **data.loading(),
     )
-    modules, lr_scales = {"backbone": backbone, "head": head}, {"backbone": start.lr_scale}
+    if resume is None:
+        fine_tuning.prepare_start(start, backbone, head, loader, input, device)
+    teacher = None
+    if taught.given and not start.frozen:
+        refuse_teacher(taught, settings)
+        teacher = Teacher(taught, backbone, head, loader, input, device, settings.precision)
     trainer = Trainer(
         settings=settings,
         schedule=schedule,
@@ -142,13 +150,14 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         eval_settings=evaluation,
         backbone=backbone,
         head=head,
-        optimizer=make_optimizer(optimizer_settings, modules, lr_scales),
+        optimizer=make_optimizer(optimizer_settings, {"backbone": backbone, "head": head}, start.factors()),
         loader=loader,
         verification_sets=verification_sets,
         input=input,
         device=device,
         config=config,
         folder=folder,
+        teacher=teacher,
         reporters=list(reporters),
     )
     trainer.set_modes()
@@ -171,12 +180,15 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
     return start, {k: v for k, v in section.items() if k not in names}
 
 
-def check_architecture(architecture: Mapping[str, Any], head: Mapping[str, Any]) -> tuple[int, int]:
+def check_architecture(
+    architecture: Mapping[str, Any], head: Mapping[str, Any], start: StartSettings | None = None
+) -> tuple[int, int]:
     """Build both on the meta device, so that settings are judged before data is; return the images' shape."""
     classes = max(2, distributed.world_size())  # how many there are is not known yet; at least one per rank
     with on_meta_device():
         backbone = BACKBONES.from_section(architecture)
         HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
+    fine_tuning.check(backbone, start or StartSettings(), head.get("init"))
     return backbone.input_size
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
+from facerec.errors import require
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.augment import AugmentSettings
 from facerec.loading.settings import DataSettings
-from facerec.registry import defaults
-from facerec.settings import Applied, Count, CountOrNull, Free, Length, Positive, Range, check_ranges
+from facerec.registry import build, defaults
+from facerec.settings import (
+    Applied,
+    Count,
+    CountOrNull,
+    Free,
+    Length,
+    NotNegative,
+    Positive,
+    Range,
+    check_ranges,
+)
 
 if TYPE_CHECKING:
     from facerec.loading.loader import Loader
@@ -26,6 +37,14 @@ _ClipNorm = Annotated[
 ]
 _Every = Annotated[bool | int, Range(lambda n: n >= 0, "must be true, false or a number of steps")]
 _Scale = Annotated[float, Range(lambda x: x > 0, "must be above 0 (or frozen=true)")]
+_Scales = Annotated[
+    dict[str, float] | None,
+    Range(
+        lambda scales: all(isinstance(x, int | float) and x > 0 for x in (scales or {}).values()),
+        "must be factors above 0 by pattern (or freeze=[PATTERN]), or null",
+    ),
+]
+_Batches = Annotated[int, Range(lambda n: n >= 0, "must be a number of batches, or 0 for none")]
 _Path = Annotated[str | None, Range(lambda path: path != "", "must be a path, or null for none")]
 
 
@@ -109,8 +128,13 @@ class StartSettings:
     Args:
         pretrained: weights to start from: a checkpoint of ours, or a state dict of the published layout.
         frozen: keep the backbone unchanged (in eval mode) and train the head alone.
+        freeze: keep the parameters as they are whose names match one of these patterns, and the running
+            statistics of batch norms among them: ``input_layer`` (all in it), ``body.[0-9].*``.
         lr_scale: factor on the backbone's learning rate, for fine-tuning.
+        lr_scales: further factors by pattern; of several that match a parameter the last counts.
         freeze_batch_norm: keep the running statistics of batch norm as they are.
+        estimate_batch_norm: batches of the training images from which the running statistics are estimated
+            anew before the first step; 0: they stay those of `pretrained`.
 
     Raises:
         ConfigError: for a value out of range.
@@ -118,17 +142,77 @@ class StartSettings:
 
     pretrained: _Path = None
     frozen: Applied[bool] = False
+    freeze: Applied[list[str]] = field(default_factory=list)
     lr_scale: Applied[_Scale] = 1.0
+    lr_scales: Applied[_Scales] = None
     freeze_batch_norm: Applied[bool] = False
+    estimate_batch_norm: Free[_Batches] = 0
 
     def __post_init__(self) -> None:
         check_ranges(self, "backbone")
+
+    def factors(self) -> dict[str, float]:
+        """Return the factors on the learning rate by pattern, for `parameter_groups`."""
+        further = {f"backbone.{pattern}": self.lr_scale * x for pattern, x in (self.lr_scales or {}).items()}
+        return {"backbone": self.lr_scale, **further}
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """A model whose embeddings the backbone learns from beside the labels, and the weights of what it learns.
+
+    Args:
+        ckpt: any model file that `facerec.load_model` opens.
+        embeddings: instead of it, ``OUT.npy`` that `facerec-embed` has written of the training images.
+        input: settings that replace the preprocessing of `ckpt`.
+        backbone: name of its network, where its weights are not recognised.
+        cosine: weight of 1 − cos of the angle between the embeddings of both.
+        logits: weight of the divergence between both in their probabilities of the identities.
+        scale: of the cosines in these probabilities.
+        features: weight of the difference between both in the attention maps of `layers`.
+        layers: modules of the backbone, and of the teacher's network, that are compared.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    ckpt: Applied[_Path] = None
+    embeddings: Applied[_Path] = None
+    input: Applied[dict[str, Any] | None] = None
+    backbone: Applied[str | None] = None
+    cosine: Applied[NotNegative] = 1.0
+    logits: Applied[NotNegative] = 0.0
+    scale: Applied[Positive] = 16.0
+    features: Applied[NotNegative] = 0.0
+    layers: Applied[dict[str, str] | None] = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "teacher")
+        both = self.ckpt is not None and self.embeddings is not None
+        require(not both, "teacher.embeddings", self.embeddings, "leave it out, or teacher.ckpt")
+        taught = self.cosine + self.logits + self.features > 0 or not self.given
+        require(
+            taught,
+            "teacher.cosine",
+            self.cosine,
+            "with teacher.logits and teacher.features 0, nothing is taught",
+        )
+        if self.features and self.given:
+            hint = (
+                "needs teacher.ckpt and teacher.layers={MODULE: MODULE}, of the backbone and of its network"
+            )
+            require(self.ckpt is not None and bool(self.layers), "teacher.features", self.features, hint)
+
+    @property
+    def given(self) -> bool:
+        """True where there is a teacher."""
+        return self.ckpt is not None or self.embeddings is not None
 
 
 def without_effect(config: Mapping[str, Any], device: torch.device, world_size: int) -> list[str]:
     """Return settings that differ from their defaults and have no use in this run, each with its use."""
     data, augment = config["data"], config["data"].get("augment") or {}
-    trained = not config["backbone"].get("frozen")
+    trained, teacher = not config["backbone"].get("frozen"), config.get("teacher") or {}
     uses: list[tuple[str, bool, str]] = [
         ("for data.shuffle=identity", data.get("shuffle") == "identity", "data.images_per_identity"),
         ("for data.shuffle=block", data.get("shuffle") == "block", "data.block_size data.window"),
@@ -144,7 +228,13 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         (
             "for a backbone that is trained",
             trained,
-            "trainer.checkpoint_activations backbone.lr_scale backbone.freeze_batch_norm",
+            "trainer.checkpoint_activations backbone.freeze backbone.lr_scale backbone.lr_scales "
+            "backbone.freeze_batch_norm teacher.ckpt teacher.embeddings",
+        ),
+        (
+            "for teacher.ckpt or teacher.embeddings",
+            build(TeacherSettings, "teacher", teacher).given,
+            "teacher.cosine teacher.logits teacher.scale teacher.features teacher.layers",
         ),
         ("for facerec-eval", False, "eval.cache eval.sanity"),
         ("for eval.bootstrap above 0", config["eval"].get("bootstrap") != 0, "eval.seed"),
@@ -157,7 +247,7 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
     for use, in_use, keys in uses:
         for key in () if in_use else keys.split():
             section, _, name = key.rpartition(".")
-            given = augment if section == "data.augment" else config[section]
+            given = augment if section == "data.augment" else config.get(section) or {}
             if name in given and given[name] != defaults(_SETTINGS[section])[name]:
                 idle.setdefault(f"{key}={given[name]}", use)
     return [f"{setting} ({use})" for setting, use in idle.items()]
@@ -177,5 +267,6 @@ _SETTINGS: dict[str, Any] = {
     "data": DataSettings,
     "data.augment": AugmentSettings,
     "backbone": StartSettings,
+    "teacher": TeacherSettings,
     "eval": EvalSettings,
 }

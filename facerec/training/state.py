@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from facerec.evaluation.judgement import better
 from facerec.evaluation.results import Result
 from facerec.images.images import LabelledImages
 from facerec.models.checkpoint import Rows
+from facerec.training.optimizers.groups import matches
 
 
 @dataclass
@@ -104,10 +105,12 @@ def shards_of(parts: Mapping[str, Any]) -> dict[str, Rows]:
     return shards
 
 
-def set_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool) -> None:
-    """Put the backbone into training mode, as far as it is to be trained."""
+def set_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool, freeze: Sequence[str] = ()) -> None:
+    """Put the backbone into training mode, as far as it is to be trained.
+
+    Batch norms stay in eval mode with `batch_norm`, or where a pattern of `freeze` matches.
+    """
     backbone.train(not frozen)
-    if batch_norm:
-        for module in backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(module.training and not (batch_norm or matches(f"{name}.weight", freeze)))

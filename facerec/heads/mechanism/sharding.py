@@ -77,8 +77,11 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
         bound = math.sqrt(6 / (rows + weight.shape[-1]))
     elif init == "sface":
         deviation = 2 * math.sqrt(2 / shard.classes)
+    elif init == "class_means":
+        deviation = 0.01  # until the trainer sets the rows
     elif isinstance(init, str):
-        raise ConfigError("head.init", init, "must be xavier, sface, unit or a deviation such as 0.01")
+        hint = "must be xavier, sface, unit, class_means or a deviation such as 0.01"
+        raise ConfigError("head.init", init, hint)
     else:
         require(init > 0, "head.init", init, "a deviation must be greater than 0")
         deviation = init

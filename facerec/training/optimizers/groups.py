@@ -1,12 +1,19 @@
-"""Parameter groups by weight decay: weights get it, batch norm, biases and PReLU slopes do not."""
+"""Parameter groups by weight decay and rate: weights decay, batch norm, biases and PReLU slopes do not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return True where a pattern (``body.*``) is that of a parameter, or of a module it lies in."""
+    return any(fnmatchcase(name, one) or fnmatchcase(name, f"{one}.*") for one in patterns)
 
 
 def split_by_decay(
@@ -35,12 +42,14 @@ def parameter_groups(
     weight_decay: float,
     decay_all: bool = False,
     decay_biases: bool = False,
-    lr_scales: dict[str, float],
+    lr_scales: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Return the optimizer groups of several modules; two, or two for each learning rate where they differ.
 
     Args:
-        modules: by name, e.g. ``{"backbone": …, "head": …}``; so are `lr_scales`, 1 where not given.
+        modules: by name, e.g. ``{"backbone": …, "head": …}``.
+        lr_scales: factors by pattern (``backbone``, ``backbone.body.*``), see `matches`; of several that
+            match the last counts, and 1 where none does.
         decay_biases: weight decay on all parameters but those of norms.
 
     Returns:
@@ -49,14 +58,14 @@ def parameter_groups(
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for module_name, module in modules.items():
-        scale = lr_scales.get(module_name, 1.0)
         decayed, plain = split_by_decay(module, decay_biases)
         for parameters, decay in ((decayed, weight_decay), (plain, weight_decay if decay_all else 0.0)):
-            if not parameters:
-                continue
-            name = ("decay" if decay else "no decay") + (f", lr × {scale:g}" if scale != 1 else "")
-            new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale, "name": name}
-            group = groups.setdefault((scale, decay), new)
-            group["params"].extend(parameters.values())
-            group["names"].extend(f"{module_name}.{parameter}" for parameter in parameters)
+            for own_name, parameter in parameters.items():
+                name = f"{module_name}.{own_name}"
+                scale = next((lr_scales[one] for one in reversed([*lr_scales]) if matches(name, [one])), 1.0)
+                shown = ("decay" if decay else "no decay") + (f", lr × {scale:g}" if scale != 1 else "")
+                new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale, "name": shown}
+                group = groups.setdefault((scale, decay), new)
+                group["params"].append(parameter)
+                group["names"].append(name)
     return list(groups.values())
