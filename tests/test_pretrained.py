@@ -20,7 +20,7 @@ from facerec.errors import CheckpointError
 from facerec.models import checkpoint
 from facerec.models.lineages import LINEAGES, Lineage
 from facerec.models.pretrained import load_pretrained, read_weights
-from facerec.models.weights import recognise
+from facerec.models.recognition import recognise
 
 SMALL = {"embedding_size": 8, "input_size": 32}
 State = dict[str, Tensor]

@@ -1,4 +1,7 @@
-"""``timm``: any model of that library, its embedding batch-normalised as in ArcFace (1801.07698)."""
+"""``timm``: any model of that library, its embedding batch-normalised as in ArcFace (1801.07698).
+
+EdgeFace (2307.01838) is timm's EdgeNeXt without that batch norm, of low rank in some sizes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.backbones.base import BACKBONES, Backbone, in_full_precision, require_fraction
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, require
 
 # Options of timm.create_model by which a file or the network is read; the settings in a checkpoint must not.
 _ELSEWHERE = {
@@ -32,6 +35,9 @@ class TimmBackbone(Backbone):
         dropout: timm's ``drop_rate``, 0 … <1.
         input_size: pixels; models made for one size only are built for this one.
         imagenet: start from the weights that timm publishes; downloads them.
+        batch_norm: normalise the embedding over the batch.
+        low_rank: make each linear layer but the embedding's the product of two, whose rank is this part of
+            the smaller side (EdgeFace's γ), 0 … 1; null: leave them whole.
         options: further keyword arguments of ``timm.create_model``, e.g. ``{drop_path_rate: 0.1}``.
 
     Raises:
@@ -45,10 +51,14 @@ class TimmBackbone(Backbone):
         dropout: float = 0.0,
         input_size: int | list[int] = 112,
         imagenet: bool = False,
+        batch_norm: bool = True,
+        low_rank: float | None = None,
         options: dict | None = None,
     ) -> None:
         super().__init__(embedding_size, input_size, multiple=1)
         require_fraction("dropout", dropout)
+        in_range = low_rank is None or 0 < low_rank <= 1
+        require(in_range, "backbone.low_rank", low_rank, "must be more than 0 and at most 1, or null")
         timm = _timm(model)
         for option in _ELSEWHERE & (options or {}).keys():
             hint = "takes weights from elsewhere; backbone.imagenet and backbone.pretrained are for that"
@@ -66,7 +76,9 @@ class TimmBackbone(Backbone):
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError("backbone.model", model, f"timm cannot build it so: {reason}") from error
-        self.norm = nn.BatchNorm1d(embedding_size)
+        if low_rank is not None:
+            _factorise(self.model, low_rank)
+        self.norm = nn.BatchNorm1d(embedding_size) if batch_norm else nn.Identity()
 
     def recomputable_parts(self) -> Iterator[tuple[nn.Module, str]]:
         """The innermost modules of timm's own kinds of which lists and sequences hold several."""
@@ -87,6 +99,30 @@ class TimmBackbone(Backbone):
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         return in_full_precision(self.model(image_BCHW), self.norm)
+
+
+class LowRank(nn.Module):
+    """A linear layer as the product of two; the entry names are EdgeFace's."""
+
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(layer.in_features, rank, bias=False)
+        self.linear2 = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.linear1(x))
+
+
+def _factorise(module: nn.Module, fraction: float) -> None:
+    """Put `LowRank` in place of the linear layers, but for those in a child called head."""
+    for name, child in module.named_children():
+        if "head" in name:
+            continue
+        if isinstance(child, nn.Linear):
+            rank = max(2, int(min(child.in_features, child.out_features) * fraction))
+            setattr(module, name, LowRank(child, rank))
+        else:
+            _factorise(child, fraction)
 
 
 def _timm(model: str) -> ModuleType:

@@ -18,8 +18,9 @@ from facerec.models import hub
 from facerec.models.hub import as_metadata
 from facerec.models.model import Model
 from facerec.models.networks import ForeignNetwork
+from facerec.models.recognition import network_settings
 from facerec.models.threshold import Threshold
-from facerec.models.weights import network_settings, read_safetensors
+from facerec.models.weights import read_safetensors
 
 Format = Literal["onnx", "safetensors", "hub"]
 Precision = Literal["fp32", "fp16", "int8"]

@@ -24,9 +24,11 @@ from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, hub
+from facerec.models.lineages import lineage_of
 from facerec.models.model import Model
+from facerec.models.recognition import nearest, network_settings, recognise
 from facerec.models.threshold import Threshold
-from facerec.models.weights import fitted_backbone, network_settings, read_safetensors, recognise, tensors_in
+from facerec.models.weights import fitted_backbone, read_safetensors, tensors_in
 from facerec.pickles.stand_ins import are_settings, shown
 from facerec.pickles.torch_file import ARCHIVE, archive_names
 from facerec.registry import build
@@ -240,9 +242,14 @@ def _open_described(request: Request, weights: Mapping[Any, Any], metadata: Sett
 
 def _open_weights(request: Request, content: Mapping[Any, Any], metadata: Settings) -> Model:
     """Open a state dict, bare or wrapped, of the backbone that was asked for or that it fits."""
-    settings, backbone = _backbone_for(tensors_in(content, request.where), request)
-    made_for = {**backbone.preprocessing, "size": _short(backbone.input_size)}
-    what = f"weights of {settings['name']}"
+    weights = tensors_in(content, request.where)
+    settings, backbone = _backbone_for(weights, request)
+    lineage = lineage_of(weights)
+    usual = (
+        backbone.preprocessing if lineage is None else {**backbone.preprocessing, **lineage[1].preprocessing}
+    )
+    made_for = {**usual, "size": _short(backbone.input_size)}
+    what = f"weights of {settings['name']}" + (f" as {lineage[0]} writes them" if lineage else "")
     network = _ready(backbone, request)
     return _finished(
         request, network, what, backbone.embedding_size, made_for, metadata, {"backbone": settings}
@@ -262,7 +269,7 @@ def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict
         raise CheckpointError(
             f"{request.where}: its weights fit none of the known backbones at their usual settings; give "
             f"backbone=NAME (and backbone.embedding_size=…) if it is one of {', '.join(BACKBONES.names())}; "
-            "else export the network to ONNX"
+            f"else export the network to ONNX{nearest(weights)}"
         )
     if name is None:
         log.info("%s: recognised as weights of backbone=%s", request.where, (known or {})["name"])

@@ -1,29 +1,23 @@
-"""Weights of any lineage: find them in what a file holds, find their backbone, load all of them or none."""
+"""Weights of any lineage: find them in what a file holds, load all of them into a backbone or none."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from facerec.backbones.base import BACKBONES, Backbone, create_backbone, on_meta_device
-from facerec.errors import CheckpointError, ConfigError
-from facerec.models.lineages import in_our_names, is_wrapper
+from facerec.backbones.base import Backbone, create_backbone, on_meta_device
+from facerec.errors import CheckpointError
+from facerec.models import structure
+from facerec.models.lineages import in_our_names, wrapper_rank
+from facerec.models.recognition import compare, few, network_settings, recognise
 from facerec.pickles.stand_ins import Inert, shown
 
 log = logging.getLogger(__name__)
-
-# A counter that old and converted files lack; batch norm with a momentum never reads it.
-COUNTER = "num_batches_tracked"
-INPUT_SIZES = (112, 224, (112, 96))
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
@@ -33,16 +27,36 @@ def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     """
     found = {keys: mapping for keys, mapping in _mappings(content) if _count_tensors(mapping)}
     if not found:
-        held = _few(
+        held = few(
             f"{key} (of {value.name})" if isinstance(value, Inert) else key for key, value in content.items()
         )
         raise CheckpointError(
             f"{where}: has no weights; a state dict is wanted, this holds {held or 'nothing'}"
         )
-    keys = max(found, key=lambda keys: (is_wrapper(keys[-1:]), _count_tensors(found[keys])))
+    keys = max(found, key=lambda keys: (wrapper_rank(keys[-1:]), _count_tensors(found[keys])))
     if keys:
         log.info("%s: the weights under %s are taken", where, shown(".".join(keys)))
-    return in_our_names({name: value for name, value in found[keys].items() if isinstance(value, Tensor)})
+    return in_our_names(_unpacked(found[keys]))
+
+
+_PACKED = "._packed_params._packed_params"  # weight and bias of a layer that torch quantised to int8
+
+
+def _unpacked(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a mapping, those of quantised layers under the names that they had before."""
+    result: dict[str, Tensor] = {}
+    quantised = {name.removesuffix(_PACKED) for name in mapping if name.endswith(_PACKED)}
+    for name, value in mapping.items():
+        layer, _, what = name.rpartition(".")
+        if name.endswith(_PACKED) and isinstance(value, tuple):
+            roles = zip(("weight", "bias"), value, strict=False)
+            layer = name.removesuffix(_PACKED)
+            result |= {f"{layer}.{role}": one for role, one in roles if isinstance(one, Tensor)}
+        elif isinstance(value, Tensor) and not (layer in quantised and what in ("scale", "zero_point")):
+            result[name] = value
+    if quantised:
+        log.info("%d layers were quantised to int8; their numbers are taken as float32", len(quantised))
+    return result
 
 
 def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -84,18 +98,22 @@ def load_weights(
     weights: Mapping[str, Tensor],
     where: str,
     misfit: str = "does not fit the backbone",
-) -> None:
+) -> list[str]:
     """Load `weights` into `backbone`, which stays as it is unless they fit.
+
+    Returns:
+        The names of batch norms that were folded into the layer before: they only add its bias.
 
     Raises:
         CheckpointError: entries are missing, left over or of another shape; it begins with `where: misfit`.
     """
-    match = _require_fit(backbone, weights, where, misfit)
+    fit = _require_fit(backbone, weights, where, misfit)
     state = backbone.state_dict()
-    state |= {name: weights[match.prefix + name] for name in state if match.prefix + name in weights}
+    state |= {name: fit.weights[name] for name in state if name in fit.weights}
     backbone.load_state_dict(state)
-    left_out = f"; left out: {_few(match.outside)}" if match.outside else ""
-    log.info("%s: %d entries loaded%s", where, len(state), left_out)
+    left_out = f"; left out: {few(fit.left_out)}" if fit.left_out else ""
+    log.info("%s: %d entries loaded%s%s", where, len(state), fit.note, left_out)
+    return fit.absorbed
 
 
 def fitted_backbone(
@@ -113,23 +131,41 @@ def fitted_backbone(
         CheckpointError: as `load_weights` does, or the settings are of no backbone that could be.
         ConfigError: a setting is unknown or out of range.
     """
-    _require_fit(_drafted(settings, weights, where), weights, where, misfit)
+    fit = _require_fit(_drafted(settings, weights, where), weights, where, misfit)
     backbone = create_backbone(**network_settings(settings))
-    load_weights(backbone, weights, where, misfit)
+    backbone.load_state_dict(backbone.state_dict() | fit.weights)
+    left_out = f"; left out: {few(fit.left_out)}" if fit.left_out else ""
+    log.info("%s: %d entries loaded%s%s", where, len(backbone.state_dict()), fit.note, left_out)
     return backbone
 
 
-def _require_fit(backbone: nn.Module, weights: Mapping[str, Tensor], where: str, misfit: str) -> _Match:
-    match = _match(weights, _shapes(backbone), getattr(backbone, "foreign", ()))
-    if not match.fits:
-        raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights)}")
-    return match
+class _Fit(NamedTuple):
+    """Weights under the names of a backbone, and what was done for that."""
+
+    weights: dict[str, Tensor]
+    left_out: list[str]
+    absorbed: list[str] = []  # noqa: RUF012 - of a tuple
+    note: str = ""
 
 
-def network_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the network itself, without those that would fetch its first weights."""
-    known = inspect.signature(BACKBONES.builder(settings["name"])).parameters.keys() - {"imagenet"}
-    return {key: value for key, value in settings.items() if key == "name" or key in known}
+def _require_fit(backbone: nn.Module, weights: Mapping[str, Tensor], where: str, misfit: str) -> _Fit:
+    expected = structure.shapes_of(backbone.state_dict())
+    match = compare(weights, expected, getattr(backbone, "foreign", ()))
+    if match.fits:
+        taken = {name: weights[match.prefix + name] for name in expected if match.prefix + name in weights}
+        scales = {name: torch.full(expected[name], float(name.endswith("weight"))) for name in match.unscaled}
+        note = f"; not in the file, so 1 and 0: {few(match.unscaled)}" if scales else ""
+        return _Fit(taken | scales, match.outside, note=note)
+    found = structure.matches(weights, backbone)
+    if len(found) == 1:
+        note = ", whose names differ, by their order and shapes, which fit in one way only"
+        return _Fit(found[0].weights, found[0].left_out, found[0].absorbed, note)
+    if found:
+        raise CheckpointError(
+            f"{where}: its names are none that is known, and its entries fit the backbone in {len(found)} or "
+            "more ways by order and shapes; export the network to ONNX, whose outputs tell which is right"
+        )
+    raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights)}")
 
 
 def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Backbone:
@@ -163,119 +199,9 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
             hook.remove()
 
 
-# Recognise -------------------------------------------------------------------------------------------------
-
-
-def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None) -> dict[str, Any] | None:
-    """Find the known backbone that a state dict fits, by the names and shapes of its entries.
-
-    Args:
-        weights: tensors by name, with or without a common prefix.
-        names: the backbones to try; None: all.
-
-    Returns:
-        Settings for `create_backbone` (name, embedding_size, input_size), or None.
-    """
-    for name in BACKBONES.names() if names is None else names:
-        parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
-        if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
-            continue  # timm: any network at all
-        expected, foreign = _known(name, 512, 112)
-        match = _match(weights, expected, foreign)
-        if match.missing or match.unexpected:
-            continue
-        other, _ = _known(name, 513, 112)
-        sized = next(entry for entry in expected if expected[entry] != other[entry])
-        embedding_size = next(iter(weights[match.prefix + sized].shape), 0)
-        for input_size in INPUT_SIZES if embedding_size else ():
-            try:
-                known = _known(name, embedding_size, input_size)
-            except ConfigError:  # it takes no images of this shape
-                continue
-            if _match(weights, *known).fits:
-                size = input_size if isinstance(input_size, int) else list(input_size)
-                return {"name": name, "embedding_size": embedding_size, "input_size": size}
-    return None
-
-
-class _Match(NamedTuple):
-    """A comparison of the entries of a file with those of a network; str lists the differences."""
-
-    prefix: str
-    missing: list[str]
-    unexpected: list[str]
-    misshapen: list[str]
-    outside: list[str]
-
-    @property
-    def fits(self) -> bool:
-        return not (self.missing or self.unexpected or self.misshapen)
-
-    def __str__(self) -> str:
-        parts = (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape or type", self.misshapen),
-        )
-        return "; ".join(f"{len(names)} {what} ({_few(names)})" for what, names in parts if names)
-
-
-def _match(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[str]) -> _Match:
-    """Compare under the prefix below which most of the expected entries are."""
-    prefix = _prefix(weights, expected)
-    found = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
-    outside = [name for name in weights if not name.startswith(prefix)]
-    outside += [prefix + name for name in sorted(found) if name.startswith(tuple(foreign))]
-    misshapen = []
-    for name, shape in expected.items():
-        value = weights[prefix + name] if name in found else None
-        if value is not None and (given := tuple(value.shape)) != shape:
-            misshapen.append(f"{name} {list(given)} for {list(shape)}")
-        elif value is not None and not (value.is_floating_point() or name.endswith(COUNTER)):
-            misshapen.append(f"{name} of {value.dtype}")  # quantised numbers, or complex ones
-    return _Match(
-        prefix,
-        [name for name in expected if name not in found and not name.endswith(COUNTER)],
-        sorted(name for name in found - expected.keys() if not name.startswith(tuple(foreign))),
-        misshapen,
-        outside,
-    )
-
-
-def _prefix(names: Iterable[str], expected: Shapes) -> str:
-    """The prefix, ending with a dot or empty, under which most of the `expected` entries are."""
-    found: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in expected:
-                found["".join(f"{part}." for part in parts[:i])] += 1
-    return max(found, key=lambda prefix: (found[prefix], -len(prefix), prefix), default="")
-
-
-@functools.cache
-def _known(name: str, embedding_size: int, input_size: int | tuple[int, int]) -> tuple[Shapes, Iterable[str]]:
-    """Entries of a backbone, built without memory, and the prefixes of others in its files."""
-    size = input_size if isinstance(input_size, int) else list(input_size)
-    with on_meta_device():
-        backbone = create_backbone(name, embedding_size=embedding_size, input_size=size)
-    return _shapes(backbone), backbone.foreign
-
-
-def _shapes(backbone: nn.Module) -> Shapes:
-    return {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
-
-
 def _hint(weights: Mapping[str, Tensor]) -> str:
     known = recognise(weights)
     if known is None:
         return "; it is none of the known backbones"
     settings = [f"backbone={known.pop('name')}", *(f"backbone.{key}={value}" for key, value in known.items())]
     return f"; it fits {' '.join(settings)}"
-
-
-def _few(names: Iterable[object], count: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(shown(str(name)) for name in names[:count]) + more

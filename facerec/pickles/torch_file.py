@@ -48,6 +48,7 @@ _STORAGES: Final = {
         )
     },
     "torch.storage.UntypedStorage": torch.uint8,
+    "torch.QInt8Storage": torch.int8,
 }
 
 
@@ -219,6 +220,7 @@ class _Tensors:
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._tensor_of_type,
+            "torch._utils._rebuild_qtensor": self._quantised,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "torch._tensor._rebuild_from_type_v2": self._of_subclass,
@@ -265,6 +267,25 @@ class _Tensors:
         content = storage.content.view(torch.uint8)
         elements = content[: len(content) // real.itemsize * real.itemsize].view(real)
         return self._tensor(_Storage(real, elements), offset, size, stride)
+
+    def _quantised(
+        self, storage: Any, offset: Any, size: Any, stride: Any, how: Any, *_: Any
+    ) -> Tensor | Inert:
+        """The float32 numbers that int8 ones stand for: (q − zero point) · scale, of all or by channel."""
+        value = self._tensor(storage, offset, size, stride)
+        if type(value) is Inert or type(how) is not tuple or value.dtype != torch.int8 or value.ndim > 4:
+            return Inert("torch.Tensor")
+        self._left -= 3 * value.numel()  # a byte each is counted
+        if self._left < 0:
+            raise Broken(f"its tensors together are more than {_SHARED} times as large as the file")
+        match how:
+            case (Global(name="torch.per_tensor_affine"), float(scale), int(zero)) if abs(zero) < 2**31:
+                return (value.float() - zero) * scale
+            case (Global(name="torch.per_channel_affine"), Tensor() as scales, Tensor() as zeros, int(axis)):
+                if 0 <= axis < value.ndim and scales.shape == zeros.shape == value.shape[axis : axis + 1]:
+                    shape = [-1 if i == axis else 1 for i in range(value.ndim)]
+                    return (value.float() - zeros.float().view(shape)) * scales.float().view(shape)
+        return Inert("torch.Tensor")
 
     def _of_subclass(self, function: Any, of: Any, arguments: Any, _: Any) -> Any:
         """A tensor with attributes, or of a class of its own: the plain tensor in it."""

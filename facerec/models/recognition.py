@@ -1,0 +1,215 @@
+"""Recognise the known backbone that weights are of, by names or by structure; else name the nearest one."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from facerec.backbones.base import BACKBONES, create_backbone, on_meta_device
+from facerec.models import structure
+from facerec.models.lineages import lineage_of
+from facerec.models.structure import COUNTER, shapes_of
+from facerec.pickles.stand_ins import shown
+
+INPUT_SIZES = (112, 224, (112, 96))
+
+Shapes = dict[str, tuple[int, ...]]
+Settings = Mapping[str, Any]
+
+
+def network_settings(settings: Settings) -> dict[str, Any]:
+    """The settings of the network itself, without those that would fetch its first weights."""
+    known = inspect.signature(BACKBONES.builder(settings["name"])).parameters.keys() - {"imagenet"}
+    return {key: value for key, value in settings.items() if key == "name" or key in known}
+
+
+def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None) -> dict[str, Any] | None:
+    """Find the known backbone that a state dict fits: by names and shapes of its entries, else by structure.
+
+    Args:
+        weights: tensors by name, with or without a common prefix.
+        names: the backbones to try; None: all.
+
+    Returns:
+        Settings for `create_backbone` (name, embedding_size, input_size, …), or None, also where several fit
+        by structure.
+    """
+    candidates = list(_candidates(weights, names))
+    for settings in candidates:
+        expected, foreign = _known(settings, 512, 112)
+        match = compare(weights, expected, foreign)
+        if match.missing or match.unexpected:
+            continue
+        other, _ = _known(settings, 513, 112)
+        sized = next(entry for entry in expected if expected[entry] != other[entry])
+        embedding_size = next(iter(weights[match.prefix + sized].shape), 0)
+        for input_size in INPUT_SIZES if embedding_size else ():
+            if compare(weights, *_known(settings, embedding_size, input_size)).fits:
+                return _settings(settings, embedding_size, input_size)
+    found = [known for settings in candidates if (known := _by_structure(weights, settings)) is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _settings(known: _Settings, embedding_size: int, input_size: int | tuple[int, int]) -> dict[str, Any]:
+    size = input_size if isinstance(input_size, int) else list(input_size)
+    return {**dict(known), "embedding_size": embedding_size, "input_size": size}
+
+
+def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator[_Settings]:
+    """Settings of the backbones that need none, and those that a lineage names."""
+    for name in BACKBONES.names() if names is None else names:
+        parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
+        if not any(parameter.default is inspect.Parameter.empty for parameter in parameters):
+            yield (("name", name),)
+    lineage = lineage_of(weights)
+    for settings in lineage[1].networks if lineage is not None else ():
+        wanted = names is None or settings["name"] in names
+        if wanted and (settings["name"] != "timm" or importlib.util.find_spec("timm") is not None):
+            yield tuple(settings.items())
+
+
+def _by_structure(weights: Mapping[str, Tensor], settings: _Settings) -> dict[str, Any] | None:
+    """The settings with the sizes under which the order and the shapes of entries fit in one way."""
+    ours = structure.leaves(_known(settings, 512, 112)[0])
+    for _, theirs in structure.parts(weights):
+        biased = sum("bias" in leaf.shapes and not leaf.is_norm for leaf in theirs)
+        if not len(theirs) <= len(ours) <= len(theirs) + biased:
+            continue
+        widths = dict.fromkeys(leaf.key[1][0] for leaf in reversed(theirs) if len(leaf.key[1]) == 2)
+        for embedding_size in widths:
+            for input_size in INPUT_SIZES:
+                known = structure.leaves(_known(settings, embedding_size, input_size)[0])
+                if structure.could_fit(theirs, known):
+                    found = _settings(settings, embedding_size, input_size)
+                    with on_meta_device():
+                        backbone = create_backbone(**found)
+                    if len(structure.matches(weights, backbone)) == 1:
+                        return found
+    return None
+
+
+def nearest(weights: Mapping[str, Tensor]) -> str:
+    """Name the known backbone that has most in common with weights that fit none, and what differs."""
+    best: tuple[float, str] = (0.0, "")
+    for settings in _candidates(weights, None):
+        match = compare(weights, *_known(settings, 512, 112))
+        expected = _known(settings, 512, 112)[0]
+        common = len(expected) - len(match.missing) - len(match.misshapen)
+        best = max(best, (common / (len(expected) + len(match.unexpected)), f"{_shown(settings)}: {match}"))
+        ours = Counter(leaf.key for leaf in structure.leaves(expected))
+        theirs = Counter(leaf.key for leaf in structure.leaves(shapes_of(weights)))
+        alike = (ours & theirs).total() / (ours | theirs).total()
+        differing = [
+            f"{(one - other).total()} {what} ({few(map(_layer, one - other), 2)})"
+            for what, one, other in (("missing", ours, theirs), ("more in the file", theirs, ours))
+            if one - other
+        ]
+        # Names say more than shapes, so at the same part in common they come first.
+        best = max(best, (0.9 * alike, f"{_shown(settings)}, by shapes: {', '.join(differing)}"))
+    return f"; the nearest is {best[1]}" if best[0] > 0.2 else ""
+
+
+def _shown(settings: _Settings) -> str:
+    return " ".join(str(value) for value in dict(settings).values())
+
+
+def _layer(key: tuple[str, tuple[int, ...]]) -> str:
+    kind = (
+        "batch norm"
+        if key[0] == "running_mean"
+        else {1: "vector", 2: "linear or 1×1"}.get(len(key[1]), "conv")
+    )
+    return f"{kind} {'×'.join(map(str, key[1]))}"
+
+
+class Match(NamedTuple):
+    """A comparison of the entries of a file with those of a network; str lists the differences.
+
+    Attributes:
+        unscaled: weights and biases of batch norms that the file has without them, so 1 and 0.
+        outside: entries of the file that are of other modules.
+    """
+
+    prefix: str
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+    unscaled: list[str]
+    outside: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        parts = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape or type", self.misshapen),
+        )
+        return "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in parts if names)
+
+
+def compare(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[str]) -> Match:
+    """Compare under the prefix below which most of the expected entries are."""
+    prefix = _prefix(weights, expected)
+    found = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+    outside = [name for name in weights if not name.startswith(prefix)]
+    outside += [prefix + name for name in sorted(found) if name.startswith(tuple(foreign))]
+    misshapen = []
+    for name, shape in expected.items():
+        value = weights[prefix + name] if name in found else None
+        if value is not None and (given := tuple(value.shape)) != shape:
+            misshapen.append(f"{name} {list(given)} for {list(shape)}")
+        elif value is not None and not (value.is_floating_point() or name.endswith(COUNTER)):
+            misshapen.append(f"{name} of {value.dtype}")  # quantised numbers, or complex ones
+    missing = [name for name in expected if name not in found and not name.endswith(COUNTER)]
+    unscaled = []
+    for name in [name.removesuffix(".weight") for name in missing if name.endswith(".weight")]:
+        if f"{name}.bias" in missing and f"{name}.running_mean" in found:
+            unscaled += [f"{name}.weight", f"{name}.bias"]
+    return Match(
+        prefix,
+        [name for name in missing if name not in unscaled],
+        sorted(name for name in found - expected.keys() if not name.startswith(tuple(foreign))),
+        misshapen,
+        unscaled,
+        outside,
+    )
+
+
+def _prefix(names: Iterable[str], expected: Shapes) -> str:
+    """The prefix, ending with a dot or empty, under which most of the `expected` entries are."""
+    found: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in expected:
+                found["".join(f"{part}." for part in parts[:i])] += 1
+    return max(found, key=lambda prefix: (found[prefix], -len(prefix), prefix), default="")
+
+
+_Settings = tuple[tuple[str, Any], ...]
+
+
+@functools.cache
+def _known(
+    settings: _Settings, embedding_size: int, input_size: int | tuple[int, int]
+) -> tuple[Shapes, Iterable[str]]:
+    """Entries of a backbone, built without memory, and the prefixes of others in its files."""
+    with on_meta_device():
+        backbone = create_backbone(**_settings(settings, embedding_size, input_size))
+    return shapes_of(backbone.state_dict()), backbone.foreign
+
+
+def few(names: Iterable[object], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(shown(str(name)) for name in names[:count]) + more

@@ -1,0 +1,231 @@
+"""Published weights of every lineage open as they are: names, wrappers, epsilons, preprocessing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from facerec import load_model
+from facerec.backbones import create_backbone
+from facerec.errors import CheckpointError
+from facerec.images.preprocessing import Preprocessing
+from facerec.models.model import Model
+from facerec.models.pretrained import load_pretrained
+from facerec.models.recognition import recognise
+from tests.test_published_backbones import fill
+
+State = dict[str, Tensor]
+
+
+def made(name: str, eps: dict[str, float] | None = None, **settings: Any) -> nn.Module:
+    """A backbone with weights that depend on its names alone, and batch norms with these eps."""
+    backbone = create_backbone(name, **settings).eval()
+    with torch.no_grad():
+        fill(backbone.state_dict())
+    for entry, module in backbone.named_modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = next((value for part, value in (eps or {}).items() if part in entry), module.eps)
+    return backbone
+
+
+def faces(height: int = 112, width: int = 112) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+
+
+def same_embeddings(model: Model, backbone: nn.Module, **input: Any) -> None:
+    images = faces(*model.input.shape)
+    prepared = Preprocessing(**input)
+    assert model.input == prepared
+    expected = Model(backbone, prepared).embed(images, flip=False, normalise=False)
+    torch.testing.assert_close(
+        model.embed(images, flip=False, normalise=False), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def renamed(state: State, names: Iterator[str]) -> State:
+    """The entries module by module under other names, in the same order."""
+    found: dict[str, str] = {}
+    result = {}
+    for entry, value in state.items():
+        module, _, role = entry.rpartition(".")
+        if module not in found:
+            found[module] = next(names)
+        result[f"{found[module]}.{role}"] = value
+    assert next(names, None) is None
+    return result
+
+
+def xiaoccer_names() -> Iterator[str]:
+    for block in ("conv1", "dw_conv1"):
+        yield from (f"{block}.{part}" for part in ("conv", "bn", "prelu"))
+    for block in range(15):
+        yield from (f"blocks.{block}.conv.{part}" for part in range(8))
+    yield from (f"conv2.{part}" for part in ("conv", "bn", "prelu"))
+    for block in ("linear7", "linear1"):
+        yield from (f"{block}.{part}" for part in ("conv", "bn"))
+
+
+def test_xiaoccers_mobilefacenet_of_112_by_96_opens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = made("mobilefacenet", embedding_size=128, input_size=[112, 96])
+    state = renamed(backbone.state_dict(), xiaoccer_names())
+    state["linear1.conv.weight"] = state["linear1.conv.weight"][:, :, None, None]  # a 1×1 convolution there
+    torch.save({"epoch": 68, "net_state_dict": state}, tmp_path / "068.ckpt")
+    with caplog.at_level(logging.INFO):
+        model = load_model(tmp_path / "068.ckpt", device="cpu")
+    assert "names differ, by their order and shapes, which fit in one way only" in caplog.text
+    assert "weights of mobilefacenet as Xiaoccer's MobileFaceNet writes them" in caplog.text
+    same_embeddings(model, backbone, std=128, size=[112, 96])
+
+
+def sface_names() -> Iterator[str]:
+    def block(name: str, parts: int) -> Iterator[str]:
+        return (f"{name}.{part}" for part in ("conv2d", "batchnorm", "relu")[:parts])
+
+    def depthwise(name: str) -> Iterator[str]:
+        for inner, parts in (("conv_sep", 3), ("conv_dw", 3), ("conv_proj", 2)):
+            yield from block(f"{name}.{inner}", parts)
+
+    yield from block("conv_1", 3)
+    yield from block("conv_2_dw", 3)
+    for number, (joint, blocks) in {"3": ("dconv_23", 4), "4": ("dconv_34", 6), "5": ("dconv_45", 2)}.items():
+        yield from depthwise(joint)
+        for i in range(blocks):
+            yield from depthwise(f"res_{number}.model.block{i}")
+    yield from block("conv_6sep", 3)
+    yield from block("conv_6dw7_7", 2)
+    yield from ("pre_fc1", "fc1")
+
+
+def test_sfaces_mobilefacenet_opens_with_its_epsilons_and_its_bias(tmp_path: Path) -> None:
+    backbone = made("mobilefacenet", {"linear": 1e-5, ".bn": 1e-3, "bn": 2e-5})
+    state = renamed(backbone.state_dict(), sface_names())
+    bias = torch.linspace(-1, 1, 512)
+    state["pre_fc1.bias"] = bias
+    torch.save(state, tmp_path / "sface.pth")
+    backbone.linear.bias = nn.Parameter(bias)
+    same_embeddings(load_model(tmp_path / "sface.pth", device="cpu"), backbone, std=12.8)
+
+
+@pytest.mark.parametrize("prefix", ["features.module.", "module.features."])
+def test_magface_opens_with_its_epsilon_in_bgr(tmp_path: Path, prefix: str) -> None:
+    backbone = made("iresnet18", {"": 2e-5})
+    state = {prefix + name: value for name, value in backbone.state_dict().items()}
+    state["module.fc.weight" if prefix.startswith("module") else "fc.weight"] = torch.ones(512, 10)
+    torch.save({"epoch": 25, "arch": "iresnet18", "state_dict": state}, tmp_path / "magface.pth")
+    model = load_model(tmp_path / "magface.pth", device="cpu")
+    same_embeddings(model, backbone, channels="bgr", mean=0, std=255)
+
+
+def test_cvlface_is_rgb_where_adaface_is_bgr(tmp_path: Path) -> None:
+    backbone = made("adaface_ir_18")
+    for prefix, channels in (("net.", "rgb"), ("model.", "bgr")):
+        state = {prefix + name: value for name, value in backbone.state_dict().items()}
+        torch.save(state, tmp_path / "x.pt")
+        same_embeddings(load_model(tmp_path / "x.pt", device="cpu"), backbone, channels=channels)
+
+
+def test_curricularface_has_no_scale_in_its_last_batch_norm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"embedding_size": 8, "input_size": 32}
+    backbone = made("ir_50", **small)
+    nn.init.ones_(backbone.output_layer[4].weight)
+    nn.init.zeros_(backbone.output_layer[4].bias)
+    scales = ("output_layer.4.weight", "output_layer.4.bias")
+    torch.save({k: v for k, v in backbone.state_dict().items() if k not in scales}, tmp_path / "backbone.pth")
+    other = create_backbone("ir_50", **small)
+    nn.init.constant_(other.output_layer[4].weight, 7)
+    with caplog.at_level(logging.INFO):
+        load_pretrained(other, tmp_path / "backbone.pth")
+    assert "not in the file, so 1 and 0: output_layer.4.weight, output_layer.4.bias" in caplog.text
+    assert all(torch.equal(other.state_dict()[k], v) for k, v in backbone.state_dict().items())
+
+
+def test_averaged_weights_are_taken_where_a_file_has_both(tmp_path: Path) -> None:
+    small = {"embedding_size": 8, "input_size": 32}
+    averaged, last = made("mobilefacenet", **small), create_backbone("mobilefacenet", **small)
+    content = {
+        "state_dict": last.state_dict() | {"more": torch.ones(1)},
+        "state_dict_ema": averaged.state_dict(),
+    }
+    torch.save(content, tmp_path / "timm.pth")
+    load_pretrained(last, tmp_path / "timm.pth")
+    assert torch.equal(last.linear.weight, averaged.linear.weight)
+    swa = torch.optim.swa_utils.AveragedModel(averaged)
+    torch.save(swa.state_dict(), tmp_path / "swa.pth")
+    other = create_backbone("mobilefacenet", **small)
+    load_pretrained(other, tmp_path / "swa.pth")
+    assert torch.equal(other.linear.weight, averaged.linear.weight)
+
+
+# EdgeFace --------------------------------------------------------------------------------------------------
+
+EDGE = {"name": "timm", "model": "edgenext_xx_small", "batch_norm": False}
+
+
+@pytest.mark.parametrize("low_rank", [None, 0.6])
+def test_edgeface_opens(tmp_path: Path, low_rank: float | None) -> None:
+    pytest.importorskip("timm", reason="needs the extra timm")
+    settings = {**EDGE, "model": "edgenext_x_small"} if low_rank else EDGE
+    backbone = made(**settings, low_rank=low_rank)
+    torch.save(backbone.state_dict(), tmp_path / "edgeface.pt")
+    ranks = {"model.stages.0.blocks.0.mlp.fc1.linear1.weight": (19, 32)} if low_rank else {}
+    state = backbone.state_dict()
+    assert {name: tuple(state[name].shape) for name in ranks} == ranks, (
+        "int(0.6 · min(32, 128)), as published"
+    )
+    same_embeddings(load_model(tmp_path / "edgeface.pt", device="cpu"), backbone)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_edgeface_opens_where_its_linear_layers_are_int8(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs the extra timm")
+    backbone = made(**EDGE)
+    quantised = torch.ao.quantization.quantize_dynamic(backbone, {nn.Linear}, dtype=torch.qint8)
+    torch.save(quantised.state_dict(), tmp_path / "edgeface_q.pt")
+    layers = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    assert layers
+    for name in layers:
+        weight = quantised.get_submodule(name).weight().dequantize()
+        assert not torch.equal(weight, backbone.get_submodule(name).weight)
+        backbone.get_submodule(name).weight = nn.Parameter(weight)
+    same_embeddings(load_model(tmp_path / "edgeface_q.pt", device="cpu"), backbone)
+
+
+# Files of nothing known -------------------------------------------------------------------------------------
+
+
+def test_a_file_that_fits_nothing_is_answered_with_the_nearest_network(tmp_path: Path) -> None:
+    state = create_backbone("mbf").state_dict()
+    del state["conv_sep.layers.0.weight"]
+    state["extra.weight"] = torch.ones(3)
+    torch.save(state, tmp_path / "x.pth")
+    message = (
+        r"the nearest is mbf: 1 missing \(conv_sep\.layers\.0\.weight\); 1 unexpected \(extra\.weight\)$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "x.pth")
+    torch.save({f"layer_{name}": value for name, value in state.items()}, tmp_path / "y.pth")
+    message = (
+        r"the nearest is mbf, by shapes: 1 missing \(linear or 1×1 512×256\), 1 more in the file \(vector 3\)"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "y.pth")
+
+
+def test_names_that_fit_in_two_ways_by_structure_are_not_guessed(tmp_path: Path) -> None:
+    backbone = create_backbone("resnet50", embedding_size=8, input_size=32)  # two 1×1 convolutions 64 to 256
+    state = backbone.state_dict()
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in state)
+    other = renamed(state, (f"layer{i}" for i in range(len(modules))))
+    assert recognise(other) is None
+    torch.save(other, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="fit the backbone in 2 or more ways by order and shapes"):
+        load_pretrained(backbone, tmp_path / "x.pth")
