@@ -89,7 +89,8 @@ def matches(weights: Mapping[str, Tensor], backbone: nn.Module) -> list[Found]:
             out.
         backbone: a `Backbone`, on any device, the meta device included.
     """
-    if not isinstance(backbone, Backbone):
+    numbers = all(value.is_floating_point() for name, value in weights.items() if not name.endswith(COUNTER))
+    if not isinstance(backbone, Backbone) or not numbers:
         return []
     ours = leaves(shapes_of(backbone.state_dict()))
     for prefix, theirs in parts(weights):
@@ -185,7 +186,8 @@ class _Network(NamedTuple):
 
 def _fits(theirs: Leaf, ours: Leaf, bias_moves: bool) -> bool:
     """Compare two modules; a bias may move into the batch norm behind, and batch norms may lack scales."""
-    if theirs.key != ours.key:
+    common = theirs.shapes.keys() & ours.shapes.keys()
+    if theirs.key != ours.key or any(theirs.shapes[role] != ours.shapes[role] for role in common):
         return False
     differing = theirs.shapes.keys() ^ ours.shapes.keys()
     if theirs.is_norm and "weight" in ours.shapes:
