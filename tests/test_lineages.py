@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerec import load_model
@@ -163,6 +164,45 @@ def test_averaged_weights_are_taken_where_a_file_has_both(tmp_path: Path) -> Non
     other = create_backbone("mobilefacenet", **small)
     load_pretrained(other, tmp_path / "swa.pth")
     assert torch.equal(other.linear.weight, averaged.linear.weight)
+
+
+def foamlius(state: State, image: Tensor) -> Tensor:
+    """The published forward pass of foamliu's MobileFaceNet, operation by operation."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        return F.batch_norm(x, mean, var, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def unit(x: Tensor, name: str, stride: int = 1) -> Tensor:  # convolution, batch norm, ReLU6
+        weight = state[f"{name}.0.weight"]
+        groups = x.shape[1] // weight.shape[1]
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2, groups=groups)
+        return F.relu6(norm(x, f"{name}.1"))
+
+    x = unit(image, "conv1", 2)
+    x = F.relu(norm(F.conv2d(x, state["dw_conv.depthwise.weight"], padding=1, groups=64), "dw_conv.bn1"))
+    x = F.relu(norm(F.conv2d(x, state["dw_conv.pointwise.weight"]), "dw_conv.bn2"))
+    for block in range(15):
+        name, stride = f"features.{block}.conv", 2 if block in (0, 5, 12) else 1
+        inner = unit(unit(x, f"{name}.0"), f"{name}.1", stride)
+        inner = norm(F.conv2d(inner, state[f"{name}.2.weight"]), f"{name}.3")
+        x = x + inner if stride == 1 else inner
+    x = unit(x, "conv2")
+    x = norm(F.conv2d(x, state["gdconv.depthwise.weight"], groups=512), "gdconv.bn")
+    return norm(F.conv2d(x, state["conv3.weight"], state["conv3.bias"]), "bn").flatten(1)
+
+
+def test_foamlius_mobilefacenet_opens_and_computes_what_the_published_code_does(tmp_path: Path) -> None:
+    state = made("mobilefacenet_relu", embedding_size=128).state_dict()
+    torch.save(
+        {"epoch": 1, "model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "x"
+    )
+    model = load_model(tmp_path / "x", device="cpu")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    image = torch.from_numpy(faces()).permute(0, 3, 1, 2) / 255
+    image = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    found = model.embed(faces(), flip=False, normalise=False)
+    torch.testing.assert_close(found, foamlius(state, image), rtol=1e-4, atol=1e-4)
 
 
 # EdgeFace --------------------------------------------------------------------------------------------------

@@ -87,6 +87,13 @@ def test_networks_that_know_nothing_raise_no_alarm(seed: int) -> None:
     )
 
 
+def test_weights_that_tell_nobody_apart_under_any_preprocessing_are_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert checked(Colour(1)) is None, "the middle channel of both orders is chance"
+    assert "the weights look wrong: on 120 pairs of red no common preprocessing separates" in caplog.text
+
+
 def test_a_preprocessing_that_overflows_is_not_the_right_one(caplog: pytest.LogCaptureFixture) -> None:
     class Narrow(Colour):
         """Knows numbers up to 100, as fp16 knows some thousands."""

@@ -32,6 +32,7 @@ _RESAMPLES: Final = 400
 # A gain must be this many standard errors, for half a dozen are compared. A network trained on RGB reads RGB
 # 4.2 of them better than BGR, and 4.8 to 8.6 better than other normalisations (`lfw_small`, LFW's fold 10).
 _CLEAR: Final = 3.0
+_CHANCE: Final = 0.6  # AUC of 300 pairs by chance: 0.5 ± 0.033
 _WORTH: Final = 0.03  # and this part of d′: (x − 127.5)/128 for (x − 127.5)/127.5 is not worth a word
 
 # The common normalisations, of pixels 0 … 255: what to type, mean, std. Those of ImageNet are in RGB order.
@@ -41,6 +42,7 @@ COMMON: Final[tuple[tuple[Numbers, Numbers], ...]] = (
     (0.0, 255.0),
     ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     (0.0, 1.0),
+    (127.5, 12.8),  # SFace's published code
 )
 
 
@@ -116,6 +118,13 @@ def check_preprocessing(
         further = best_near(best.input)
         best = further if further.clearly_above(best) else best
     count = f"{len(same_M)} pairs of {verification_set.name}"
+    if max(given.auc, best.auc) < _CHANCE:
+        logger.warning(
+            "the weights look wrong: on %s no common preprocessing separates identities better than chance "
+            "(AUC %.3f at best); they may be of another network of equal shapes",
+            count,
+            max(given.auc, best.auc),
+        )
     if not best.clearly_above(given):
         logger.info(
             "preprocessing checked on %s: no other common one reads clearly better (d′ %.3f; next %.3f, %s)",

@@ -91,6 +91,12 @@ def lineage_of(entries: Iterable[str]) -> tuple[str, Lineage] | None:
     return None
 
 
+def usual_preprocessing(entries: Iterable[str]) -> tuple[str, Mapping[str, Any]]:
+    """Return words for the log and the preprocessing of the lineage of these entries, if it is known."""
+    found = lineage_of(entries)
+    return ("", {}) if found is None else (f" as {found[0]} writes them", found[1].preprocessing)
+
+
 def in_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under the names of our backbones, and for batch norms with their `eps`."""
     found = lineage_of(weights)

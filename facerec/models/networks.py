@@ -84,7 +84,7 @@ class ForeignNetwork(nn.Module):
                 if count * 3 * math.prod(shape) > _MOST:
                     reasons.append(f"a batch of {count} would take more than {_MOST >> 28} GiB")
                     break
-                image_BCHW = _patterns(max(count, 3), shape, self.takes_pixels)
+                image_BCHW = patterns(max(count, 3), shape, self.takes_pixels)
                 try:
                     embedding_BD = self._embed(image_BCHW, count)
                     again_BD = self._embed(image_BCHW, count)
@@ -134,7 +134,7 @@ class ForeignNetwork(nn.Module):
         Returns:
             None where their rows are alike, else what is wrong.
         """
-        image_BCHW = _patterns(count, shape, self.takes_pixels)
+        image_BCHW = patterns(count, shape, self.takes_pixels)
         some = sorted({0, count // 2, count - 1})
         try:
             batch_BD = self._embed(image_BCHW, count)
@@ -240,7 +240,7 @@ def _rows(output: Output, count: int) -> Tensor | None:
     return value.flatten(1) if fits else None
 
 
-def _patterns(count: int, shape: Sequence[int], pixels: bool) -> Tensor:
+def patterns(count: int, shape: Sequence[int], pixels: bool) -> Tensor:
     """Different images of large and small structure, in [−1, 1] or as `pixels`; the same in every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1

@@ -94,6 +94,18 @@ class OnnxNetwork(ForeignNetwork):
         fixed = [side for side in size if isinstance(side, int) and side > 0]
         self.size = (fixed[0], fixed[1]) if len(fixed) == 2 else None
 
+    def layers(self) -> dict[str, Tensor]:
+        """The numbers of its layers, in topological order, as a state dict whose modules are numbered."""
+        try:
+            answer, values = self._worker.ask(None, {"layers": str(self.files[0].absolute())})
+        except _NetworkError as error:
+            raise CheckpointError(f"{self.where}: its layers cannot be read: {first_line(error)}") from None
+        return {
+            name: value
+            for name, value in zip(answer["names"], values, strict=True)
+            if isinstance(name, str) and value is not None
+        }
+
     def _run(self, image_BCHW: Tensor) -> list[Output]:
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise UserError(
@@ -132,7 +144,7 @@ class _Worker:
     def ask(
         self, images: np.ndarray | None, request: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], list[Tensor | None]]:
-        """Open the network (no images), or run it; returns the answer and the outputs.
+        """Open the network (no request), run it, or read of it; returns the answer and the arrays.
 
         Raises:
             CheckpointError: the network is refused, or its process has ended: time, memory or a crash.
@@ -144,12 +156,16 @@ class _Worker:
                 if self._process is None:
                     self._start()
                     answer = self._exchange(self._opening)
-                if images is None:
+                if request is None:
                     return answer, []
-                seconds = _SECONDS + _SECONDS_IMAGE * len(images)
-                task = f"a batch of {len(images)}"
-                asked = {"shape": images.shape, "type": str(images.dtype), "seconds": seconds}
-                answer = self._exchange(asked | (request or {}), images)
+                asked: dict[str, Any] = {}
+                if images is None:
+                    task = "reading its layers"
+                else:
+                    seconds += _SECONDS_IMAGE * len(images)
+                    task = f"a batch of {len(images)}"
+                    asked = {"shape": images.shape, "type": str(images.dtype)}
+                answer = self._exchange({**asked, "seconds": seconds, **request}, images)
                 return answer, [self._value(shape) if good else None for shape, good in answer["outputs"]]
             except (EOFError, OSError):
                 raise CheckpointError(f"{self.where}: {self._end_reason(seconds, task)}") from None

@@ -124,6 +124,79 @@ def _run(session: Any, request: dict[str, Any], images: Any) -> tuple[dict[str, 
     return {"outputs": described}, arrays
 
 
+def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The numbers of its layers in the order of the graph, which is topological, as entries of a state dict.
+
+    Layers are convolutions, products with a matrix, batch norms and PReLUs whose numbers are in the file;
+    their entries are called NUMBER.weight, NUMBER.bias and so on, a running variance has torch's eps.
+    """
+    import numpy as np
+    import onnx
+
+    external_files(path, tensors_in(path))  # refuses others than those of its folder
+    graph = onnx.ModelProto.FromString(path.read_bytes()).graph
+    held = {one.name: one for one in graph.initializer}
+    alias: dict[str, str] = {}
+    turned: dict[str, Any] = {}
+    layers: list[dict[str, Any]] = []
+    made_by: dict[str, dict[str, Any]] = {}
+
+    def numbers(name: str) -> Any:
+        """The float32 array behind a name, or None."""
+        if name in turned:
+            return turned[name]
+        tensor = held.get(alias.get(name, name))
+        array = None if tensor is None else onnx.numpy_helper.to_array(tensor, str(path.absolute().parent))
+        return None if array is None or array.dtype.kind != "f" else array.astype(np.float32)
+
+    for node in graph.node:
+        inputs = list(node.input)
+        options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        kind = node.op_type
+        if kind == "Constant" and isinstance(options.get("value"), onnx.TensorProto):
+            held[node.output[0]] = options["value"]
+        elif kind in ("Identity", "Unsqueeze", "Squeeze", "Cast") and inputs:
+            alias[node.output[0]] = alias.get(inputs[0], inputs[0])
+            if inputs[0] in made_by:
+                made_by[node.output[0]] = made_by[inputs[0]]
+        elif kind == "Transpose" and (array := numbers(inputs[0])) is not None:
+            turned[node.output[0]] = array.transpose(options.get("perm"))
+        arrays = [numbers(name) if name else None for name in inputs[1:]]
+        layer: dict[str, Any] | None = None
+        if kind == "Conv" and arrays and arrays[0] is not None:
+            layer = {"weight": arrays[0], "bias": arrays[1] if len(arrays) > 1 else None}
+        elif kind == "Gemm" and arrays and arrays[0] is not None and not options.get("transA"):
+            weight = arrays[0] if options.get("transB") else arrays[0].T
+            bias = arrays[1] if len(arrays) > 1 else None
+            layer = {
+                "weight": weight * options.get("alpha", 1.0),
+                "bias": None if bias is None else bias.reshape(-1) * options.get("beta", 1.0),
+            }
+        elif kind == "MatMul" and arrays and arrays[0] is not None and arrays[0].ndim == 2:
+            layer = {"weight": arrays[0].T, "bias": None}
+            made_by[node.output[0]] = layer
+        elif kind == "Add" and len(inputs) == 2:
+            for one, other in (inputs, inputs[::-1]):
+                product, bias = made_by.get(one), numbers(other)
+                if product is not None and product["bias"] is None and bias is not None:
+                    product["bias"] = bias.reshape(-1)
+        elif kind == "BatchNormalization" and len(arrays) == 4 and all(one is not None for one in arrays):
+            layer = dict(zip(("weight", "bias", "running_mean", "running_var"), arrays, strict=True))
+            layer["running_var"] = layer["running_var"] + (options.get("epsilon", 1e-5) - 1e-5)
+        elif kind == "PRelu" and arrays and arrays[0] is not None:
+            layer = {"weight": arrays[0].reshape(-1)}
+        if layer is not None:
+            layers.append(layer)
+    entries = {
+        f"{i}.{role}": array
+        for i, layer in enumerate(layers)
+        for role, array in layer.items()
+        if array is not None
+    }
+    content = [np.ascontiguousarray(array, np.float32) for array in entries.values()]
+    return {"names": [*entries], "outputs": [[list(array.shape), True] for array in content]}, content
+
+
 def _limit_memory(size: int) -> None:
     with contextlib.suppress(ValueError, OSError):  # an administrator's limit that is lower already
         resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
@@ -142,6 +215,8 @@ def _answer(
         sys.path[:] = request["sys_path"]
         _limit_memory(request["memory"])
         return *_open(request), []
+    if "layers" in request:
+        return session, *_layers(Path(request["layers"]))
     import numpy as np
 
     images = np.frombuffer(connection.recv_bytes(), request["type"]).reshape(request["shape"])

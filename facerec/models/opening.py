@@ -1,7 +1,7 @@
 """Open a model file of any kind: `KINDS` is the table. Its content decides the kind; nothing in it is run.
 
 Checkpoints and state dicts are read by `pickles.torch_file`; safetensors and ONNX files hold numbers and a
-graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network that a
+graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network a
 checkpoint names takes memory only when its weights fit (`weights.fitted_backbone`). A TorchScript file is a
 program whose operators read and write files, as early as while it is loaded: it is opened on request only.
 """
@@ -24,7 +24,7 @@ from facerec.device import resolve_device
 from facerec.errors import CheckpointError, ConfigError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, hub
-from facerec.models.lineages import lineage_of
+from facerec.models.lineages import usual_preprocessing
 from facerec.models.model import Model
 from facerec.models.recognition import nearest, network_settings, recognise
 from facerec.models.threshold import Threshold
@@ -75,7 +75,7 @@ def load_model(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         input: settings that replace the file's preprocessing; null values do not.
         backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
-            known backbone that its entries fit.
+            known backbone that its entries fit. Of an ONNX network it is rebuilt; None: onnxruntime runs it.
         allow_code: run a TorchScript program, which can read and write files as you can; nothing in other
             files is run.
         overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
@@ -244,12 +244,9 @@ def _open_weights(request: Request, content: Mapping[Any, Any], metadata: Settin
     """Open a state dict, bare or wrapped, of the backbone that was asked for or that it fits."""
     weights = tensors_in(content, request.where)
     settings, backbone = _backbone_for(weights, request)
-    lineage = lineage_of(weights)
-    usual = (
-        backbone.preprocessing if lineage is None else {**backbone.preprocessing, **lineage[1].preprocessing}
-    )
-    made_for = {**usual, "size": _short(backbone.input_size)}
-    what = f"weights of {settings['name']}" + (f" as {lineage[0]} writes them" if lineage else "")
+    lineage, usual = usual_preprocessing(weights)
+    made_for = {**backbone.preprocessing, **usual, "size": _short(backbone.input_size)}
+    what = f"weights of {settings['name']}{lineage}"
     network = _ready(backbone, request)
     return _finished(
         request, network, what, backbone.embedding_size, made_for, metadata, {"backbone": settings}
@@ -292,11 +289,17 @@ def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict
 
 def _open_onnx(request: Request) -> Model:
     from facerec.models.onnx_network import OnnxNetwork
+    from facerec.models.onnx_weights import backbone_of
 
     network = OnnxNetwork(request.path, request.device)
     shape = _own_size(request, _metadata(request, network.metadata, "input"), network.size)
     size = network.probe(shape)
-    return _finished(request, network, "an ONNX network", size, {"size": _short(shape)}, network.metadata)
+    made_for = {"size": _short(shape)}
+    if not request.backbone:
+        return _finished(request, network, "an ONNX network", size, made_for, network.metadata)
+    config, backbone = backbone_of(network, dict(request.backbone))
+    what = f"an ONNX network, rebuilt as {config['backbone']['name']}"
+    return _finished(request, _ready(backbone, request), what, size, made_for, network.metadata, config)
 
 
 def _open_torchscript(request: Request) -> Model:
@@ -394,6 +397,6 @@ KINDS = (
     Kind("torch.export", lambda *file: "archive_format" in file[2], _refuse_program),
     Kind("checkpoint", lambda *file: file[1].startswith(ARCHIVE), _open_pickle),
     Kind("safetensors", _is_safetensors, _open_safetensors),
-    Kind("onnx", _is_onnx, _open_onnx, brings_network=True),
+    Kind("onnx", _is_onnx, _open_onnx),
     Kind("checkpoint", lambda *file: True, _open_pickle),
 )

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from facerec.backbones.base import Backbone
 from facerec.errors import CheckpointError
 from facerec.models import checkpoint, hub
 from facerec.models.opening import kind_of
 from facerec.models.weights import load_weights, read_safetensors, tensors_in
 
 
-def load_pretrained(backbone: nn.Module, path: Path | str) -> None:
+def load_pretrained(backbone: nn.Module, path: Path | str) -> list[str]:
     """Load the weights in `path` into `backbone`, all of them or none.
 
     Accepted are checkpoints of facerec, state dicts of the published layouts (bare or wrapped, behind any
-    prefix such as ``module.``) and safetensors files. Weights of other modules are left out, and logged.
+    prefix such as ``module.``), safetensors files and ONNX networks of the backbone's structure. Weights of
+    other modules are left out, and logged.
+
+    Returns:
+        The names of batch norms that were folded into the layer before: they only add its bias, and their
+        running statistics say nothing (`facerec.models.unfolding`).
 
     Raises:
         CheckpointError: no such file, unreadable, or entries that are missing, left over or of another shape.
+        UserError: a package that is needed to read the file is missing.
     """
     where = f"backbone.pretrained={path}"
-    load_weights(backbone, read_weights(path, where), where)
+    file = hub.weights_in(Path(path))
+    with _named(where, file):
+        onnx = kind_of(file).name == "onnx"
+        if onnx and isinstance(backbone, Backbone):
+            from facerec.models.onnx_weights import load_onnx
+
+            return load_onnx(backbone, file, where)
+    return load_weights(backbone, read_weights(path, where), where)
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:
@@ -33,9 +49,16 @@ def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor
     """
     where = where or f"ckpt={path}"
     path = hub.weights_in(Path(path))
-    try:
+    with _named(where, path):
         safetensors = kind_of(path).name == "safetensors"
         content = read_safetensors(path, f"ckpt={path}")[0] if safetensors else checkpoint.load(path)
+    return tensors_in(content, where)
+
+
+@contextlib.contextmanager
+def _named(where: str, path: Path) -> Iterator[None]:
+    """Let errors over `path` begin with `where`."""
+    try:
+        yield
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
-    return tensors_in(content, where)

@@ -29,12 +29,15 @@ def network_settings(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key == "name" or key in known}
 
 
-def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None) -> dict[str, Any] | None:
+def recognise(
+    weights: Mapping[str, Tensor], names: Iterable[str] | None = None, *, folded: bool = False
+) -> dict[str, Any] | None:
     """Find the known backbone that a state dict fits: by names and shapes of its entries, else by structure.
 
     Args:
         weights: tensors by name, with or without a common prefix.
         names: the backbones to try; None: all.
+        folded: the weights are of an ONNX network (`structure.matches`), which fits if it does in any way.
 
     Returns:
         Settings for `create_backbone` (name, embedding_size, input_size, …), or None, also where several fit
@@ -52,7 +55,8 @@ def recognise(weights: Mapping[str, Tensor], names: Iterable[str] | None = None)
         for input_size in INPUT_SIZES if embedding_size else ():
             if compare(weights, *_known(settings, embedding_size, input_size)).fits:
                 return _settings(settings, embedding_size, input_size)
-    found = [known for settings in candidates if (known := _by_structure(weights, settings)) is not None]
+    fitting = (_by_structure(weights, settings, folded) for settings in candidates)
+    found = [known for known in fitting if known is not None]
     return found[0] if len(found) == 1 else None
 
 
@@ -74,22 +78,23 @@ def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator
             yield tuple(settings.items())
 
 
-def _by_structure(weights: Mapping[str, Tensor], settings: _Settings) -> dict[str, Any] | None:
+def _by_structure(weights: Mapping[str, Tensor], settings: _Settings, folded: bool) -> dict[str, Any] | None:
     """The settings with the sizes under which the order and the shapes of entries fit in one way."""
     ours = structure.leaves(_known(settings, 512, 112)[0])
     for _, theirs in structure.parts(weights):
-        biased = sum("bias" in leaf.shapes and not leaf.is_norm for leaf in theirs)
+        biased = sum(leaf.may_hold_norm(folded) for leaf in theirs)
         if not len(theirs) <= len(ours) <= len(theirs) + biased:
             continue
         widths = dict.fromkeys(leaf.key[1][0] for leaf in reversed(theirs) if len(leaf.key[1]) == 2)
         for embedding_size in widths:
             for input_size in INPUT_SIZES:
                 known = structure.leaves(_known(settings, embedding_size, input_size)[0])
-                if structure.could_fit(theirs, known):
+                if structure.could_fit(theirs, known, folded=folded):
                     found = _settings(settings, embedding_size, input_size)
                     with on_meta_device():
                         backbone = create_backbone(**found)
-                    if len(structure.matches(weights, backbone)) == 1:
+                    ways = len(structure.matches(weights, backbone, folded=folded))
+                    if ways == 1 or (ways and folded):
                         return found
     return None
 

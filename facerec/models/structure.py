@@ -44,6 +44,10 @@ class Leaf(NamedTuple):
         role = "running_mean" if self.is_norm else "weight"
         return role, self.shapes.get(role, ())
 
+    def may_hold_norm(self, folded: bool) -> bool:
+        """True for a layer that may hold a batch norm: it has a bias then, or (`folded`) one of 0."""
+        return not self.is_norm and ("bias" in self.shapes or (folded and len(self.key[1]) > 1))
+
 
 class Found(NamedTuple):
     """Weights under the names and in the shapes of a network.
@@ -81,23 +85,24 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
-def matches(weights: Mapping[str, Tensor], backbone: nn.Module) -> list[Found]:
+def matches(weights: Mapping[str, Tensor], backbone: nn.Module, *, folded: bool = False) -> list[Found]:
     """Find the entries of a backbone for weights under other names, in every way that fits.
 
     Args:
         weights: in the file's order; modules outside of the largest group with a common prefix may be left
             out.
         backbone: a `Backbone`, on any device, the meta device included.
+        folded: batch norms may be missing behind layers without a bias, too, as ONNX leaves out biases of 0.
     """
     numbers = all(value.is_floating_point() for name, value in weights.items() if not name.endswith(COUNTER))
     if not isinstance(backbone, Backbone) or not numbers:
         return []
     ours = leaves(shapes_of(backbone.state_dict()))
     for prefix, theirs in parts(weights):
-        if could_fit(theirs, ours):
+        if could_fit(theirs, ours, folded=folded):
             network = _Network.of(backbone, ours)
             left_out = [name for name in weights if not name.startswith(prefix)]
-            placed = network.matches(theirs)
+            placed = network.matches(theirs, folded)
             return [Found(*_renamed(one, network, weights, backbone), left_out) for one in placed]
     return []
 
@@ -115,13 +120,13 @@ def parts(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, list[Leaf]]]:
         theirs = [leaf for leaf in theirs if leaf.name.startswith(prefix)]
 
 
-def could_fit(theirs: Sequence[Leaf], ours: Sequence[Leaf]) -> bool:
+def could_fit(theirs: Sequence[Leaf], ours: Sequence[Leaf], *, folded: bool = False) -> bool:
     """Compare the modules without their order; batch norms may be missing where there are biases."""
     if any(not leaf.shapes.keys() <= {*_ROLES} for leaf in theirs):
         return False
     difference = Counter(leaf.key for leaf in ours)
     difference.subtract(leaf.key for leaf in theirs)
-    biased = sum("bias" in leaf.shapes and not leaf.is_norm for leaf in theirs)
+    biased = sum(leaf.may_hold_norm(folded) for leaf in theirs)
     missing = {key: count for key, count in difference.items() if count}
     only_norms = all(count > 0 and role == "running_mean" for (role, _), count in missing.items())
     return only_norms and sum(missing.values()) <= biased
@@ -154,15 +159,17 @@ class _Network(NamedTuple):
         }
         return cls(ours, before, norm_of)
 
-    def matches(self, theirs: list[Leaf]) -> list[_Placed]:
+    def matches(self, theirs: list[Leaf], folded: bool) -> list[_Placed]:
         """Give each module one of theirs (None: folded away), in every way that fits."""
         # Some programs register the last layers first: then the order must be that of registration here.
-        found = self._follow(theirs, lambda i, placed: i == len(placed))
+        found = self._follow(theirs, folded, lambda i, placed: i == len(placed))
         if (before := self.before) is not None:
-            found += self._follow(theirs, lambda i, placed: before[i] <= placed.keys())
+            found += self._follow(theirs, folded, lambda i, placed: before[i] <= placed.keys())
         return [one for i, one in enumerate(found) if one not in found[:i]]
 
-    def _follow(self, theirs: list[Leaf], is_next: Callable[[int, _Placed], bool]) -> list[_Placed]:
+    def _follow(
+        self, theirs: list[Leaf], folded: bool, is_next: Callable[[int, _Placed], bool]
+    ) -> list[_Placed]:
         like: dict[Any, list[int]] = {}
         for i, ours in enumerate(self.leaves):
             like.setdefault(ours.key, []).append(i)
@@ -176,7 +183,7 @@ class _Network(NamedTuple):
                     norm = self.norm_of.get(i)
                     if _fits(leaf, self.leaves[i], bias_moves=norm is not None):
                         grown.append({**placed, i: leaf})
-                        if norm is not None and "bias" in leaf.shapes:
+                        if norm is not None and leaf.may_hold_norm(folded):
                             grown.append({**placed, i: leaf, norm: None})
             partial = grown
             if len(partial) > _MOST_PARTIAL:
@@ -192,7 +199,7 @@ def _fits(theirs: Leaf, ours: Leaf, bias_moves: bool) -> bool:
     differing = theirs.shapes.keys() ^ ours.shapes.keys()
     if theirs.is_norm and "weight" in ours.shapes:
         return differing in (set(), {"weight", "bias"})
-    return not differing or (differing == {"bias"} and "bias" in theirs.shapes and bias_moves)
+    return not differing or (differing == {"bias"} and bias_moves)
 
 
 def _renamed(
@@ -211,6 +218,8 @@ def _renamed(
             name, given = f"{ours.name}.{role}", weights.get(f"{theirs.name}.{role}")
             if given is not None and name in state:
                 result[name] = given.reshape(state[name].shape)
+        if not ours.is_norm and "bias" in ours.shapes.keys() - theirs.shapes.keys():
+            result[f"{ours.name}.bias"] = torch.zeros(ours.shapes["bias"])
         if ours.is_norm and "weight" in ours.shapes.keys() - theirs.shapes.keys():
             result[f"{ours.name}.weight"] = torch.ones(ours.key[1])
             result[f"{ours.name}.bias"] = torch.zeros(ours.key[1])

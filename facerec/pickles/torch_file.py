@@ -273,7 +273,7 @@ class _Tensors:
     ) -> Tensor | Inert:
         """The float32 numbers that int8 ones stand for: (q − zero point) · scale, of all or by channel."""
         value = self._tensor(storage, offset, size, stride)
-        if type(value) is Inert or type(how) is not tuple or value.dtype != torch.int8 or value.ndim > 4:
+        if isinstance(value, Inert) or type(how) is not tuple or value.dtype != torch.int8 or value.ndim > 4:
             return Inert("torch.Tensor")
         self._left -= 3 * value.numel()  # a byte each is counted
         if self._left < 0:

@@ -20,6 +20,7 @@ from facerec.backbones.flops import activation_bytes, multiply_adds, require_bat
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, number_format, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, counted, require
+from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.judgement import check_select
 from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.overlap import warn_of_overlap
@@ -27,11 +28,14 @@ from facerec.evaluation.protocols.verification import load_targets, require_sele
 from facerec.evaluation.settings import EvalSettings
 from facerec.files import require_writable
 from facerec.heads import HEADS
+from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_checkpoint, newest_checkpoint
+from facerec.models.model import Model
+from facerec.models.unfolding import unfold_batch_norms
 from facerec.progress import say
 from facerec.registry import build
 from facerec.training import cost, fine_tuning, parallel
@@ -113,7 +117,9 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if start.pretrained and resume is None:
         from facerec.models.pretrained import load_pretrained
 
-        load_pretrained(backbone, Path(start.pretrained))
+        absorbed = load_pretrained(backbone, Path(start.pretrained))
+        if absorbed:
+            _unfold(backbone.to(device), absorbed, start, faces, input)
     if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
         backbone.requires_grad_(False)
     fine_tuning.freeze(backbone, start.freeze)
@@ -166,6 +172,27 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     refuse_batches_of_one(trainer)
     describe_run(trainer)
     return trainer
+
+
+def _unfold(
+    backbone: torch.nn.Module,
+    absorbed: list[str],
+    start: StartSettings,
+    faces: LabelledImages,
+    input: Preprocessing,
+) -> None:
+    """Give batch norms that a file holds folded the statistics of 256 images, unless they are to stay."""
+    where = f"backbone.pretrained={start.pretrained}: {counted(len(absorbed), 'folded batch norm')}"
+    if start.frozen or start.freeze_batch_norm:
+        log.info("%s absorbed: each adds the bias of the layer before, and stays as it is", where)
+        return
+    position_P = np.linspace(0, len(faces) - 1, min(len(faces), 256)).astype(int)
+    name = "statistics of batch norm"
+    model = Model(backbone, input)
+    unfold_batch_norms(
+        backbone, absorbed, lambda: embed_images(model, faces, positions=position_P, name=name)
+    )
+    log.info("%s unfolded: statistics of %s, at equal outputs", where, counted(len(position_P), "image"))
 
 
 def device_of(config: Mapping[str, Any]) -> torch.device:

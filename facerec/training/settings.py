@@ -126,7 +126,7 @@ class StartSettings:
     """Start of the backbone: the keys that every file of the config group backbone has.
 
     Args:
-        pretrained: weights to start from: a checkpoint of ours, or a state dict of the published layout.
+        pretrained: weights to start from: a checkpoint of ours, a state dict of a published network, or ONNX.
         frozen: keep the backbone unchanged (in eval mode) and train the head alone.
         freeze: keep the parameters as they are whose names match one of these patterns, and the running
             statistics of batch norms among them: ``input_layer`` (all in it), ``body.[0-9].*``.

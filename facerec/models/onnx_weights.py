@@ -1,0 +1,106 @@
+"""ONNX networks as weights of a known backbone that can be trained: found by structure, compared by outputs.
+
+Shape suffixes: B images, C channels, H height, W width, D embedding size.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from facerec.backbones.base import Backbone, create_backbone
+from facerec.errors import CheckpointError
+from facerec.models import structure
+from facerec.models.networks import patterns
+from facerec.models.onnx_network import OnnxNetwork
+from facerec.models.recognition import nearest, network_settings, recognise
+from facerec.vectors import unit_rows
+
+log = logging.getLogger(__name__)
+
+_LARGEST: Final = 1e-5  # difference between numbers of unit embeddings
+
+
+def load_onnx(backbone: Backbone, path: Path, where: str) -> list[str]:
+    """Load the numbers of an ONNX network into `backbone`, which stays as it is unless outputs agree.
+
+    Returns:
+        The names of batch norms that were folded into the layer before: they only add its bias.
+
+    Raises:
+        UserError: onnxruntime or onnx is not installed.
+        CheckpointError: another network than the backbone, or its outputs differ by more than 1e-5.
+    """
+    network = OnnxNetwork(path, torch.device("cpu"))
+    network.where = where
+    height, width = backbone.input_size
+    if network.size not in (None, (height, width)):
+        raise CheckpointError(
+            f"{network.where}: takes images of {network.size} pixels, the backbone of {(height, width)}"
+        )
+    network.probe((height, width))
+    return load_network(backbone, network, network.layers())
+
+
+def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[str, Any], Backbone]:
+    """Create the backbone that an ONNX network is, with its weights; returns its configuration, too.
+
+    Args:
+        settings: of `create_backbone`, with a name; the sizes are those of the network.
+    """
+    layers = network.layers()
+    known = recognise(layers, [settings["name"]], folded=True)
+    if known is None:
+        raise CheckpointError(f"{network.where}: is no {settings['name']}{_hint(layers)}")
+    settings = {**network_settings(settings), **known}
+    backbone = create_backbone(**settings)
+    load_network(backbone, network, layers)
+    return {"backbone": settings}, backbone
+
+
+def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Tensor]) -> list[str]:
+    """Load `layers` into `backbone` in the way by structure whose outputs are those of `network`."""
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    image_BCHW = patterns(2, backbone.input_size, pixels=False)
+    with torch.inference_mode():
+        expected_BD = network(image_BCHW)
+    ways = structure.matches(layers, backbone, folded=True)
+    if not ways:
+        raise CheckpointError(f"{network.where}: does not fit the backbone{_hint(layers)}")
+    training, differences = backbone.training, []
+    for way in ways:
+        backbone.load_state_dict(before | way.weights)
+        backbone.eval()
+        with torch.inference_mode():
+            got_BD = backbone(image_BCHW.to(next(backbone.parameters()).device)).cpu()
+        backbone.train(training)
+        same_size = got_BD.shape == expected_BD.shape
+        off_BD = unit_rows(got_BD) - unit_rows(expected_BD) if same_size else torch.tensor(torch.inf)
+        differences.append(float(off_BD.abs().max()))
+        if differences[-1] <= _LARGEST:
+            log.info(
+                "%s: an ONNX network of the backbone's structure; unit embeddings differ by %.1e at most; %s",
+                network.where,
+                differences[-1],
+                f"{len(way.absorbed)} batch norms were folded into the layer before"
+                if way.absorbed
+                else "whole",
+            )
+            return way.absorbed
+    backbone.load_state_dict(before)
+    raise CheckpointError(
+        f"{network.where}: has the layers of the backbone, but gives other embeddings (unit vectors differ "
+        f"by {min(differences):.2g}): it prepares images inside, or is another network"
+    )
+
+
+def _hint(layers: dict[str, Tensor]) -> str:
+    known = recognise(layers, folded=True)
+    if known is None:
+        return f", and is none of the known backbones{nearest(layers)}"
+    sizes = [f"backbone.{key}={value}" for key, value in known.items() if key != "name"]
+    return f"; it fits backbone={known['name']} {' '.join(sizes)}"

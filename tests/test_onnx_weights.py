@@ -1,0 +1,158 @@
+"""ONNX networks become backbones that train: found by structure under any names, equal to the last digits."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from facerec import load_model
+from facerec.backbones import create_backbone
+from facerec.errors import CheckpointError
+from facerec.images.preprocessing import Preprocessing
+from facerec.models.model import Model
+from facerec.models.onnx_network import OnnxNetwork
+from facerec.models.pretrained import load_pretrained
+from facerec.models.unfolding import unfold_batch_norms
+from tests.test_published_backbones import fill
+
+SMALL: dict[str, Any] = {"embedding_size": 16, "input_size": 32}
+
+
+def made(name: str) -> nn.Module:
+    backbone = create_backbone(name, **SMALL).eval()
+    with torch.no_grad():
+        fill(backbone.state_dict())
+    return backbone
+
+
+def exported(backbone: nn.Module, path: Path, *, dynamo: bool = False, fold: bool = True) -> Path:
+    """As InsightFace exports: batch norms folded into convolutions; then every name is a number."""
+    mode = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
+    options: dict[str, Any] = {"external_data": False} if dynamo else {"training": mode}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = torch.zeros(1, 3, *backbone.input_size)  # type: ignore[misc]
+        torch.onnx.export(backbone, (image,), str(path), dynamo=dynamo, verbose=False, **options)
+    model = onnx.load(path)
+    graph = model.graph
+    names: dict[str, str] = {}
+
+    def number(name: str) -> str:
+        return names.setdefault(name, str(len(names) + 500)) if name else name
+
+    for node in graph.node:
+        node.name = ""
+        node.input[:] = [number(name) for name in node.input]
+        node.output[:] = [number(name) for name in node.output]
+    for one in (*graph.initializer, *graph.input, *graph.output):
+        one.name = number(one.name)
+    del graph.value_info[:]
+    onnx.save(model, path)
+    return path
+
+
+def images(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def raw(backbone: nn.Module) -> torch.Tensor:
+    return Model(backbone, Preprocessing(size=32)).embed(images(), flip=False, normalise=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamo"),
+    [("iresnet18", False), ("mbf", False), ("mbf", True), ("mobilefacenet", False), ("resnet50", False)],
+)
+def test_a_known_network_becomes_a_backbone_with_equal_outputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, dynamo: bool
+) -> None:
+    original = made(name)
+    path = exported(original, tmp_path / "net.onnx", dynamo=dynamo)
+    backbone = create_backbone(name, **SMALL)
+    with caplog.at_level(logging.INFO):
+        absorbed = load_pretrained(backbone, path)
+    assert absorbed and f"{len(absorbed)} batch norms were folded into the layer before" in caplog.text
+    torch.testing.assert_close(raw(backbone), raw(original), rtol=1e-4, atol=1e-5)
+    runs = load_model(path, device="cpu").embed(images(), flip=False)
+    torch.testing.assert_close(nn.functional.normalize(raw(backbone)), runs, rtol=0, atol=1e-5)
+    assert (
+        all(parameter.requires_grad for parameter in backbone.layers.parameters()) if name == "mbf" else True
+    )
+
+
+def test_a_batch_norm_that_was_folded_away_trains_on_after_it_is_unfolded(tmp_path: Path) -> None:
+    original = made("mobilefacenet")
+    backbone = create_backbone("mobilefacenet", **SMALL)
+    absorbed = load_pretrained(backbone, exported(original, tmp_path / "net.onnx"))
+    batch = torch.from_numpy(images(64)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        before = backbone.eval()(batch)
+        absorbed_train = backbone.train()(batch)
+    load_pretrained(backbone, tmp_path / "net.onnx")  # the pass in training mode has moved its statistics
+    backbone.eval()
+    with torch.no_grad():
+        unfold_batch_norms(backbone, absorbed, lambda: backbone(batch))
+        torch.testing.assert_close(backbone(batch), before, rtol=1e-4, atol=1e-4)
+        original_norm = dict(original.named_modules())["conv1.bn"]
+        norm = dict(backbone.named_modules())["conv1.bn"]
+        unfolded_train = backbone.train()(batch)
+    assert isinstance(norm, nn.BatchNorm2d) and isinstance(original_norm, nn.BatchNorm2d)
+    assert not torch.allclose(norm.running_var, torch.ones(64), atol=1e-3), "statistics of its images"
+    off = [(one - before).norm() / before.norm() for one in (unfolded_train, absorbed_train)]
+    assert off[0] < off[1] / 3, (
+        "in training mode it is nearly the network that it was, absorbed it is another"
+    )
+
+
+def test_an_onnx_network_opens_as_the_backbone_that_is_asked_for(tmp_path: Path) -> None:
+    original = create_backbone("mbf", embedding_size=64).eval()
+    with torch.no_grad():
+        fill(original.state_dict())
+    path = exported(original, tmp_path / "w600k_mbf.onnx")
+    model = load_model(path, device="cpu", backbone={"name": "mbf"})
+    assert not isinstance(model.backbone, OnnxNetwork)
+    assert model.config["backbone"] == {"name": "mbf", "embedding_size": 64, "input_size": 112}
+    with pytest.raises(
+        CheckpointError, match=r"is no ir_50; it fits backbone=mbf backbone.embedding_size=64 "
+    ):
+        load_model(path, device="cpu", backbone={"name": "ir_50"})
+
+
+def test_another_network_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
+    path = exported(made("mbf"), tmp_path / "net.onnx")
+    backbone = create_backbone("mobilefacenet", **SMALL)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"^backbone\.pretrained=.*net\.onnx: does not fit the backbone"
+    ):
+        load_pretrained(backbone, path)
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_equal_layers_with_another_function_are_found_out(tmp_path: Path) -> None:
+    path = exported(made("mobilefacenet"), tmp_path / "net.onnx")
+    model = onnx.load(path)
+    (old,) = {node.input[0] for node in model.graph.node if node.op_type == "Flatten"}
+    model.graph.node.insert(len(model.graph.node) - 3, onnx.helper.make_node("Abs", [old], ["abs"]))
+    next(node for node in model.graph.node if node.op_type == "Flatten").input[0] = "abs"
+    onnx.save(model, path)
+    backbone = create_backbone("mobilefacenet", **SMALL)
+    with pytest.raises(CheckpointError, match="has the layers of the backbone, but gives other embeddings"):
+        load_pretrained(backbone, path)
+
+
+def test_numbers_that_a_file_only_claims_are_refused_in_a_line(tmp_path: Path) -> None:
+    path = exported(made("mobilefacenet"), tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.graph.initializer[2].dims[:] = [1 << 40, 1 << 20]
+    onnx.save(model, path)
+    with pytest.raises(CheckpointError, match=r"^backbone\.pretrained=.*net\.onnx: "):
+        load_pretrained(create_backbone("mobilefacenet", **SMALL), path)
