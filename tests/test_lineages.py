@@ -205,6 +205,39 @@ def test_foamlius_mobilefacenet_opens_and_computes_what_the_published_code_does(
     torch.testing.assert_close(found, foamlius(state, image), rtol=1e-4, atol=1e-4)
 
 
+def openspheres(state: State, x: Tensor) -> Tensor:
+    """The published forward pass of OpenSphere's SFNet-20, operation by operation."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        if f"{name}.weight" not in state:
+            return x
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        return F.batch_norm(x, mean, var, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def convolution(x: Tensor, name: str, number: int, stride: int = 1) -> Tensor:
+        weight, bias = state[f"{name}.conv{number}.weight"], state.get(f"{name}.conv{number}.bias")
+        return norm(F.conv2d(x, weight, bias, stride, padding=1), f"{name}.bn{number}")
+
+    for stage, units in enumerate((1, 2, 4, 1), 1):
+        x = F.relu(convolution(x, f"layer{stage}.0", 1, 2))
+        for unit in range(1, units + 1):
+            name = f"layer{stage}.{unit}"
+            x = F.relu(convolution(F.relu(convolution(x, name, 1)), name, 2) + x)
+    return norm(F.linear(x.flatten(1), state["fc.weight"], state["fc.bias"]), "features")
+
+
+@pytest.mark.parametrize("name", ["sfnet20", "sfnet20_bn"])
+def test_openspheres_network_opens_and_computes_what_the_published_code_does(
+    tmp_path: Path, name: str
+) -> None:
+    state = made(name, embedding_size=8).state_dict()
+    torch.save({f"module.{entry}": value for entry, value in state.items()}, tmp_path / "backbone_70000.pth")
+    model = load_model(tmp_path / "backbone_70000.pth", device="cpu")
+    image = (torch.from_numpy(faces()).permute(0, 3, 1, 2) - 127.5) / 127.5
+    found = model.embed(faces(), flip=False, normalise=False)
+    torch.testing.assert_close(found, openspheres(state, image), rtol=1e-4, atol=1e-4)
+
+
 # EdgeFace --------------------------------------------------------------------------------------------------
 
 EDGE = {"name": "timm", "model": "edgenext_xx_small", "batch_norm": False}

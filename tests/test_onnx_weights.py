@@ -156,3 +156,27 @@ def test_numbers_that_a_file_only_claims_are_refused_in_a_line(tmp_path: Path) -
     onnx.save(model, path)
     with pytest.raises(CheckpointError, match=r"^backbone\.pretrained=.*net\.onnx: "):
         load_pretrained(create_backbone("mobilefacenet", **SMALL), path)
+
+
+def test_numbers_that_many_layers_share_do_not_fill_the_memory(tmp_path: Path) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["e0"]),
+    ]
+    nodes.append(helper.make_node("MatMul", ["e0", "first"], ["e1"]))
+    nodes += [helper.make_node("MatMul", [f"e{i}", "square"], [f"e{i + 1}"]) for i in range(1, 40)]
+    values = {"first": np.ones((3, 256), np.float32), "square": np.eye(256, dtype=np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "face",
+        [helper.make_tensor_value_info("image", kind, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("e40", kind, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "x.onnx",
+    )
+    with pytest.raises(CheckpointError, match="its layers take more than 4 times the numbers that it holds"):
+        load_pretrained(create_backbone("mbf", **SMALL), tmp_path / "x.onnx")

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+_SHARED: Final = 4  # layers may share numbers, and take so many times the size of the file together
 _MOST_NUMBERS: Final = 1 << 16  # of an output, per image: more is no embedding
 
 
@@ -133,7 +134,8 @@ def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
     import numpy as np
     import onnx
 
-    external_files(path, tensors_in(path))  # refuses others than those of its folder
+    files = external_files(path, tensors_in(path))  # refuses others than those of its folder
+    left = _SHARED * sum(file.stat().st_size for file in (path, *files)) + 2**20
     graph = onnx.ModelProto.FromString(path.read_bytes()).graph
     held = {one.name: one for one in graph.initializer}
     alias: dict[str, str] = {}
@@ -187,6 +189,9 @@ def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
             layer = {"weight": arrays[0].reshape(-1)}
         if layer is not None:
             layers.append(layer)
+            left -= sum(array.nbytes for array in layer.values() if array is not None)
+            if left < 0:
+                raise Refused(f"its layers take more than {_SHARED} times the numbers that it holds")
     entries = {
         f"{i}.{role}": array
         for i, layer in enumerate(layers)
