@@ -1,4 +1,4 @@
-"""sfnet20/36/64, SphereFace's networks as OpenSphere builds them: ReLU, also after the sum; batch norm in ``_bn``.
+"""sfnet20 … 64, SphereFace's networks as OpenSphere builds them: ReLU, also after the sum; ``_bn``: batch norm.
 
 The entry names are those of OpenSphere (layer1 … 4, fc, features). Source: 1704.08063, Table 2, and the code.
 """
