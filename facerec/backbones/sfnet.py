@@ -1,4 +1,4 @@
-"""sfnet20 … 64, SphereFace's networks as OpenSphere builds them: ReLU, also after the sum; ``_bn``: batch norm.
+"""sfnet20 … 64, the networks of SphereFace as OpenSphere builds them: ReLU; in ``_bn`` batch norm.
 
 The entry names are those of OpenSphere (layer1 … 4, fc, features). Source: 1704.08063, Table 2, and the code.
 """
