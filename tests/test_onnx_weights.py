@@ -90,9 +90,17 @@ def test_a_known_network_becomes_a_backbone_with_equal_outputs(
 
 def test_a_batch_norm_that_was_folded_away_trains_on_after_it_is_unfolded(tmp_path: Path) -> None:
     original = made("mobilefacenet")
+    batch = torch.from_numpy(images(64)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    for module in original.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = (
+                1.0  # the statistics of the next batch, as a trained network has those of its images
+            )
+    with torch.no_grad():
+        original.train()(batch)
+    original.eval()
     backbone = create_backbone("mobilefacenet", **SMALL)
     absorbed = load_pretrained(backbone, exported(original, tmp_path / "net.onnx"))
-    batch = torch.from_numpy(images(64)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         before = backbone.eval()(batch)
         absorbed_train = backbone.train()(batch)

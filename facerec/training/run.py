@@ -190,7 +190,7 @@ def _unfold(
     name = "statistics of batch norm"
     model = Model(backbone, input)
     unfold_batch_norms(
-        backbone, absorbed, lambda: embed_images(model, faces, positions=position_P, name=name)
+        backbone, absorbed, lambda: embed_images(model, faces, positions=position_P, name=name, flip=False)
     )
     log.info("%s unfolded: statistics of %s, at equal outputs", where, counted(len(position_P), "image"))
 
