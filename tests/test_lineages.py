@@ -124,6 +124,20 @@ def test_magface_opens_with_its_epsilon_in_bgr(tmp_path: Path, prefix: str) -> N
     same_embeddings(model, backbone, channels="bgr", mean=0, std=255)
 
 
+def test_training_on_from_a_lineage_says_how_it_prepares_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"embedding_size": 8, "input_size": 32}
+    state = create_backbone("iresnet18", **small).state_dict()
+    torch.save({f"features.module.{name}": value for name, value in state.items()}, tmp_path / "m.pth")
+    backbone = create_backbone("iresnet18", **small)
+    load_pretrained(backbone, tmp_path / "m.pth", Preprocessing(channels="bgr", mean=0, std=255))
+    assert "prepared otherwise" not in caplog.text
+    load_pretrained(backbone, tmp_path / "m.pth", Preprocessing())
+    assert "as MagFace writes them, from images prepared otherwise; say input.channels=bgr" in caplog.text
+    assert caplog.text.strip().endswith("input.mean=0.0 input.std=255.0")
+
+
 def test_cvlface_is_rgb_where_adaface_is_bgr(tmp_path: Path) -> None:
     backbone = made("adaface_ir_18")
     for prefix, channels in (("net.", "rgb"), ("model.", "bgr")):

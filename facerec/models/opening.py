@@ -247,10 +247,8 @@ def _open_weights(request: Request, content: Mapping[Any, Any], metadata: Settin
     lineage, usual = usual_preprocessing(weights)
     made_for = {**backbone.preprocessing, **usual, "size": _short(backbone.input_size)}
     what = f"weights of {settings['name']}{lineage}"
-    network = _ready(backbone, request)
-    return _finished(
-        request, network, what, backbone.embedding_size, made_for, metadata, {"backbone": settings}
-    )
+    network, size = _ready(backbone, request), backbone.embedding_size
+    return _finished(request, network, what, size, made_for, metadata, {"backbone": settings})
 
 
 def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict[str, Any], Backbone]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +11,25 @@ from torch import Tensor, nn
 
 from facerec.backbones.base import Backbone
 from facerec.errors import CheckpointError
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, hub
+from facerec.models.lineages import usual_preprocessing
 from facerec.models.opening import kind_of
 from facerec.models.weights import load_weights, read_safetensors, tensors_in
 
+log = logging.getLogger(__name__)
 
-def load_pretrained(backbone: nn.Module, path: Path | str) -> list[str]:
+
+def load_pretrained(backbone: nn.Module, path: Path | str, input: Preprocessing | None = None) -> list[str]:
     """Load the weights in `path` into `backbone`, all of them or none.
 
     Accepted are checkpoints of facerec, state dicts of the published layouts (bare or wrapped, behind any
     prefix such as ``module.``), safetensors files and ONNX networks of the backbone's structure. Weights of
     other modules are left out, and logged.
+
+    Args:
+        input: how the images will be prepared; a warning says where the weights are of a lineage that
+            prepares them otherwise.
 
     Returns:
         The names of batch norms that were folded into the layer before: they only add its bias, and their
@@ -38,7 +47,13 @@ def load_pretrained(backbone: nn.Module, path: Path | str) -> list[str]:
             from facerec.models.onnx_weights import load_onnx
 
             return load_onnx(backbone, file, where)
-    return load_weights(backbone, read_weights(path, where), where)
+    weights = read_weights(path, where)
+    absorbed = load_weights(backbone, weights, where)
+    lineage, usual = usual_preprocessing(weights)
+    if input is not None and (other := {k: v for k, v in usual.items() if v != getattr(input, k)}):
+        words = " ".join(f"input.{key}={value}" for key, value in other.items())
+        log.warning("%s: weights%s, from images prepared otherwise; say %s", where, lineage, words)
+    return absorbed
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     if start.pretrained and resume is None:
         from facerec.models.pretrained import load_pretrained
 
-        absorbed = load_pretrained(backbone, Path(start.pretrained))
+        absorbed = load_pretrained(backbone, Path(start.pretrained), input)
         if absorbed:
             _unfold(backbone.to(device), absorbed, start, faces, input)
     if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
