@@ -262,9 +262,9 @@ def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict
     known = recognise(weights, None if name is None else [name])
     if name is None and known is None:
         raise CheckpointError(
-            f"{request.where}: its weights fit none of the known backbones at their usual settings; give "
-            f"backbone=NAME (and backbone.embedding_size=…) if it is one of {', '.join(BACKBONES.names())}; "
-            f"else export the network to ONNX{nearest(weights)}"
+            f"{request.where}: its weights fit none of the known backbones at their usual settings"
+            f"{nearest(weights)}; give backbone=NAME (and its settings) if it is one of them, else export the "
+            "network to ONNX"
         )
     if name is None:
         log.info("%s: recognised as weights of backbone=%s", request.where, (known or {})["name"])

@@ -100,7 +100,7 @@ def _by_structure(weights: Mapping[str, Tensor], settings: _Settings, folded: bo
 
 
 def nearest(weights: Mapping[str, Tensor]) -> str:
-    """Name the known backbone that has most in common with weights that fit none, and what differs."""
+    """Name the known backbone that has most in common with weights that fit none, and what differs; or all."""
     best: tuple[float, str] = (0.0, "")
     for settings in _candidates(weights, None):
         match = compare(weights, *_known(settings, 512, 112))
@@ -117,7 +117,7 @@ def nearest(weights: Mapping[str, Tensor]) -> str:
         ]
         # Names say more than shapes, so at the same part in common they come first.
         best = max(best, (0.9 * alike, f"{_shown(settings)}, by shapes: {', '.join(differing)}"))
-    return f"; the nearest is {best[1]}" if best[0] > 0.2 else ""
+    return f"; the nearest is {best[1]}" if best[0] > 0.2 else f" ({', '.join(BACKBONES.names())})"
 
 
 def _shown(settings: _Settings) -> str:
