@@ -294,7 +294,9 @@ def test_a_file_that_fits_nothing_is_answered_with_the_nearest_network(tmp_path:
     del state["conv_sep.layers.0.weight"]
     state["extra.weight"] = torch.ones(3)
     torch.save(state, tmp_path / "x.pth")
-    message = r"the nearest is mbf: 1 missing \(conv_sep\.layers\.0\.weight\); 1 unexpected \(extra\.weight\); give "
+    message = (
+        r"nearest is mbf: 1 missing \(conv_sep\.layers\.0\.weight\); 1 unexpected \(extra\.weight\); give"
+    )
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "x.pth")
     torch.save({f"layer_{name}": value for name, value in state.items()}, tmp_path / "y.pth")

@@ -263,8 +263,8 @@ def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict
     if name is None and known is None:
         raise CheckpointError(
             f"{request.where}: its weights fit none of the known backbones at their usual settings"
-            f"{nearest(weights)}; give backbone=NAME (and its settings) if it is one of them, else export the "
-            "network to ONNX"
+            f"{nearest(weights)}; give backbone=NAME (and its settings) if it is one of them, else export "
+            "the network to ONNX"
         )
     if name is None:
         log.info("%s: recognised as weights of backbone=%s", request.where, (known or {})["name"])

@@ -100,7 +100,7 @@ def _by_structure(weights: Mapping[str, Tensor], settings: _Settings, folded: bo
 
 
 def nearest(weights: Mapping[str, Tensor]) -> str:
-    """Name the known backbone that has most in common with weights that fit none, and what differs; or all."""
+    """Name the known backbone that is nearest to weights that fit none, and what differs; else all."""
     best: tuple[float, str] = (0.0, "")
     for settings in _candidates(weights, None):
         match = compare(weights, *_known(settings, 512, 112))
