@@ -55,7 +55,8 @@ def recognise(
         for input_size in INPUT_SIZES if embedding_size else ():
             if compare(weights, *_known(settings, embedding_size, input_size)).fits:
                 return _settings(settings, embedding_size, input_size)
-    fitting = (_by_structure(weights, settings, folded) for settings in candidates)
+    parts = [theirs for _, theirs in structure.parts(weights)]
+    fitting = (_by_structure(weights, parts, settings, folded) for settings in candidates)
     found = [known for known in fitting if known is not None]
     return found[0] if len(found) == 1 else None
 
@@ -81,7 +82,7 @@ def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator
 def _by_structure(weights: Mapping[str, Tensor], settings: _Settings, folded: bool) -> dict[str, Any] | None:
     """The settings with the sizes under which the order and the shapes of entries fit in one way."""
     ours = structure.leaves(_known(settings, 512, 112)[0])
-    for _, theirs in structure.parts(weights):
+    for theirs in parts:
         biased = sum(leaf.may_hold_norm(folded) for leaf in theirs)
         if not len(theirs) <= len(ours) <= len(theirs) + biased:
             continue
@@ -102,13 +103,13 @@ def _by_structure(weights: Mapping[str, Tensor], settings: _Settings, folded: bo
 def nearest(weights: Mapping[str, Tensor]) -> str:
     """Name the known backbone that is nearest to weights that fit none, and what differs; else all."""
     best: tuple[float, str] = (0.0, "")
+    theirs = Counter(leaf.key for leaf in structure.leaves(shapes_of(weights)))
     for settings in _candidates(weights, None):
         match = compare(weights, *_known(settings, 512, 112))
         expected = _known(settings, 512, 112)[0]
         common = len(expected) - len(match.missing) - len(match.misshapen)
         best = max(best, (common / (len(expected) + len(match.unexpected)), f"{_shown(settings)}: {match}"))
         ours = Counter(leaf.key for leaf in structure.leaves(expected))
-        theirs = Counter(leaf.key for leaf in structure.leaves(shapes_of(weights)))
         alike = (ours & theirs).total() / (ours | theirs).total()
         differing = [
             f"{(one - other).total()} {what} ({few(map(_layer, one - other), 2)})"

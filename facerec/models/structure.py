@@ -21,6 +21,7 @@ from facerec.backbones.base import Backbone
 COUNTER = "num_batches_tracked"
 
 _ROLES = ("weight", "bias", "running_mean", "running_var")
+_DEEPEST = 8  # words of a common prefix
 _MOST_PARTIAL = 64  # matches of a part of the modules that are followed at once
 
 Shape = tuple[int, ...]
@@ -110,7 +111,7 @@ def matches(weights: Mapping[str, Tensor], backbone: nn.Module, *, folded: bool 
 def parts(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, list[Leaf]]]:
     """All modules of a file, then the most of them that share the first words of their names; the prefix."""
     prefix, theirs = "", leaves(shapes_of(weights))
-    while theirs:
+    for _ in range(_DEEPEST):
         yield prefix, theirs
         first = [leaf.name.removeprefix(prefix).partition(".") for leaf in theirs]
         words = Counter(word for word, dot, _ in first if dot)
