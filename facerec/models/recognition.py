@@ -79,7 +79,9 @@ def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator
             yield tuple(settings.items())
 
 
-def _by_structure(weights: Mapping[str, Tensor], settings: _Settings, folded: bool) -> dict[str, Any] | None:
+def _by_structure(
+    weights: Mapping[str, Tensor], parts: list[list[structure.Leaf]], settings: _Settings, folded: bool
+) -> dict[str, Any] | None:
     """The settings with the sizes under which the order and the shapes of entries fit in one way."""
     ours = structure.leaves(_known(settings, 512, 112)[0])
     for theirs in parts:
