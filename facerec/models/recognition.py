@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from facerec.backbones.base import BACKBONES, create_backbone, on_meta_device
+from facerec.errors import ConfigError
 from facerec.models import structure
 from facerec.models.lineages import lineage_of
 from facerec.models.structure import COUNTER, shapes_of
@@ -52,8 +53,8 @@ def recognise(
         other, _ = _known(settings, 513, 112)
         sized = next(entry for entry in expected if expected[entry] != other[entry])
         embedding_size = next(iter(weights[match.prefix + sized].shape), 0)
-        for input_size in INPUT_SIZES if embedding_size else ():
-            if compare(weights, *_known(settings, embedding_size, input_size)).fits:
+        for input_size, known in _of_all_sizes(settings, embedding_size) if embedding_size else ():
+            if compare(weights, *known).fits:
                 return _settings(settings, embedding_size, input_size)
     parts = [theirs for _, theirs in structure.parts(weights)]
     fitting = (_by_structure(weights, parts, settings, folded) for settings in candidates)
@@ -90,9 +91,8 @@ def _by_structure(
             continue
         widths = dict.fromkeys(leaf.key[1][0] for leaf in reversed(theirs) if len(leaf.key[1]) == 2)
         for embedding_size in widths:
-            for input_size in INPUT_SIZES:
-                known = structure.leaves(_known(settings, embedding_size, input_size)[0])
-                if structure.could_fit(theirs, known, folded=folded):
+            for input_size, (known, _) in _of_all_sizes(settings, embedding_size):
+                if structure.could_fit(theirs, structure.leaves(known), folded=folded):
                     found = _settings(settings, embedding_size, input_size)
                     with on_meta_device():
                         backbone = create_backbone(**found)
@@ -204,6 +204,16 @@ def _prefix(names: Iterable[str], expected: Shapes) -> str:
 
 
 _Settings = tuple[tuple[str, Any], ...]
+
+
+def _of_all_sizes(settings: _Settings, embedding_size: int) -> Iterator[tuple[Any, tuple[Shapes, Any]]]:
+    """The entries of a backbone for the usual sizes of images."""
+    for input_size in INPUT_SIZES:
+        try:
+            known = _known(settings, embedding_size, input_size)
+        except ConfigError:  # it takes no images of this shape
+            continue
+        yield input_size, known
 
 
 @functools.cache
