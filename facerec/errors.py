@@ -139,6 +139,9 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
+_MANY = 18  # names that one reads
+
+
 def synonyms(word: str) -> list[str]:
     """Return the other words that this program or others have for the same setting, the likeliest first."""
     alike = [words for words in _SYNONYMS if word.lower() in words]
@@ -156,6 +159,9 @@ def nearest(name: str, known: Iterable[str], elsewhere: Sequence[str] = ()) -> s
     if meant or elsewhere:
         return f"did you mean {[*meant, *elsewhere][0]}?"
     close = difflib.get_close_matches(name, names, n=1)
+    if close and len(names) > _MANY:
+        near = difflib.get_close_matches(name, names, n=_MANY // 2, cutoff=0)
+        return f"did you mean {close[0]}? nearest of {len(names)} known: {', '.join(sorted(near))}"
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 

@@ -281,10 +281,10 @@ def test_a_sweep_leaves_a_folder_a_run_and_one_table(tmp_path: Path, orl: Path) 
     columns = "accuracy,exact accuracy,AUC,EER,TAR @ FAR 1e-2,time,device-hours,state"
     assert table[0] == f"run,head.m,head.s,{columns}"
     assert sorted(row.split(",")[1:3] for row in table[1:]) == [
-        ["0.3", "32.0"],
-        ["0.3", "64.0"],
-        ["0.5", "32.0"],
-        ["0.5", "64.0"],
+        ["0.3", "32"],
+        ["0.3", "64"],
+        ["0.5", "32"],
+        ["0.5", "64"],
     ]
     assert {row.split(",")[-1] for row in table[1:]} == {"finished"} and "best by accuracy" in run.stdout
     assert "4 runs compared" in (tmp_path / "sweep" / "sweep.html").read_text()

@@ -18,7 +18,7 @@ from facerec.backbones import create_backbone
 from facerec.backbones.base import Backbone
 from facerec.backbones.iresnet import Block
 from facerec.backbones.recomputation import recompute_activations
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.training.run import assemble
 
 # The smallest backbone of every family that torch can trace on small images.

@@ -94,7 +94,7 @@ def test_half_precision_keeps_the_types_of_input_and_output(model: Model, tmp_pa
     [
         ("hub", {"precision": "int8"}, "precision=int8: needs format=onnx"),
         ("onnx", {"precision": "int8"}, "precision=int8: needs calibration=IMAGES"),
-        ("safetensors", {"normalise": True}, "normalise=True: format=safetensors has none"),
+        ("safetensors", {"normalise": True}, "normalise=true: format=safetensors has none"),
         ("hub", {"opset": 17}, "opset=17: format=hub has none"),
     ],
 )

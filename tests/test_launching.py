@@ -114,7 +114,7 @@ def test_a_run_over_any_numbers_of_processes_is_that_of_one(
     alone = [*settings, "trainer.batch_size=24", f"trainer.max_steps={steps}", "output_dir=one"]
     ended = run(PROGRAMS / "facerec-train", *alone, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    one, several = metrics(tmp_path / "one"), metrics(tmp_path / "several")
+    one, several = ([row for row in metrics(tmp_path / name) if "loss" in row] for name in ("one", "several"))
     assert [row["step"] for row in several] == [row["step"] for row in one] == list(range(1, steps + 1))
     for a, b in zip(one, several, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4), a["step"]

@@ -120,7 +120,7 @@ def test_a_backbone_without_blocks_says_so() -> None:
         pass
 
     with pytest.raises(
-        ConfigError, match=r"trainer\.checkpoint_activations=True: Plain has no repeated blocks"
+        ConfigError, match=r"trainer\.checkpoint_activations=true: Plain has no repeated blocks"
     ):
         recompute_activations(Plain(8, 32))
 

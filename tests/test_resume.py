@@ -172,7 +172,7 @@ def test_a_finished_run_says_so_and_goes_on_only_with_what_has_an_effect(work: P
     assert files(work / "run") == before
     more = train(work, "output_dir=run", "trainer.max_steps=3")
     assert "changed    trainer.max_steps=3 (was 2)" in more.stdout
-    assert "\nstep 3 " in more.stdout and "finished   at" not in more.stdout
+    assert "\nstep 3 " in more.stdout and "finished   at step 3 of 3" in more.stdout
 
 
 def test_a_sweep_started_again_with_other_settings_does_not_pass_the_old_runs_for_new_ones(

@@ -26,7 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from facerec.cli.explain import config_folder
+from facerec.cli.mistakes import config_folder
 from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import Batch

@@ -152,6 +152,7 @@ class ConfigLoader(ConfigLoaderImpl):
         ]
         places = [place.lstrip(".") for place in itertools.chain(*named)]
         elsewhere = [place for place in places if not _of_hydra(place)]
+        elsewhere.sort(key=lambda place: place.startswith("teacher."))  # the rarest to be meant
         parts = key.split(".")
         while len(parts) > 1 and OmegaConf.select(config, ".".join(parts[:-1])) is None:
             parts.pop()

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 
@@ -44,6 +42,8 @@ def logistic(cosine_N: Floats, same_N: Bools) -> tuple[float, float]:
     kinds = np.bincount(same_N)
     count_N = kinds[same_N.astype(int)]
     own_N = (count_N + 1) / (count_N + 2)
+    from sklearn.linear_model import LogisticRegression  # slow to load
+
     model = LogisticRegression(C=np.inf, max_iter=1000, tol=1e-8)
     model.fit(
         np.concatenate([cosine_N, cosine_N])[:, None].astype(np.float64),
@@ -61,6 +61,8 @@ def fit_logistic(cosine_N: Floats, same_N: Bools) -> tuple[Callable[[Floats], Fl
 
 def fit_isotonic(cosine_N: Floats, same_N: Bools) -> tuple[Callable[[Floats], Floats], dict[str, Any]]:
     """The same, a step-wise linear function that only rises (Zadrozny and Elkan, KDD 2002)."""
+    from sklearn.isotonic import IsotonicRegression  # slow to load
+
     model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
     model.fit(cosine_N.astype(np.float64), same_N.astype(np.float64), sample_weight=even_weights(same_N))
     knots = {"cosine": model.X_thresholds_.tolist(), "probability": model.y_thresholds_.tolist()}
