@@ -110,10 +110,7 @@ class ConfigError(UserError):
     """
 
     def __init__(self, key: str, value: object, hint: str) -> None:
-        words = {None: "null", True: "true", False: "false"}
-        shown = f"{value:g}" if isinstance(value, float) else value
-        if value is None or isinstance(value, bool):
-            shown = words[value]
+        shown = f"{value:g}" if isinstance(value, float) else setting_text(value)
         super().__init__(f"{key}={shown}: {hint}")
         self.key = key
         self.value = value
@@ -131,6 +128,11 @@ def require(condition: bool, key: str, value: object, hint: str) -> None:
     """Raise `ConfigError` unless `condition` holds: ``require(m >= 0, "head.m", m, "must be 0 or more")``."""
     if not condition:
         raise ConfigError(key, value, hint)
+
+
+def setting_text(value: object) -> str:
+    """Return a setting as it is typed: ``null``, ``true``, ``false``, and all else as it is."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def counted(number: int, one: str) -> str:

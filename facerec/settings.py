@@ -7,7 +7,7 @@ setting without such a mark may not differ.
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -15,6 +15,15 @@ from facerec.errors import ConfigError
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
 
 
 class Range(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from facerec.cli.config_loader import ConfigLoader
 from facerec.images.decode import decode
 from facerec.images.preprocessing import Preprocessing
 from facerec.packs.verification import VerificationSet
@@ -208,3 +209,4 @@ def test_a_record_that_cannot_be_repeated_is_a_line(recorded: Path, tmp_path: Pa
     (hydra / "config.yaml").write_text("seed: 0\nhead: {gone: 1}\n")
     said = failed(command("facerec-train", "--from", "old", cwd=tmp_path))
     assert "head.gone=1: old has it, but it exists no more" in said
+    assert ConfigLoader.repeated is None, "what is composed next in this process would get the record, too"

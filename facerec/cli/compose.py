@@ -47,9 +47,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
     begun: list[str] = []
     if config_name == "export" and {"-m", "--multirun"} & set(sys.argv[1:]):
         raise UserError("-m: an export writes one file; call it once for each")
-    arguments, ConfigLoader.repeated = (
-        from_run(sys.argv[1:]) if config_name == "train" else (sys.argv[1:], None)
-    )
+    arguments, repeated = from_run(sys.argv[1:]) if config_name == "train" else (sys.argv[1:], None)
     sys.argv[1:] = hydra_arguments([*arguments, *_quiet_ranks(arguments)])
     plugins.use(plugins_of(sys.argv[1:]))
 
@@ -83,9 +81,11 @@ def compose_and_run(config_name: str, task: Task) -> None:
     with _errors_pass_through(), explained(begun):
         try:
             search.register()
+            ConfigLoader.repeated = repeated
             hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]  # no argument says it
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
         finally:
+            ConfigLoader.repeated = None  # for this command alone
             _table_of_sweep()
     if failures:
         raise failures[0]

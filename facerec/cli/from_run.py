@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from facerec.errors import UserError
-from facerec.reporting.record import RunRecord, flat
+from facerec.reporting.record import RunRecord
+from facerec.settings import flat
 
 _NOT_REPEATED = ("output_dir", "plugins")  # of a new run; code, which the command line alone may name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facerec.cli.base import Parser
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from facerec.models.model import Model
@@ -111,7 +111,7 @@ def _speeds(model: Model, batches: list[int], precision: str) -> list[str]:
     where = str(model.device)
     if model.device.type == "cpu":
         threads = torch.get_num_threads()
-        where += f", {threads} thread{'s' * (threads > 1)}"
+        where += f", {counted(threads, 'thread')}"
     rows = [[f"batch ({where}, {precision})", "latency", "images/s", "peak memory"]]
     for batch in batches:
         speed = measure(model, batch, precision=precision)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facerec.errors import require
+from facerec.errors import counted, require
 from facerec.evaluation.protocols.base import create_protocol
 from facerec.evaluation.results import Result
 from facerec.evaluation.threshold import choose_threshold
@@ -133,7 +133,7 @@ def _table(
     original_ND, exported_ND = (one.embed(sample_NHWC, batch_size=32) for one in (model, written))
     difference = f"{max(0.0, 1 - float((original_ND * exported_ND).sum(1).min())):.1e}"
     threads = torch.get_num_threads()
-    heads = ["", *before, "size", f"one image, {threads} thread{'s' * (threads > 1)}"]
+    heads = ["", *before, "size", f"one image, {counted(threads, 'thread')}"]
     rows = [[*heads, f"largest 1 − cosine, {what}"]]
     for one, results, file, differs in (
         (model, before, model.path, "–"),

@@ -132,15 +132,6 @@ def finished_before(config: DictConfig, folder: Path) -> float | None:
     return sum(accuracies) / len(accuracies) if accuracies else None
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        inner = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
-
-
 def _of_evaluation(row: Row) -> bool:
     return "mean/accuracy" in row
 

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 from scipy.stats import t as student_t
 
-from facerec.errors import ConfigError, UserError
-from facerec.reporting.record import RunRecord, flat
+from facerec.errors import ConfigError, UserError, setting_text
+from facerec.reporting.record import RunRecord
+from facerec.settings import flat
 
 NUMBERS: Final = ("accuracy", "accuracy_exact", "auc", "eer", "tar_at_far")
 _LOWER: Final = frozenset(("eer",))  # is better
@@ -243,4 +244,4 @@ def _value(record: RunRecord, key: str) -> str:
         return record.given.get(key) or str(node.get("name", "–"))
     if node is None:
         return record.given.get(key, "–")
-    return str(node).lower() if isinstance(node, bool) else str(node)
+    return setting_text(node)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from facerec import distributed
-from facerec.errors import CheckpointError, ConfigError
+from facerec.errors import CheckpointError, ConfigError, setting_text
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import HEADS
 from facerec.images.images import LabelledImages
 from facerec.loading.settings import DataSettings
 from facerec.registry import Registry, defaults
-from facerec.settings import AtResume, marks
+from facerec.settings import AtResume, flat, marks
 from facerec.training.optimizers import OPTIMIZERS
 from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings
@@ -87,7 +87,7 @@ def measured_anew(changed: Iterable[str]) -> bool:
 
 def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Compare settings; raises `CheckpointError` for those that may not change."""
-    old, new = _flat(_completed(before)), _flat(_completed(now))
+    old, new = flat(_completed(before)), flat(_completed(now))
     may_differ = _marks(now)
     applied: dict[str, str] = {}
     fixed: dict[str, str] = {}
@@ -101,7 +101,7 @@ def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, A
         mark = _SECTIONS.get(section) or may_differ.get(key) or may_differ.get(setting)
         if was == is_now or given_up or another or mark is AtResume.FREE or key in _GONE:
             continue
-        (applied if mark else fixed)[key] = f"{_shown(is_now)} (was {_shown(was)})"
+        (applied if mark else fixed)[key] = f"{setting_text(is_now)} (was {setting_text(was)})"
     if fixed:
         first, *more = fixed
         raise CheckpointError(
@@ -136,19 +136,6 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
         **config,
         **{name: {**defaults(builder), **config.get(name, {})} for name, builder in _builders(config)},
     }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: LabelledImages) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from facerec.reporting.record import flat
+from facerec.settings import flat
 from facerec.training.reporter import Reporter, Run
 
 if TYPE_CHECKING:
