@@ -43,12 +43,15 @@ class Fold:
         return float(np.mean(values)) if len(values) == len(self.names) else None
 
     def interval(self, column: str) -> tuple[float, float] | None:
-        """95 % interval of the mean over seeds, by Student's t; None for fewer than two."""
+        """95 % interval of the mean over seeds, by Student's t, within the 0 … 1 of all these numbers.
+
+        None for fewer than two seeds.
+        """
         values = self.values.get(column, [])
         if self.mean(column) is None or len(values) < 2:
             return None
         half = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-        return float(np.mean(values) - half), float(np.mean(values) + half)
+        return max(0.0, float(np.mean(values) - half)), min(1.0, float(np.mean(values) + half))
 
     def text(self, column: str) -> str:
         """``0.98867``, of several seeds ``0.98867 ± 0.00386`` (their sample deviation), or a dash."""
