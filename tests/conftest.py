@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -53,3 +54,12 @@ def lfw_root(shared_data: Path) -> Path:
 def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Caches of read-only data go to a folder of the test run, not to the user's."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_logging() -> None:
+    """A command that a test runs in this process sets levels; the next test begins with the usual ones."""
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in list(logging.getLogger().manager.loggerDict):
+        if name.split(".")[0] == "facerec":
+            logging.getLogger(name).setLevel(logging.NOTSET)
