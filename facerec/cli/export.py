@@ -23,6 +23,7 @@ def export_checkpoint(config: dict[str, Any], _: object) -> None:
 def _export(
     *,
     ckpt: str,
+    weights: Literal["raw", "ema"] = "raw",
     input: dict[str, Any],
     format: Literal["onnx", "safetensors", "hub"] = "onnx",
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
@@ -50,7 +51,7 @@ def _export(
     require(force or not path.exists(), "out", path, "is there already; force=true overwrites it")
     options = {"precision": precision, "opset": opset, "preprocessing": preprocessing, "normalise": normalise}
     lines = export_and_judge(
-        load_model(ckpt, device="cpu", input=input),
+        load_model(ckpt, device="cpu", input=input, weights=weights),
         path,
         format=format,
         eval=eval,

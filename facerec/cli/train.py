@@ -65,7 +65,8 @@ def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
         else:
             log.info("%s: stopped before the first step; nothing to save", name)
     else:
-        for name, result in trainer.results.items():
+        averaged = {f"ema/{name}": result for name, result in trainer.averaged.items()}
+        for name, result in (trainer.results | averaged).items():
             accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
             log.info("%s: accuracy %s on %s pairs", name, accuracy, f"{result.pairs:,}")
     log.info("run folder: %s", folder)

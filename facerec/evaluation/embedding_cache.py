@@ -59,6 +59,7 @@ class EmbeddingCache:
             "input": model.input.to_dict(),
             "backbone": model.config.get("backbone"),
             "device": model.device.type,
+            "weights": model.weights,
         }
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
         for file in _files(model):

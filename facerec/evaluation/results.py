@@ -290,6 +290,7 @@ def results_document(
         "ckpt": ckpt if ckpt is not None else (None if model.path is None else str(model.path)),
         "step": model.step if step is None else step,
         "preprocessing": model.input.to_dict(),
+        **({"weights": model.weights} if model.weights != "raw" else {}),
     }
 
 

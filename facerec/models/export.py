@@ -79,12 +79,14 @@ def export(
 
 
 def described(model: Model) -> dict[str, Any]:
-    """What the files of a model say of it: input, step, backbone and threshold, as far as they are known."""
+    """What the files of a model say of it: input, step, backbone, threshold, as far as they are known."""
     settings: dict[str, Any] = {"input": model.input.to_dict()}
     if model.step is not None:
         settings["step"] = model.step
     if "name" in model.config.get("backbone", {}):
         settings["backbone"] = network_settings(model.config["backbone"])
+    if model.weights != "raw":
+        settings["weights"] = model.weights
     if not model.knows_input:
         settings["guessed"] = "input"  # so that an evaluation still checks it
     if model.threshold is not None:

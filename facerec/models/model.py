@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ class Model:
         path: the file it was read from.
         config: the settings of its training, of an export those of the backbone alone.
         knows_input: the preprocessing came with the model; else it was taken for granted or given.
+        weights: ``raw``, or ``ema``, the moving average of them (`trainer.ema`).
         cache: keeps its embeddings between runs.
         threshold: what its exported file calls "same".
     """
@@ -56,6 +57,7 @@ class Model:
     identities: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     knows_input: bool = True
+    weights: Literal["raw", "ema"] = "raw"
     cache: Cache | None = None
     threshold: Threshold | None = None
 

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from facerec.models.lineages import usual_preprocessing
 from facerec.models.model import Model
 from facerec.models.recognition import nearest, network_settings, recognise
 from facerec.models.threshold import Threshold
-from facerec.models.weights import fitted_backbone, read_safetensors, tensors_in
+from facerec.models.weights import fitted_backbone, is_onnx, is_safetensors, read_safetensors, tensors_in
 from facerec.pickles.stand_ins import are_settings, shown
 from facerec.pickles.torch_file import ARCHIVE, archive_names
 from facerec.registry import build
@@ -36,9 +36,6 @@ from facerec.registry import build
 log = logging.getLogger("facerec.evaluation")
 
 Settings = Mapping[str, Any]
-
-# The tags of the fields that may follow ir_version, which writers of ONNX put first.
-_ONNX_TAGS = bytes([0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42])
 
 
 class Request(NamedTuple):
@@ -49,6 +46,7 @@ class Request(NamedTuple):
     input: Settings
     backbone: Settings  # with a name, or empty
     allow_code: bool
+    weights: Literal["raw", "ema"] = "raw"
 
     @property
     def where(self) -> str:
@@ -61,6 +59,7 @@ def load_model(
     device: str = "auto",
     input: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Any] | None = None,
+    weights: Literal["raw", "ema"] = "raw",
     allow_code: bool = False,
     **overrides: Any,
 ) -> Model:
@@ -76,6 +75,7 @@ def load_model(
         input: settings that replace the file's preprocessing; null values do not.
         backbone: for a state dict, the settings of `create_backbone` (name, embedding_size, …); None: the
             known backbone that its entries fit. Of an ONNX network it is rebuilt; None: onnxruntime runs it.
+        weights: of a checkpoint of a run with `trainer.ema`: ``ema`` takes the moving average.
         allow_code: run a TorchScript program, which can read and write files as you can; nothing in other
             files is run.
         overrides: as `input`, by keyword: ``load_model(path, channels="bgr")``.
@@ -99,7 +99,11 @@ def load_model(
     if chosen and kind.brings_network:
         raise ConfigError("backbone", chosen["name"], f"{path} brings its own network; leave it out")
     where = resolve_device(device, key="device", own=False)
-    return kind.open(Request(path, where, {key: getattr(checked, key) for key in given}, chosen, allow_code))
+    given = {key: getattr(checked, key) for key in given}
+    model = kind.open(Request(path, where, given, chosen, allow_code, weights))
+    if model.weights != weights:
+        raise ConfigError("weights", weights, f"{path} has no averaged weights (trainer.ema); leave it out")
+    return model
 
 
 # Kinds of files -------------------------------------------------------------------------------------------
@@ -130,16 +134,6 @@ def kind_of(path: Path) -> Kind:
         raise CheckpointError(f"ckpt={path}: cannot be read: {error.strerror}") from error
 
 
-def _is_safetensors(path: Path, start: bytes, _: frozenset[str]) -> bool:
-    header = int.from_bytes(start[:8], "little") if start[8:9] == b"{" else None
-    return path.suffix.lower() == ".safetensors" or (header is not None and header <= path.stat().st_size - 8)
-
-
-def _is_onnx(path: Path, start: bytes, _: frozenset[str]) -> bool:
-    versioned = len(start) > 2 and start[0] == 8 and 1 <= start[1] <= 64 and start[2] in _ONNX_TAGS
-    return versioned or path.suffix.lower() == ".onnx"
-
-
 # Checkpoints of ours --------------------------------------------------------------------------------------
 
 
@@ -168,7 +162,9 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
         raise ConfigError(
             "backbone", request.backbone["name"], f"the checkpoint says {settings['name']}; leave it out"
         )
-    weights = {str(name): value for name, value in state["backbone"].items() if isinstance(value, Tensor)}
+    averages = state.get("ema") if request.weights == "ema" else None
+    given = {**state["backbone"], **(averages if isinstance(averages, Mapping) else {})}.items()
+    weights = {str(name): value for name, value in given if isinstance(value, Tensor)}
     misfit = f"the weights do not fit the backbone {settings['name']} it names"
     try:
         backbone = fitted_backbone(settings, weights, request.where, misfit)
@@ -185,6 +181,7 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
         path=request.path,
         identities=_names(state.get("classes")),
         config=config,
+        weights="ema" if averages else "raw",
     )
 
 
@@ -394,7 +391,7 @@ KINDS = (
     Kind("torchscript", lambda *file: "constants.pkl" in file[2], _open_torchscript, brings_network=True),
     Kind("torch.export", lambda *file: "archive_format" in file[2], _refuse_program),
     Kind("checkpoint", lambda *file: file[1].startswith(ARCHIVE), _open_pickle),
-    Kind("safetensors", _is_safetensors, _open_safetensors),
-    Kind("onnx", _is_onnx, _open_onnx),
+    Kind("safetensors", is_safetensors, _open_safetensors),
+    Kind("onnx", is_onnx, _open_onnx),
     Kind("checkpoint", lambda *file: True, _open_pickle),
 )

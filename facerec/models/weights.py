@@ -20,6 +20,9 @@ from facerec.pickles.stand_ins import Inert, shown
 log = logging.getLogger(__name__)
 
 
+_ONNX_TAGS = bytes([0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42])  # of the fields that may follow ir_version
+
+
 def tensors_in(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     """The tensors by our names in what a checkpoint holds, out of their wrappers.
 
@@ -73,6 +76,18 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
 
 def _count_tensors(mapping: Mapping[str, Any]) -> int:
     return sum(isinstance(value, Tensor) for value in mapping.values())
+
+
+def is_safetensors(path: Path, start: bytes, _: frozenset[str]) -> bool:
+    """Recognise a safetensors file by its name, or by the length of its header, with which it starts."""
+    header = int.from_bytes(start[:8], "little") if start[8:9] == b"{" else None
+    return path.suffix.lower() == ".safetensors" or (header is not None and header <= path.stat().st_size - 8)
+
+
+def is_onnx(path: Path, start: bytes, _: frozenset[str]) -> bool:
+    """Recognise an ONNX file by its name, or by its first fields: ir_version, then one of those after it."""
+    versioned = len(start) > 2 and start[0] == 8 and 1 <= start[1] <= 64 and start[2] in _ONNX_TAGS
+    return versioned or path.suffix.lower() == ".onnx"
 
 
 def read_safetensors(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:

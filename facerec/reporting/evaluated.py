@@ -38,6 +38,8 @@ class Evaluated:
         parameters = sum(one.numel() for one in model.backbone.parameters())
         backbone = model.config.get("backbone", {}).get("name") or type(model.backbone).__name__
         facts = [("Checkpoint", str(model.path) if model.path is not None else "in memory")]
+        if model.weights != "raw":
+            facts.append(("Weights", "their moving average (weights=ema)"))
         if model.step is not None:
             facts.append(("Step", f"{model.step:,}"))
         facts.append(("Backbone", f"{backbone}, {parameters:,} parameters" if parameters else str(backbone)))

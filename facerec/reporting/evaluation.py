@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
@@ -120,6 +120,7 @@ def _command(
     backbone: dict[str, Any],
     data: dict[str, Any] | None = None,
     device: str = "auto",
+    weights: Literal["raw", "ema"] = "raw",
     allow_code: bool = False,
     output_dir: str = "",
 ) -> dict[str, Any]:
@@ -156,9 +157,11 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
         device=config["device"],
         input=config["input"],
         backbone=config["backbone"],
+        weights=config["weights"],
         allow_code=config["allow_code"],
     )
     if config["eval"].get("cache") is not None:
         model.cache = EmbeddingCache(config["eval"]["cache"], model)
-    log.info("model: %s, step %s, input %s", path, model.step, model.input)
+    averaged = ", averaged weights" if model.weights == "ema" else ""
+    log.info("model: %s, step %s%s, input %s", path, model.step, averaged, model.input)
     return model

@@ -55,8 +55,9 @@ def charts_of_run(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[Char
         names = dict.fromkeys(
             one.rpartition("/")[0] for row in evaluations for one in row if one.endswith(f"/{key}")
         )
-        several = len(names) > 2  # with the mean
-        curves = {name: (evaluations, f"{name}/{key}") for name in names if several or name != "mean"}
+        means = {"mean", "ema/mean"}  # ema: of the averaged weights, a curve beside each
+        several = sum(not name.startswith("ema/") for name in names.keys() - means) > 1
+        curves = {name: (evaluations, f"{name}/{key}") for name in names if several or name not in means}
         label = "accuracy" if key.startswith("accuracy") else key.upper()
         charts.append(over_steps(f"sets-{key}", title, "", label, curves))
     return [chart for chart in charts if chart is not None]

@@ -74,6 +74,7 @@ def estimate(
     keep: bool | float = True,
     half: bool = False,
     frozen: bool = False,
+    ema: bool = False,
     activation: float = 0.0,
     block: int = 256 * 2**20,
 ) -> Cost:
@@ -88,6 +89,7 @@ def estimate(
         keep: keep the logits for the backward pass, or compute them again; a number: keep fewer bytes.
         half: the backbone computes in bf16 or fp16.
         frozen: the backbone is not trained.
+        ema: a moving average of the backbone's weights is kept.
         block: bytes of a block of logits, see `facerec.heads.mechanism.class_sums`.
     """
     samples = world_size * batch_size if sharded else batch_size
@@ -101,6 +103,7 @@ def estimate(
     symbols |= {"W": parameters, "M": multiply_adds, "a": activation, "r": 1 - 1 / world_size}
 
     backbone = {"weights": "W × 4"} | ({"half-precision copies": "W × 2"} if half else {})
+    backbone |= {"moving average": "W × 4"} if ema else {}
     head = {"weights": "R × D × 4", "state": "T × R × D × 4"}
     head["gradient"] = f"{accumulate if sampled else min(accumulate, 2)} × K × D × 4"
     if sampled:
@@ -151,6 +154,7 @@ def of_run(trainer: Trainer, multiply_adds: float, activation: float = 0.0) -> C
         keep=kept_bytes(device) if memory == "auto" else memory == "keep",
         half=settings.precision != "fp32",
         frozen=trainer.start.frozen,
+        ema=trainer.ema is not None,
         activation=activation,
         block=block_bytes(device),
     )

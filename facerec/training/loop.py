@@ -30,6 +30,7 @@ from facerec.loading.loader import Loader
 from facerec.models import checkpoint
 from facerec.models.model import Model
 from facerec.training import comparison, parallel, reporter, resume, state
+from facerec.training.ema import WeightAverage
 from facerec.training.guard import Guard
 from facerec.training.interruption import Interruption
 from facerec.training.meter import Meter
@@ -78,12 +79,18 @@ class Trainer:
         self.modules: dict[str, nn.Module] = {"backbone": self.backbone, "head": self.head}
         self.parts: dict[str, Any] = {**self.modules, "optimizer": self.optimizer, "scaler": self.scaler}
         self.parts |= {"random": state.RandomState(), "meter": self.meter}  # all that checkpoints name
+        self.ema = None if settings.ema is None else WeightAverage(self.backbone, settings.ema)
+        if self.ema is not None:
+            self.parts["ema"] = self.ema
         self.guard = Guard(self.modules, self.device, self.checkpoints, self.scaler.is_enabled())
         keep, background = settings.keep_last, settings.save_in_background
         self.store = checkpoint.RunCheckpoints(self.checkpoints, keep=keep, background=background)
         self.position = state.Position()  # where the run stands
         self.saved: state.Position | None = None  # where the last checkpoint was written
         self.results: Results = {}  # of the last evaluation
+        self.averaged: Mapping[
+            str, VerificationResult
+        ] = {}  # of the averaged weights in it, where there are any
         self.interrupted: int | None = None  # number of the signal that ended the run early
         self.failure: StorageError | None = None  # the failed write that ends the run once it is saved
 
@@ -184,6 +191,9 @@ class Trainer:
             self.meter.add(output.statistics, weight=len(label_B))
         loss, norm = self.update_weights(loss, len(batches))
         self.head.after_step()
+        if self.ema is not None:
+            self.position.averaged += 1
+            self.ema.update(self.position.averaged)
 
         self.position.step += 1
         self.position.sample = batches[-1].position
@@ -249,6 +259,9 @@ class Trainer:
         self.guard.check_weights(self.position.step)
         with self.meter.paused():
             parallel.broadcast_buffers(self.backbone)
+            if self.ema is not None:
+                with self.ema.in_place():
+                    parallel.broadcast_buffers(self.backbone)
             yield
 
     def evaluate(self) -> None:
@@ -257,14 +270,19 @@ class Trainer:
             return
         with self.paused():
             at = self.position
-            self.results = evaluate_targets(
-                self.model(), self.verification_sets, self.eval_settings, step=at.step, highest=at.highest
+            judge = partial(
+                evaluate_targets, self.model(), self.verification_sets, self.eval_settings, step=at.step
             )
+            self.results = judge(highest=at.highest)
+            if self.ema is not None:
+                with self.ema.in_place():
+                    self.averaged = judge(prefix="ema/")
             at.evaluated = at.step
             self.notify("evaluated", self.results)
             if at.improved(self.results, self.eval_settings.select) and distributed.rank() == 0:
                 unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
-                checkpoint.save(self.checkpoints / "best.pt", self.capture(unsharded))
+                averages = {} if self.ema is None else {"ema": self.ema}
+                checkpoint.save(self.checkpoints / "best.pt", self.capture({**unsharded, **averages}))
             release_memory()
 
     def save(self) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from facerec.errors import CheckpointError
 from facerec.images.images import LabelledImages
-from facerec.models.checkpoint import Checkpoint, is_counter, open_checkpoint
+from facerec.models.checkpoint import MODULES, Checkpoint, is_counter, open_checkpoint
 from facerec.training import comparison
 from facerec.training.state import Position, shards_of
+
+_OPTIONAL = ("meter", "ema")  # parts that a checkpoint need not have
 
 Slots = dict[int, dict[str, Tensor]]
 """An optimizer's tensors by the index of their parameter and their name."""
@@ -35,8 +37,7 @@ def restore(
     """
     checkpoint = open_checkpoint(path)
     state = checkpoint.rest
-    there = state.keys() | {name.partition("/")[0] for name in checkpoint.sizes}
-    missing = [name for name in ("step", "config", *parts) if name not in there and name != "meter"]
+    missing = [one for one in ("step", "config", *parts) if not (one in _OPTIONAL or checkpoint.has(one))]
     if missing:
         raise CheckpointError(
             f"trainer.resume={path}: has no {', '.join(missing)}; resume from a last.pt "
@@ -47,7 +48,7 @@ def restore(
     indices = _indices(path, parts["optimizer"], state["optimizer"]["param_groups"])
     state["optimizer"] = _optimizer_state(parts["optimizer"], _load_tensors(checkpoint, parts, indices))
     for name, part in parts.items():
-        if name in ("backbone", "head") or name not in state or (name == "scaler" and not state[name]):
+        if name in MODULES or name not in state or (name == "scaler" and not state[name]):
             continue  # no meter in those of earlier versions; no scaler at work
         try:
             part.load_state_dict(state[name])
@@ -56,6 +57,10 @@ def restore(
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"trainer.resume={path}: its {name} does not fit: {reason}") from error
     position = Position(**{name: state[name] for name in asdict(Position()) if name in state})
+    if not checkpoint.has("ema"):  # it begins now, if there is one
+        position.averaged = 0
+        if "ema" in parts:
+            parts["ema"].reset()
     measured_anew = comparison.measured_anew(changes)
     if measured_anew or "eval.targets" in changes:
         position.best, position.evaluated = float("-inf"), -1  # of a mean over other things
@@ -73,14 +78,14 @@ def _require_types(path: Path, state: Mapping[str, Any]) -> None:
         **{name: is_counter(state.get(name)) for name in ("step", "epoch", "sample")},
         "images": is_counter(state.get("images", 0)),
         "evaluated": is_counter(state.get("evaluated", -1), least=-1),
+        "averaged": is_counter(state.get("averaged", 0)),
         **{name: isinstance(one, dict) and _all(list(one), str) for name, one in mappings.items()},
         "best": isinstance(state.get("best"), int | float),
         "classes": isinstance(classes, Tensor) or _all(classes, str),
         "optimizer": _all(groups, dict)
         and optimizer.get("state") == {}  # all of it were tensors, which have left it
         and all(isinstance(one.get("params"), list) and _all(one.get("names", []), str) for one in groups),
-        "backbone": "backbone" not in state,
-        "head": "head" not in state,
+        **{name: name not in state for name in MODULES},  # tensors, which have left it
     }
     right["random"] &= right["random"] and all(getattr(r, "ndim", 0) == 2 for r in state["random"].values())
     for name in (name for name, good in right.items() if not good):
@@ -120,7 +125,8 @@ def _load_tensors(checkpoint: Checkpoint, parts: Mapping[str, Any], indices: Map
             shards[f"optimizer/{then}"] = present[f"optimizer/{now}"]
     tensors = {
         f"{section}/{name}": tensor
-        for section in ("backbone", "head")
+        for section in MODULES
+        if section in parts and (section != "ema" or checkpoint.has("ema"))
         for name, tensor in parts[section].state_dict().items()
     }
     parameters = [p for group in parts["optimizer"].param_groups for p in group["params"]]
@@ -129,7 +135,7 @@ def _load_tensors(checkpoint: Checkpoint, parts: Mapping[str, Any], indices: Map
     for name, size in checkpoint.sizes.items():
         section, index, *slot = name.split("/", 2)
         if section != "optimizer":
-            if name not in tensors:
+            if name not in tensors and (section != "ema" or "ema" in parts):
                 raise CheckpointError(f"ckpt={checkpoint.path}: its {name} is none of this run's")
         elif slot and index in index_of:
             parameter = parameters[index_of[index]]

@@ -35,6 +35,9 @@ _Threads = Annotated[
 _ClipNorm = Annotated[
     float | None, Range(lambda x: x is None or x > 0, "must be greater than 0, or null for no clipping")
 ]
+_Decay = Annotated[
+    float | None, Range(lambda d: d is None or 0 < d < 1, "must be above 0 and below 1, or null for none")
+]
 _Every = Annotated[bool | int, Range(lambda n: n >= 0, "must be true, false or a number of steps")]
 _Scale = Annotated[float, Range(lambda x: x > 0, "must be above 0 (or frozen=true)")]
 _Scales = Annotated[
@@ -63,6 +66,8 @@ class TrainerSettings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         clip_norm: largest norm of the gradients; null: no clipping.
         clip_part: ``all`` gradients are clipped by their joint norm, or those of the ``backbone`` by theirs.
+        ema: decay of an exponential moving average of the backbone's weights, which is evaluated and saved
+            beside them; null: none.
         resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there; a path
             continues from that checkpoint, once the output folder has one of its own from that; null starts
             anew and refuses a folder that holds a run.
@@ -95,6 +100,7 @@ class TrainerSettings:
     device: Free[str] = "auto"
     clip_norm: Applied[_ClipNorm] = None
     clip_part: Applied[Literal["all", "backbone"]] = "all"
+    ema: Applied[_Decay] = None
     resume: Free[Literal["auto"] | str | None] = "auto"
     log_every: Free[Count] = 20
     save_every: Free[CountOrNull] = None
@@ -228,7 +234,7 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         (
             "for a backbone that is trained",
             trained,
-            "trainer.checkpoint_activations backbone.freeze backbone.lr_scale backbone.lr_scales "
+            "trainer.checkpoint_activations trainer.ema backbone.freeze backbone.lr_scale backbone.lr_scales "
             "backbone.freeze_batch_norm teacher.ckpt teacher.embeddings",
         ),
         (

@@ -29,6 +29,7 @@ class Position:
         highest: highest accuracy of each target so far.
         best: best mean over the targets so far of the number that `eval.select` names.
         evaluated: the step of the last evaluation; −1: none yet.
+        averaged: updates of the moving average of the weights.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class Position:
     highest: dict[str, float] = field(default_factory=dict)
     best: float = float("-inf")
     evaluated: int = -1
+    averaged: int = 0
 
     def improved(self, results: Mapping[str, Result], select: str | None) -> bool:
         """True where an evaluation is the best so far, by the number that `select` names; keeps its mean."""
@@ -55,7 +57,7 @@ def capture(
 ) -> dict[str, Any]:
     """Return the state of a run in plain containers and tensors.
 
-    `parts` have a state_dict: backbone, head, and for a resume optimizer and scaler too. Of `faces` the
+    `parts` have a state_dict: backbone, head, ema, and for a resume optimizer and scaler too. Of `faces` the
     labels or names of the classes and the fingerprint are kept.
     """
     classes = faces.classes

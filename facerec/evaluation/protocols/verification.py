@@ -195,6 +195,7 @@ def evaluate_targets(
     *,
     step: int | None = None,
     highest: dict[str, float] | None = None,
+    prefix: str = "",
 ) -> dict[str, VerificationResult]:
     """Evaluate `model` on each set and log the lines of the field's habit.
 
@@ -206,6 +207,8 @@ def evaluate_targets(
         step: training step for the log, else the model's own.
         highest: the highest accuracy so far of each target; updated here. Keep it in the checkpoint, and the
             ``highest_acc`` line goes on where it was after a resume.
+        prefix: of the names in the log, for other weights than those of the run: ``[ema/lfw][60000]…``; they
+            have no ``highest_acc`` line.
     """
     step = model.step if step is None else step
     highest = {} if highest is None else highest
@@ -215,9 +218,10 @@ def evaluate_targets(
         result = evaluate_set(model, verification_set, settings)
         names = () if verification_set.identity_2N is None else set(verification_set.identity_2N.tolist())
         result = replace(result, notes=result.notes + overlap_notes(model, names, name))
-        for line in result.log_lines(name, step):
+        for line in result.log_lines(prefix + name, step):
             logger.info(line)
         highest[name] = max(result.accuracy, highest.get(name, 0.0))
         results[name] = result
-    logger.info("highest_acc: [%s]", ", ".join(f"{highest[name]:.5f}" for name in results))
+    if not prefix:
+        logger.info("highest_acc: [%s]", ", ".join(f"{highest[name]:.5f}" for name in results))
     return results

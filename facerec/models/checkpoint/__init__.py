@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, kept, found again, and read without running anything that is in them.
 
 `RunCheckpoints` saves and keeps those of a run, `open_checkpoint` reads any of them by sections:
-``backbone``, ``head`` and ``optimizer`` hold tensors, the rest is plain values and small tensors. `save` and
-`load` serve model files such as best.pt.
+``backbone``, ``head``, ``ema`` and ``optimizer`` hold tensors, the rest is plain values and small tensors.
+`save` and `load` serve model files such as best.pt.
 
 There are two forms, and only this package knows which one a checkpoint has. A run whose class weights are
 all on one rank writes a file of torch.save: one rename puts it in place of the one before, it is copied and
@@ -25,6 +25,7 @@ from facerec.models.checkpoint.run import RunCheckpoints as RunCheckpoints
 from facerec.models.checkpoint.run import checkpoint_path as checkpoint_path
 from facerec.models.checkpoint.run import list_checkpoints as list_checkpoints
 from facerec.models.checkpoint.run import newest_checkpoint as newest_checkpoint
+from facerec.models.checkpoint.sections import MODULES as MODULES
 from facerec.models.checkpoint.sections import Checkpoint
 from facerec.models.checkpoint.sections import Rows as Rows
 from facerec.models.checkpoint.sections import counter as counter
@@ -37,7 +38,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load(path: Path | str) -> dict[str, Any]:
-    """Read what a checkpoint holds onto the CPU; of a folder's sections the backbone alone.
+    """Read what a checkpoint holds onto the CPU; of a folder's sections backbone and ema alone.
 
     Nothing in it is run: what is neither a tensor nor a plain value comes as an `Inert` object, and the log
     names the classes of those.
@@ -50,7 +51,8 @@ def load(path: Path | str) -> dict[str, Any]:
     if not is_folder(path):
         return load_file(path)
     checkpoint = FolderCheckpoint(path)
-    return checkpoint.rest | {"backbone": checkpoint.read("backbone")}
+    sections = ["backbone", "ema"] if checkpoint.has("ema") else ["backbone"]
+    return checkpoint.rest | {section: checkpoint.read(section) for section in sections}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

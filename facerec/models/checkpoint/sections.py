@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from facerec.errors import CheckpointError
+
+MODULES: Final = ("backbone", "head", "ema")  # sections that hold tensors by name
 
 Rows = tuple[int, int, int]
 """Rows start … stop−1 of a tensor that has so many in all: a shard."""
@@ -19,7 +21,7 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Separate the tensors of the sections of a state from the rest; a section of another kind is rest."""
     rest = dict(state)
     tensors: dict[str, Tensor] = {}
-    for section in ("backbone", "head"):
+    for section in MODULES:
         entries = rest.get(section)
         if isinstance(entries, dict) and all(isinstance(value, Tensor) for value in entries.values()):
             tensors |= {f"{section}/{name}": value for name, value in rest.pop(section).items()}
@@ -63,6 +65,10 @@ class Checkpoint(ABC):
     path: Path
     sizes: Mapping[str, tuple[int, ...]]
     rest: dict[str, Any]
+
+    def has(self, section: str) -> bool:
+        """Return True where there is a section, of tensors or another."""
+        return section in self.rest or any(name.startswith(f"{section}/") for name in self.sizes)
 
     def read(self, section: str) -> dict[str, Tensor]:
         """Read all tensors of a section; raises `CheckpointError` where there are none."""

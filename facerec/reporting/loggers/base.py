@@ -86,6 +86,12 @@ def numbers_of(results: Mapping[str, VerificationResult]) -> dict[str, float]:
     return flat
 
 
+def numbers_of_run(run: Run, results: Mapping[str, VerificationResult]) -> dict[str, float]:
+    """Return the numbers of an evaluation, and those of the averaged weights: ``ema/lfw/accuracy``."""
+    averaged = numbers_of(run.averaged).items()
+    return numbers_of(results) | {f"ema/{name}": value for name, value in averaged}
+
+
 def grouped(numbers: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a row under names that services group: those of steps (``train/loss``) before
     those of sets (``val_lfw/accuracy``); without step and those that are None.

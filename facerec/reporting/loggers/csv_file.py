@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from facerec.files import replacing
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Logger, numbers_of
+from facerec.reporting.loggers.base import Logger, numbers_of_run
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CsvFile(Logger):
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         progress = run.progress()
         if progress.step != self._known:  # else a finished run that is started again
-            self._rows.append({"step": progress.step, "epoch": progress.epoch} | numbers_of(results))
+            self._rows.append({"step": progress.step, "epoch": progress.epoch} | numbers_of_run(run, results))
 
     def saving(self, run: Run) -> None:
         self._write()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from facerec.files import append_line, replacing
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Logger, numbers_of
+from facerec.reporting.loggers.base import Logger, numbers_of_run
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @LOGGERS.register("metrics")
 class MetricsFile(Logger):
-    """One JSON object per logged step, and one per evaluation, whose keys are ``lfw/accuracy`` and the like.
+    """One JSON object per logged step, and one per evaluation, whose keys are ``lfw/accuracy`` and the like
+    (``ema/lfw/accuracy`` of the averaged weights).
 
     A resumed run drops the rows it makes anew. At any moment the file holds complete rows: each is one write,
     and rows are dropped by replacing the file.
@@ -42,7 +43,7 @@ class MetricsFile(Logger):
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         progress = run.progress()
         if progress.step != self._known:  # else a finished run that is started again
-            self.logged(run, {"step": progress.step, "epoch": progress.epoch} | numbers_of(results))
+            self.logged(run, {"step": progress.step, "epoch": progress.epoch} | numbers_of_run(run, results))
 
 
 def _step_of(row: bytes, evaluated: int) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from facerec.errors import UserError
 from facerec.files import replacing
-from facerec.reporting.loggers.base import Logger, grouped, numbers_of
+from facerec.reporting.loggers.base import Logger, grouped, numbers_of_run
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RemoteLogger(Logger):
         if step <= self._evaluated:
             return
         self._evaluated = step
-        self.send(grouped(numbers_of(results)), step)
+        self.send(grouped(numbers_of_run(run, results)), step)
         for name, figures in self.figures.of(results).items() if run.eval_settings.figures else ():
             for kind, figure in figures.items():
                 self.send_figure(f"val_{name}/{kind}", figure, step)

@@ -30,6 +30,8 @@ class ResultFiles(Logger):
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
         kept = checkpoint_path(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
         document = results_document(results, run.model(), ckpt=str(kept))
+        if run.averaged:
+            document["ema"] = {name: result.to_dict() for name, result in run.averaged.items()}
         results_file = self.folder / "results.json"
         record = {"highest": run.position.highest, "select": run.eval_settings.select}
         written = [write_results(results_file, document | record)]

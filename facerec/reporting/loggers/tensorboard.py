@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from facerec.errors import require
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Figures, Logger, grouped, hyperparameters, numbers_of
+from facerec.reporting.loggers.base import Figures, Logger, grouped, hyperparameters, numbers_of_run
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class TensorBoard(Logger):
         if step == self._known:  # a finished run that is started again
             return
         self._results = results
-        for name, value in grouped(numbers_of(results)).items():
+        for name, value in grouped(numbers_of_run(run, results)).items():
             self._writer.add_scalar(name, value, step)
         for name, figures in self.figures.of(results).items() if run.eval_settings.figures else ():
             for kind, figure in figures.items():
