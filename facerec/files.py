@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -172,6 +173,18 @@ def staging(target: Path) -> Iterator[Path]:
         stack.callback(os.close, handle)
         _lock(handle)
         yield stage
+
+
+@contextlib.contextmanager
+def nameless(folder: Path) -> Iterator[BinaryIO]:
+    """Open a file without a name in `folder`, which is made: however the process ends, nothing is left of it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield file
 
 
 @contextlib.contextmanager

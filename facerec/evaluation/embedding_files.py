@@ -2,35 +2,29 @@
 
 Images are read, embedded and written portion by portion, so that any number of them fits.
 
-Shape suffixes: N rows, P distinct images of them, D embedding size, H height, W width, C channels.
+Shape suffixes: N rows, P distinct images of them, D embedding size.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import IO, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, require
-from facerec.evaluation.embedding import Embeddings, embed_images
-from facerec.files import csv_lines, refuse_overwriting, replacing, replacing_both, storing
-from facerec.images.decode import Pixels, decode_full_size, fit_into
-from facerec.images.face_maker import FaceMaker
+from facerec.evaluation.any_images import embed_any
+from facerec.evaluation.embedding import Embeddings
+from facerec.files import csv_lines, nameless, refuse_overwriting, replacing, replacing_both, storing
 from facerec.images.images import Images
 from facerec.models.model import Model
-from facerec.threads import ordered_map
 from facerec.vectors import unit_rows
 
-PORTION: Final = 1024  # images decoded while as many are in the model: 2 × 38 MB at 112×112
 _BLOCK: Final = 8192  # rows written at once
-_SLICE: Final = 16  # images per task of a thread
 
 _Blocks = Iterator[tuple[Embeddings, list[str], list[str]]]
 _Write = Callable[[Path, Path, tuple[int, int], _Blocks, dict[str, str]], list[Path]]
@@ -44,14 +38,6 @@ class Written(NamedTuple):
     skipped: int
     resized: int
     files: list[Path]
-
-
-class _Prepared(NamedTuple):
-    """An image for the model, or why there is none."""
-
-    image_HWC: Pixels | None
-    error: DamagedDataError | MissingDataError | None = None
-    resized: bool = False
 
 
 def embed_to_file(
@@ -94,33 +80,22 @@ def embed_to_file(
     out = Path(out)
     require(batch_size >= 1, "--batch-size", batch_size, "must be 1 or more")
     write, names, report = check_out(out, force=force)
-    maker = _aligning(model) if align else None
     row_N = np.full(len(images), -1, np.int64)  # of the growing file
     skipped: dict[int, str] = {}
     count = size = resized = 0
-    with _growing(out) as file:
-        for portion, faces in _portions(model, images, maker):
-            kept = [image for image, face in zip(portion, faces, strict=True) if face.image_HWC is not None]
-            failed = {image: face for image, face in zip(portion, faces, strict=True) if face.error}
-            for image, face in failed.items():
+    with storing(out), nameless(out.parent) as file:
+        for portion in embed_any(
+            model, images, flip=flip, batch_size=batch_size, precision=precision, align=align
+        ):
+            for image, error in portion.failed.items():
                 if on_error == "raise":
-                    raise _unusable(images.where(image), face.error)
-                skipped[image] = str(face.error)
-            if not kept:
-                continue
-            embedding_PD = embed_images(
-                model,
-                [face.image_HWC for face in faces if face.image_HWC is not None],
-                name=f"embedding {portion[0]:,} of {len(images):,}",
-                where=lambda i, kept=kept: images.where(kept[i]),  # type: ignore[misc]
-                flip=flip,
-                batch_size=batch_size,
-                precision=precision,
-            ).summed_PD
-            file.write(np.ascontiguousarray(embedding_PD).data)
-            row_N[kept] = np.arange(count, count + len(kept))
-            count, size = count + len(kept), embedding_PD.shape[1]
-            resized += sum(face.resized for face in faces)
+                    raise _unusable(images.where(image), error)
+                skipped[image] = str(error)
+            if portion.embedding_PD is not None:
+                file.write(np.ascontiguousarray(portion.embedding_PD).data)
+                kept, size = portion.positions, portion.embedding_PD.shape[1]
+                row_N[kept] = np.arange(count, count + len(kept))
+                count, resized = count + len(kept), resized + portion.resized
         if not count:
             reason = next(iter(skipped.values()))
             raise DamagedDataError(f"not one of {len(skipped):,} images could be embedded: {reason}")
@@ -160,50 +135,7 @@ def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
     return write, names, report
 
 
-# Images -------------------------------------------------------------------------------------------------
-
-
-def _aligning(model: Model) -> FaceMaker:
-    from facerec.images.detection import Mtcnn
-
-    height, width = model.input.shape
-    only = "aligns to squares only; align before, or leave out"
-    require(height == width, "--align", f"{height}×{width}", only)
-    return FaceMaker(height, detector=Mtcnn())
-
-
-def _portions(
-    model: Model, images: Images, maker: FaceMaker | None
-) -> Iterator[tuple[list[int], list[_Prepared]]]:
-    """Some distinct images at a time, and their pixels; the next ones are decoded meanwhile."""
-    distinct_P = np.arange(len(images)) if images.first_N is None else np.unique(images.first_N)
-    shape = model.input.shape[0], model.input.shape[1]
-
-    def prepare(first: int) -> list[_Prepared]:
-        return [_prepared(images, i, shape, maker) for i in distinct_P[first : first + _SLICE].tolist()]
-
-    slices = range(0, len(distinct_P), _SLICE)
-    with contextlib.closing(ordered_map(prepare, slices, ahead=PORTION // _SLICE)) as done:
-        prepared = chain.from_iterable(done)
-        for first in range(0, len(distinct_P), PORTION):
-            yield distinct_P[first : first + PORTION].tolist(), list(islice(prepared, PORTION))
-
-
-def _prepared(images: Images, image: int, shape: tuple[int, int], maker: FaceMaker | None) -> _Prepared:
-    try:
-        encoded = images.encoded(image)
-        if maker is not None:
-            image_HWC, note, _ = maker.face(encoded)
-            return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
-        image_HWC = decode_full_size(encoded)
-    except (DamagedDataError, MissingDataError) as error:
-        return _Prepared(None, error)
-    fitted_HWC = np.empty((*shape, 3), np.uint8)
-    fit_into(image_HWC, fitted_HWC)
-    return _Prepared(fitted_HWC, resized=image_HWC.shape != fitted_HWC.shape)
-
-
-def _unusable(where: str, error: DamagedDataError | MissingDataError | None) -> FacerecError:
+def _unusable(where: str, error: DamagedDataError | MissingDataError) -> FacerecError:
     """The same error with the place and the hint."""
     said = str(error) if where in str(error) else f"{where}: {error}"
     kind = MissingDataError if isinstance(error, MissingDataError) else DamagedDataError
@@ -223,15 +155,6 @@ def _writer(out: Path) -> _Write:
     except ImportError as error:
         raise UserError(f"{out}: writing Parquet needs pyarrow; pip install 'facerec[parquet]'") from error
     return _write_parquet
-
-
-@contextlib.contextmanager
-def _growing(out: Path) -> Iterator[IO[bytes]]:
-    """A file without a name in the folder of `out`: however the run ends, nothing is left of it."""
-    with storing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent) as file:
-            yield file
 
 
 def _blocks(
