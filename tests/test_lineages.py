@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from facerec import load_model
 from facerec.backbones import create_backbone
+from facerec.backbones.base import on_meta_device
 from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
@@ -284,6 +285,75 @@ def test_edgeface_opens_where_its_linear_layers_are_int8(tmp_path: Path) -> None
         assert not torch.equal(weight, backbone.get_submodule(name).weight)
         backbone.get_submodule(name).weight = nn.Parameter(weight)
     same_embeddings(load_model(tmp_path / "edgeface_q.pt", device="cpu"), backbone)
+
+
+# CVLface's ViT ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "vit_s", "patch": 8, "mlp_ratio": 5},
+        {"name": "vit_b", "patch": 8, "mlp_ratio": 3, "heads": 16},
+    ],
+)
+def test_cvlfaces_transformers_are_recognised_with_and_without_a_mask_token(
+    settings: dict[str, Any], masked: bool
+) -> None:
+    with on_meta_device():
+        state = create_backbone(**settings).state_dict()
+    if not masked:
+        del state["mask_token"]
+    for prefix in ("net.", "model.net."):
+        weights = {prefix + name: value for name, value in state.items()}
+        assert recognise(weights) == {**settings, "embedding_size": 512, "input_size": 112}
+
+
+def cvlfaces_vit(state: State, image: Tensor, heads: int, patch: int) -> Tensor:
+    """The published code's function: attention head by head."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
+
+    x = F.conv2d(image, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch)
+    x = x.flatten(2).transpose(1, 2) + state["pos_embed"]
+    width = x.shape[2]
+    for block in range(12):
+        name = f"blocks.{block}"
+        q, k, v = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").split(width, dim=2)
+        side = width // heads
+        mixed = []
+        for head in range(heads):
+            part = slice(head * side, (head + 1) * side)
+            attention = (q[..., part] @ k[..., part].transpose(1, 2) * side**-0.5).softmax(2)
+            mixed.append(attention @ v[..., part])
+        x = x + linear(torch.cat(mixed, 2), f"{name}.attn.proj")
+        x = x + linear(F.relu6(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+    x = norm(x, "norm").flatten(1)
+    for i in (0, 2):
+        x = linear(x, f"feature.{i}")
+        norms = (
+            state[f"feature.{i + 1}.{role}"] for role in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = F.batch_norm(x, *norms, eps=2e-5)
+    return x
+
+
+def test_cvlfaces_transformer_computes_what_the_published_code_does(tmp_path: Path) -> None:
+    network = {"patch": 8, "heads": 16, "mlp_ratio": 5}
+    state = made("vit_t", embedding_size=8, input_size=32, **network).state_dict()
+    del state["mask_token"]
+    torch.save({f"net.{name}": value for name, value in state.items()}, tmp_path / "model.pt")
+    asked = {"name": "vit_t", "embedding_size": 8, "input_size": 32, **network}
+    model = load_model(tmp_path / "model.pt", device="cpu", backbone=asked)
+    image = (torch.from_numpy(faces(32, 32)).permute(0, 3, 1, 2) - 127.5) / 127.5
+    found = model.embed(faces(32, 32), flip=False, normalise=False)
+    expected = cvlfaces_vit(state, image, heads=16, patch=8)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 # Files of nothing known -------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from facerec import load_model
 from facerec.backbones import create_backbone
 from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
+from facerec.models.export import export
 from facerec.models.model import Model
 from facerec.models.onnx_network import OnnxNetwork
 from facerec.models.pretrained import load_pretrained
@@ -188,3 +189,89 @@ def test_numbers_that_many_layers_share_do_not_fill_the_memory(tmp_path: Path) -
     )
     with pytest.raises(CheckpointError, match="its layers take more than 4 times the numbers that it holds"):
         load_pretrained(create_backbone("mbf", **SMALL), tmp_path / "x.onnx")
+
+
+def with_nodes_before(path: Path, nodes: list[tuple[str, list[Any]]]) -> None:
+    """Put nodes with constants between the input and what reads it, as converters of MXNet do."""
+    model = onnx.load(path)
+    graph = model.graph
+    name = graph.input[0].name
+    held = {one.name for one in graph.initializer}
+    (name,) = {one.name for one in graph.input} - held
+    for node in graph.node:
+        node.input[:] = ["prepared" if one == name else one for one in node.input]
+    made = []
+    for i, (kind, constants) in enumerate(nodes):
+        given = []
+        for j, value in enumerate(constants):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), f"c{i}_{j}"))
+            given.append(f"c{i}_{j}")
+        output = "prepared" if i == len(nodes) - 1 else f"p{i}"
+        made.append(onnx.helper.make_node(kind, [name if i == 0 else f"p{i - 1}", *given], [output]))
+    for node in reversed(made):
+        graph.node.insert(0, node)
+    onnx.save(model, path)
+
+
+number = np.float32
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [
+        ([("Sub", [number(127.5)]), ("Mul", [number(1 / 128)])], {"std": 128.0}),
+        ([("Div", [number(255)]), ("Sub", [number(0.5)]), ("Div", [number(0.5)])], {}),
+        (
+            [
+                ("Sub", [np.array([100, 110, 120], number).reshape(1, 3, 1, 1)]),
+                ("Slice", [np.array([-1]), np.array([-(2**63) + 1]), np.array([1]), np.array([-1])]),
+                ("Mul", [number(0.01)]),
+            ],
+            {"mean": [120.0, 110.0, 100.0], "std": 100.0, "channels": "bgr"},
+        ),
+        (  # of images from 0 to 1
+            [("Sub", [number(0.5)]), ("Mul", [number(2)])],
+            {},
+        ),
+    ],
+)
+def test_preprocessing_inside_is_left_out_of_the_backbone_and_done_before_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, nodes: list[Any], wanted: dict[str, Any]
+) -> None:
+    original = made("mobilefacenet")
+    path = exported(original, tmp_path / "net.onnx")
+    with_nodes_before(path, nodes)
+    expected = Model(original, Preprocessing(size=32, **wanted)).embed(images(), flip=False)
+    runs = load_model(path, device="cpu")
+    torch.testing.assert_close(runs.embed(images(), flip=False), expected, rtol=0, atol=1e-5)
+    with caplog.at_level(logging.INFO):
+        rebuilt = load_model(path, device="cpu", backbone={"name": "mobilefacenet"})
+    assert rebuilt.input == Preprocessing(size=32, **wanted) and not rebuilt.knows_input
+    torch.testing.assert_close(rebuilt.embed(images(), flip=False), expected, rtol=0, atol=1e-5)
+    assert "prepares images inside, (x − " in caplog.text and "is to be done before" in caplog.text
+
+    backbone = create_backbone("mobilefacenet", **SMALL)
+    load_pretrained(backbone, path, Preprocessing(size=32, mean=0, std=64))
+    assert "from images prepared otherwise; say input.mean=" in caplog.text
+    caplog.clear()
+    load_pretrained(backbone, path, Preprocessing(size=32, **wanted))
+    assert "prepared otherwise" not in caplog.text
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_an_export_with_its_preprocessing_inside_is_rebuilt_without(tmp_path: Path, channels: str) -> None:
+    model = Model(made("mobilefacenet"), Preprocessing(120, [128, 127, 126], channels, 32))  # type: ignore[arg-type]
+    path = export(model, tmp_path / "ready.onnx", "onnx", preprocessing=True)
+    rebuilt = load_model(path, device="cpu", backbone={"name": "mobilefacenet"})
+    assert rebuilt.input == model.input and rebuilt.knows_input
+    expected = model.embed(images(), flip=False)
+    for one in (rebuilt, load_model(path, device="cpu")):
+        torch.testing.assert_close(one.embed(images(), flip=False), expected, rtol=0, atol=1e-5)
+
+
+def test_a_factor_below_0_or_another_reader_is_no_preprocessing(tmp_path: Path) -> None:
+    path = exported(made("mobilefacenet"), tmp_path / "net.onnx")
+    with_nodes_before(path, [("Mul", [number(-1)])])
+    assert OnnxNetwork(path, torch.device("cpu")).inside is None
+    with pytest.raises(CheckpointError, match="it does more to the images or to the embeddings"):
+        load_pretrained(create_backbone("mobilefacenet", **SMALL), path)

@@ -50,7 +50,8 @@ class Backbone(nn.Module):
     Families subclass it and write `_embed`; their entries of the state dict carry the published names.
 
     Attributes:
-        foreign: prefixes of entries that published files of the family hold besides the backbone's own.
+        foreign: prefixes of entries that published files of the family may hold besides the backbone's own,
+            or lack.
         preprocessing: settings of `Preprocessing` for its published weights, where they are not the defaults.
 
     Args:

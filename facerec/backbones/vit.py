@@ -2,7 +2,8 @@
 
 Source: the published code, in the sizes it trains on WebFace42M (1.5, 5.7, 11.4 and 25.3 GFLOPs). 12×12
 patches of 9×9 pixels, so that 4 pixels at the right and the bottom are not seen; ReLU6 between the layers of
-the MLP; no class token: the embedding is computed from all tokens side by side.
+the MLP; no class token: the embedding is computed from all tokens side by side. CVLface has the same networks
+with 14×14 patches of 8×8 pixels, and MLPs and heads of its own.
 
 Shapes: B images, N tokens (144), E width of a token, D length of the embedding.
 """
@@ -23,34 +24,34 @@ from facerec.backbones.base import (
     register_members,
     require_fraction,
 )
-
-PATCH = 9
-HEADS = 8
+from facerec.errors import require
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, without biases before it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BNE: Tensor) -> Tensor:
         batch, tokens, width = x_BNE.shape
-        q, k, v = self.qkv(x_BNE).view(batch, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x_BNE).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
 class MLP(nn.Module):
-    """Two layers, four times as wide inside."""
+    """Two layers, `ratio` times as wide inside."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = nn.Linear(width, ratio * width)
         self.act = nn.ReLU6()
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x_BNE: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x_BNE)))
@@ -62,12 +63,12 @@ class Block(nn.Module):
 
     recomputable = ("forward",)
 
-    def __init__(self, width: int, drop_path: float) -> None:
+    def __init__(self, width: int, drop_path: float, heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.attn = Attention(width)
-        self.mlp = MLP(width)
+        self.attn = Attention(width, heads)
+        self.mlp = MLP(width, mlp_ratio)
         self.drop_path = drop_path
 
     def forward(self, x_BNE: Tensor) -> Tensor:
@@ -84,9 +85,9 @@ class Block(nn.Module):
 class Patches(nn.Module):
     """The image cut into patches, each as one token."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, side: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, PATCH, PATCH)
+        self.proj = nn.Conv2d(3, width, side, side)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.proj(image_BCHW).flatten(2).transpose(1, 2)
@@ -100,9 +101,12 @@ class VisionTransformer(Backbone):
         mask_ratio: fraction of the tokens replaced by the learned mask token in training. (The published code
             masks a tenth whenever its own setting is above 0.)
         input_size: pixels, multiples of 16; 112 is published.
+        patch: side of a patch in pixels; heads: of the attention; mlp_ratio: of the MLP's width inside to a
+            token's.
     """
 
     stages: ClassVar[tuple[int, int]]  # width of a token, number of blocks
+    foreign = ("mask_token",)  # files of networks trained without masks lack it
 
     def __init__(
         self,
@@ -110,20 +114,27 @@ class VisionTransformer(Backbone):
         drop_path: float = 0.1,
         mask_ratio: float = 0.1,
         input_size: int | list[int] = 112,
+        patch: int = 9,
+        heads: int = 8,
+        mlp_ratio: int = 4,
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("drop_path", drop_path)
         require_fraction("mask_ratio", mask_ratio)
         width, depth = self.stages
         height, breadth = self.input_size
-        tokens = (height // PATCH) * (breadth // PATCH)
+        require(1 <= patch <= min(self.input_size), "backbone.patch", patch, "must be 1 to the image's side")
+        divides = heads >= 1 and width % heads == 0
+        require(divides, "backbone.heads", heads, f"must divide the width of a token, {width}")
+        require(1 <= mlp_ratio <= 64, "backbone.mlp_ratio", mlp_ratio, "must be 1 to 64")
+        tokens = (height // patch) * (breadth // patch)
         self.mask_ratio = mask_ratio
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         # Without masks it takes no part, and several processes cannot average what has no gradient.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=mask_ratio > 0)
-        self.patch_embed = Patches(width)
+        self.patch_embed = Patches(width, patch)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(width, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(width, rate, heads, mlp_ratio) for rate in rates)
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             nn.Linear(width * tokens, width, bias=False),
@@ -169,8 +180,11 @@ class LargeVisionTransformer(VisionTransformer):
         drop_path: float = 0.05,
         mask_ratio: float = 0.1,
         input_size: int | list[int] = 112,
+        patch: int = 9,
+        heads: int = 8,
+        mlp_ratio: int = 4,
     ) -> None:
-        super().__init__(embedding_size, drop_path, mask_ratio, input_size)
+        super().__init__(embedding_size, drop_path, mask_ratio, input_size, patch, heads, mlp_ratio)
 
 
 register_members(VisionTransformer, {"vit_t": (256, 12), "vit_s": (512, 12), "vit_b": (512, 24)})

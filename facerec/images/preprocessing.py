@@ -76,6 +76,28 @@ class Preprocessing:
             self._constant(self.std, image_BCHW)
         )
 
+    def of_floats(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """As `normalise`, of float images (B, 3, height, width) whose channels are red, green, blue."""
+        if self.channels == "bgr":
+            image_BCHW = image_BCHW.flip(1)
+        return (image_BCHW - self._constant(self.mean, image_BCHW)) / self._constant(self.std, image_BCHW)
+
+    def followed_by(self, inner: Preprocessing) -> Preprocessing:
+        """Return the preprocessing that does this one's work and then that of `inner`, at this one's size."""
+        turned = inner.channels == "bgr"
+
+        def three(value: Numbers, turn: bool = False) -> list[float]:
+            numbers = [value] * 3 if isinstance(value, float) else value
+            return numbers[::-1] if turn else numbers
+
+        own = zip(three(self.mean, turned), three(self.std, turned), strict=True)
+        mean, std = [], []
+        for (m, s), a, b in zip(own, three(inner.mean), three(inner.std), strict=True):
+            mean.append(m + a * s)
+            std.append(s * b)
+        channels: Literal["rgb", "bgr"] = "rgb" if (self.channels == "bgr") == turned else "bgr"
+        return Preprocessing(_short(mean), _short(std), channels, self.size)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(height, width) in pixels."""
@@ -94,3 +116,8 @@ class Preprocessing:
         if isinstance(value, float):
             return value
         return torch.tensor(value, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+def _short(numbers: list[float]) -> Numbers:
+    """One number where all are equal."""
+    return numbers[0] if len(set(numbers)) == 1 else numbers

@@ -52,6 +52,13 @@ LINEAGES: dict[str, Lineage] = {
     "CVLface": Lineage(
         marks=(r"^net\.input_layer\.0\.weight$", r"^net\.body\.0\."), preprocessing={"channels": "rgb"}
     ),
+    "CVLface's ViT": Lineage(
+        marks=(r"^(model\.)?net\.patch_embed\.proj\.weight$", r"^(model\.)?net\.feature\.0\.weight$"),
+        networks=(
+            {"name": "vit_s", "patch": 8, "mlp_ratio": 5},
+            {"name": "vit_b", "patch": 8, "mlp_ratio": 3, "heads": 16},
+        ),
+    ),
     "Xiaoccer's MobileFaceNet": Lineage(
         marks=(r"linear7\.conv\.weight$", r"dw_conv1\.conv\.weight$"), preprocessing={"std": 128.0}
     ),

@@ -5,6 +5,7 @@ Shape suffixes: B images, C channels, H height, W width, D embedding size.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facerec.errors import CheckpointError, UserError
+from facerec.errors import CheckpointError, ConfigError, UserError
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import onnx_worker
 from facerec.models.networks import ForeignNetwork, Output, first_line
 
@@ -30,6 +32,7 @@ log = logging.getLogger("facerec.evaluation")
 
 _SECONDS: Final = 60.0  # for opening a network (as long again per GiB), and for each batch
 _SECONDS_IMAGE: Final = 5.0  # more for each image of a batch
+_PIXELS: Final = 2.0  # a mean or deviation beyond this is one of pixels
 _MEMORY: Final = 8 << 30  # bytes, besides four times the size of the network's files
 
 
@@ -38,6 +41,8 @@ class OnnxNetwork(ForeignNetwork):
 
     Attributes:
         size: (height, width) it takes; None: any.
+        inside: how it prepares what it is given before its first layer; None: not at all.
+        outside: what is to be done before that, as settings of `Preprocessing`; empty: not known.
         metadata: of the file.
         numbers: how many its tensors hold, nearly all of them parameters.
 
@@ -89,10 +94,16 @@ class OnnxNetwork(ForeignNetwork):
                 "(N, 3, height, width)"
             )
         self._name, self._type = name, kinds[kind]
-        self.takes_pixels = self._type == "uint8"
+        self.inside = _inside(answer["preparation"])
+        self.outside = _outside(self.inside)
+        self.takes_pixels = self._type == "uint8" or self.outside.get("std") == 1
         self.batch = batch if isinstance(batch, int) and batch > 0 else None
         fixed = [side for side in size if isinstance(side, int) and side > 0]
         self.size = (fixed[0], fixed[1]) if len(fixed) == 2 else None
+
+    def prepared(self, image_BCHW: Tensor) -> Tensor:
+        """Images as its first layer gets them."""
+        return image_BCHW if self.inside is None else self.inside.of_floats(image_BCHW)
 
     def layers(self) -> dict[str, Tensor]:
         """The numbers of its layers, in topological order, as a state dict whose modules are numbered."""
@@ -122,6 +133,28 @@ class OnnxNetwork(ForeignNetwork):
         # The chosen one alone was asked for; it keeps its index.
         none = [Output("", (), None)] * (self._output or 0)
         return outputs if self._output is None else [*none, *outputs]
+
+
+def _inside(found: dict[str, Any] | None) -> Preprocessing | None:
+    """What `onnx_worker` has found, to the digits of float32; None also for what is no preprocessing."""
+    if found is None:
+        return None
+    for key in ("mean", "std"):
+        numbers = [float(f"{number:.6g}") for number in found[key]]
+        found[key] = numbers[0] if len({*numbers}) == 1 else numbers
+    with contextlib.suppress(ConfigError):
+        return Preprocessing(**found)
+    return None
+
+
+def _outside(inside: Preprocessing | None) -> dict[str, Any]:
+    """Pixels from 0 to 255 where numbers of that size are subtracted or divided by, else from 0 to 1."""
+    if inside is None:
+        return {}
+    mean, std = (torch.tensor(one) for one in (inside.mean, inside.std))
+    if max(mean.max(), std.max()) > _PIXELS:
+        return {"mean": 0.0, "std": 1.0}
+    return {"mean": 0.0, "std": 255.0} if mean.min() > 0 else {}
 
 
 class _NetworkError(Exception):

@@ -6,6 +6,7 @@ Shape suffixes: B images, C channels, H height, W width, D embedding size.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from facerec.backbones.base import Backbone, create_backbone
 from facerec.errors import CheckpointError
+from facerec.images.preprocessing import Preprocessing
 from facerec.models import structure
+from facerec.models.hub import as_metadata
 from facerec.models.networks import patterns
 from facerec.models.onnx_network import OnnxNetwork
 from facerec.models.recognition import nearest, network_settings, recognise
+from facerec.registry import build
 from facerec.vectors import unit_rows
 
 log = logging.getLogger(__name__)
@@ -25,11 +29,12 @@ log = logging.getLogger(__name__)
 _LARGEST: Final = 1e-5  # difference between numbers of unit embeddings
 
 
-def load_onnx(backbone: Backbone, path: Path, where: str) -> list[str]:
+def load_onnx(backbone: Backbone, path: Path, where: str) -> tuple[list[str], Preprocessing | None]:
     """Load the numbers of an ONNX network into `backbone`, which stays as it is unless outputs agree.
 
     Returns:
-        The names of batch norms that were folded into the layer before: they only add its bias.
+        The names of batch norms that were folded into the layer before: they only add its bias. And how
+        images are to be prepared, where the network does that itself.
 
     Raises:
         UserError: onnxruntime or onnx is not installed.
@@ -43,7 +48,34 @@ def load_onnx(backbone: Backbone, path: Path, where: str) -> list[str]:
             f"{network.where}: takes images of {network.size} pixels, the backbone of {(height, width)}"
         )
     network.probe((height, width))
-    return load_network(backbone, network, network.layers())
+    absorbed = load_network(backbone, network, network.layers())
+    return absorbed, prepared_for(network, network.outside)
+
+
+def prepared_for(network: OnnxNetwork, outside: Mapping[str, Any]) -> Preprocessing | None:
+    """How images are to be prepared for a network rebuilt without its own preprocessing; None: as before.
+
+    Args:
+        outside: settings of what is done before the network.
+    """
+    if network.inside is None:
+        return None
+    return build(Preprocessing, "input", outside).followed_by(network.inside)
+
+
+def settings_for(
+    network: OnnxNetwork, made_for: dict[str, Any], recorded: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings `made_for` and the metadata of a rebuilt network, which leaves its preprocessing out.
+
+    Args:
+        recorded: settings that its metadata has in their place.
+    """
+    whole = prepared_for(network, made_for | recorded)
+    if whole is None:
+        return made_for, network.metadata
+    made_for = whole.to_dict()
+    return made_for, network.metadata | (as_metadata({"input": made_for}) if recorded else {})
 
 
 def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[str, Any], Backbone]:
@@ -53,7 +85,7 @@ def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[st
         settings: of `create_backbone`, with a name; the sizes are those of the network.
     """
     layers = network.layers()
-    known = recognise(layers, [settings["name"]], folded=True)
+    known = recognise(layers, [settings["name"]], folded=True, size=network.size)
     if known is None:
         raise CheckpointError(f"{network.where}: is no {settings['name']}{_hint(layers)}")
     settings = {**network_settings(settings), **known}
@@ -65,9 +97,10 @@ def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[st
 def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Tensor]) -> list[str]:
     """Load `layers` into `backbone` in the way by structure whose outputs are those of `network`."""
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    image_BCHW = patterns(2, backbone.input_size, pixels=False)
+    image_BCHW = patterns(2, backbone.input_size, network.takes_pixels)
     with torch.inference_mode():
         expected_BD = network(image_BCHW)
+    image_BCHW = network.prepared(image_BCHW)
     ways = structure.matches(layers, backbone, folded=True)
     if not ways:
         raise CheckpointError(f"{network.where}: does not fit the backbone{_hint(layers)}")
@@ -90,11 +123,19 @@ def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Ten
                 if way.absorbed
                 else "whole",
             )
+            if (inside := network.inside) is not None:
+                log.info(
+                    "%s: prepares images inside, (x − %s) / %s%s: that is left out, and is to be done before",
+                    network.where,
+                    inside.mean,
+                    inside.std,
+                    ", channels reversed" if inside.channels == "bgr" else "",
+                )
             return way.absorbed
     backbone.load_state_dict(before)
     raise CheckpointError(
         f"{network.where}: has the layers of the backbone, but gives other embeddings (unit vectors differ "
-        f"by {min(differences):.2g}): it prepares images inside, or is another network"
+        f"by {min(differences):.2g}): it does more to the images or to the embeddings, or is another network"
     )
 
 

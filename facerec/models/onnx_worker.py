@@ -57,15 +57,28 @@ def external_files(path: Path, tensors: Iterable[Any]) -> list[Path]:
 
 def tensors_in(path: Path) -> list[Any]:
     """All tensors, wherever in the network they are."""
+    return _tensors_in(_parsed(path))
+
+
+def _parsed(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
     content = path.read_bytes()
     if not content:
         raise Refused("is empty")
+    try:
+        return onnx.ModelProto.FromString(content)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise Refused("is damaged, or no ONNX") from error
+
+
+def _tensors_in(model: Any) -> list[Any]:
+    import onnx
+
     found = []
     try:
-        waiting: list[Any] = [onnx.ModelProto.FromString(content)]
+        waiting: list[Any] = [model]
         while waiting:
             message = waiting.pop()
             if isinstance(message, onnx.TensorProto):
@@ -73,7 +86,7 @@ def tensors_in(path: Path) -> list[Any]:
             for field, value in message.ListFields():
                 if field.message_type is not None:
                     waiting += [value] if hasattr(value, "ListFields") else value
-    except (DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise Refused("is damaged, or no ONNX") from error
     return found
 
@@ -81,10 +94,12 @@ def tensors_in(path: Path) -> list[Any]:
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Open the session of onnxruntime; returns it and a description of the network."""
     path = Path(request["path"])
-    tensors = tensors_in(path)
+    model = _parsed(path)
+    tensors = _tensors_in(model)
     files = external_files(path, tensors)
     numbers = sum(math.prod(tensor.dims) for tensor in tensors)
-    del tensors
+    preparation = _preparation(model, path.absolute().parent)
+    del model, tensors
     size = sum(file.stat().st_size for file in (path, *files))
     _limit_memory(request["memory"] + 4 * size)
     _allow(request["seconds"] * (1 + size / 2**30))
@@ -103,6 +118,7 @@ def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "metadata": session.get_modelmeta().custom_metadata_map,
         "inputs": [[one.name, one.type, one.shape] for one in session.get_inputs()],
         "numbers": numbers,
+        "preparation": preparation,
         "outputs": [one.name for one in session.get_outputs()],
         "files": [str(file) for file in files],
         "cuda": "CUDAExecutionProvider" in session.get_providers(),
@@ -125,6 +141,120 @@ def _run(session: Any, request: dict[str, Any], images: Any) -> tuple[dict[str, 
     return {"outputs": described}, arrays
 
 
+class _Constants:
+    """The float32 arrays that a graph holds, by name, also behind nodes that rename or turn them."""
+
+    def __init__(self, graph: Any, folder: Path) -> None:
+        self.held = {one.name: one for one in graph.initializer}
+        self._folder = str(folder)
+        self._alias: dict[str, str] = {}
+        self._turned: dict[str, Any] = {}
+
+    def raw(self, name: str) -> Any:
+        """The array of any type behind a name, or None."""
+        import onnx
+
+        tensor = self.held.get(self._alias.get(name, name))
+        return None if tensor is None else onnx.numpy_helper.to_array(tensor, self._folder)
+
+    def __call__(self, name: str) -> Any:
+        """The float32 array behind a name, or None."""
+        if name in self._turned:
+            return self._turned[name]
+        array = self.raw(name)
+        return None if array is None or array.dtype.kind != "f" else array.astype("float32")
+
+    def note(self, node: Any, options: dict[str, Any]) -> bool:
+        """Take in the next node of the graph; True if its output is the same numbers as its input."""
+        import onnx
+
+        kind, inputs = node.op_type, node.input
+        if kind == "Constant" and isinstance(options.get("value"), onnx.TensorProto):
+            self.held[node.output[0]] = options["value"]
+        elif kind in ("Identity", "Unsqueeze", "Squeeze", "Cast") and inputs:
+            self._alias[node.output[0]] = self._alias.get(inputs[0], inputs[0])
+            return True
+        elif kind == "Transpose" and (array := self(inputs[0])) is not None:
+            self._turned[node.output[0]] = array.transpose(options.get("perm"))
+        return False
+
+
+def _options(node: Any) -> dict[str, Any]:
+    import onnx
+
+    return {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+
+
+def _preparation(model: Any, folder: Path) -> dict[str, Any] | None:
+    """How a network prepares images before its first layer: (x − mean) / std, ``bgr`` if it turns them round.
+
+    Read off the nodes between the input and the first one that does something else. None: there are none.
+    """
+    import numpy as np
+
+    graph = model.graph
+    constants, readers = _Constants(graph, folder), dict[str, list[Any]]()
+    for node in graph.node:
+        if node.op_type != "Transpose":  # of large matrices
+            constants.note(node, _options(node))
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    images = [one for one in graph.input if one.name not in constants.held]
+    sides = [one.dim_value for one in images[0].type.tensor_type.shape.dim] if len(images) == 1 else []
+    if len(sides) != 4:
+        return None
+    name, axis = images[0].name, 3 if sides[3] == 3 and sides[1] != 3 else 1  # of the channels
+    scale, shift, turned = np.ones(3), np.zeros(3), False
+
+    def column(name: str) -> Any:
+        """A number, or one per channel, as float64 (3,); None for anything else."""
+        array = constants(name)
+        if array is None or array.size not in (1, 3):
+            return None
+        fits = array.size == 1 or (*[1] * (4 - array.ndim), *array.shape)[axis] == 3
+        return np.broadcast_to(array.reshape(-1).astype(np.float64), 3) if fits else None
+
+    while len(readers.get(name, ())) == 1:
+        (node,) = readers[name]
+        kind, options = node.op_type, _options(node)
+        if kind in ("Add", "Sub", "Mul", "Div") and len(node.input) == 2:
+            first = node.input[0] == name
+            number = column(node.input[1 if first else 0])
+            if number is None or (kind == "Div" and not (first and number.all())):
+                break
+            if kind in ("Mul", "Div"):
+                factor = number if kind == "Mul" else 1 / number
+                scale, shift = scale * factor, shift * factor
+            elif kind == "Sub" and not first:
+                scale, shift = -scale, number - shift
+            else:
+                shift = shift + (number if kind == "Add" else -number)
+        elif kind == "Transpose" and sorted(options.get("perm", ())) == [0, 1, 2, 3]:
+            axis = options["perm"].index(axis)
+        elif _turns_channels(node, options, axis, constants):
+            scale, shift, turned = scale[::-1], shift[::-1], not turned
+        elif kind not in ("Cast", "Identity"):
+            break
+        name = node.output[0]
+    if not (scale > 0).all() or (not turned and (scale == 1).all() and not shift.any()):
+        return None
+    mean, std = -shift / scale, 1 / scale
+    return {"mean": mean.tolist(), "std": std.tolist(), "channels": "bgr" if turned else "rgb"}
+
+
+def _turns_channels(node: Any, options: dict[str, Any], axis: int, constants: _Constants) -> bool:
+    """True for a node that puts the three channels in reverse order."""
+    given = [constants.raw(name) if name else None for name in node.input[1:]]
+    values = [None if one is None else one.reshape(-1).tolist() for one in given]
+    if node.op_type == "Gather":
+        return options.get("axis", 0) in (axis, axis - 4) and values == [[2, 1, 0]]
+    if node.op_type != "Slice" or len(values) != 4:
+        return False
+    starts, ends, axes, steps = values
+    whole = starts in ([-1], [2]) and ends is not None and ends[0] < -3
+    return whole and axes in ([axis], [axis - 4]) and steps == [-1]
+
+
 def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """The numbers of its layers in the order of the graph, which is topological, as entries of a state dict.
 
@@ -132,37 +262,21 @@ def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
     their entries are called NUMBER.weight, NUMBER.bias and so on, a running variance has torch's eps.
     """
     import numpy as np
-    import onnx
 
-    files = external_files(path, tensors_in(path))  # refuses others than those of its folder
+    model = _parsed(path)
+    files = external_files(path, _tensors_in(model))  # refuses others than those of its folder
     left = _SHARED * sum(file.stat().st_size for file in (path, *files)) + 2**20
-    graph = onnx.ModelProto.FromString(path.read_bytes()).graph
-    held = {one.name: one for one in graph.initializer}
-    alias: dict[str, str] = {}
-    turned: dict[str, Any] = {}
+    graph = model.graph
+    numbers = _Constants(graph, path.absolute().parent)
     layers: list[dict[str, Any]] = []
     made_by: dict[str, dict[str, Any]] = {}
 
-    def numbers(name: str) -> Any:
-        """The float32 array behind a name, or None."""
-        if name in turned:
-            return turned[name]
-        tensor = held.get(alias.get(name, name))
-        array = None if tensor is None else onnx.numpy_helper.to_array(tensor, str(path.absolute().parent))
-        return None if array is None or array.dtype.kind != "f" else array.astype(np.float32)
-
     for node in graph.node:
         inputs = list(node.input)
-        options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        options = _options(node)
         kind = node.op_type
-        if kind == "Constant" and isinstance(options.get("value"), onnx.TensorProto):
-            held[node.output[0]] = options["value"]
-        elif kind in ("Identity", "Unsqueeze", "Squeeze", "Cast") and inputs:
-            alias[node.output[0]] = alias.get(inputs[0], inputs[0])
-            if inputs[0] in made_by:
-                made_by[node.output[0]] = made_by[inputs[0]]
-        elif kind == "Transpose" and (array := numbers(inputs[0])) is not None:
-            turned[node.output[0]] = array.transpose(options.get("perm"))
+        if numbers.note(node, options) and inputs[0] in made_by:
+            made_by[node.output[0]] = made_by[inputs[0]]
         arrays = [numbers(name) if name else None for name in inputs[1:]]
         layer: dict[str, Any] | None = None
         if kind == "Conv" and arrays and arrays[0] is not None:

@@ -91,9 +91,7 @@ def load_model(
     chosen = {key: value for key, value in (backbone or {}).items() if value is not None}
     if "name" not in chosen:
         for key in chosen.keys() - {"input_size"}:
-            raise ConfigError(
-                f"backbone.{key}", chosen[key], "needs backbone=NAME, the network that it is of"
-            )
+            raise ConfigError(f"backbone.{key}", chosen[key], "needs backbone=NAME, the network it is of")
         chosen = {}
     kind = kind_of(path)
     if chosen and kind.brings_network:
@@ -284,17 +282,19 @@ def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict
 
 def _open_onnx(request: Request) -> Model:
     from facerec.models.onnx_network import OnnxNetwork
-    from facerec.models.onnx_weights import backbone_of
+    from facerec.models.onnx_weights import backbone_of, settings_for
 
     network = OnnxNetwork(request.path, request.device)
     shape = _own_size(request, _metadata(request, network.metadata, "input"), network.size)
     size = network.probe(shape)
-    made_for = {"size": _short(shape)}
+    made_for = {**network.outside, "size": _short(shape)}
     if not request.backbone:
-        return _finished(request, network, "an ONNX network", size, made_for, network.metadata)
+        inside = "" if network.inside is None else " that prepares images inside"
+        return _finished(request, network, f"an ONNX network{inside}", size, made_for, network.metadata)
     config, backbone = backbone_of(network, dict(request.backbone))
     what = f"an ONNX network, rebuilt as {config['backbone']['name']}"
-    return _finished(request, _ready(backbone, request), what, size, made_for, network.metadata, config)
+    made_for, metadata = settings_for(network, made_for, _metadata(request, network.metadata, "input"))
+    return _finished(request, _ready(backbone, request), what, size, made_for, metadata, config)
 
 
 def _open_torchscript(request: Request) -> Model:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from facerec.models.opening import kind_of
 from facerec.models.weights import load_weights, read_safetensors, tensors_in
 
 log = logging.getLogger(__name__)
+
+_PREPARED: Final = ("mean", "std", "channels")
 
 
 def load_pretrained(backbone: nn.Module, path: Path | str, input: Preprocessing | None = None) -> list[str]:
@@ -46,14 +49,22 @@ def load_pretrained(backbone: nn.Module, path: Path | str, input: Preprocessing 
         if onnx and isinstance(backbone, Backbone):
             from facerec.models.onnx_weights import load_onnx
 
-            return load_onnx(backbone, file, where)
+            absorbed, inside = load_onnx(backbone, file, where)
+            known = {} if inside is None else {key: getattr(inside, key) for key in _PREPARED}
+            _compare(input, known, "", where)
+            return absorbed
     weights = read_weights(path, where)
     absorbed = load_weights(backbone, weights, where)
     lineage, usual = usual_preprocessing(weights)
+    _compare(input, usual, lineage, where)
+    return absorbed
+
+
+def _compare(input: Preprocessing | None, usual: Mapping[str, Any], lineage: str, where: str) -> None:
+    """Warn where images will not be prepared as they were for the weights."""
     if input is not None and (other := {k: v for k, v in usual.items() if v != getattr(input, k)}):
         words = " ".join(f"input.{key}={value}" for key, value in other.items())
         log.warning("%s: weights%s, from images prepared otherwise; say %s", where, lineage, words)
-    return absorbed
 
 
 def read_weights(path: Path | str, where: str | None = None) -> dict[str, Tensor]:

@@ -31,7 +31,11 @@ def network_settings(settings: Settings) -> dict[str, Any]:
 
 
 def recognise(
-    weights: Mapping[str, Tensor], names: Iterable[str] | None = None, *, folded: bool = False
+    weights: Mapping[str, Tensor],
+    names: Iterable[str] | None = None,
+    *,
+    folded: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
     """Find the known backbone that a state dict fits: by names and shapes of its entries, else by structure.
 
@@ -39,6 +43,7 @@ def recognise(
         weights: tensors by name, with or without a common prefix.
         names: the backbones to try; None: all.
         folded: the weights are of an ONNX network (`structure.matches`), which fits if it does in any way.
+        size: of its images (height, width); None: one of the usual sizes.
 
     Returns:
         Settings for `create_backbone` (name, embedding_size, input_size, …), or None, also where several fit
@@ -53,11 +58,11 @@ def recognise(
         other, _ = _known(settings, 513, 112)
         sized = next(entry for entry in expected if expected[entry] != other[entry])
         embedding_size = next(iter(weights[match.prefix + sized].shape), 0)
-        for input_size, known in _of_all_sizes(settings, embedding_size) if embedding_size else ():
+        for input_size, known in _of_all_sizes(settings, embedding_size, size) if embedding_size else ():
             if compare(weights, *known).fits:
                 return _settings(settings, embedding_size, input_size)
     parts = [theirs for _, theirs in structure.parts(weights)]
-    fitting = (_by_structure(weights, parts, settings, folded) for settings in candidates)
+    fitting = (_by_structure(weights, parts, settings, folded, size) for settings in candidates)
     found = [known for known in fitting if known is not None]
     return found[0] if len(found) == 1 else None
 
@@ -81,7 +86,11 @@ def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator
 
 
 def _by_structure(
-    weights: Mapping[str, Tensor], parts: list[list[structure.Leaf]], settings: _Settings, folded: bool
+    weights: Mapping[str, Tensor],
+    parts: list[list[structure.Leaf]],
+    settings: _Settings,
+    folded: bool,
+    size: tuple[int, int] | None,
 ) -> dict[str, Any] | None:
     """The settings with the sizes under which the order and the shapes of entries fit in one way."""
     ours = structure.leaves(_known(settings, 512, 112)[0])
@@ -91,7 +100,7 @@ def _by_structure(
             continue
         widths = dict.fromkeys(leaf.key[1][0] for leaf in reversed(theirs) if len(leaf.key[1]) == 2)
         for embedding_size in widths:
-            for input_size, (known, _) in _of_all_sizes(settings, embedding_size):
+            for input_size, (known, _) in _of_all_sizes(settings, embedding_size, size):
                 if structure.could_fit(theirs, structure.leaves(known), folded=folded):
                     found = _settings(settings, embedding_size, input_size)
                     with on_meta_device():
@@ -168,8 +177,9 @@ def compare(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[s
     """Compare under the prefix below which most of the expected entries are."""
     prefix = _prefix(weights, expected)
     found = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+    foreign = tuple(foreign)
     outside = [name for name in weights if not name.startswith(prefix)]
-    outside += [prefix + name for name in sorted(found) if name.startswith(tuple(foreign))]
+    outside += [prefix + name for name in sorted(found - expected.keys()) if name.startswith(foreign)]
     misshapen = []
     for name, shape in expected.items():
         value = weights[prefix + name] if name in found else None
@@ -177,7 +187,11 @@ def compare(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[s
             misshapen.append(f"{name} {list(given)} for {list(shape)}")
         elif value is not None and not (value.is_floating_point() or name.endswith(COUNTER)):
             misshapen.append(f"{name} of {value.dtype}")  # quantised numbers, or complex ones
-    missing = [name for name in expected if name not in found and not name.endswith(COUNTER)]
+    missing = [
+        name
+        for name in expected
+        if name not in found and not name.endswith(COUNTER) and not name.startswith(foreign)
+    ]
     unscaled = []
     for name in [name.removesuffix(".weight") for name in missing if name.endswith(".weight")]:
         if f"{name}.bias" in missing and f"{name}.running_mean" in found:
@@ -185,7 +199,7 @@ def compare(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[s
     return Match(
         prefix,
         [name for name in missing if name not in unscaled],
-        sorted(name for name in found - expected.keys() if not name.startswith(tuple(foreign))),
+        sorted(name for name in found - expected.keys() if not name.startswith(foreign)),
         misshapen,
         unscaled,
         outside,
@@ -206,9 +220,11 @@ def _prefix(names: Iterable[str], expected: Shapes) -> str:
 _Settings = tuple[tuple[str, Any], ...]
 
 
-def _of_all_sizes(settings: _Settings, embedding_size: int) -> Iterator[tuple[Any, tuple[Shapes, Any]]]:
-    """The entries of a backbone for the usual sizes of images."""
-    for input_size in INPUT_SIZES:
+def _of_all_sizes(
+    settings: _Settings, embedding_size: int, size: tuple[int, int] | None
+) -> Iterator[tuple[Any, tuple[Shapes, Any]]]:
+    """The entries of a backbone for a size of images, or for the usual ones."""
+    for input_size in INPUT_SIZES if size is None else [size[0] if size[0] == size[1] else size]:
         try:
             known = _known(settings, embedding_size, input_size)
         except ConfigError:  # it takes no images of this shape
