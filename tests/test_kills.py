@@ -140,7 +140,7 @@ def survive(folder: Path, world: int, moments: list[Moment], steps: int, *settin
     [
         (1, [more_rows(4), writing(1)], []),
         (2, [writing(2), more_rows(3)], ["trainer.save_in_background=true"]),
-        (3, [writing(4)], []),
+        pytest.param(3, [writing(4)], [], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_command_goes_on_to_the_bit_and_keeps_its_records(

@@ -13,7 +13,7 @@ from tests.test_plugins import write_plugin
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
-    "widening": ["config", "exact", "limits", "robust", "sharded", "state"],
+    "widening": ["config", "exact", "limits", "robust", "state"],
     "plain": ["backbones", "published_backbones", "recomputation", "parameter_groups"],
 }
 

@@ -29,19 +29,19 @@ def faults():
 torch.set_num_threads(1)
 torch.manual_seed(0)
 # The first layers of a backbone: their blocks of 35 MB are more than glibc learns to keep by itself.
-layers = (torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.BatchNorm2d(64), PReLU(64), torch.nn.AvgPool2d(112))
+layers = (torch.nn.Conv2d(3, 64, 1), torch.nn.BatchNorm2d(64), PReLU(64), torch.nn.AvgPool2d(112))
 backbone = torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
 optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
 image_BCHW = torch.randn(11, 3, 112, 112).to(memory_format=torch.channels_last)
 counts = []
-for _ in range(30):
+for _ in range(22):
     before = faults()
     optimizer.zero_grad()
     backbone(image_BCHW).square().sum().backward()
     optimizer.step()
     counts.append(faults() - before)
 weights = b"".join(p.detach().numpy().tobytes() for p in backbone.parameters())
-print(json.dumps({"faults": counts[15:], "weights": hashlib.sha256(weights).hexdigest()}))
+print(json.dumps({"faults": counts[14:], "weights": hashlib.sha256(weights).hexdigest()}))
 """
 
 
