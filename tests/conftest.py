@@ -20,6 +20,13 @@ from .browser import browser  # noqa: F401 - a fixture
 from .folder_run import trained, work  # noqa: F401 - fixtures
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Modules of few tests that take long: begun last, one process would wait for the other.
+LONG = ("kills", "launching", "launched_runs", "cli_train", "trajectories", "plugins", "benchmark", "search")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(scope="session")
