@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from facerec import plugins
 from facerec.backbones import BACKBONES, create_backbone
-from facerec.backbones.flops import multiply_adds
+from facerec.backbones.base import on_meta_device
+from facerec.backbones.flops import activation_bytes, multiply_adds
 from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from tests.backbone_families import FAMILIES, PUBLISHED_FAMILIES
@@ -247,6 +249,30 @@ def test_a_flop_is_a_multiply_add() -> None:
             return self.linear(self.convolution(x).flatten(1))
 
     assert multiply_adds(Known(), 4) == 3 * 5 * 9 * 16 + 5 * 16 * 7
+
+
+@pytest.mark.parametrize(
+    "name", ["ir_50", "ir_se_50", "iresnet18", "mbf", "mobilefacenet_relu", "resnet50", "sphere20", "vit_t"]
+)
+def test_costs_are_those_that_torch_counts(name: str) -> None:
+    with on_meta_device():
+        backbone = create_backbone(name)
+    image = torch.empty(2, 3, *backbone.input_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.eval()(image)
+    assert multiply_adds(backbone, backbone.input_size) == counter.get_total_flops() // 2 // 2
+    own = {x.untyped_storage()._cdata for x in [*backbone.parameters(), *backbone.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = 0 if storage._cdata in own else storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = backbone.train()(image)
+    assert output.shape == (2, backbone.embedding_size)
+    assert activation_bytes(backbone, backbone.input_size) == sum(kept.values()) // 2
 
 
 @pytest.mark.parametrize("name", BACKBONES.names())

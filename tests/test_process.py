@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,23 @@ def test_a_training_loads_no_figures_before_there_is_something_to_draw() -> None
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_start_loads_neither_a_compiler_nor_what_only_an_evaluation_needs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from facerec.cli.train import main; from facerec.training.loop import Trainer\n"
+        "step = Trainer.step\n"
+        "def first(*given):\n"
+        "    step(*given)\n"
+        "    slow = ('torch._dynamo', 'sympy', 'triton', 'scipy', 'sklearn', 'bokeh', 'matplotlib')\n"
+        "    print('loaded:', *(name for name in slow if name in sys.modules))\n"
+        "Trainer.step = first; main()"
+    )
+    settings = "backbone=mobilefacenet backbone.embedding_size=16 data=synthetic data.identities=4"
+    settings += " data.images=16 trainer.batch_size=4 trainer.max_steps=1 eval.targets=[]"
+    settings += f" output_dir={tmp_path}"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *settings.split()], capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [line for line in ran.stdout.splitlines() if line.startswith("loaded:")] == ["loaded:"]

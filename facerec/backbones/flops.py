@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+
+aten = torch.ops.aten
+_PRODUCTS = {
+    aten.mm: 0,
+    aten.bmm: 0,
+    aten.addmm: 1,
+    aten.baddbmm: 1,
+}  # and which argument is the first factor
 
 
 def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
@@ -20,14 +28,14 @@ def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
     """
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
-    counter = FlopCounterMode(display=False)
+    counted = _Counted()
     try:
-        with counter, torch.no_grad():
-            _forward(backbone, _weightless(backbone), 1, size)
+        with torch.no_grad():
+            _forward(backbone, _weightless(backbone), 1, size, counted)
     finally:
         for module, training in modes:
             module.training = training
-    return counter.get_total_flops() // 2
+    return counted.multiply_adds
 
 
 def activation_bytes(backbone: nn.Module, size: int | Sequence[int] = 112, *, half: bool = False) -> int:
@@ -59,7 +67,103 @@ def inference_bytes(backbone: nn.Module, size: int | Sequence[int] = 112) -> int
     return held.most // batch
 
 
-class _Held(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
+    """Computes as always; torch would load its compiler, to keep it off the mode: a second of each start."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+class _Shapes(_Mode):
+    """Makes the shapes that `_RESULTS` knows; torch's own way to these loads its compiler, too."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = _RESULTS[function](*args) if function in _RESULTS else None
+        return super().__torch_dispatch__(function, types, args, kwargs) if made is None else made
+
+
+def _convolution(x: torch.Tensor, weight: torch.Tensor, *settings: Any) -> torch.Tensor | None:
+    _, strides, paddings, dilations, transposed, *_ = settings
+    if transposed:
+        return None
+    ends = zip(x.shape[2:], weight.shape[2:], strides, paddings, dilations, strict=True)
+    sides = [(side + 2 * pad - far * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, far in ends]
+    return x.new_empty(len(x), len(weight), *sides)
+
+
+def _batch_norm(x_BCHW: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    mean_or_std = x_BCHW.new_empty(x_BCHW.shape[1] if rest[4] else 0, dtype=torch.float32)  # in training
+    return x_BCHW.new_empty(x_BCHW.shape), mean_or_std, mean_or_std.new_empty(mean_or_std.shape)
+
+
+def _layer_norm(x: torch.Tensor, shape: Sequence[int], *_: Any) -> tuple[torch.Tensor, ...]:
+    mean_or_std = x.new_empty(*x.shape[: -len(shape)], *(1 for _ in shape), dtype=torch.float32)
+    return x.new_empty(x.shape), mean_or_std, mean_or_std.new_empty(mean_or_std.shape)
+
+
+def _elementwise(*factors: Any) -> torch.Tensor:
+    shape = np.broadcast_shapes(*(x.shape for x in factors if isinstance(x, torch.Tensor)))
+    return factors[0].new_empty(shape, dtype=torch.result_type(*factors))
+
+
+_RESULTS: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: _convolution,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.addmm.default: lambda bias, a, b: a.new_empty(len(a), b.shape[1]),
+    aten.add.Tensor: _elementwise,
+    aten.mul.Tensor: _elementwise,
+    aten.mul.Scalar: _elementwise,
+    aten.div.Tensor: _elementwise,
+    aten._prelu_kernel.default: _elementwise,
+    aten._safe_softmax.default: lambda x, *_: x.new_empty(x.shape),
+    aten.hardtanh.default: lambda x, *_: x.new_empty(x.shape),
+    aten.mean.dim: torch.sum,
+    aten.mm.default: lambda a, b: a.new_empty(len(a), b.shape[1]),
+    aten.bmm.default: lambda a, b: a.new_empty(len(a), a.shape[1], b.shape[2]),
+    aten.add_.Tensor: lambda x, *_: x,
+    aten.relu_.default: lambda x: x,
+    aten.hardtanh_.default: lambda x, *_: x,
+}
+
+
+class _Counted(_Shapes):
+    """Counts the multiply-adds of convolutions and products, into which attention is taken apart.
+
+    `torch.utils.flop_counter` does so, too, and loads Triton for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiply_adds = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operation = function.overloadpacket
+        if function not in _RESULTS and operation not in _PRODUCTS:
+            with self:
+                parts = function.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        if operation is aten.convolution:
+            image, weight, transposed = args[0], args[1], args[6]
+            self.multiply_adds += (image if transposed else result).numel() * weight[0].numel()
+        elif operation in _PRODUCTS:
+            self.multiply_adds += result.numel() * args[_PRODUCTS[operation]].shape[-1]
+        return result
+
+
+class _Held(_Mode):
     """Counts the bytes of the tensors that are made and not yet freed, besides those of `own`."""
 
     def __init__(self, own: Iterable[torch.Tensor]) -> None:
@@ -70,7 +174,7 @@ class _Held(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(function, types, args, kwargs)
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -103,9 +207,14 @@ def _weightless(backbone: nn.Module, dtype: torch.dtype | None = None) -> dict[s
 
 
 def _forward(
-    backbone: nn.Module, weightless: dict[str, torch.Tensor], batch: int, size: int | Sequence[int]
+    backbone: nn.Module,
+    weightless: dict[str, torch.Tensor],
+    batch: int,
+    size: int | Sequence[int],
+    mode: _Mode | None = None,
 ) -> None:
     height, width = (size, size) if isinstance(size, int) else size
     dtype = next((tensor.dtype for tensor in weightless.values() if tensor.is_floating_point()), None)
     images = torch.empty(batch, 3, height, width, device="meta", dtype=dtype)
-    torch.func.functional_call(backbone, weightless, (images,))
+    with mode or _Shapes():
+        torch.func.functional_call(backbone, weightless, (images,))

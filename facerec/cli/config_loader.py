@@ -67,9 +67,21 @@ class ConfigLoader(ConfigLoaderImpl):
         self.repository = _Repository(config_search_path)
         self.repeated = type(self).repeated  # of this object, so that it goes along
 
-    def get_group_options(self, group_name: str, *rest: Any, **named: Any) -> list[str]:
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
         """Return the choices of a group, without ``base``, from which others inherit."""
-        return [name for name in super().get_group_options(group_name, *rest, **named) if name != "base"]
+        if (
+            config_name is None and not overrides
+        ):  # nothing adds folders: Hydra need not copy all that it holds
+            names = self.repository.get_group_options(group_name, results_filter)
+        else:
+            names = super().get_group_options(group_name, results_filter, config_name, overrides)
+        return [name for name in names if name != "base"]
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *rest: Any, **named: Any

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from facerec.errors import ConfigError, UserError, setting_text
 from facerec.reporting.record import RunRecord
@@ -50,6 +49,8 @@ class Fold:
         values = self.values.get(column, [])
         if self.mean(column) is None or len(values) < 2:
             return None
+        from scipy.stats import t as student_t  # slow to load
+
         half = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
         return max(0.0, float(np.mean(values) - half)), min(1.0, float(np.mean(values) + half))
 

@@ -16,7 +16,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from facerec.errors import UserError
 from facerec.evaluation.metrics.auc import areas
@@ -65,6 +64,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
     """Exact two-sided p of McNemar's test: how likely so uneven a split of the discordant decisions is where
     each is equally likely to go either way. 1 where there are none.
     """
+    from scipy.stats import binomtest  # slow to load
+
     discordant = first_only + second_only
     return float(binomtest(first_only, discordant, 0.5).pvalue) if discordant else 1.0
 

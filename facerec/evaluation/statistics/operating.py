@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.integrate import trapezoid
-from scipy.stats import binom, binomtest
 
 from facerec.evaluation.metrics.tar_at_far import FAR_TARGETS, tar_at_far
 from facerec.evaluation.statistics.bootstrap import Interval
@@ -39,6 +37,8 @@ class Point(NamedTuple):
 
 def operating_points(separation: Separation, tar_intervals: Mapping[str, Interval]) -> dict[str, Point]:
     """The points at each FMR that the number of impostor pairs supports, by the FMR as it is written."""
+    from scipy.stats import binom  # slow to load
+
     points = {}
     impostor_I, count = separation.impostor_I, len(separation.impostor_I)
     for target, tar in tar_at_far(separation).items():
@@ -89,6 +89,8 @@ def group_rates(
 def _rate(errors: int, trials: int) -> tuple[float | None, Interval]:
     if not trials:
         return None, None
+    from scipy.stats import binomtest  # slow to load
+
     low, high = binomtest(errors, trials).proportion_ci(method="exact")
     return errors / trials, (float(low), float(high))
 
@@ -126,7 +128,7 @@ def error_versus_reject(
         return None
     quality_N = np.asarray(quality_N2, np.float64).min(axis=1)[same_N]
     curves = [_remaining(missed_N, quality_N), _remaining(missed_N, -missed_N)]
-    areas = [float(trapezoid(curve, _REJECTED) / _REJECTED[-1]) for curve in curves]
+    areas = [float((curve[1:] + curve[:-1]).mean() / 2) for curve in curves]  # trapezoids of equal widths
     return Rejection(_REJECTED, curves[0], *areas)
 
 

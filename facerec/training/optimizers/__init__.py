@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -13,9 +14,11 @@ from facerec.registry import Registry
 from facerec.settings import Applied, NotNegative, Positive, check_ranges
 from facerec.training.optimizers.groups import parameter_groups
 
-__all__ = ["OPTIMIZERS", "OptimizerSettings", "describe", "make_optimizer", "set_learning_rate"]
+__all__ = ["OPTIMIZERS", "OptimizerSettings", "describe", "make_optimizer", "set_learning_rate", "uncompiled"]
 
 OPTIMIZERS = Registry("optimizer", "facerec.training.optimizers")
+
+T = TypeVar("T", bound=torch.optim.Optimizer)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,17 @@ def make_optimizer(
     if not groups:
         raise ConfigError("backbone.frozen", True, "leaves nothing to train with a head without weights")
     return settings.build(groups)
+
+
+def uncompiled(kind: type[T]) -> type[T]:
+    """Return a class of optimizers without the wrappers that prepare it for `torch.compile`.
+
+    At the first call they load the compiler, a second of a start; a run compiles the backbone alone.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return cast(type[T], type(kind.__name__, (kind,), methods))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from facerec.errors import require
-from facerec.training.optimizers import OPTIMIZERS, OptimizerSettings
+from facerec.training.optimizers import OPTIMIZERS, OptimizerSettings, uncompiled
 
 
 @OPTIMIZERS.register("adamw")
@@ -28,4 +28,5 @@ class AdamW(OptimizerSettings):
         require(good, "optimizer.betas", list(self.betas), "must be two numbers from 0 to below 1")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)
+        kind = uncompiled(torch.optim.AdamW)
+        return kind(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=True)

@@ -9,7 +9,7 @@ import torch
 
 from facerec.errors import require
 from facerec.settings import BelowOne
-from facerec.training.optimizers import OPTIMIZERS, OptimizerSettings
+from facerec.training.optimizers import OPTIMIZERS, OptimizerSettings, uncompiled
 
 
 @OPTIMIZERS.register("sgd")
@@ -31,4 +31,5 @@ class SGD(OptimizerSettings):
         require(usable, "optimizer.nesterov", self.nesterov, "needs optimizer.momentum greater than 0")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        kind = uncompiled(torch.optim.SGD)
+        return kind(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
