@@ -116,6 +116,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on the GPU, or else in main memory; None if not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):  # a system other than Linux
+        known = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        return int(known[1]) * 1024 if known else None
+    return None
+
+
 def release_memory() -> None:
     """Give unused main memory back to the system; else holes and cycles that evaluations leave add up."""
     gc.collect()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from facerec.backbones import BACKBONES
 from tests.trajectories import composed, trained
 
 FIXTURES = Path(__file__).parent / "fixtures" / "trajectories"
@@ -40,6 +41,24 @@ PUBLISHED = [
             *("head.base=1363.6363636363637", "head.gamma=0.09090909090909091", "optimizer.decay_all=true"),
             *("head.normalize_gradient=false", "optimizer.lr=0.01", "schedule.milestones=[3,5,7]"),
             *("trainer.max_steps=8",),
+        ),
+    ),
+    (
+        "sphereface2_ms1mv2_r100",
+        "sphereface2",
+        (
+            "backbone=iresnet18",
+            "backbone.variant=opensphere",
+            "schedule.milestones=[3,5,7]",
+            "trainer.max_steps=8",
+        ),
+    ),
+    (  # masks a tenth of the patches; width 64 and three blocks; one batch a step and every class
+        "cosface_webface42m_vit_b_pfc03",
+        "vit",
+        (
+            *("trainer.accumulate=1", "trainer.clip_norm=5", "head.sample_rate=1", "trainer.max_steps=8"),
+            *("schedule.unit=steps", "schedule.warmup=2"),
         ),
     ),
 ]
@@ -79,8 +98,14 @@ def test_recipes_of_insightface_differ_as_its_configurations_do() -> None:
 @pytest.mark.parametrize("steps", [4, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("recipe", "fixture", "smaller"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
 def test_recipes_are_their_programs(
-    recipe: str, fixture: str, smaller: tuple[str, ...], steps: int, tmp_path: Path
+    recipe: str,
+    fixture: str,
+    smaller: tuple[str, ...],
+    steps: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(BACKBONES.builder("vit_b"), "stages", (64, 3))
     theirs = json.loads((FIXTURES / f"{fixture}.json").read_text())
     theirs.setdefault("steps_per_epoch", len(theirs["steps"]))
     theirs["steps"] = theirs["steps"][:steps]

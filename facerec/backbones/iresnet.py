@@ -62,6 +62,7 @@ class IResNet(Backbone):
         input_size: pixels, multiples of 16; 112 is published.
         variant: ``magface`` as MagFace (2103.06627) trains it: the embedding's scale learnt, whole channels
             dropped, batch norm with ε 2e-5 and momentum 0.9, Kaiming's start; for BGR images from 0 to 1.
+            ``opensphere``: the embedding's scale is learnt, from 0.1.
     """
 
     stages: ClassVar[Sequence[int]]
@@ -72,7 +73,7 @@ class IResNet(Backbone):
         dropout: float = 0.0,
         zero_init_residual: bool = False,
         input_size: int | list[int] = 112,
-        variant: Literal["insightface", "magface"] = "insightface",
+        variant: Literal["insightface", "magface", "opensphere"] = "insightface",
     ) -> None:
         super().__init__(embedding_size, input_size)
         require_fraction("dropout", dropout)
@@ -95,6 +96,9 @@ class IResNet(Backbone):
         for module in self.modules():
             if isinstance(module, Block) and zero_init_residual:
                 nn.init.zeros_(module.bn2.weight)
+        if variant == "opensphere":
+            self.features.weight.requires_grad = True
+            nn.init.constant_(self.features.weight, 0.1)
         if variant == "magface":
             self.dropout = nn.Dropout2d(dropout)
             self.features.weight.requires_grad = True

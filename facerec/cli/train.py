@@ -28,8 +28,15 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
     from facerec.reporting.pruning import pruning
+    from facerec.training.dry_run import dry_run, is_dry
     from facerec.training.run import assemble, device_of
 
+    if is_dry(config):
+        run.leave_no_trace()
+        process.keep_memory()
+        with distributed.process_group(device_of(config)):
+            dry_run(config)
+        return None
     run.hold()
     allocator = process.keep_memory()
     with distributed.process_group(device_of(config)):

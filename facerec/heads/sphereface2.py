@@ -32,6 +32,8 @@ class SphereFace2(ClassHead):
         lambda_p: λ in (0, 1), weight of the positive.
         loss_weight: factor of the loss. The released code takes 50 with its learning rates.
         straight_through: give g derivative 1, as the released code does.
+        projected: scale the class rows to length 1 before each step and take their products as they are, as
+            the released code does; else the loss divides by their lengths, and its gradient knows of it.
     """
 
     r: Positive = 40.0
@@ -40,6 +42,11 @@ class SphereFace2(ClassHead):
     lambda_p: Annotated[float, Range(lambda x: 0 < x < 1, "must be between 0 and 1")] = 0.7
     loss_weight: Positive = 1.0
     straight_through: bool = False
+    projected: bool = False
+
+    @property
+    def normalise_weight(self) -> bool:  # type: ignore[override]
+        return not self.projected
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,12 +58,20 @@ class SphereFace2(ClassHead):
         at_zero = 2 * 0.5**self.t - 1
         negative = self.r * (at_zero + self.m)
         root = math.sqrt((1 - odds) ** 2 + 4 * odds * math.exp(-2 * self.r * self.m))
+        if odds > 1:  # few classes: the same quotient without the difference of two near numbers
+            return math.log((odds - 1 + root) / 2) + 2 * self.r * self.m - negative
         return math.log(2 * odds / (1 - odds + root)) - negative
 
     def stretch(self, cosine: Tensor) -> Tensor:
         """Return g, elementwise."""
         stretched = 2 * ((cosine + 1) / 2).clamp_min(0) ** self.t - 1
         return cosine + (stretched - cosine).detach() if self.straight_through else stretched
+
+    def sums(self, samples: Samples) -> ClassSums:
+        if self.projected and self.training:
+            with torch.no_grad():
+                self.weight.div_(torch.linalg.vector_norm(self.weight, dim=1, keepdim=True).clamp_min(1e-12))
+        return super().sums(samples)
 
     def others(self, target_B: Tensor, samples: Samples) -> Term:
         b = self.offset.detach().clone()

@@ -102,12 +102,24 @@ class RunFolder:
         self._handler: logging.Handler = logging.handlers.MemoryHandler(
             10**6, flushLevel=logging.CRITICAL + 1
         )
-        self._accepted = False
+        self._accepted = self._passing = False
 
     @property
     def named(self) -> bool:
         """True where the command line names the folder, so that the same command has it again."""
         return any(one.startswith("output_dir=") for one in HydraConfig.get().overrides.task)
+
+    def leave_no_trace(self) -> None:
+        """Keep the folder as it was, as for a command that is refused.
+
+        Raises:
+            UserError: this is a run of a sweep, whose table would have nothing to show.
+        """
+        if self._sweep:
+            raise UserError(
+                "trainer.dry_run=true: leaves no run that a sweep could compare; call it without -m"
+            )
+        self._passing = True
 
     def __enter__(self) -> RunFolder:
         return self
@@ -194,7 +206,7 @@ class RunFolder:
             with contextlib.suppress(OSError):  # a folder that has vanished
                 (self.path / LOCK).unlink()
             os.close(self._lock)
-        if refused and not self._sweep:
+        if (refused or self._passing) and not self._sweep:
             discard(self.path)
 
     def _replace_handler(self, handler: logging.Handler | None) -> None:

@@ -45,6 +45,10 @@ class Cost:
         """Return the sum over all of `formulas`."""
         return sum(map(self.value, formulas.values()))
 
+    def memory_bytes(self) -> float:
+        """Return the memory that is known of one rank."""
+        return sum(map(self.total, self.memory.values()))
+
     def line(self) -> str:
         """Return one line for the log."""
         parts = {part: self.total(formulas) for part, formulas in self.memory.items()}
@@ -54,7 +58,7 @@ class Cost:
         head = self.value(self.flops["head"]) / max(flops, 1)
         sent = f", {size(self.total(self.sent))} sent" if self.sent else ""
         return (
-            f"{size(sum(parts.values()))} per process ({memory}){unknown}, beside Python's and torch's own; "
+            f"{size(self.memory_bytes())} per process ({memory}){unknown}, beside Python's and torch's own; "
             f"a step: {flops / 1e12:.3g} TFLOPs (head {head:.0%}){sent}"
         )
 
@@ -133,16 +137,20 @@ def estimate(
     return Cost(symbols, memory, flops, sent if world_size > 1 else {})
 
 
-def of_run(trainer: Trainer, multiply_adds: float, activation: float = 0.0) -> Cost:
-    """Return the cost of a step of `trainer`; for the other arguments see `estimate`."""
-    from facerec.heads.mechanism.class_sums import block_bytes, kept_bytes  # torch: `estimate` does without
+def of_run(trainer: Trainer) -> Cost:
+    """Return the cost of a step of `trainer`."""
+    # torch: `estimate` does without
+    from facerec.backbones.flops import activation_bytes, multiply_adds
+    from facerec.heads.mechanism.class_sums import block_bytes, kept_bytes
 
     head, settings, device = trainer.head, trainer.settings, trainer.device
     memory, weight = getattr(head, "memory", "keep"), getattr(head, "weight", None)
+    backbone, shape, half = trainer.backbone, trainer.input.shape, settings.precision != "fp32"
+    exact = not (trainer.start.frozen or settings.checkpoint_activations)
     moments = {"AdamW": 2, "SGD": 1 if trainer.optimizer.defaults.get("momentum") else 0}
     return estimate(
-        parameters=sum(parameter.numel() for parameter in trainer.backbone.parameters()),
-        multiply_adds=multiply_adds,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        multiply_adds=multiply_adds(backbone, shape),
         rows=0 if weight is None else math.prod(weight.shape[:-1]),
         embedding_size=1 if weight is None else weight.shape[-1],
         batch_size=settings.batch_size,
@@ -152,10 +160,10 @@ def of_run(trainer: Trainer, multiply_adds: float, activation: float = 0.0) -> C
         accumulate=settings.accumulate,
         state_tensors=moments.get(type(trainer.optimizer).__name__, 1),
         keep=kept_bytes(device) if memory == "auto" else memory == "keep",
-        half=settings.precision != "fp32",
+        half=half,
         frozen=trainer.start.frozen,
         ema=trainer.ema is not None,
-        activation=activation,
+        activation=activation_bytes(backbone, shape, half=half) if exact else 0,
         block=block_bytes(device),
     )
 

@@ -16,7 +16,7 @@ import torch
 from facerec import distributed
 from facerec.backbones import BACKBONES
 from facerec.backbones.base import on_meta_device
-from facerec.backbones.flops import activation_bytes, multiply_adds, require_batches_of_one
+from facerec.backbones.flops import require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, number_format, resolve_device, seed_everything
 from facerec.errors import ConfigError, UserError, counted, require
@@ -271,10 +271,7 @@ def describe_run(trainer: Trainer) -> None:
     all_steps = settings.steps(loader)
     schedule = dict(config["schedule"])
 
-    operations = multiply_adds(backbone, shape)
-    exact = not (trainer.start.frozen or settings.checkpoint_activations)
-    half = settings.precision != "fp32"
-    step = cost.of_run(trainer, operations, activation_bytes(backbone, shape, half=half) if exact else 0)
+    step = cost.of_run(trainer)
     say("measuring how fast this device multiplies …")
     flops, speed = step.total(step.flops), matmul_speed(trainer.device, settings.precision)
     trainer.meter.flops = flops / (settings.batch_size * settings.accumulate)
@@ -287,7 +284,7 @@ def describe_run(trainer: Trainer) -> None:
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
-        f"{operations / 1e9:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
+        f"{step.symbols['M'] / 1e9:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
         "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps per epoch, {all_steps:,} in all",

@@ -87,6 +87,7 @@ class TrainerSettings:
             instead of keeping them: less memory for one more forward pass.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
+        dry_run: run two steps on made-up images of the true shapes, say what they take, and leave no run.
 
     Raises:
         ConfigError: for a value out of range.
@@ -113,6 +114,7 @@ class TrainerSettings:
     checkpoint_activations: Free[bool] = False
     compile: Free[bool] = False
     threads: Free[_Threads] = None
+    dry_run: Free[bool] = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")
