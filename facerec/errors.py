@@ -34,6 +34,7 @@ _SYNONYMS = (
     ("image_size", "img_size", "resolution", "input_size", "size"),
     ("dim", "emb_size", "embedding_dim", "feature_dim", "embedding_size"),
     ("margin", "m"),
+    ("filter", "interclass_filtering_threshold", "interclass_filtering"),
     ("scale", "s"),
     ("wd", "decay", "weight_decay"),
     ("grad_clip", "clip_grad", "max_norm", "clip_norm"),

@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,25 @@ def test_the_estimate_is_what_a_step_really_allocates(optimizer: Any, tensors: i
         gradient.nbytes,
         state,
     )
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_the_blocks_at_work_are_those_that_a_step_allocates(threshold: float | None) -> None:
+    classes, batch, block = 16384, 64, 4096
+    settings = {"block_size": block, "memory": "recompute", "interclass_filtering": threshold}
+    head = create_head("arcface", num_classes=classes, embedding_size=16, **settings)
+    x, label = torch.randn(batch, 16, requires_grad=True), torch.randint(classes, (batch,))
+    head(x, label).loss.backward()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        head(x, label)
+    events = [one for one in seen.profiler.kineto_results.events() if one.name() == "[memory]"]
+    allocated = np.cumsum([one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())])
+    sizes = {"rows": classes, "embedding_size": 16, "batch_size": batch, "world_size": 1}
+    filtered = threshold is not None
+    cost = estimate(**LARGE | sizes, keep=False, filtered=filtered, block=block * batch * 4)
+    assert allocated.max() == pytest.approx(amounts(cost, "logits")["blocks at work"], rel=0.04)
 
 
 @pytest.mark.parametrize("head", ["arcface", "subcenter", "triplet"])

@@ -25,6 +25,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "elasticface": {"sigma": 0.0},  # else every process draws margins of its own
     "sphereface": {"normalize_gradient": True},
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "arcface recomputed": ("arcface", {"memory": "recompute"}),
+    **{
+        f"{n} filtered": (n, {"interclass_filtering": 0.2})
+        for n in ("arcface", "softmax", "sface", "npcface")
+    },
+}
+REPORTED = ("target_cosine", "hardest_cosine", "other_cosine", "accuracy", "filtered_negatives")
 PARTS = {2: [5, 4], 3: [3, 3, 2]}  # samples of each process: the last batch of an epoch is uneven
 
 
@@ -67,7 +75,8 @@ def every_head(folder: Path, parts: list[int]) -> None:
     begin = sum(parts[:rank])
     own = slice(begin, begin + parts[rank])
     found = {name: step(make(name, sharded=True), parts, own, parts) for name in CLASS_HEADS}
-    found["recomputed"] = step(make("arcface", sharded=True, memory="recompute"), parts, own, parts)
+    for variant, (name, further) in VARIANTS.items():
+        found[variant] = step(make(name, sharded=True, **further), parts, own, parts)
     found["sampled"] = step(make("cosface", sharded=True, sample_rate=0.1), parts, own, parts)
     torch.save(found, folder / f"{rank}.pt")
 
@@ -81,11 +90,13 @@ def sharded_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return parts, [torch.load(folder / f"{rank}.pt") for rank in range(len(parts))]
 
 
-@pytest.mark.parametrize("name", [*CLASS_HEADS, "recomputed"])
+@pytest.mark.parametrize("name", [*CLASS_HEADS, *VARIANTS])
 def test_gradients_state_and_report_are_those_of_one_process(sharded_run: Any, name: str) -> None:
     parts, found_by = sharded_run
     found = [process[name] for process in found_by]
-    alone = step(make("arcface" if name == "recomputed" else name), parts, slice(0, sum(parts)), None)
+    plain, further = VARIANTS.get(name, (name, {}))
+    alone = step(make(plain, **further), parts, slice(0, sum(parts)), None)
+    assert alone.get("report filtered_negatives", 1) > 0
     own = torch.tensor(parts, dtype=torch.float64) / sum(parts)
 
     def mean(key: str) -> Tensor:
@@ -106,7 +117,7 @@ def test_gradients_state_and_report_are_those_of_one_process(sharded_run: Any, n
         elif kind == "state":
             for f in found:
                 torch.testing.assert_close(f[key], value, **close)
-        elif kind == "report" and what in ("target_cosine", "hardest_cosine", "other_cosine", "accuracy"):
+        elif kind == "report" and what in REPORTED:
             torch.testing.assert_close(mean(key).to(value.dtype), value, rtol=1e-6, atol=1e-7)
 
 

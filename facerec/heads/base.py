@@ -133,6 +133,11 @@ class ClassHead(Head):
         sample_rate: fraction of the class rows that take part in a step (Partial FC), in (0, 1]; those of the
             batch's own classes always do, the others are drawn anew each step. The sum over the other classes
             and what is reported of them are of those rows.
+        interclass_filtering: leave other classes with a greater cosine than this, in (0, 1], out of a
+            sample's sum: they add nothing and get no gradient, since they are likely the same person under
+            another label (An et al. 2022, "Killing Two Birds with One Stone": *abnormal inter-class
+            filtering*). The released code sets their cosine to 0 instead, so that each still adds e^0 = 1 to
+            the sum; the gradients to them are zero there, too. null: none are left out.
 
     Attributes:
         weight: (C, D) class weights, as the optimizer sees them; where they are sharded, the rows of `shard`.
@@ -150,6 +155,7 @@ class ClassHead(Head):
     block_size: Free[ranges.CountOrNull] = None
     sharded: Free[bool] = False
     sample_rate: ranges.Rate = 1.0
+    interclass_filtering: ranges.CosineOrNull = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,6 +239,7 @@ class ClassHead(Head):
             memory=self.memory,
             block_size=self.block_size,
             products=self.products,
+            filter_above=self.interclass_filtering,
             fused=self.fused,
             sharded=self.sharded,
             sizes=samples.sizes,

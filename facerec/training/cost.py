@@ -71,6 +71,7 @@ def estimate(
     embedding_size: int,
     batch_size: int,
     sample_rate: float = 1.0,
+    filtered: bool = False,
     sharded: bool = True,
     world_size: int = 1,
     accumulate: int = 1,
@@ -88,6 +89,7 @@ def estimate(
         parameters, multiply_adds, activation: W, M and a of the backbone; `activation` 0 where not known.
         rows: R; 0 for a head without class weights.
         sample_rate: fraction of the rows that take part; no fewer than there are samples.
+        filtered: classes above a cosine are left out, which takes a mask of a block.
         sharded: the ranks hold different rows.
         state_tensors: T: SGD 0, with momentum 1; AdamW 2.
         keep: keep the logits for the backward pass, or compute them again; a number: keep fewer bytes.
@@ -113,7 +115,7 @@ def estimate(
     if sampled:
         head["copies of sampled rows"] = f"{1 + state_tensors} × K × D × 4"
     working = {"embeddings and gradients": "4 × S × D × 4"}
-    working["blocks at work"] = f"3 × {min(logits, max(block, 1024 * samples))}"
+    working["blocks at work"] = f"{3.25 if filtered else 3} × {min(logits, max(block, 1024 * samples))}"
     working |= {"kept": "K × S × 4"} if keep else {}
     memory = {"backbone": backbone, "head": head, "logits": working}
     sent: Formulas = {}
@@ -155,6 +157,7 @@ def of_run(trainer: Trainer) -> Cost:
         embedding_size=1 if weight is None else weight.shape[-1],
         batch_size=settings.batch_size,
         sample_rate=getattr(head, "sample_rate", 1.0),
+        filtered=getattr(head, "interclass_filtering", None) is not None,
         sharded=bool(head.sharded_parameters),
         world_size=trainer.loader.world_size,
         accumulate=settings.accumulate,

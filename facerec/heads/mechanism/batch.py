@@ -43,9 +43,13 @@ def inverse_norm(norm: Tensor) -> Tensor:
 
 @torch.no_grad()
 def step_statistics(sums: ClassSums, norm_B: Tensor) -> dict[str, Tensor]:
-    """Return mean target cosine and angle (degrees), mean and hardest other cosine, top-1 without margin."""
+    """Return mean target cosine and angle (degrees), mean and hardest other cosine, top-1 without margin.
+
+    Those are of all classes; of filtered ones their number per sample is added.
+    """
     cosine_B = sums.cosine_B.clamp(-1, 1)
-    return {
+    filtered = {} if sums.filtered_B is None else {"filtered_negatives": sums.filtered_B.mean()}
+    return filtered | {
         "target_cosine": cosine_B.mean(),
         "target_angle": torch.rad2deg(cosine_B.acos()).mean(),
         "other_cosine": sums.mean_B.mean(),

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from facerec import distributed
 from facerec.heads.mechanism import fused as fusion
 from facerec.heads.mechanism.products import Format, multiply, resolve_format, tensor_cores
-from facerec.heads.mechanism.terms import Reduction, Term
+from facerec.heads.mechanism.terms import Filtered, RunningSum, Term
 
 Memory = Literal["auto", "keep", "recompute"]
 
@@ -40,6 +40,7 @@ class ClassSums(NamedTuple):
         hardest_B: largest cosine among the other classes; −inf where there are none.
         mean_B: mean cosine of the other classes; NaN where there are none.
         extra: the sums of `Term.extra`.
+        filtered_B: number of other classes left out of the sum; None where none can be.
     """
 
     target_B: Tensor
@@ -49,6 +50,7 @@ class ClassSums(NamedTuple):
     hardest_B: Tensor
     mean_B: Tensor
     extra: tuple[Tensor, ...]
+    filtered_B: Tensor | None = None
 
 
 def class_sums(
@@ -62,6 +64,7 @@ def class_sums(
     memory: Memory = "auto",
     block_size: int | None = None,
     products: Format = "auto",
+    filter_above: float | None = None,
     fused: bool = False,
     sharded: bool = False,
     sizes: distributed.Sizes = None,
@@ -78,6 +81,7 @@ def class_sums(
         memory: keep the products (nothing more) for the backward pass, multiply again instead, or ``auto``.
         block_size: classes per block; by default as many as fit a cache-sized block.
         products: number format of the matrix products, see `products.resolve_format`; all else is fp32.
+        filter_above: leave other classes with a greater cosine out of `others_B` and `extra`; None: none.
         fused: compile the elementwise work on a block into one pass, where the head's products are cosines.
         sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
             samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
@@ -102,11 +106,13 @@ def class_sums(
         memory == "keep",
         block_size,
         resolve_format(products, query_BD),
+        filter_above,
         fused and normalise_weight and bias_C is None,
         sharded,
         sizes,
     )
-    return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra))
+    filtered_B = None if filter_above is None else extra.pop()
+    return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra), filtered_B)
 
 
 class _ClassSums(torch.autograd.Function):
@@ -122,12 +128,13 @@ class _ClassSums(torch.autograd.Function):
         keep: bool,
         block_size: int,
         number_format: Format,
+        filter_above: float | None,
         fused: bool,
         sharded: bool,
         sizes: distributed.Sizes,
     ) -> tuple[Tensor, ...]:
         inverse_norm_R = 1.0 / _norm(weight.flatten(0, -2))
-        products = _Products(query_BD, weight, bias_C, inverse_norm_R, normalise, number_format)
+        products = _Products(query_BD, weight, bias_C, inverse_norm_R, normalise, number_format, filter_above)
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
         if sharded:  # a sample's own class is held by one of the ranks
@@ -136,7 +143,7 @@ class _ClassSums(torch.autograd.Function):
         term = make_term(target_B)
         fused = fused and fusion.traceable(term)
 
-        total = _RunningSum(term.reduction, target_B)
+        total = RunningSum(term.reduction, target_B)
         extra: list[Tensor] = []
         hardest_B = torch.full_like(target_B, -torch.inf)
         kept: list[Tensor | None] = []
@@ -145,16 +152,17 @@ class _ClassSums(torch.autograd.Function):
                 product_KB, winner_KB = products.of(block)
             if keep:
                 kept += product_KB, winner_KB
+            counted = products.filtered(term, block)
             if fused:
                 running = fusion.Running(total.largest_B, total.sum_B, hardest_B, mean_B)
                 running, sums = fusion.compiled(fusion.add_block)(
-                    term, product_KB, row_B - block.start, running
+                    counted, product_KB, row_B - block.start, running
                 )
                 total.largest_B, total.sum_B, hardest_B, mean_B = running
                 extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else list(sums)
                 continue
-            total.add(_fill_own(term.value(product_KB), row_B, block, total.neutral))
-            sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in term.extra(product_KB)]
+            total.add(_fill_own(counted.value(product_KB), row_B, block, total.neutral))
+            sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in counted.extra(product_KB)]
             extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
             cosine_KB = products.cosine(product_KB, block)
             mean_B += cosine_KB.sum(0)
@@ -174,7 +182,7 @@ class _ClassSums(torch.autograd.Function):
             query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
         )
         ctx.term, ctx.normalise, ctx.block_size, ctx.format = term, normalise, block_size, number_format
-        ctx.fused, ctx.sharded, ctx.sizes = fused, sharded, sizes
+        ctx.filter_above, ctx.fused, ctx.sharded, ctx.sizes = filter_above, fused, sharded, sizes
         ctx.set_materialize_grads(False)
         returned = (target_B, others_B, norm_B, *statistics, *extra)
         if sharded:
@@ -192,7 +200,6 @@ class _ClassSums(torch.autograd.Function):
         *_: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         query_BD, weight, bias_C, inverse_norm_R, row_B, winner_B, others_B, *kept = ctx.saved_tensors
-        term: Term = ctx.term
         own_B = distributed.local_samples(others_B, ctx.sizes) if ctx.sharded else others_B
         grad_target_B = torch.zeros_like(own_B) if grad_target_B is None else grad_target_B
         grad_others_B = torch.zeros_like(own_B) if grad_others_B is None else grad_others_B
@@ -202,10 +209,13 @@ class _ClassSums(torch.autograd.Function):
             grad_target_B, grad_others_B, grad_norm_B = distributed.all_gather(grads_B3, ctx.sizes).unbind(1)
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
         with torch.autocast(query_BD.device.type, enabled=False), tensor_cores(ctx.format):
-            products = _Products(query_BD, weight, bias_C, inverse_norm_R, ctx.normalise, ctx.format)
+            products = _Products(
+                query_BD, weight, bias_C, inverse_norm_R, ctx.normalise, ctx.format, ctx.filter_above
+            )
             gradients = _Gradients(products, distributed.world_size() if ctx.sharded else 1)
             for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
                 product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
+                term = products.filtered(ctx.term, block)
                 if ctx.fused:
                     rows_B = row_B - block.start
                     grads = (finite_B, grad_others_B, grad_target_B)
@@ -223,7 +233,7 @@ class _ClassSums(torch.autograd.Function):
             if grad_norm_B is not None:
                 gradients.add_norm(grad_norm_B, winner_B)
         weight_grad = gradients.weight_RD.view_as(weight)
-        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 9
+        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 10
 
 
 class _Products:
@@ -237,11 +247,13 @@ class _Products:
         inverse_norm_R: Tensor,
         normalise: bool,
         number_format: Format,
+        filter_above: float | None,
     ) -> None:
         self.query_BD, self.bias_C, self.normalise = query_BD, bias_C, normalise
         self.format: Format = number_format
         self.weight_RD, self.inverse_norm_R = weight.flatten(0, -2), inverse_norm_R
         self.centres = len(self.weight_RD) // len(weight)
+        self.limit_B = None if filter_above is None else filter_above * _norm(query_BD)  # of x·ŵ
 
     def rows(self, block: slice) -> slice:
         """Return the rows of weights that belong to a block of classes."""
@@ -284,6 +296,13 @@ class _Products:
             product_KB = product_KB - self.bias_C[block, None]
         return product_KB if self.normalise else product_KB * self.inverse_norm_R[block, None]
 
+    def filtered(self, term: Term, block: slice) -> Term:
+        """Return `term` without the classes of a block whose cosine is too large, if any can be."""
+        if self.limit_B is None:
+            return term
+        limit = self.limit_B if self.normalise else self.limit_B / self.inverse_norm_R[block, None]
+        return Filtered(term, limit if self.bias_C is None else limit + self.bias_C[block, None])
+
 
 class _Gradients:
     """Gradients to query, and as a mean over `ranks` to weight and bias, gathered one block at a time."""
@@ -324,40 +343,6 @@ class _Gradients:
         row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
         self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
-
-
-class _RunningSum:
-    """A sum or log-sum-exp over blocks, numerically stable in any order of them."""
-
-    def __init__(self, reduction: Reduction, like_B: Tensor) -> None:
-        self.log = reduction == "logsumexp"
-        self.neutral = -torch.inf if self.log else 0.0
-        self.largest_B = torch.full_like(like_B, -torch.inf)
-        self.sum_B = torch.zeros_like(like_B)
-
-    def add(self, summand_KB: Tensor) -> None:
-        """Add the summands of one block, which are overwritten."""
-        if not self.log:
-            self.sum_B += summand_KB.sum(0)
-            return
-        largest_B = torch.maximum(self.largest_B, summand_KB.amax(0))
-        shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
-        self.sum_B = self.sum_B * (self.largest_B - shift_B).exp() + summand_KB.sub_(shift_B).exp_().sum(0)
-        self.largest_B = largest_B
-
-    def all_reduce(self, hardest_B: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
-        """All-reduce this sum, and by the same two reductions `hardest_B` and `sums`, which it returns."""
-        largest_B, hardest_B = distributed.all_reduce_max(torch.stack((self.largest_B, hardest_B)))
-        if self.log:
-            shift_B = torch.where(largest_B.isinf(), 0.0, largest_B)
-            self.sum_B = self.sum_B * (self.largest_B - shift_B).exp()
-        self.largest_B = largest_B
-        self.sum_B, *joint = distributed.all_reduce_sum(torch.stack((self.sum_B, *sums)))
-        return hardest_B, *joint
-
-    def result(self) -> Tensor:
-        """Return the sum so far, B numbers."""
-        return self.largest_B + self.sum_B.log() if self.log else self.sum_B
 
 
 def _blocks(classes: int, block_size: int) -> Iterator[slice]:

@@ -29,3 +29,6 @@ Angle = Annotated[
 Fraction = Annotated[float, Range(lambda x: 0 < x < 1, "must be greater than 0 and less than 1")]
 Momentum = Annotated[float, Range(lambda x: 0 < x <= 1, "a momentum must be greater than 0 and at most 1")]
 Rate = Annotated[float, Range(lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
+CosineOrNull = Annotated[
+    float | None, Range(lambda x: x is None or 0 < x <= 1, "must be a cosine above 0 and at most 1, or null")
+]
