@@ -255,6 +255,7 @@ def test_settings_are_checked_before_data_are_touched(key: str, value: object, h
 def test_every_configuration_gives_valid_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACEREC_DATA", "/all/data")
     given = ["data.root=/some/folder"] if name in ("rec", "folder") else []
+    given += ["data.sources=[{kind: folder, root: /some/folder}]"] if name == "mix" else []
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose(overrides=[f"+data={name}", *given])
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -274,7 +275,8 @@ def test_the_defaults_of_the_files_are_those_of_the_settings() -> None:
     settings = build(DataSettings, "data", base)
     assert dataclasses.replace(settings, augment={}) == DataSettings()
     assert settings.augment == dataclasses.asdict(AugmentSettings())
-    assert set(base) | {"root"} == set(DataSettings.__dataclass_fields__)
+    mixture = {"sources", "weights"}  # which mix.yaml has
+    assert set(base) | {"root"} | mixture == set(DataSettings.__dataclass_fields__)
 
 
 def test_a_photograph_in_a_folder_is_turned_upright(tmp_path: Path) -> None:

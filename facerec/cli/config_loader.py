@@ -17,11 +17,12 @@ from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from facerec import plugins
 from facerec.cli.foreign_code import entries, refuse_foreign_code
 from facerec.cli.from_run import FromRun
+from facerec.cli.mistakes import no_such_choice
 from facerec.errors import UserError, nearest, synonyms
 
 _ENTRIES = 100_000  # of one file, its aliases written out; ours have less than a hundred
@@ -110,11 +111,51 @@ class ConfigLoader(ConfigLoaderImpl):
             config.hydra.overrides.task = [one for one in overrides if not _of_hydra(one)]
         if self.repeated is not None:
             self.repeated.lay_over(config)
+        self._compose_sources(config, config_name)
         _expand_home(config)
         refuse_foreign_code(config)
         _refuse_wrong_types(config)
         self._refuse_unknown_sections(config, config_name)
         return config
+
+    def _compose_sources(self, config: DictConfig, config_name: str | None) -> None:
+        """Put the settings of what it names in place of each of `data.sources`; the first gives the targets.
+
+        Raises:
+            UserError: a source is neither the name of a data set nor a path.
+        """
+        node = OmegaConf.select(config, "data.sources")
+        if not isinstance(node, ListConfig):
+            return
+        from facerec.loading.settings import OF_A_SOURCE
+
+        given: Any = OmegaConf.to_container(node, resolve=False)
+        sources: list[Any] = []
+        targets: list[str] = []
+        for i, source in enumerate(given):
+            if isinstance(source, str):
+                source = self._named_source(source)
+            if isinstance(source, dict):
+                choice = str(source.get("data", "rec"))
+                if choice == "mix" or choice not in self.get_group_options("data"):
+                    problem = no_such_choice("data", choice) if choice != "mix" else "is a mixture itself"
+                    raise UserError(f"data.sources[{i}]: {problem}")
+                data = super().load_configuration(config_name, [f"data={choice}"], RunMode.RUN).data
+                plain: Any = OmegaConf.to_container(data, resolve=False)
+                own = {key: plain[key] for key in OF_A_SOURCE}
+                source = own | {key: value for key, value in source.items() if key != "data"}
+                targets = targets if sources else plain["targets"]
+            sources.append(source)
+        with open_dict(config):
+            config.data.sources = sources
+            config.data.targets = config.data.targets or targets
+
+    def _named_source(self, name: str) -> dict[str, str]:
+        """Return the source that a name or path stands for."""
+        path = Path(name).expanduser()
+        if name in self.get_group_options("data") or not (path.exists() or "/" in name):
+            return {"data": name}
+        return {"data": "rec" if path.suffix == ".rec" or any(path.glob("*.rec")) else "folder", "root": name}
 
     def _refuse_unknown_sections(self, config: DictConfig, config_name: str | None) -> None:
         """Raise `UserError` for a key beside the sections (``+wandb=true``), unless others refer to it."""

@@ -55,6 +55,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     refuse_bare_words(settings)
     require_filled_in(settings)
     rest = [argument for argument in arguments if argument not in settings]
+    settings = [one for setting in settings for one in _mixture(setting)]
     return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest
 
 
@@ -68,6 +69,12 @@ def plugins_of(arguments: Sequence[str]) -> list[str]:
             value: Any = parsed.value() if parsed is not None else argument
             names += value if isinstance(value, list) else [value]
     return names
+
+
+def _mixture(setting: str) -> list[str]:
+    """Return ``data=[a,b]`` as ``data=mix data.sources=[a,b]``: Hydra would lay one over the other."""
+    key, _, value = setting.partition("=")
+    return ["data=mix", f"data.sources={value}"] if key == "data" and value.startswith("[") else [setting]
 
 
 def _refuse(message: str) -> NoReturn:

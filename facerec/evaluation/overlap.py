@@ -11,6 +11,7 @@ import numpy as np
 from facerec.errors import DamagedDataError, counted
 from facerec.evaluation.notes import warn
 from facerec.images.images import LabelledImages
+from facerec.loading.sources.mix import MixedImages
 from facerec.models.model import Model
 from facerec.packs.text import plain_name
 from facerec.packs.verification import VerificationSet
@@ -29,7 +30,7 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
         names: of the identities in the test; mere numbers are no names.
         test: name of the test, for the warning.
     """
-    common = _common(set(map(plain_name, model.identities)), names)
+    common = _common({plain_name(name.rpartition("/")[2]) for name in model.identities}, names)
     if not common:
         return []
     count = f"{len(common)} identities of {test}"
@@ -65,6 +66,8 @@ def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> 
 
 def _identity_names(faces: LabelledImages) -> Iterable[str]:
     """Names of the folders of the training images, where they are known."""
+    if isinstance(faces, MixedImages):
+        return [name for part in faces.parts for name in _identity_names(part)]
     names = faces.root.with_suffix(".lst")
     if faces.root.suffix != ".rec" or not names.is_file() or names.stat().st_size > _LONGEST_LIST:
         return [str(name) for name in faces.classes]

@@ -102,8 +102,11 @@ class LabelledImages(Images):
         label_N: int64 labels in 0 … C−1; read-only and often memory-mapped.
         classes: C original labels or names: ``classes[label_N[i]]`` names image i's identity.
             It is kept in checkpoints.
+        mixture: where sources are mixed by weights, the number of images and the weight of each; their images
+            follow each other.
     """
 
+    mixture: tuple[Sequence[int], Sequence[float]] | None = None
     title: str
     root: Path
     label_N: npt.NDArray[np.int64]

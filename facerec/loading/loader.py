@@ -15,19 +15,27 @@ import logging
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from facerec.errors import DamagedDataError, MissingDataError, require
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError, require
 from facerec.images import buffers
 from facerec.images.augment import Augmentation, AugmentSettings
 from facerec.images.decode import Pixels
 from facerec.images.device_decode import Undecoded, for_device
 from facerec.images.images import LabelledImages
 from facerec.loading.batch import Batch
-from facerec.loading.order import IdentityOrder, Order, Shuffle, count_batches, mirrored, rank_part
+from facerec.loading.order import (
+    IdentityOrder,
+    MixtureOrder,
+    Order,
+    Shuffle,
+    count_batches,
+    mirrored,
+    rank_part,
+)
 from facerec.randomness import Positions
 from facerec.threads import ordered_map
 
@@ -115,8 +123,13 @@ class Loader:
 
     def _order(self) -> Order:
         if self.shuffle != "identity":
-            blocks = {"block_size": self.block_size, "window": self.window}
-            return Order(len(self.faces), seed=self.seed, shuffle=self.shuffle, **blocks)
+            how: Any = {"shuffle": self.shuffle, "block_size": self.block_size, "window": self.window}
+            if self.faces.mixture is not None:
+                return MixtureOrder(*self.faces.mixture, seed=self.seed, **how)
+            return Order(len(self.faces), seed=self.seed, **how)
+        if self.faces.mixture is not None:
+            hint = "draws identities of all sources alike, without data.weights; leave these out"
+            raise ConfigError("data.shuffle", "identity", hint)
         k = self.images_per_identity
         hint = f"must divide trainer.batch_size={self.batch_size}"
         require(self.batch_size % max(1, k) == 0, "data.images_per_identity", k, hint)

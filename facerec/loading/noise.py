@@ -33,6 +33,7 @@ class NoisyLabels(LabelledImages):
     def __init__(self, faces: LabelledImages, label_N: Labels, kind: str) -> None:
         self.faces, self.kind = faces, kind
         self.title, self.root, self.classes = faces.title, faces.root, faces.classes
+        self.mixture = faces.mixture
         self.clean_label_N, self.label_N = faces.label_N, label_N
         label_N.flags.writeable = False
 

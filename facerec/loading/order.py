@@ -3,13 +3,15 @@
 Which image stands at position p of an epoch follows by arithmetic alone, so an epoch can be entered anywhere,
 by any number of ranks, at no cost in memory (a stored permutation of WebFace42M takes 170 MB per process).
 
-Shape suffixes: N images or positions, C identities with two images or more, M groups of images of one.
+Shape suffixes: N images or positions, C identities with two images or more, M groups of images of one, S
+sources of a mixture.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ from facerec.randomness import Positions, permute, random_words
 Shuffle = Literal["full", "block", "identity", "none"]
 
 _ROUND: Final = -2  # keeps the permutations of identities apart from those of the other orders
+_MIX: Final = -3  # likewise
+_PERIOD: Final = 1024  # positions of a mixture that hold the sources in their proportions
 
 
 class Order:
@@ -186,6 +190,80 @@ class IdentityOrder(Order):
         within_N = (stride_M[of_group_N] * nth_N + shift_M[of_group_N]) % images_M[of_group_N]
         image_N = self.first_C[identity_M[of_group_N]] + within_N
         return image_N if self.by_identity_N is None else self.by_identity_N[image_N].astype(np.int64)
+
+
+class MixtureOrder(Order):
+    """Epochs of several sources, of each a fixed fraction of the positions.
+
+    An epoch has as many positions as the sources have images. Every `_PERIOD` of them hold each source in its
+    proportion, to an image, in a random order. A source goes through its images in epochs of its own, which
+    go on through those of the mixture: none of its images comes again before all have come.
+
+    Args:
+        counts: the number of images of each source; they follow each other, and so are numbered.
+        weights: the fraction of each source, in any unit.
+        how: ``seed``, ``shuffle``, ``block_size`` and ``window`` of `Order`, within each source.
+
+    Raises:
+        ConfigError: a source would give no image of an epoch.
+    """
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[float], *, seed: int = 0, **how: Any) -> None:
+        super().__init__(sum(counts), seed=seed, **how)
+        self.sources = [Order(count, seed=seed + (k << 32), **how) for k, count in enumerate(counts)]
+        self.first_S = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        drawn_S = np.array([int(self.count * weight / math.fsum(weights)) for weight in weights])
+        self.largest = int(np.argmax(drawn_S))  # gets what rounding leaves
+        drawn_S[self.largest] += self.count - drawn_S.sum()
+        hint = f"give a source none of the {self.count:,} images of an epoch; raise the smallest"
+        require(bool((drawn_S > 0).all()), "data.weights", list(weights), hint)
+        self.drawn_S = drawn_S
+
+    def take(self, epoch: int, start: int, stop: int) -> Positions:
+        out_N = self._positions(start, stop)
+        source_N, begin_S = self._sources(epoch, start, stop)
+        for k, order in enumerate(self.sources):
+            mine = source_N == k
+            drawn = self._drawn(k, epoch, begin_S.item(k), int(mine.sum()))
+            parts = [order.take(*part) for part in drawn]
+            out_N[mine] = self.first_S[k] + np.concatenate([out_N[:0], *parts])
+        return out_N
+
+    def to_read(self, epoch: int, start: int, stop: int, *, first: bool = False) -> Positions:
+        source_N, begin_S = self._sources(epoch, start, stop)
+        parts = []
+        for k, order in enumerate(self.sources):
+            for part in self._drawn(k, epoch, begin_S.item(k), int((source_N == k).sum())):
+                parts.append(self.first_S[k] + order.to_read(*part, first=first))
+        return np.concatenate(parts)
+
+    def _before(self, position: int) -> Positions:
+        """How many of an epoch's first positions belong to each source, int64 (S,)."""
+        before_S = self.drawn_S * position // self.count
+        before_S[self.largest] += position - before_S.sum()
+        return before_S
+
+    def _sources(self, epoch: int, start: int, stop: int) -> tuple[Positions, Positions]:
+        """The source of each position (N,), and how many of each come before `start` (S,)."""
+        begin = start - start % _PERIOD
+        parts = []
+        for low in range(begin, stop, _PERIOD):
+            high = min(low + _PERIOD, self.count)
+            sorted_N = np.repeat(np.arange(len(self.sources)), self._before(high) - self._before(low))
+            place_N = np.arange(high - low, dtype=np.int64)
+            parts.append(sorted_N[permute(place_N, high - low, (self.seed, epoch, _MIX, low))])
+        source_N = np.concatenate([np.empty(0, np.int64), *parts])
+        passed_S = np.bincount(source_N[: start - begin], minlength=len(self.sources))
+        return source_N[start - begin : stop - begin], self._before(begin) + passed_S
+
+    def _drawn(self, source: int, epoch: int, begin: int, number: int) -> Iterator[tuple[int, int, int]]:
+        """Yield epoch, start and stop of the source's own order, for draws from `begin` of an epoch on."""
+        count = self.sources[source].count
+        own, at = divmod(epoch * self.drawn_S.item(source) + begin, count)
+        while number:
+            taken = min(number, count - at)
+            yield own, at, at + taken
+            own, at, number = own + 1, 0, number - taken
 
 
 def _below(word_M: npt.NDArray[np.uint64], limit_M: npt.NDArray[np.int64]) -> Positions:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args, get_type_hints
 
-from facerec.errors import require
+from facerec.errors import ConfigError, MissingDataError, nearest, require
 from facerec.images.augment import AugmentSettings
 from facerec.registry import build
 from facerec.settings import Applied, Free
@@ -14,6 +16,10 @@ from facerec.threads import cores
 _LOADING: Final = (
     *("shuffle", "block_size", "window", "images_per_identity"),
     *("on_error", "mirror", "drop_last", "prefetch", "decoder"),
+)
+OF_A_SOURCE: Final = (
+    *("kind", "name", "root", "identities", "images", "obtain", "options"),
+    *("label_noise", "noise_kind", "noise_seed"),
 )
 
 
@@ -31,6 +37,10 @@ class DataSettings:
             pack that differs is noticed; null: not known.
         obtain: what to get and where from, for the error where it is missing.
         options: settings of the kind's own, see its module.
+        sources: for the kind ``mix``: the settings of each source, those of `OF_A_SOURCE`; on a command line
+            also the name of a data set, or a path.
+        weights: for the kind ``mix``: the fraction of the samples that each source gives, in any unit; null:
+            an epoch has each image once.
         size: height and width of the images in pixels, or [height, width].
         workers: decoding threads per rank; null: one per core, eight at most.
         shuffle: ``full`` any image at any time; ``block`` whole blocks of neighbours, for hard disks;
@@ -62,6 +72,8 @@ class DataSettings:
     images: int | None = None
     obtain: Free[str | None] = None
     options: dict[str, Any] = field(default_factory=dict)
+    sources: Free[list[Any]] = field(default_factory=list)  # the images are compared at a resume
+    weights: list[float] | None = None
     size: int | list[int] = 112
     workers: Free[int | None] = None
     shuffle: Literal["full", "block", "identity", "none"] = "full"
@@ -93,6 +105,38 @@ class DataSettings:
             value, choices = getattr(self, key), get_args(get_type_hints(type(self))[key])
             require(value in choices, f"data.{key}", value, f"must be one of {', '.join(choices)}")
         build(AugmentSettings, "data.augment", self.augment)
+        number = len(self.parts())
+        good = (number > 0) == (self.kind == "mix")
+        hint = "must name one data set or more: '[casia,webface4m]'" if number == 0 else "needs data=mix"
+        require(good, "data.sources", self.sources, hint)
+        good = self.weights is None or (len(self.weights) == number and min(self.weights, default=0) > 0)
+        hint = f"must be null, or a number above 0 for each of data.sources ({number} here)"
+        require(good, "data.weights", self.weights, hint)
+
+    def parts(self) -> list[DataSettings]:
+        """Return the settings of each source; raise `ConfigError` where one has others than its own."""
+        parts = []
+        for i, source in enumerate(self.sources):
+            key = f"data.sources[{i}]"
+            require(
+                isinstance(source, Mapping),
+                key,
+                source,
+                "must be a mapping such as {kind: rec, root: FOLDER}",
+            )
+            for name in source:
+                known = {one.name for one in fields(self)}
+                hint = (
+                    f"is of all sources together: data.{name}"
+                    if name in known
+                    else nearest(name, OF_A_SOURCE)
+                )
+                require(name in OF_A_SOURCE, f"{key}.{name}", source[name], hint)
+            require(source.get("kind") != "mix", f"{key}.kind", "mix", "a source is no mixture itself")
+            with of_source(i):
+                both = {"size": self.size, "on_error": self.on_error}
+                parts.append(build(DataSettings, "data", {**source, **both}))
+        return parts
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,3 +150,16 @@ class DataSettings:
             "workers": self.workers or min(8, cores()),
             "augment": build(AugmentSettings, "data.augment", self.augment),
         }
+
+
+@contextmanager
+def of_source(i: int) -> Iterator[None]:
+    """Name source i in errors over its settings and files."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            error.key.replace("data", f"data.sources[{i}]", 1), error.value, error.hint
+        ) from error
+    except MissingDataError as error:
+        raise MissingDataError(str(error).replace("data.root", f"data.sources[{i}].root")) from error
