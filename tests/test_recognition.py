@@ -56,6 +56,30 @@ def test_images_and_paths_give_the_same_unit_rows(model: facerec.FaceModel, tmp_
     assert np.allclose(model.embed(images[0], align=False), expected[:1], atol=1e-6)
 
 
+def test_uploads_and_images_of_pillow_are_taken_as_they_come(
+    model: facerec.FaceModel, tmp_path: Path
+) -> None:
+    (image,) = pixels(1, size=SIDE)
+    turned = Image.fromarray(np.rot90(image))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # how a camera held on its side stores it: to be turned right by 90°
+    turned.save(tmp_path / "turned.png", exif=exif)
+    upload = (tmp_path / "turned.png").read_bytes()
+    expected = model.embed(image, align=False)
+    opened = Image.open(tmp_path / "turned.png")
+    for given in (upload, [upload], opened, (one for one in [opened]), Image.fromarray(image)):
+        assert np.allclose(model.embed(given, align=False), expected, atol=1e-6)
+    with pytest.raises(DamagedDataError, match="image 0: the image does not decode"):
+        model.embed(upload[:100], align=False)
+    for wrong, said in ((None, "NoneType"), (torch.zeros(3, SIDE, SIDE), "Tensor"), ([["a.jpg"]], "list")):
+        with pytest.raises(UserError, match=f"image 0: is {said}; give a path, the bytes of an image file"):
+            model.embed(wrong, align=False)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"image 0: is uint8 of shape \(0, 32, 3\); give uint8 RGB"):
+        model.embed(np.zeros((0, 32, 3), np.uint8), align=False)
+    with pytest.raises(DamagedDataError, match="is no file"):
+        model.embed(tmp_path, align=False)
+
+
 def test_a_decision_names_threshold_and_probability(model: facerec.FaceModel) -> None:
     one, other = pixels(2, size=SIDE)
     told = model.verify(one, one, align=False)
@@ -124,12 +148,43 @@ def test_a_gallery_comes_back_from_its_file(tmp_path: Path) -> None:
     assert again.search(rows(1), k=1)[0] == [Match("Zoë =1", pytest.approx(1))]
     facerec.Gallery().save(tmp_path / "empty")
     assert len(facerec.Gallery.load(tmp_path / "empty")) == 0
-    for content in (b"", b"PK", np.array([{}], dtype=object).dumps()):
+    archives = []
+    for names, entries in (
+        ("a", rows(1) * 2),
+        (["a"], rows(1)[0]),
+        ([1], rows(1)),
+        (["a"], rows(1) * np.nan),
+    ):
+        np.savez(tmp_path / "bad.npz", identities=np.array(names), embeddings=entries)
+        archives.append((tmp_path / "bad.npz").read_bytes())
+    np.save(tmp_path / "bad.npy", rows(1))
+    archives.append((tmp_path / "bad.npy").read_bytes())
+    for content in (b"", b"PK", np.array([{}], dtype=object).dumps(), *archives):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(DamagedDataError, match="bad: is no gallery, or a damaged one"):
             facerec.Gallery.load(tmp_path / "bad")
     with pytest.raises(MissingDataError, match="nowhere: no such file"):
         facerec.Gallery.load(tmp_path / "nowhere")
+
+
+def test_rows_come_as_arrays_tensors_and_single_ones() -> None:
+    gallery, entries = facerec.Gallery(), rows(4)
+    gallery.add("one", entries[0])
+    gallery.add(["two"], torch.from_numpy(entries[1:2]))
+    gallery.add(np.array(["three", "four"]), entries[2:].tolist())
+    expected = gallery.search(entries[:1], k=4)
+    assert expected[0][0].identity == "one" and expected[0][0].cosine <= 1
+    for probe in (entries[0], torch.from_numpy(entries[0]), entries[0].astype(np.float64)):
+        assert gallery.search(probe, k=99) == expected
+    for k in (0, "5", 2.5, None):
+        with pytest.raises(ConfigError, match="must be an integer, 1 or more"):
+            gallery.search(entries, k=k)  # type: ignore[arg-type]
+    for name in (1, b"x", "ends in NUL\0"):
+        with pytest.raises(UserError, match="is no name; give text"):
+            gallery.add([name], entries[:1])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="embeddings are <U1; numbers of shape"):
+        gallery.add("a", np.array([["a"]]))
+    assert len(gallery) == 4, "what is refused leaves nothing"
 
 
 def test_embeddings_of_another_model_are_refused() -> None:

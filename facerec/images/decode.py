@@ -151,6 +151,18 @@ def ppm(pixels_HWC: Pixels) -> bytes:
     return b"P6 %d %d 255\n" % (width, height) + pixels_HWC.tobytes()
 
 
+def pixels_of(image: Image.Image) -> Pixels:
+    """The pixels of an image that PIL has opened, upright: uint8 (height, width, 3), RGB.
+
+    Raises:
+        DamagedDataError: it does not decode.
+    """
+    try:
+        return upright(_rgb(image), read_orientation(image.info))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DamagedDataError(f"the image does not decode: {error}") from error
+
+
 def read_file(path: Path) -> bytes:
     """Read the file of an image.
 

@@ -6,22 +6,23 @@ Shape suffixes: B images, H height, W width, D embedding size.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError, require
-from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, decode, ppm, read_file
+from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, decode, pixels_of, ppm, read_file
 from facerec.images.face_maker import FaceMaker
 from facerec.models.opening import load_model
 from facerec.models.threshold import Threshold
 from facerec.threads import ordered_map
 
-Image: TypeAlias = str | Path | npt.NDArray[np.uint8]
+Image: TypeAlias = str | Path | bytes | npt.NDArray[np.uint8] | PIL.Image.Image
 
 _BATCH = 32
 
@@ -63,22 +64,23 @@ class FaceModel:
         self.threshold: Threshold | None = self.model.threshold
         self._lock = threading.Lock()
 
-    def embed(self, images: Image | Sequence[Image], align: bool = True) -> npt.NDArray[np.float32]:
+    def embed(self, images: Image | Iterable[Image], align: bool = True) -> npt.NDArray[np.float32]:
         """Unit embeddings, float32 (B, D): the dot product of two rows is their cosine.
 
         Args:
-            images: a path, an RGB array (H, W, 3) of uint8, or several of them (also (B, H, W, 3)).
+            images: a path, the bytes of an image file, an image of Pillow, a uint8 RGB array (H, W, 3), or
+                several of them (also (B, H, W, 3)).
             align: find the face in each, the largest and most central one, and align it (extra ``align``);
                 False: they are aligned already, and resized and cropped where their size is another.
 
         Raises:
             DamagedDataError: an image that does not decode, or in which no face is found.
             MissingDataError: a file is not there, or the extra ``align`` is not installed.
-            UserError: an array that is no RGB image.
+            UserError: none of these, or an array that is no RGB image.
         """
-        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        array = isinstance(images, np.ndarray) and images.ndim in (2, 3)
+        if array or not isinstance(images, Iterable) or isinstance(images, str | bytes):
             images = [images]
-        require(len(images) > 0, "images", "[]", "must be one image or more")
         faces = ordered_map(lambda numbered: self._face(*numbered, align), enumerate(images))
         batches: list[npt.NDArray[np.float32]] = []
         batch: list[np.ndarray] = []
@@ -87,7 +89,10 @@ class FaceModel:
             if len(batch) == _BATCH:
                 batches.append(self._embed(batch))
                 batch = []
-        return np.concatenate([*batches, self._embed(batch)] if batch else batches)
+        if batch:
+            batches.append(self._embed(batch))
+        require(bool(batches), "images", "[]", "must be one image or more")
+        return np.concatenate(batches)
 
     def verify(self, a: Image, b: Image, align: bool = True, prior: float = 0.5) -> Verified:
         """Say whether two images show one identity, with the threshold that came with the model.
@@ -107,7 +112,7 @@ class FaceModel:
             )
         require(0 < prior < 1, "prior", prior, "must be above 0 and below 1")
         one_D, other_D = self.embed([a, b], align)
-        cosine = float(one_D @ other_D)
+        cosine = min(1.0, max(-1.0, float(one_D @ other_D)))  # rounding
         told = self.threshold
         return Verified(cosine > told.cosine, cosine, told.probability(cosine, prior), told.far, told.set)
 
@@ -122,18 +127,9 @@ class FaceModel:
 
     def _face(self, i: int, image: Image, align: bool) -> np.ndarray:
         """A face of the model's size."""
-        where = f"image {i}" if isinstance(image, np.ndarray) else str(image)
-        if not isinstance(image, np.ndarray):
-            try:
-                encoded = read_file(Path(image))
-            except OSError as error:
-                raise MissingDataError(f"{where}: cannot be read: {error.strerror}") from error
-        elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-            encoded = ppm(np.ascontiguousarray(image))
-        else:
-            shape = tuple(image.shape)
-            raise UserError(f"{where}: is {image.dtype} of shape {shape}; give uint8 RGB of (H, W, 3)")
+        where = str(image) if isinstance(image, str | Path) else f"image {i}"
         try:
+            encoded = _encoded(image, where)
             if not align:
                 height, width = self.model.input.shape
                 return decode(encoded, (height, width), MAX_PHOTOGRAPH_PIXELS)
@@ -148,3 +144,25 @@ class FaceModel:
         flip = True if self.threshold is None else self.threshold.flip
         with self._lock:
             return self.model.embed(np.stack(faces), flip=flip, batch_size=_BATCH).numpy()
+
+
+def _encoded(image: Any, where: str) -> bytes:
+    """An image of any kind that `FaceModel.embed` takes as the bytes of a file."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        try:
+            return read_file(Path(image))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MissingDataError(f"{where}: cannot be read: {reason}") from error
+    if isinstance(image, PIL.Image.Image):
+        image = pixels_of(image)
+    kinds = "a path, the bytes of an image file, an image of Pillow, or uint8 RGB of (H, W, 3)"
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{where}: is {type(image).__name__}; give {kinds}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(
+            f"{where}: is {image.dtype} of shape {tuple(image.shape)}; give uint8 RGB of (H, W, 3)"
+        )
+    return ppm(np.ascontiguousarray(image))

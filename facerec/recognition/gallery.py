@@ -9,7 +9,7 @@ import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ import torch
 from facerec.errors import DamagedDataError, MissingDataError, UserError, require
 from facerec.evaluation.statistics.search import BLOCK, TopK, unit
 from facerec.files import replacing
+
+_ROUNDING: Final = 1e-3  # of a length
 
 
 class Match(NamedTuple):
@@ -47,14 +49,17 @@ class Gallery:
 
         Args:
             identities: a name for each row, or one for all of them.
-            embedding_GD: of any length.
+            embedding_GD: of any length; (D,) is one row.
 
         Raises:
             UserError: the shapes do not fit each other, or what is there already.
             NonFiniteError: naming a row that is not finite.
         """
-        row_GD = unit(np.asarray(embedding_GD), "embedding")
+        row_GD = _rows(embedding_GD, "embedding")
         names = [identities] * len(row_GD) if isinstance(identities, str) else list(identities)
+        for name in names:
+            if not isinstance(name, str) or name.endswith("\0"):  # which NumPy's files do not keep
+                raise UserError(f"identity {name!r}: is no name; give text that does not end in NUL")
         if len(names) != len(row_GD):
             raise UserError(f"{len(names)} identities do not fit {len(row_GD)} embeddings")
         with self._lock:
@@ -70,21 +75,28 @@ class Gallery:
     def search(self, embedding_PD: npt.NDArray[np.floating], k: int = 5) -> list[list[Match]]:
         """The `k` entries nearest to each probe, best first; fewer where there are fewer.
 
+        Args:
+            embedding_PD: of any length; (D,) is one probe.
+
         Raises:
             UserError: the embeddings are of another size than the gallery's.
             NonFiniteError: naming a row that is not finite.
         """
-        require(k >= 1, "k", k, "must be 1 or more")
-        probe_PD = unit(np.asarray(embedding_PD), "probe")
+        require(isinstance(k, int | np.integer) and k >= 1, "k", k, "must be an integer, 1 or more")
+        probe_PD = _rows(embedding_PD, "probe")
         with self._lock:
             count = len(self._identities)
             self._require_size(probe_PD)
             row_GD = self._rows[:count]
-        top = TopK(len(probe_PD), k)
+        top = TopK(len(probe_PD), min(int(k), count))
         for first in range(0, count, BLOCK):
             top.add(first, probe_PD @ row_GD[first : first + BLOCK].T)
         return [
-            [Match(self._identities[i], score) for i, score in zip(index, scores, strict=True) if i >= 0]
+            [
+                Match(self._identities[i], min(1.0, max(-1.0, score)))
+                for i, score in zip(index, scores, strict=True)
+                if i >= 0
+            ]
             for index, scores in zip(top.index_PK.tolist(), top.score_PK.tolist(), strict=True)
         ]
 
@@ -106,20 +118,42 @@ class Gallery:
         Raises:
             MissingDataError, DamagedDataError: it is not there, or no gallery.
         """
-        gallery = cls()
+        gallery, where = cls(), f"{path}: is no gallery, or a damaged one"
         try:
+            if not zipfile.is_zipfile(path) and Path(path).stat():
+                raise ValueError("it is no .npz file")
             with np.load(path, allow_pickle=False) as content:
-                names, row_GD = content["identities"].tolist(), content["embeddings"]
-            if row_GD.ndim != 2 or row_GD.dtype != np.float32 or len(names) != len(row_GD):
-                raise ValueError(f"{len(names)} identities, {row_GD.dtype} of shape {row_GD.shape}")
-            gallery._identities, gallery._rows = names, torch.from_numpy(row_GD)
+                names, row_GD = content["identities"], content["embeddings"]
         except FileNotFoundError:
             raise MissingDataError(f"{path}: no such file") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DamagedDataError(f"{path}: is no gallery, or a damaged one ({error})") from error
+            raise DamagedDataError(f"{where} ({error})") from error
+        shapes = names.dtype.kind == "U" and row_GD.dtype == np.float32 and row_GD.ndim == 2
+        if not shapes or names.shape != row_GD.shape[:1]:
+            held = f"{names.dtype} of shape {names.shape}, {row_GD.dtype} of shape {row_GD.shape}"
+            raise DamagedDataError(f"{where} (identities and embeddings are {held})")
+        row_GD = torch.from_numpy(row_GD)
+        for first in range(0, len(row_GD), BLOCK):
+            norm_B = torch.linalg.vector_norm(row_GD[first : first + BLOCK], dim=1)
+            wrong_B = ~((norm_B - 1).abs() < _ROUNDING) & (norm_B != 0)
+            if wrong_B.any():
+                raise DamagedDataError(
+                    f"{where} (embedding {first + int(wrong_B.nonzero()[0])} has not length 1)"
+                )
+        gallery._identities, gallery._rows = names.tolist(), row_GD
         return gallery
 
     def _require_size(self, row_XD: torch.Tensor) -> None:
         if len(self._identities) and row_XD.shape[1] != self._rows.shape[1]:
             here = f"those of the gallery {self._rows.shape[1]}: is it another model?"
             raise UserError(f"embeddings have {row_XD.shape[1]} numbers, {here}")
+
+
+def _rows(embeddings: Any, what: str) -> torch.Tensor:
+    """Unit rows of an array, a tensor or a list of numbers; one row where it has one axis."""
+    array = (
+        embeddings.detach().cpu().numpy() if isinstance(embeddings, torch.Tensor) else np.asarray(embeddings)
+    )
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{what}s are {array.dtype}; numbers of shape (number, embedding size) are expected")
+    return unit(array[None] if array.ndim == 1 else array, what)
