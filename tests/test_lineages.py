@@ -18,6 +18,7 @@ from facerec.backbones import create_backbone
 from facerec.backbones.base import on_meta_device
 from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
+from facerec.models.export import export
 from facerec.models.model import Model
 from facerec.models.pretrained import load_pretrained
 from facerec.models.recognition import recognise
@@ -137,6 +138,35 @@ def test_training_on_from_a_lineage_says_how_it_prepares_images(
     load_pretrained(backbone, tmp_path / "m.pth", Preprocessing())
     assert "as MagFace writes them, from images prepared otherwise; say input.channels=bgr" in caplog.text
     assert caplog.text.strip().endswith("input.mean=0.0 input.std=255.0")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "safetensors", "hub", "onnx", "network"])
+def test_training_on_from_a_file_says_how_it_prepares_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    name = "mobilefacenet_relu" if kind == "network" else "mobilefacenet"
+    settings = {"name": name, "embedding_size": 8, "input_size": 32}
+    own = Preprocessing(120, 60, "bgr", 32)
+    model = Model(create_backbone(**settings).eval(), own, config={"backbone": settings})
+    path = tmp_path / "file"
+    if kind == "checkpoint":
+        state = {"backbone": model.backbone.state_dict(), "input": own.to_dict(), "config": model.config}
+        torch.save(state, path)
+    elif kind == "network":  # a bare state dict, whose network has a usual preprocessing
+        own = Preprocessing(**{**model.backbone.preprocessing, "size": 32})  # type: ignore[arg-type]
+        torch.save(model.backbone.state_dict(), path)
+    else:
+        export(model, path, kind)  # type: ignore[arg-type]
+    backbone = create_backbone(**settings)
+    load_pretrained(backbone, path, own)
+    assert "prepared otherwise" not in caplog.text
+    load_pretrained(backbone, path, Preprocessing(size=32))
+    said = caplog.text.strip().rpartition("say ")[2]
+    changed = {key: value for key, value in own.to_dict().items() if value != Preprocessing.__dict__[key]}
+    del changed["size"]
+    assert changed and all(
+        f"input.{key}={value}".replace(", ", ",") in said for key, value in changed.items()
+    )
 
 
 def test_cvlface_is_rgb_where_adaface_is_bgr(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from facerec.errors import CheckpointError, FacerecError, UserError
 from facerec.files import replacing
 from facerec.images.preprocessing import Preprocessing
+from facerec.pickles.stand_ins import are_settings
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
@@ -31,6 +32,22 @@ _LARGEST: Final = 1 << 20  # bytes of a config.json
 def as_metadata(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings of a model as the metadata of its files holds them."""
     return {f"facerec.{key}": json.dumps(value) for key, value in settings.items()}
+
+
+def recorded(metadata: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The settings that `as_metadata` put under a name; empty where there are none.
+
+    Raises:
+        CheckpointError: they are damaged; it begins with `where`.
+    """
+    text = metadata.get(f"facerec.{name}")
+    try:
+        value = {} if text is None else json.loads(text)
+        if not are_settings(value):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: its metadata facerec.{name} is damaged; export it again") from error
+    return value if isinstance(value, dict) else {}
 
 
 def write(folder: Path, weights: bytes, settings: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ Shape suffixes: B images, C channels, H height, W width, D embedding size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +15,7 @@ from torch import Tensor
 from facerec.backbones.base import Backbone, create_backbone
 from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
-from facerec.models import structure
-from facerec.models.hub import as_metadata
+from facerec.models import hub, structure
 from facerec.models.networks import patterns
 from facerec.models.onnx_network import OnnxNetwork
 from facerec.models.recognition import nearest, network_settings, recognise
@@ -29,12 +27,12 @@ log = logging.getLogger(__name__)
 _LARGEST: Final = 1e-5  # difference between numbers of unit embeddings
 
 
-def load_onnx(backbone: Backbone, path: Path, where: str) -> tuple[list[str], Preprocessing | None]:
+def load_onnx(backbone: Backbone, path: Path, where: str) -> tuple[list[str], dict[str, Any]]:
     """Load the numbers of an ONNX network into `backbone`, which stays as it is unless outputs agree.
 
     Returns:
         The names of batch norms that were folded into the layer before: they only add its bias. And how
-        images are to be prepared, where the network does that itself.
+        images are to be prepared, as far as that is known, as settings of `Preprocessing`.
 
     Raises:
         UserError: onnxruntime or onnx is not installed.
@@ -49,33 +47,24 @@ def load_onnx(backbone: Backbone, path: Path, where: str) -> tuple[list[str], Pr
         )
     network.probe((height, width))
     absorbed = load_network(backbone, network, network.layers())
-    return absorbed, prepared_for(network, network.outside)
-
-
-def prepared_for(network: OnnxNetwork, outside: Mapping[str, Any]) -> Preprocessing | None:
-    """How images are to be prepared for a network rebuilt without its own preprocessing; None: as before.
-
-    Args:
-        outside: settings of what is done before the network.
-    """
-    if network.inside is None:
-        return None
-    return build(Preprocessing, "input", outside).followed_by(network.inside)
+    recorded = hub.recorded(network.metadata, "input", where)
+    made_for, _ = settings_for(network, backbone, network.outside, recorded)
+    return absorbed, made_for | ({} if network.inside else recorded)
 
 
 def settings_for(
-    network: OnnxNetwork, made_for: dict[str, Any], recorded: dict[str, Any]
+    network: OnnxNetwork, backbone: Backbone, made_for: dict[str, Any], recorded: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings `made_for` and the metadata of a rebuilt network, which leaves its preprocessing out.
+    """The preprocessing and the metadata of a network rebuilt as `backbone`, without what it prepares itself.
 
     Args:
+        made_for: settings of what is done to images before the network.
         recorded: settings that its metadata has in their place.
     """
-    whole = prepared_for(network, made_for | recorded)
-    if whole is None:
-        return made_for, network.metadata
-    made_for = whole.to_dict()
-    return made_for, network.metadata | (as_metadata({"input": made_for}) if recorded else {})
+    if network.inside is None:
+        return {**backbone.preprocessing, **made_for}, network.metadata
+    made_for = build(Preprocessing, "input", made_for | recorded).followed_by(network.inside).to_dict()
+    return made_for, network.metadata | (hub.as_metadata({"input": made_for}) if recorded else {})
 
 
 def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[str, Any], Backbone]:

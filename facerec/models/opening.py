@@ -9,7 +9,6 @@ program whose operators read and write files, as early as while it is loaded: it
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -293,7 +292,8 @@ def _open_onnx(request: Request) -> Model:
         return _finished(request, network, f"an ONNX network{inside}", size, made_for, network.metadata)
     config, backbone = backbone_of(network, dict(request.backbone))
     what = f"an ONNX network, rebuilt as {config['backbone']['name']}"
-    made_for, metadata = settings_for(network, made_for, _metadata(request, network.metadata, "input"))
+    recorded = _metadata(request, network.metadata, "input")
+    made_for, metadata = settings_for(network, backbone, made_for, recorded)
     return _finished(request, _ready(backbone, request), what, size, made_for, metadata, config)
 
 
@@ -375,16 +375,7 @@ def _finished(
 
 def _metadata(request: Request, metadata: Settings, name: str) -> dict[str, Any]:
     """The settings that `facerec-export` recorded under a name; empty for other files."""
-    text = metadata.get(f"facerec.{name}")
-    try:
-        value = {} if text is None else json.loads(text)
-        if not are_settings(value):
-            raise ValueError
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{request.where}: its metadata facerec.{name} is damaged; export it again"
-        ) from error
-    return value if isinstance(value, dict) else {}
+    return hub.recorded(metadata, name, request.where)
 
 
 KINDS = (

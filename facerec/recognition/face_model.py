@@ -79,9 +79,9 @@ class FaceModel:
             UserError: none of these, or an array that is no RGB image.
         """
         array = isinstance(images, np.ndarray) and images.ndim in (2, 3)
-        if array or not isinstance(images, Iterable) or isinstance(images, str | bytes):
-            images = [images]
-        faces = ordered_map(lambda numbered: self._face(*numbered, align), enumerate(images))
+        one = array or not isinstance(images, Iterable) or isinstance(images, str | bytes)
+        several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
+        faces = ordered_map(lambda numbered: self._face(*numbered, align), enumerate(several))
         batches: list[npt.NDArray[np.float32]] = []
         batch: list[np.ndarray] = []
         for face in faces:

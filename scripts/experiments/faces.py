@@ -12,9 +12,13 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
+from scipy.stats import t, ttest_1samp
+
 import facerec
+from facerec.evaluation.statistics.comparison import holm
 
 # One set of parameters for all seeds, chosen beforehand; small margins, as 32 pixels and few images are hard.
 HEADS = {
@@ -76,7 +80,9 @@ def main() -> int:
             run(name, seed, "train", *tuning, *given, f"seed={seed}")
         learning = [*HEADS["softmax"], f"teacher.embeddings={embeddings}", "teacher.cosine=20"]
         run("student", seed, "train", *scratch, *learning, f"seed={seed}")
-        print(table(rows), flush=True)
+        for number in ("auc", "eer", "accuracy_exact"):
+            print(table(rows, number), flush=True)
+    print(differences(rows))
     return 0
 
 
@@ -141,18 +147,41 @@ def command(program: str, *arguments: str) -> None:
         raise SystemExit(f"experiment_faces: {said}")
 
 
-def table(rows: dict[str, list[dict]]) -> str:
-    """Return a row per kind of run, a column per target: AUC as mean ± deviation over seeds, in percent."""
+def table(rows: dict[str, list[dict]], number: str) -> str:
+    """Return a row per kind of run, a column per target: percent, mean over seeds with its 95 % interval."""
     targets = list(dict.fromkeys(target for seeds in rows.values() for target in seeds[0]))
-    lines = ["", f"{'AUC':14}" + "".join(f"{name:>18}" for name in targets)]
+    lines = ["", f"{number:16}" + "".join(f"{name:>26}" for name in targets)]
     for name, seeds in rows.items():
-        cells = []
-        for target in targets:
-            values = [100 * seed[target]["auc"] for seed in seeds if target in seed]
-            deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{deviation}" if values else "–")
-        lines.append(f"{name:14}" + "".join(f"{cell:>18}" for cell in cells))
+        cells = [cell([100 * seed[target][number] for seed in seeds if target in seed]) for target in targets]
+        lines.append(f"{name:16}" + "".join(f"{one:>26}" for one in cells))
     return "\n".join(lines)
+
+
+def cell(values: list[float]) -> str:
+    """``82.41 (80.10–84.72)``: Student's interval for the mean over seeds."""
+    if not values:
+        return "–"
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.2f} ({mean - half:.2f}–{mean + half:.2f})"
+
+
+def differences(rows: dict[str, list[dict]]) -> str:
+    """Return what each two kinds of run from scratch differ by in AUC, seed by seed: paired t-tests."""
+    lines, kinds = [], [name for name in (*HEADS, "student") if len(rows.get(name, ())) > 1]
+    for target in rows["softmax"][0]:
+        found = []
+        for one, other in combinations(kinds, 2):
+            both = zip(rows[one], rows[other], strict=False)  # an interrupted experiment has some seeds less
+            values = [100 * (first[target]["auc"] - second[target]["auc"]) for first, second in both]
+            p = float(ttest_1samp(values, 0).pvalue)
+            found.append((f"{one} − {other}", cell(values), p))
+        corrected = holm([p for *_, p in found])
+        for (name, value, p), p_holm in zip(found, corrected, strict=True):
+            lines.append(f"{target:10} {name:22}{value:>26}  p {p:.4f}, Holm {p_holm:.4f}")
+    return "\n".join(["", "difference of AUC, percent", *lines])
 
 
 if __name__ == "__main__":
