@@ -152,6 +152,26 @@ def test_a_far_that_is_out_of_reach_leaves_no_file(model: Model, pairs: Path, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_was_written_but_not_judged_is_named(
+    model: Model,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def interrupted(path: Path, threshold: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("facerec.reporting.exported.store_threshold", interrupted)
+    section = {"protocol": "verification", "targets": [str(pairs)], "bootstrap": 0, "batch_size": 32}
+    lines = export_and_judge(
+        model, tmp_path / "x", format="hub", eval=section, far=None, calibration=None, card={}, options=PLAIN
+    )
+    with pytest.raises(KeyboardInterrupt):
+        next(lines)
+    assert f"{tmp_path / 'x'}: was written, but not judged, so it has no threshold and no card" in caplog.text
+
+
 def test_a_threshold_needs_targets(model: Model, tmp_path: Path) -> None:
     lines = export_and_judge(
         model, tmp_path / "x", format="hub", eval={}, far=0.1, calibration=None, card={}, options=PLAIN

@@ -5,6 +5,7 @@ Shape suffixes: N images, H height, W width, C channels, D embedding size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from facerec.reporting.model_card import CardSettings, model_card
 from facerec.reporting.text_table import aligned
 
 SAMPLE = 200  # images for the ranges of int8, and to compare embeddings on
+
+log = logging.getLogger(__name__)
 
 Judge = Callable[[Model], Mapping[str, Result]]
 
@@ -70,14 +73,18 @@ def export_and_judge(
     before = {} if judge is None else judge(model)
     _threshold(before, far)  # a FAR that the set does not support is refused before anything is written
     export(model, path, format, sample_NHWC=sample_NHWC, **options)
-    written = load_model(path, device="cpu")
-    after = {} if judge is None else judge(written)
-    written.threshold = _threshold(after, far)
-    if written.threshold is not None:
-        store_threshold(path, written.threshold)
-    if format == "hub":
-        model.threshold = written.threshold
-        hub.write_card(path, model_card(path.name, model, after, described))
+    try:
+        written = load_model(path, device="cpu")
+        after = {} if judge is None else judge(written)
+        written.threshold = _threshold(after, far)
+        if written.threshold is not None:
+            store_threshold(path, written.threshold)
+        if format == "hub":
+            model.threshold = written.threshold
+            hub.write_card(path, model_card(path.name, model, after, described))
+    except BaseException:
+        log.warning("%s: was written, but not judged, so it has no threshold and no card", path)
+        raise
     yield f"{path}"
     yield from _sheet(written, options)
     yield ""
