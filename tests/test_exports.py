@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,6 +294,32 @@ def test_a_folder_of_cvlface_says_its_colours_and_runs_no_code(tmp_path: Path) -
 
 def test_a_folder_holds_weights_to_start_from(folder: Path, model: Model) -> None:
     assert read_weights(folder).keys() == model.backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"backbone": {"name": "nope"}}, r"its backbone nope is none of adaface_ir_101, "),
+        ({"input": "x"}, r"its metadata facerec\.input is damaged; export it again"),
+        (
+            {"threshold": {"cosine": "a"}},
+            r"its threshold cannot be used: threshold\.cosine=a: must be a number",
+        ),
+    ],
+)
+def test_what_a_configuration_says_wrongly_is_said_with_its_file(
+    folder: Path, changed: dict[str, Any], said: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(CheckpointError, match=rf"^ckpt=.*model\.safetensors: {said}"):
+        load_model(folder, device="cpu")
+
+
+def test_the_words_of_another_librarys_configuration_are_not_taken_for_ours(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "other", "backbone": "resnet50", "threshold": 0.5}')
+    own = {"name": "mobilefacenet", "embedding_size": WIDTH, "input_size": SIDE}
+    assert load_model(folder, device="cpu", backbone=own).threshold is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"input": {"mean": "x"}}', "[" * 100_000])

@@ -43,11 +43,11 @@ def recorded(metadata: Mapping[str, Any], name: str, where: str) -> dict[str, An
     text = metadata.get(f"facerec.{name}")
     try:
         value = {} if text is None else json.loads(text)
-        if not are_settings(value):
+        if not (isinstance(value, dict) and are_settings(value)):
             raise ValueError
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: its metadata facerec.{name} is damaged; export it again") from error
-    return value if isinstance(value, dict) else {}
+    return value
 
 
 def write(folder: Path, weights: bytes, settings: Mapping[str, Any]) -> None:
@@ -102,6 +102,8 @@ def metadata_of(folder: Path) -> dict[str, str]:
     conf = config.get("conf")
     if isinstance(conf, Mapping) and "color_space" in conf:  # CVLface; all of it takes −1 … 1
         config = {"input": {"channels": str(conf["color_space"]).lower()}}
+    if config.get("model_type") != "facerec":  # whose words may mean other things: {"backbone": "resnet50"}
+        config = {key: value for key, value in config.items() if isinstance(value, dict)}
     known = ("backbone", "input", "threshold", "step", "guessed")
     return as_metadata({key: config[key] for key in known if key in config})
 

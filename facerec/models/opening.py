@@ -230,6 +230,11 @@ def _open_described(request: Request, weights: Mapping[Any, Any], metadata: Sett
     """Open weights with the backbone that their metadata names, where none was asked for."""
     recorded = _metadata(request, metadata, "backbone")
     if not request.backbone and isinstance(recorded.get("name"), str):
+        if recorded["name"] not in (known := BACKBONES.names()):
+            raise CheckpointError(
+                f"{request.where}: its backbone {shown(recorded['name'])} is none of {', '.join(known)}; "
+                + plugins.hint()
+            )
         request = request._replace(backbone=recorded)
     return _open_weights(request, weights, metadata)
 
@@ -351,7 +356,7 @@ def _finished(
     recorded = _metadata(request, metadata, "input")
     prepared = _preprocessing(request, {**made_for, **recorded, "size": made_for["size"]})
     step = metadata.get("facerec.step", "")
-    threshold = _metadata(request, metadata, "threshold")
+    threshold = _threshold(request, _metadata(request, metadata, "threshold"))
     log.info("%s: %s, %d numbers per face", request.where, what, embedding_size)
     if not recorded:
         asked = {"mean", "std", "channels"} - request.input.keys()
@@ -369,8 +374,15 @@ def _finished(
         path=request.path,
         config=config or {},
         knows_input=bool(recorded) and "facerec.guessed" not in metadata,
-        threshold=build(Threshold, "threshold", threshold) if threshold else None,
+        threshold=threshold,
     )
+
+
+def _threshold(request: Request, recorded: Settings) -> Threshold | None:
+    try:
+        return build(Threshold, "threshold", dict(recorded)) if recorded else None
+    except ConfigError as error:
+        raise CheckpointError(f"{request.where}: its threshold cannot be used: {error}") from error
 
 
 def _metadata(request: Request, metadata: Settings, name: str) -> dict[str, Any]:
