@@ -1,5 +1,6 @@
 """Identification against naive recomputation: ranks, open-set rates, MegaFace, folders."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from facerec import distributed
 from facerec.errors import MissingDataError, NonFiniteError, UserError
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.identification import Identification, identify
@@ -15,6 +17,7 @@ from facerec.evaluation.protocols.megaface import Megaface, megaface
 from facerec.evaluation.statistics.search import Highest, PrefixMaxima, TopK, cosine_blocks, unit
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
+from tests.several import run_ranks
 
 
 def normalised(rows):
@@ -332,6 +335,29 @@ def test_megaface_from_folders(model, tmp_path, monkeypatch):
     distractor = distractor[1:][np.random.default_rng(4).permutation(29)]
     assert result.rank1 == megaface(probe_PD, names, distractor, cuts=(10, 29)).rank1
     assert result.distractors == 29 and "seed 4" in result.protocol
+
+
+def judged_on_ranks(folder):
+    """Write what each rank finds of the folders of both protocols, under its number."""
+    model = Model(Pixels(), Preprocessing(size=8))
+    found = identified(model, folder / "gallery", folder / "probes")
+    paths = {"probes": str(folder / "probes"), "distractors": str(folder / "gallery")}
+    mega = Megaface(**paths, cuts=[4]).run(model)["megaface"]
+    numbers = [found.cmc, found.rank_interval, mega.rank1, mega.rank1_interval]
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(numbers))
+
+
+def test_rank_zero_alone_draws_the_intervals_which_are_those_of_one_process(tmp_path):
+    write_folders(tmp_path / "gallery", "abcdef", 1, seed=1, noise=60)
+    write_folders(tmp_path / "probes", "abcdef", 3, seed=2, noise=60)
+    judged_on_ranks(tmp_path)
+    alone = json.loads((tmp_path / "0.json").read_text())
+    run_ranks(2, tmp_path, judged_on_ranks)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == alone
+    assert (second[0], second[2]) == (first[0], first[2])
+    assert all(first[1].values()) and first[3]["4"]
+    assert not any([*second[1].values(), *second[3].values()])
 
 
 def test_missing_folders_are_said(model, tmp_path):

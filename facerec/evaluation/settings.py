@@ -87,3 +87,10 @@ class EvalSettings:
             names = getattr(self, key)
             require(len(set(names)) == len(names), f"eval.{key}", names, f"names one {key[:-1]} twice")
         check_ranges(self, "eval")
+
+    @property
+    def resamples(self) -> int:
+        """Resamples that this rank draws: `bootstrap` on rank 0, which alone shows intervals, else 0."""
+        from facerec import distributed  # loads torch
+
+        return self.bootstrap if distributed.rank() == 0 else 0

@@ -71,7 +71,7 @@ def evaluate_checkpoint(
                 log.info("  %s", table.finding)
         evaluated.append(Evaluated.of(name, model, results))
     evaluated = by_one_yardstick(evaluated)
-    comparisons = compared(evaluated, protocol.bootstrap, protocol.seed)
+    comparisons = compared(evaluated, protocol.resamples, protocol.seed)
     if len(evaluated) > 1:
         crossed = matrix(evaluated)
         published = [crossed.text, *aligned([crossed.header, *crossed.rows])] if crossed else []

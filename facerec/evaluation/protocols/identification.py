@@ -81,7 +81,7 @@ class Identification(Protocol):
             gallery_GD,
             gallery.labels,
             distractors=() if others is None else embed_portions(model, others, self, "distractors"),
-            bootstrap=self.bootstrap,
+            bootstrap=self.resamples,
             seed=self.seed,
             protocol=f"identification over folders, cosine, {self.views}",
         )

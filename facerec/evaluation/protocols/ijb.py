@@ -99,7 +99,7 @@ class Ijb(Protocol):
                 detector_score=scored,
                 metrics=self.metrics,
                 identity_N=lists.id_T[lists.first_N],
-                bootstrap=self.bootstrap,
+                bootstrap=self.resamples,
                 seed=self.seed,
                 protocol=f"{title} 1:1, all listed template pairs, {said}",
             )
@@ -109,7 +109,7 @@ class Ijb(Protocol):
                     probe[1],
                     unit_TD[gallery[0]],
                     gallery[1],
-                    bootstrap=self.bootstrap,
+                    bootstrap=self.resamples,
                     seed=self.seed,
                     protocol=f"{title} 1:N, mixed probes in gallery {key}, {said}",
                 )

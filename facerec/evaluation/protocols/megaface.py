@@ -73,7 +73,7 @@ class Megaface(Protocol):
             embed_portions(model, distractors, self, "distractors", order),
             len(distractors),
             cuts=self.cuts,
-            bootstrap=self.bootstrap,
+            bootstrap=self.resamples,
             seed=self.seed,
             protocol=f"MegaFace challenge 1, cosine, {self.views}, distractor order of seed {self.seed}",
         )

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from facerec import distributed
 from facerec.errors import ConfigError, MissingDataError, require
 from facerec.evaluation.details import detailed, read_side
 from facerec.evaluation.embedding import embed_images
@@ -106,7 +105,7 @@ def evaluate_set(
         folds=folds_of(verification_set, settings),
         thresholds=settings.thresholds,
         metrics=settings.metrics,
-        bootstrap=settings.bootstrap if distributed.rank() == 0 else 0,
+        bootstrap=settings.resamples,
         seed=settings.seed,
         identity_2N=verification_set.identity_2N,
         name=verification_set.name,

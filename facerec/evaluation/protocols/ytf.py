@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from facerec import distributed
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.judgement import one_sided
@@ -82,7 +81,7 @@ class Ytf(Protocol):
             folds=pairs.split_N,
             thresholds=self.thresholds,
             metrics=self.metrics,
-            bootstrap=self.bootstrap if distributed.rank() == 0 else 0,
+            bootstrap=self.resamples,
             seed=self.seed,
             identity_2N=name_2N,
             name="ytf",
