@@ -9,7 +9,7 @@ import numpy as np
 
 from facerec.evaluation.metrics.base import METRICS, JudgedPairs, Metric
 from facerec.evaluation.statistics.bootstrap import Resamples
-from facerec.evaluation.statistics.separation import Floats, Separation
+from facerec.evaluation.statistics.separation import Floats, Ints, Separation
 
 
 def eer(separation: Separation) -> float | None:
@@ -54,4 +54,21 @@ class Eer(Metric):
         return eer(pairs.separation)
 
     def resampled(self, drawn: Resamples) -> Floats:
-        return equal_rates(*drawn.roc)
+        return np.array([_equal_rate(*one) for one in zip(drawn.accepted_R2V, drawn.total_R2, strict=True)])
+
+
+def _equal_rate(accepted_2V: Ints, total_2: Floats) -> float:
+    """`equal_rates` of the pairs accepted at each vertex but the first, where none is."""
+    if np.isnan(total_2).any():
+        return np.nan
+
+    def rates(vertex: int) -> Floats:
+        return accepted_2V[:, vertex] / total_2 if vertex >= 0 else np.zeros(2)
+
+    def gap(vertex: int) -> Any:
+        far, tar = rates(vertex)
+        return far - (1 - tar)
+
+    after = bisect_left(range(accepted_2V.shape[1]), 0.0, key=gap)
+    low, high, before, far = gap(after - 1), gap(after), rates(after - 1)[0], rates(after)[0]
+    return float(before + -low / (high - low) * (far - before))

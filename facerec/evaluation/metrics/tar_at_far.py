@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -30,6 +32,10 @@ def _tar(separation: Separation, far: float) -> float | None:
     return float(accepted / len(separation.genuine_G))
 
 
+def _over(total: float, count: int) -> float:
+    return count / total
+
+
 @METRICS.register("tar_at_far")
 class TarAtFar(Metric):
     label = "TAR @ FAR"
@@ -39,10 +45,10 @@ class TarAtFar(Metric):
 
     def resampled(self, drawn: Resamples) -> dict[str, Floats]:
         targets = [target for target in FAR_TARGETS if _supported(float(target), drawn.impostors)]
-        allowed_T = np.array([float(target) for target in targets])
-        # The last vertex whose FAR is within the target; vertex 0 accepts nothing.
-        tar_RT = [
-            tar_V[np.searchsorted(far_V, allowed_T, side="right") - 1]
-            for far_V, tar_V in zip(*drawn.roc, strict=True)
-        ]
-        return dict(zip(targets, np.transpose(tar_RT), strict=True))
+        found: dict[str, Floats] = {target: np.zeros(len(drawn.accepted_R2V)) for target in targets}
+        for row, (accepted_2V, total_2) in enumerate(zip(drawn.accepted_R2V, drawn.total_R2, strict=True)):
+            for target, tar_R in found.items():
+                # The last vertex whose FAR is within the target; before the first, nothing is accepted.
+                end = bisect_right(accepted_2V[0], float(target), key=partial(_over, total_2[0]))
+                tar_R[row] = (accepted_2V[1, end - 1] if end else 0) / total_2[1]
+        return found

@@ -14,7 +14,7 @@ vertices of a ROC curve (in counts: its segments); "2" is impostor, genuine, or 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,9 +24,11 @@ import numpy.typing as npt
 from facerec.errors import UserError
 from facerec.evaluation.statistics.folds import Thresholds, fold_numbers, threshold_search
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
+from facerec.threads import ordered_map
 
 _CELLS = 1_000_000  # of a block's largest array: 4 to 8 MB
 _LARGE = 20  # pairs that take longer to draw than one binomial number
+_BYTE = 256
 
 Draw = Callable[[int], Ints]
 """Weights of all pairs in so many resamples, (R, N), or the sums by groups of pairs, (R, G)."""
@@ -38,35 +40,50 @@ Interval = tuple[float, float] | None
 def pair_draw(fold_G: Ints, size_G: Ints, rng: np.random.Generator) -> Draw:
     """Pairs drawn with replacement within their folds, which keep their sizes, counted by groups of pairs.
 
-    Large groups are drawn at once, by the multinomial distribution of their counts, the others pair by pair.
+    First how often each large group is drawn, each batch of 256 other pairs, and each pair that is left over:
+    a multinomial distribution. Then one random byte for each time that a batch is drawn says the pair.
 
     Args:
         fold_G: fold of each group, ascending.
         size_G: pairs of each group.
         rng: generator.
     """
-    parts = []
-    for fold in np.unique(fold_G):
-        first, stop = np.searchsorted(fold_G, [fold, fold + 1])
-        large = np.flatnonzero(size_G[first:stop] > _LARGE)
-        small = np.flatnonzero(size_G[first:stop] <= _LARGE)
-        single_P = np.repeat(small, size_G[first:stop][small])  # the group of each pair
-        sizes = [*size_G[first:stop][large], *([len(single_P)] if len(single_P) else [])]
-        parts.append((slice(first, stop), large, single_P, np.array(sizes)))
+    large_L = np.flatnonzero(size_G > _LARGE)
+    single_P = np.repeat(
+        np.arange(len(size_G)), np.where(size_G > _LARGE, 0, size_G)
+    )  # the group of each pair
+    fold_P = fold_G[single_P]
+    begins_F, pairs_F = np.unique(fold_P, return_index=True, return_counts=True)[1:]
+    ends_F = begins_F + pairs_F // _BYTE * _BYTE
+    batch_B = _ranges(begins_F, ends_F, _BYTE)
+    left_K = _ranges(ends_F, begins_F + pairs_F, 1)
+    fold_X = np.concatenate([fold_G[large_L], fold_P[batch_B], fold_P[left_K]])
+    size_X = np.concatenate([size_G[large_L], np.full(len(batch_B), _BYTE), np.ones(len(left_K), int)])
+    start_X = np.concatenate([batch_B, left_K])
+    folds = [np.flatnonzero(fold_X == fold) for fold in np.unique(fold_G)]
 
     def draw(resamples: int) -> Ints:
-        count_RG = np.zeros((resamples, len(size_G)), np.int32)
-        for groups, large, single_P, sizes in parts:
-            total = sizes.sum()
-            drawn_RL = rng.multinomial(total, sizes / total, size=resamples)
-            part_RG = count_RG[:, groups]
-            part_RG[:, large] = drawn_RL[:, : len(large)]
-            for count_G, times in zip(part_RG, drawn_RL[:, -1] if len(single_P) else (), strict=False):
-                drawn = rng.integers(len(single_P), size=times, dtype=np.uint32)
-                count_G += np.bincount(single_P[drawn], minlength=len(count_G))
+        drawn_RX = np.empty((resamples, len(size_X)), np.int64)
+        for part_X in folds:
+            total = size_X[part_X].sum()
+            drawn_RX[:, part_X] = rng.multinomial(total, size_X[part_X] / total, size=resamples)
+        large_RL, small_RX = np.split(drawn_RX, [len(large_L)], axis=1)
+        count_RG = np.zeros((resamples, len(size_G)), np.int64)
+        for count_G, times_X in zip(count_RG, small_RX if len(start_X) else (), strict=False):
+            drawn_P = np.repeat(start_X, times_X)
+            within = int(times_X[: len(batch_B)].sum())
+            drawn_P[:within] += np.frombuffer(rng.bytes(within), np.uint8)
+            count_G[:] = np.bincount(single_P.take(drawn_P), minlength=len(count_G))
+        count_RG[:, large_L] = large_RL
         return count_RG
 
     return draw
+
+
+def _ranges(begin_F: Ints, end_F: Ints, step: int) -> Ints:
+    """The numbers from each beginning to before its end, in steps."""
+    ranges = [np.arange(begin, end, step) for begin, end in zip(begin_F, end_F, strict=True)]
+    return np.concatenate([np.empty(0, np.int64), *ranges])
 
 
 def identity_draw(identity_N2: Ints, rng: np.random.Generator) -> Draw:
@@ -114,26 +131,30 @@ class Resamples:
     their vertices among these.
 
     Attributes:
-        count_R2V: impostor and genuine pairs between each vertex and the one before.
+        accepted_R2V: impostor and genuine pairs up to each vertex, but for the first, where none is accepted.
         impostors: number of impostor pairs of the set.
         accuracy_R: mean over folds, the thresholds chosen anew in each resample; a fold without pairs, or
             without pairs in the others to choose its threshold by, does not count.
     """
 
-    count_R2V: Floats
+    accepted_R2V: Ints
     impostors: int
     accuracy_R: Floats
 
+    @property
+    def total_R2(self) -> Floats:
+        """Impostor and genuine pairs, NaN in resamples without the one or the other kind."""
+        total_R2 = self.accepted_R2V[..., -1]
+        return np.where((total_R2 == 0).any(axis=1, keepdims=True), np.nan, total_R2)
+
     @functools.cached_property
     def roc(self) -> tuple[Floats, Floats]:
-        """FAR and TAR at each vertex of the ROC, from none accepted to all, (R, V) each.
+        """FAR and TAR at each vertex of the ROC, from none accepted to all, (R, V) each; NaN as the totals.
 
-        NaN in resamples without genuine or without impostor pairs.
+        A metric that looks at few of them is faster with `accepted_R2V`.
         """
-        accepted_R2V = np.pad(np.cumsum(self.count_R2V, axis=-1), ((0, 0), (0, 0), (1, 0)))
-        total_R2 = accepted_R2V[..., -1]
-        undefined_R1 = (total_R2 == 0).any(axis=1, keepdims=True)
-        rate_R2V = accepted_R2V / np.where(undefined_R1, np.nan, total_R2)[..., None]
+        accepted_R2V = np.pad(self.accepted_R2V, ((0, 0), (0, 0), (1, 0)))
+        rate_R2V = accepted_R2V / self.total_R2[..., None]
         return rate_R2V[:, 0], rate_R2V[:, 1]
 
 
@@ -171,33 +192,39 @@ def bootstrap(
     # Pairs of one fold, kind, cell and segment are counted together.
     last_G = np.flatnonzero(np.append((np.diff(cell_N) != 0) | (np.diff(segment_N) != 0), True))
     cell_G, kind_segment_G = cell_N[last_G], issame_N[last_G] * segments + segment_N[last_G]
+    by_segment_G = np.argsort(kind_segment_G, kind="stable")
+    every_2V = np.arange(2 * segments).reshape(2, segments)
+    upto_2V = np.searchsorted(
+        kind_segment_G, every_2V, side="right", sorter=by_segment_G
+    )  # groups up to each
     last_C = np.flatnonzero(np.append(np.diff(cell_G) != 0, True))
     rng = np.random.default_rng(seed)
     if identity_N2 is None:
         draw = pair_draw(fold_N[last_G], np.diff(last_G, prepend=-1), rng)
     else:
         draw = identity_draw(identity_N2[order], rng)
-    blocks: dict[str, list[Any]] = {name: [] for name in metrics}
-    step = max(1, _CELLS // max(cells, len(distance_N)))
-    for start in range(0, resamples, step):
-        count_RG = draw(min(step, resamples - start))
+
+    def judged(count_RG: Ints) -> list[Any]:
         if identity_N2 is not None:
-            running_RN = np.cumsum(count_RG, axis=1, dtype=np.int32)
-            count_RG = _between(running_RN, last_G)
+            count_RG = _between(np.cumsum(count_RG, axis=1, dtype=np.int32), last_G)
         rows = len(count_RG)
-        running_RG = np.cumsum(count_RG, axis=1, dtype=np.int32)
         count_RF2J = np.zeros((rows, cells), np.int32)
-        count_RF2J[:, cell_G[last_C]] = _between(running_RG, last_C)
+        count_RF2J[:, cell_G[last_C]] = _between(np.cumsum(count_RG, axis=1, dtype=np.int32), last_C)
         with np.errstate(invalid="ignore"):  # 0 / 0 in a fold that has no pairs
             accuracy_RF, _ = search.choose(count_RF2J.reshape(rows, count, 2, search.cells))
         size_RF = count_RF2J.reshape(rows, count, -1).sum(axis=-1)
         judged_RF = (size_RF > 0) & (size_RF < size_RF.sum(axis=-1, keepdims=True))
         accuracy_R = _mean_of_defined(accuracy_RF, judged_RF)
-        count_R2V = [np.bincount(kind_segment_G, count_G, 2 * segments) for count_G in count_RG]
-        drawn = Resamples(np.reshape(count_R2V, (rows, 2, segments)), int((~issame_N).sum()), accuracy_R)
-        for name, metric in metrics.items():
-            blocks[name].append(metric.resampled(drawn))
-    return {name: _joined(parts) for name, parts in blocks.items() if parts and parts[0] is not None}
+        running_RG = np.pad(np.cumsum(count_RG.take(by_segment_G, axis=1), axis=1), ((0, 0), (1, 0)))
+        accepted_R2V = running_RG.take(upto_2V, axis=1)
+        accepted_R2V[:, 1] -= accepted_R2V[:, 0, -1:]
+        drawn = Resamples(accepted_R2V, int((~issame_N).sum()), accuracy_R)
+        return [metric.resampled(drawn) for metric in metrics.values()]
+
+    step = max(1, _CELLS // max(cells, len(distance_N)))
+    drawn = (draw(min(step, resamples - start)) for start in range(0, resamples, step))
+    parts = zip(*ordered_map(judged, drawn, name="bootstrap"), strict=True)  # judged while the next are drawn
+    return {name: _joined(one) for name, one in zip(metrics, parts, strict=False) if one[0] is not None}
 
 
 def _between(running_RN: Ints, last_X: Ints) -> Ints:
@@ -222,7 +249,7 @@ def _roc_segments(distance_N: Floats, issame_N: Bools) -> tuple[Ints, int]:
     return segment_V[value_N], int(segment_V[-1]) + 1
 
 
-def _joined(parts: list[Any]) -> Any:
+def _joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], dict):
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return np.concatenate(parts)
