@@ -65,16 +65,27 @@ def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[t
     mirror_B = batch.mirror_B.to(device, non_blocking=True)
     label_B = batch.label_B.to(device, non_blocking=True)
     out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, device)
-    # On a CPU in parts that fit into a core's cache: twice through memory otherwise.
-    part = _PART if device.type == "cpu" and batch.augment is None else len(image_BHWC)
+    # On a CPU image by image, in parts that fit into a core's cache: twice through memory otherwise.
+    on_cpu = device.type == "cpu" and batch.augment is None
+    part = _PART if on_cpu else len(image_BHWC)
     for mirror_P, image_PHWC, out_PHWC in zip(
         mirror_B.split(part), image_BHWC.split(part), out_BHWC.split(part), strict=True
     ):
-        image_PHWC = mirror_where(mirror_P, image_PHWC)
+        if on_cpu:
+            _mirror_into(out_PHWC, mirror_P.tolist(), image_PHWC)
+            image_PHWC = out_PHWC
+        else:
+            image_PHWC = mirror_where(mirror_P, image_PHWC)
         if batch.augment is not None:
             image_PHWC = batch.augment(image_PHWC)
         input.normalise(image_PHWC, out_PHWC)
     return out_BHWC.permute(0, 3, 1, 2), label_B
+
+
+def _mirror_into(out_PHWC: torch.Tensor, mirror_P: list[bool], image_PHWC: torch.Tensor) -> None:
+    """Copy images as floats, those chosen mirrored; one by one, as no device waits for the host here."""
+    for out_HWC, mirror, image_HWC in zip(out_PHWC.unbind(), mirror_P, image_PHWC.unbind(), strict=True):
+        out_HWC.copy_(image_HWC.flip(1) if mirror else image_HWC)
 
 
 def mirror_where(mirror_B: torch.Tensor, image_BHWC: torch.Tensor) -> torch.Tensor:
