@@ -39,7 +39,7 @@ from tests.folder_run import TINY, make_faces
 from tests.heads_cases import CLASS_HEADS
 from tests.several import run_ranks
 from tests.test_device_decode import Mixed
-from tests.tiny_run import tiny_trainer
+from tests.tiny_run import TinyFaces, tiny_trainer
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 BATCH, CLASSES, SIZE = 32, 100, 64
@@ -115,6 +115,25 @@ def test_fused_passes_compute_what_float64_does(name: str) -> None:
     wanted = loss_and_gradients(copy.deepcopy(head).double(), x.double(), y)
     got = loss_and_gradients(head.to("cuda"), x.to("cuda"), y.to("cuda"))
     assert largest_error(got, wanted) < 2e-4
+
+
+# Batches ---------------------------------------------------------------------------------------------------
+
+
+def test_batches_copied_beside_the_work_before_are_the_cpus(device: torch.device) -> None:
+    loader = Loader(TinyFaces(), 5, size=16, pin=device.type == "cuda")
+    square = torch.randn(1024, 1024, device=device)
+    got = []
+    for epoch in range(3):
+        for batch in loader.batches(epoch):
+            got.append(prepare(batch, device, Preprocessing(size=16)))
+            for _ in range(20 if device.type == "cuda" else 0):  # work that the next copies need not wait for
+                square = (square @ square).clamp(-1, 1)
+    batches = (batch for epoch in range(3) for batch in loader.batches(epoch))
+    wanted = [prepare(batch, torch.device("cpu"), Preprocessing(size=16)) for batch in batches]
+    for ours, expected in zip(got, wanted, strict=True):
+        for tensor, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(tensor.cpu(), other, rtol=0, atol=1.2e-7)
 
 
 # Training --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from facerec.device import copied
 from facerec.images import buffers
 from facerec.images.augment import Augmentation
 from facerec.images.device_decode import Undecoded
@@ -49,7 +50,7 @@ def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[t
     """The images and labels of a batch on `device`.
 
     The bytes cross to the device before they become floats; out of pinned memory they do so while the device
-    still works on the batch before. Nothing here waits for the device, where it does not decode.
+    still works on the batch before (see `copied`). Nothing waits for the device, where it does not decode.
 
     Returns:
         Images (B, 3, H, W) float32, channels-last in memory, mirrored and augmented as the batch says, and
@@ -58,12 +59,9 @@ def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[t
     Raises:
         DamagedDataError, ConfigError: where the device decodes, see `device_decode`.
     """
-    if batch.undecoded is None:
-        image_BHWC = batch.image_BHWC.to(device, non_blocking=True)
-    else:  # first of all: an image replaced here brings its label and mirror along
-        image_BHWC = batch.undecoded.decode(device)
-    mirror_B = batch.mirror_B.to(device, non_blocking=True)
-    label_B = batch.label_B.to(device, non_blocking=True)
+    # First of all: an image that is replaced here brings its label and mirror along.
+    decoded_BHWC = batch.image_BHWC if batch.undecoded is None else batch.undecoded.decode(device)
+    image_BHWC, mirror_B, label_B = copied(device, decoded_BHWC, batch.mirror_B, batch.label_B)
     out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, device)
     # On a CPU image by image, in parts that fit into a core's cache: twice through memory otherwise.
     on_cpu = device.type == "cpu" and batch.augment is None
