@@ -124,6 +124,7 @@ def test_recipes_of_one_program_differ_in_data_and_margins(
 ) -> None:
     first, second = composed(one), composed(other)
     first["schedule"]["milestones"] = second["schedule"]["milestones"]
+    first["trainer"]["reference"] = second["trainer"]["reference"]  # a published curve
     assert {**first["head"], **head} == second["head"]
     for section in ("backbone", "optimizer", "schedule", "trainer", "input"):
         assert first[section] == second[section]

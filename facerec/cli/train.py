@@ -24,14 +24,19 @@ def main() -> None:
 
 def train(config: dict[str, Any], run: RunFolder) -> float | None:
     """Train in the run's folder and return the mean accuracy, if there was an evaluation."""
-    from facerec import distributed, process
+    from facerec import distributed, plugins, process
+    from facerec.cli.mistakes import config_folder
+    from facerec.registry import build
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
     from facerec.reporting.pruning import pruning
-    from facerec.training.dry_run import dry_run, is_dry
+    from facerec.reporting.reference import comparing
+    from facerec.training.dry_run import dry_run
     from facerec.training.run import assemble, device_of
+    from facerec.training.settings import TrainerSettings
 
-    if is_dry(config):
+    settings = build(TrainerSettings, "trainer", config.get("trainer") or {})
+    if settings.dry_run:
         run.leave_no_trace()
         process.keep_memory()
         with distributed.process_group(device_of(config)):
@@ -42,7 +47,8 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
         rank_zero = distributed.rank() == 0
-        reporters = [History(folder), *make_loggers(config, folder), *pruning()]
+        reference = comparing(settings.reference, folder, [config_folder(), *plugins.config_folders()])
+        reporters = [History(folder), *reference, *make_loggers(config, folder), *pruning()]
         trainer = assemble(config | {"output_dir": str(folder)}, folder, reporters if rank_zero else ())
         if allocator:
             log.info("%-10s %s", "allocator", allocator)

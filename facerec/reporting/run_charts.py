@@ -40,12 +40,20 @@ _OF_SETS = (
 )
 
 
-def charts_of_run(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[Chart]:
-    """The charts of a run: of its logged steps, then of its evaluations, those with something to draw."""
+def charts_of_run(
+    steps: Sequence[Row], evaluations: Sequence[Row], beside: Sequence[Row] = ()
+) -> list[Chart]:
+    """The charts of a run: of its logged steps, then of its evaluations, those with something to draw.
+
+    `beside` are rows of a reference, of which its numbers are drawn dashed in the same charts.
+    """
     charts = []
     for key, title, label, said in _TRAINING:
         charts.append(
-            over_steps(key, title, said, label, {title: (steps, key)}, log=key in ("loss", "grad_norm"))
+            over_steps(
+                *(key, title, said, label, {title: (steps, key)}, beside),
+                log=key in ("loss", "grad_norm"),
+            )
         )
     cosines = {name: (steps, key) for key, name in _COSINES.items()}
     charts.insert(
@@ -59,7 +67,7 @@ def charts_of_run(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[Char
         several = sum(not name.startswith("ema/") for name in names.keys() - means) > 1
         curves = {name: (evaluations, f"{name}/{key}") for name in names if several or name not in means}
         label = "accuracy" if key.startswith("accuracy") else key.upper()
-        charts.append(over_steps(f"sets-{key}", title, "", label, curves))
+        charts.append(over_steps(f"sets-{key}", title, "", label, curves, beside))
     return [chart for chart in charts if chart is not None]
 
 
@@ -69,6 +77,7 @@ def over_steps(
     text: str,
     label: str,
     curves: Mapping[str, tuple[Sequence[Row], str]],
+    beside: Sequence[Row] = (),
     *,
     log: bool = False,
     points: int = POINTS,
@@ -79,16 +88,20 @@ def over_steps(
         kind: unique on the page.
         points: of a curve at most.
         label: of the y axis.
+        beside: rows of a reference, drawn dashed beside those curves whose number they have.
         log: a logarithmic y axis, where all numbers are above 0 and reach over more than a factor of 10.
     """
     drawn: list[tuple[Line, dict[str, Any]]] = []
     for at, (name, (rows, key)) in enumerate(curves.items()):
-        known = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        if known:
+        dash = DASHES[at // len(COLOURS) % len(DASHES)]
+        for own, of in ((True, rows), (False, beside)):
+            known = [(row["step"], row[key]) for row in of if row.get(key) is not None]
+            if not known:
+                break  # nor is there anything to compare
             x, y = joined(np.asarray(known, np.float64).T, points)
-            dash = DASHES[at // len(COLOURS) % len(DASHES)]
-            line = Line(name, f"{known[-1][1]:.5g}", at % len(COLOURS), dash, (f"curve-{at}",))
-            drawn.append((line, {"x": x, "y": y}))
+            look = (name, f"{known[-1][1]:.5g}", at % len(COLOURS), dash, (f"curve-{at}",))
+            look = look if own else (f"{name}, reference", *look[1:3], DASHES[1], (f"reference-{at}",))
+            drawn.append((Line(*look), {"x": x, "y": y}))
     if not drawn:
         return None
     y = np.concatenate([data["y"] for _, data in drawn])

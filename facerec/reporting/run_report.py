@@ -14,6 +14,7 @@ from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated
 from facerec.reporting.pair_images import data_uri
 from facerec.reporting.record import RunRecord
+from facerec.reporting.reference import reference_beside
 from facerec.reporting.report import page, values_of
 from facerec.reporting.run_charts import charts_of_run
 
@@ -62,9 +63,11 @@ def run_html(
     values = values_of(models, {}, figures=figures)
     batch = [] if batch_BHWC is None else [data_uri(image_HWC) for image_HWC in batch_BHWC]
     config = record.config
+    reference = reference_beside(record.folder, config)
+    dashed = [] if reference is None else [f"Dashed curves: {reference.name}, {reference.source}."]
     values |= {
         "title": record.folder.absolute().name,
-        "lead": [_lead(record), *values["lead"]],
+        "lead": [_lead(record), *dashed, *values["lead"]],
         "batch": batch,
         "batch_text": f"Augmented, mean and std undone ({input}). {_CHANNELS[input.channels]}; eyes and "
         "mouths that do not lie in the same places come from images that are not aligned.",
@@ -74,7 +77,9 @@ def run_html(
         "configuration": _yaml(config),
         "folder": str(record.folder),
     }
-    return page("run.html.j2", [*charts_of_run(record.steps, record.evaluations), *charts_of(models)], values)
+    beside = [] if reference is None else reference.rows
+    charts = [*charts_of_run(record.steps, record.evaluations, beside), *charts_of(models)]
+    return page("run.html.j2", charts, values)
 
 
 def _lead(record: RunRecord) -> str:

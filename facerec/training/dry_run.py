@@ -23,15 +23,10 @@ from facerec.registry import build
 from facerec.training import cost
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble
-from facerec.training.settings import TeacherSettings, TrainerSettings
+from facerec.training.settings import TeacherSettings
 
 log = logging.getLogger(__name__)
 STEPS = 2  # the first loads kernels, the second is like those that follow
-
-
-def is_dry(config: Mapping[str, Any]) -> bool:
-    """Return True where the configuration asks for a dry run; raise `ConfigError` for wrong settings."""
-    return build(TrainerSettings, "trainer", config.get("trainer") or {}).dry_run
 
 
 def dry_run(config: Mapping[str, Any]) -> None:

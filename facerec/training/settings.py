@@ -87,6 +87,8 @@ class TrainerSettings:
             instead of keeping them: less memory for one more forward pass.
         compile: `torch.compile` the backbone.
         threads: CPU threads of torch in this process; null: torch's own choice.
+        reference: curve to compare the run with: a name of configs/references.yaml, or the folder of an
+            earlier run; null: none.
         dry_run: run two steps on made-up images of the true shapes, say what they take, and leave no run.
 
     Raises:
@@ -114,6 +116,7 @@ class TrainerSettings:
     checkpoint_activations: Free[bool] = False
     compile: Free[bool] = False
     threads: Free[_Threads] = None
+    reference: Free[_Path] = None
     dry_run: Free[bool] = False
 
     def __post_init__(self) -> None:
