@@ -28,7 +28,11 @@ HEADS = {
     "sface": ["head=sface", "head.s=32"],
     "adaface": ["head=adaface", "head.s=32", "head.m=0.2"],
 }
-TUNED = {"tuned": [], "tuned_pull": ["teacher.embeddings={embeddings}", "teacher.cosine=5"]}
+TUNED = {
+    "tuned": [],
+    "tuned_pull": ["teacher.embeddings={embeddings}", "teacher.cosine=5"],
+    "tuned_slow": ["backbone.lr_scale=0.1"],
+}
 NETWORK = ["backbone=mobilefacenet", "backbone.embedding_size=128"]
 JUDGED = ["eval.flip=false", "eval.figures=false", "eval.bootstrap=0"]
 TRAINING = ["data=folder", "schedule=cosine", "schedule.warmup=0.3", "trainer.batch_size=32"]
@@ -48,6 +52,9 @@ def main() -> int:
     parser.add_argument("--tuned-seeds", type=int, default=1, help="of fine-tuning; 1")
     parser.add_argument("further", nargs="*", help="settings of facerec-train")
     options = parser.parse_args()
+    for path in (options.cfp / "Protocol", options.lfw / "train.rec", options.weights):
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
     out, embeddings = options.out, options.out / "teacher.npy"
     steps, tuned_steps = (f"trainer.max_steps={steps}" for steps in options.steps.split(","))
     prepare(options.cfp, options.lfw, out, options.min_images)
