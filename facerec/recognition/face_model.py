@@ -120,25 +120,24 @@ class FaceModel:
     def _maker(self) -> FaceMaker:
         from facerec.images.detection import Mtcnn
 
-        height, width = self.model.input.shape
-        only = "faces are aligned to squares only; align before, and set align=False"
-        require(height == width, "align", f"{height}×{width}", only)
-        return FaceMaker(height, detector=Mtcnn())
+        return FaceMaker(max(self.model.input.shape), detector=Mtcnn())
 
     def _face(self, i: int, image: Image, align: bool) -> np.ndarray:
         """A face of the model's size."""
         where = str(image) if isinstance(image, str | Path) else f"image {i}"
         try:
             encoded = _encoded(image, where)
+            height, width = self.model.input.shape
             if not align:
-                height, width = self.model.input.shape
                 return decode(encoded, (height, width), MAX_PHOTOGRAPH_PIXELS)
             face_HW3, note, _ = self._maker.face(encoded)
         except DamagedDataError as error:
             raise DamagedDataError(f"{where}: {error}") from error
         if face_HW3 is None:
             raise DamagedDataError(f"{where}: {note}")
-        return face_HW3
+        # SphereFace's template of 112×96 is that of 112×112 without 8 pixels at the left and at the right.
+        top, left = ((side - own) // 2 for side, own in zip(face_HW3.shape, (height, width), strict=False))
+        return face_HW3[top : top + height, left : left + width]
 
     def _embed(self, faces: list[np.ndarray]) -> npt.NDArray[np.float32]:
         flip = True if self.threshold is None else self.threshold.flip
