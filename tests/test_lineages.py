@@ -386,6 +386,15 @@ def test_cvlfaces_transformer_computes_what_the_published_code_does(tmp_path: Pa
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_edgeface_without_timm_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    names = ("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "head.fc.weight")
+    torch.save({f"model.{name}": torch.zeros(2, 2) for name in names}, tmp_path / "edgeface.pt")
+    message = r"fit none .* but are of EdgeFace, whose networks are timm's: pip install 'facerec\[timm\]'"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "edgeface.pt", device="cpu")
+
+
 # Files of nothing known -------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import inspect
@@ -81,8 +82,12 @@ def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator
     lineage = lineage_of(weights)
     for settings in lineage[1].networks if lineage is not None else ():
         wanted = names is None or settings["name"] in names
-        if wanted and (settings["name"] != "timm" or importlib.util.find_spec("timm") is not None):
+        if wanted and (settings["name"] != "timm" or _has_timm()):
             yield tuple(settings.items())
+
+
+def _has_timm() -> bool:
+    return importlib.util.find_spec("timm") is not None
 
 
 def _by_structure(
@@ -96,7 +101,9 @@ def _by_structure(
     ours = structure.leaves(_known(settings, 512, 112)[0])
     for theirs in parts:
         biased = sum(leaf.may_hold_norm(folded) for leaf in theirs)
-        if not len(theirs) <= len(ours) <= len(theirs) + biased:
+        missing = _fixed(settings) - Counter(leaf.key for leaf in theirs)
+        only_norms = all(role == "running_mean" for role, _ in missing)
+        if not len(theirs) <= len(ours) <= len(theirs) + biased or not only_norms or missing.total() > biased:
             continue
         widths = dict.fromkeys(leaf.key[1][0] for leaf in reversed(theirs) if len(leaf.key[1]) == 2)
         for embedding_size in widths:
@@ -112,7 +119,14 @@ def _by_structure(
 
 
 def nearest(weights: Mapping[str, Tensor]) -> str:
-    """Name the known backbone that is nearest to weights that fit none, and what differs; else all."""
+    """Name the known backbone that is nearest to weights that fit none, and what differs; else all.
+
+    Of a lineage whose networks are timm's, where that is not installed, name the package.
+    """
+    lineage = lineage_of(weights)
+    timm = lineage is not None and any(one["name"] == "timm" for one in lineage[1].networks)
+    if lineage is not None and timm and not _has_timm():
+        return f", but are of {lineage[0]}, whose networks are timm's: pip install 'facerec[timm]'"
     best: tuple[float, str] = (0.0, "")
     theirs = Counter(leaf.key for leaf in structure.leaves(shapes_of(weights)))
     for settings in _candidates(weights, None):
@@ -230,6 +244,18 @@ def _of_all_sizes(
         except ConfigError:  # it takes no images of this shape
             continue
         yield input_size, known
+
+
+@functools.cache
+def _fixed(settings: _Settings) -> Counter[tuple[str, structure.Shape]]:
+    """The modules of a backbone that are the same for all sizes of embeddings and images."""
+    fixed = Counter(leaf.key for leaf in structure.leaves(_known(settings, 512, 112)[0]))
+    for input_size in INPUT_SIZES[1:]:
+        with contextlib.suppress(ConfigError):  # it takes no images of this shape
+            return fixed & Counter(
+                leaf.key for leaf in structure.leaves(_known(settings, 513, input_size)[0])
+            )
+    return Counter()
 
 
 @functools.cache
