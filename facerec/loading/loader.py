@@ -2,7 +2,7 @@
 
 Threads and not processes: the decoder releases the interpreter lock, and an image is never copied, pickled
 or made an object of its own. What a batch holds follows from (seed, epoch, position) alone (see `order`).
-Two threads on two cores reach 0.8 of the decoder alone, 0.5 to 0.6 with `prepare` (`scripts/benchmark data`).
+Two threads on two cores reach 0.8 of the decoder alone, 0.6 with `prepare` (`scripts/benchmark data`).
 
 Shape suffixes: B images of a batch, G of a global batch (that of all ranks), N any number, H height, W width,
 C colour channels (RGB).

@@ -2,6 +2,9 @@
 
 Each way has fresh processes, in turn; the fastest of its steps counts. The same is measured beside a process
 that keeps one core busy, where the median counts. Page faults are those of one step after the first half.
+
+And the starts of commands, in processor time: `--help`, and a training until its first step is done, whose
+floor is to load torch.
 """
 
 import argparse
@@ -21,11 +24,13 @@ from pathlib import Path
 
 from table import Row
 
+PARTS = ("start", "step")
 DEFAULTS = {"FACEREC_ALLOCATOR": "system", "GOMP_SPINCOUNT": None}
 OURS = {"FACEREC_ALLOCATOR": "keep", "GOMP_SPINCOUNT": "1000"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone")
     parser.add_argument("--backbone", default="mobilefacenet", help="default %(default)s")
     parser.add_argument("--batch", type=int, default=30, help="images per step (default %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="of each process (default %(default)s)")
@@ -35,6 +40,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
+    if options.only != "step":
+        yield from start_rows(options.rounds)
+    if options.only != "start":
+        yield from step_rows(options)
+
+
+def start_rows(rounds: int) -> Iterator[Row]:
+    """Measure the starts of commands, by turns."""
+    train = [sys.executable, "-c", "from facerec.cli.train import main; main()"]
+    with tempfile.TemporaryDirectory(prefix="facerec-benchmark-") as folder:
+        first = "backbone=mobilefacenet data=synthetic data.identities=4 data.images=8 trainer.batch_size=2"
+        first += f" trainer.max_steps=1 eval.targets=[] trainer.resume=null output_dir={folder}/"
+        ways = {
+            "torch": lambda _: _processor_seconds([sys.executable, "-c", "import torch"]),
+            "help": lambda _: _processor_seconds([*train, "--help"]),
+            "step": lambda number: _processor_seconds([*train, *f"{first}{number}".split()], "step 1 of 1"),
+        }
+        seconds = {name: min(way(number) for number in range(rounds)) for name, way in ways.items()}
+    yield Row("facerec-train --help, processor time", seconds["help"], "s")
+    title = "facerec-train until the first step is done, processor time"
+    yield Row(title, seconds["step"], "s", seconds["torch"])
+
+
+def _processor_seconds(command: list[str], line: str | None = None) -> float:
+    """Return the processor time of a command until it prints a line that begins so, or ends."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        for printed in process.stdout:
+            if line is not None and printed.startswith(line):
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                seconds = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+                process.stdout.read()
+                return seconds
+        usage = os.wait4(process.pid, 0)[2]
+        process.returncode = 0
+    if line is not None:
+        raise RuntimeError(f"{command} has not printed {line!r}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def step_rows(options: argparse.Namespace) -> Iterator[Row]:
     title = f"{options.backbone} {options.precision}, B={options.batch}"
     for beside, busy in (("", False), (", beside a busy process", True)):
         taken: dict[str, list[float]] = {"ours": [], "defaults": []}
