@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from facerec.cli import data_commands
 from facerec.cli.base import Parser
 from facerec.cli.data_options import COMMANDS, IMAGES
+from facerec.cli.model_options import MODEL, OPTIONAL_MODEL
 
 
 def main() -> None:
@@ -37,8 +38,9 @@ def parser() -> Parser:
             epilog="\n\n".join(epilog),
         )
         images = command.add_argument_group("images")  # has no heading in the help where it stays empty
+        model = command.add_argument_group("model")
         for one in options:
-            group = images if one in IMAGES else command
+            group = images if one in IMAGES else model if one in (*MODEL, *OPTIONAL_MODEL) else command
             group.add_argument(*one[0], **one[1])
         command.set_defaults(run=work)
     return parser

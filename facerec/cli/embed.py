@@ -6,10 +6,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from facerec.cli.base import Parser
-from facerec.errors import ConfigError, counted
+from facerec.cli.model_options import MODEL, opened_model
+from facerec.errors import counted
 
 _EPILOG = """\
 OUT.npy is a float32 array with one row per image; OUT.names.csv beside it has one line name,label per row,
@@ -38,23 +38,11 @@ def _embed(options: argparse.Namespace) -> None:
     from facerec import process
     from facerec.evaluation.embedding_files import check_out, embed_to_file
     from facerec.loading.opening import open_images
-    from facerec.models.opening import load_model
 
     allocator = process.keep_memory()
     check_out(options.out, force=options.force)
     images = open_images(options.source, list_root=options.root, damaged=options.on_error)
-    model = load_model(
-        options.ckpt,
-        device=options.device,
-        input={
-            "mean": _numbers("--mean", options.mean),
-            "std": _numbers("--std", options.std),
-            "channels": options.channels,
-            "size": _numbers("--size", options.size),
-        },
-        backbone={"name": options.backbone},
-        allow_code=options.allow_code,
-    )
+    model = opened_model(options)
     log = logging.getLogger(__name__)
     if allocator:
         log.info("%-10s %s", "allocator", allocator)
@@ -80,16 +68,6 @@ def _embed(options: argparse.Namespace) -> None:
     print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
 
 
-def _numbers(option: str, text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(option, text, "must be a number, or numbers with commas between them") from None
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
 def parser() -> Parser:
     """Return the parser of the command."""
     description = "Embed the images of SOURCE and write the embeddings to OUT."
@@ -103,37 +81,9 @@ def parser() -> Parser:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--ckpt",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="a checkpoint, a state dict (.pth, .safetensors), an ONNX network, or TorchScript",
-    )
-    model.add_argument(
-        "--backbone", metavar="NAME", help="of a state dict, where it is not recognised: iresnet50, …"
-    )
-    model.add_argument("--mean", help="subtracted from pixels 0 … 255; one number, or three with commas")
-    model.add_argument("--std", help="what they are divided by then; likewise")
-    model.add_argument("--channels", choices=("rgb", "bgr"), help="the order the model wants")
-    model.add_argument("--size", help="of its images, where its file does not say: 112, or height,width")
-    model.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="run a TorchScript program; it can read and write files as you can",
-    )
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    model.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)"
-    )
-    model.add_argument("--batch-size", type=int, default=128, help="images at once (default: 128)")
+    for names, settings in MODEL:
+        model.add_argument(*names, **settings)
     embeddings = parser.add_argument_group("embeddings")
-    embeddings.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="add the embedding of the mirrored image (default: --flip)",
-    )
     embeddings.add_argument("--normalise", action="store_true", help="to unit length")
     images = parser.add_argument_group("images and files")
     images.add_argument(

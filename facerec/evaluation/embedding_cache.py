@@ -41,13 +41,14 @@ class EmbeddingCache:
     Args:
         folder: it is made where it is missing.
         model: which must have come from a file, and must not be changed afterwards.
+        level: of the log lines that say what was found.
 
     Raises:
         ConfigError: `folder` is a file, or an empty text.
     """
 
-    def __init__(self, folder: str | Path, model: Model) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, model: Model, level: int = logging.INFO) -> None:
+        self.folder, self._level = Path(folder), level
         if not str(folder):  # which would be the folder that one happens to be in
             raise ConfigError("eval.cache", "", "is empty; name a folder, or give null")
         if self.folder.exists() and not self.folder.is_dir():
@@ -103,7 +104,7 @@ class EmbeddingCache:
             with zipfile.ZipFile(path) as archive:
                 made_from, embedding_VPD = (_array(archive, name) for name in ("made_from", "embeddings"))
         except FileNotFoundError:
-            logger.info("embedding cache: miss, %s is not there yet", path)
+            logger.log(self._level, "embedding cache: miss, %s is not there yet", path)
             return None
         # What a zip or NPY reader meets in a damaged file is whatever the broken field happens to cause.
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
@@ -117,7 +118,7 @@ class EmbeddingCache:
         if wrong:
             logger.warning("embedding cache: %s %s; embedding again", path, wrong)
             return None
-        logger.info("embedding cache: hit, %d images from %s", size[1], path)
+        logger.log(self._level, "embedding cache: hit, %d images from %s", size[1], path)
         return embedding_VPD
 
     def store(self, path: Path, embedding_VPD: Views) -> None:

@@ -90,8 +90,10 @@ def by_identity(
     label_R = np.asarray(faces.label_N)[embedded.position_R]
     order_R = np.argsort(label_R, kind="stable")
     begins = np.flatnonzero(np.diff(label_R[order_R], prepend=-1))
-    for rows in Bar(np.split(order_R, begins[1:]), desc=title, unit=" identities", delay=0.5):
-        yield int(label_R[rows[0]]), rows
+    with Bar(total=len(begins), desc=title, unit=" identities", delay=0.5) as bar:
+        for rows in np.split(order_R, begins[1:]):
+            yield int(label_R[rows[0]]), rows
+            bar.update()
 
 
 @dataclass(frozen=True)

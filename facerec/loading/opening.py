@@ -15,8 +15,8 @@ import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.images.decode import ENDINGS, Encoded, read_header
-from facerec.images.images import Images
-from facerec.loading.folders import FileImages, images_below
+from facerec.images.images import Images, LabelledImages
+from facerec.loading.folders import FileImages, FolderImages, images_below
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.text import text_lines
 from facerec.packs.verification import VerificationSet, load_verification
@@ -62,6 +62,18 @@ def open_images(
     if source.suffix.lower() in ENDINGS:
         return FileImages(source.parent, [source.name])
     return FileImages(Path(list_root) if list_root is not None else source.parent, *_listed(source), source)
+
+
+def open_identities(source: Path) -> LabelledImages:
+    """Open images of identities: a pack without its damaged records, or a folder with a folder per identity.
+
+    Raises:
+        MissingDataError: it is neither; a verification set is not, either.
+        DamagedDataError: the pack cannot be read.
+    """
+    if source.is_dir() and not any(source.glob("*.rec")):
+        return FolderImages(source)
+    return _pack(source, "skip")
 
 
 def _pack(source: Path, damaged: Literal["raise", "skip"]) -> Pack:

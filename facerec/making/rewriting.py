@@ -11,7 +11,7 @@ import contextlib
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from facerec.errors import DamagedDataError, UserError, counted
 from facerec.images.decode import read_header
+from facerec.images.images import LabelledImages
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
 from facerec.packs.listing import Listing, image_name
@@ -123,7 +124,7 @@ def filter_pack(
             first_unknown = next(entry for entry in drop if entry in unknown)
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(f"{first_unknown!r}{more}: no label or name of {pack.root}")
-        _copy(pack, builder, keep_C=keep_C)
+        _copy(pack, builder, np.where(keep_C[pack.label_N], pack.label_N, -1))
         by_option = " and ".join(f"{one} {counted(many, 'identity')}" for one, many in left_out.items())
         return builder.finish(by_option and f"left out by {by_option}")
 
@@ -150,7 +151,11 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
                     new = f"{number}_{pack.title}_{name}"
                 own[name] = new
             taken |= set(own.values())
-            hashes = _copy(pack, builder, own)
+            hashes = _copy(
+                pack,
+                builder,
+                named=lambda i, pack=pack, own=own: _moved(own[pack.label(i)], pack.name(i)),  # type: ignore[misc]
+            )
             named = {plain_name(name.rpartition("/")[2]) for name in own if pack.listing is not None} - {""}
             _warn_of_copies(pack, sorted(named & known), int(np.isin(hashes, copied).sum()))
             known |= named
@@ -193,7 +198,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         for k, builder in enumerate(builders):
             part_C = np.zeros(pack.num_classes, bool)
             part_C[shuffled_C[border[k] : border[k + 1]]] = True
-            _copy(pack, builder, keep_C=part_C)
+            _copy(pack, builder, np.where(part_C[pack.label_N], pack.label_N, -1))
             if part_C.sum() < 2 or not (many_C[part_C] > 1).any():
                 _log.warning(
                     "%s: no pairs can be drawn from its %s, which takes two, one of them with two "
@@ -203,26 +208,80 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
         return [builder.finish() for builder in builders]
 
 
+def relabel(
+    faces: LabelledImages,
+    out: Path,
+    label_N: np.ndarray,
+    names: Mapping[int, str],
+    left_out: Iterable[tuple[str, str, str]],
+    *,
+    force: bool = False,
+    beside: Callable[[PackBuilder], None] | None = None,
+) -> Built:
+    """Copy images under other labels; ``report.csv`` names those that are left out.
+
+    Args:
+        label_N: the identity of each image, 0, 1, …; −1 leaves it out. What was one identity may be several.
+        names: of the identities that get images of others, or are new; the files of those images take
+            the name of their former identity before their own.
+        left_out: names of images, or of identities, that are left out, ``dropped`` or ``identity dropped``,
+            and why.
+        beside: writes files that shall appear along with the pack.
+    """
+    taken: set[str] = set()
+    former: int | None = None  # the label of the names in `taken`
+
+    def named(i: int) -> str:
+        nonlocal former
+        name, label = faces.name(i), int(label_N[i])
+        if label not in names:
+            return name
+        if label != former:
+            taken.clear()
+            former = label
+        own = faces.label(i)
+        file = name.rpartition("/")[2]
+        name = name if own == names[label] else _moved(names[label], f"{own.replace('/', '_')}_{file}")
+        while name in taken:
+            name = _moved(names[label], f"_{name.rpartition('/')[2]}")
+        taken.add(name)
+        return name
+
+    with PackBuilder(out, _size_of(faces), force=force) as builder:
+        for note in left_out:
+            builder.note(*note)
+        _copy(faces, builder, label_N, named)
+        if beside is not None:
+            beside(builder)
+        return builder.finish()
+
+
+def _moved(identity: str, name: str) -> str:
+    """The path of an image of another identity."""
+    return f"{identity}/{name.rpartition('/')[2]}"
+
+
 def _copy(
-    pack: Pack,
+    faces: LabelledImages,
     builder: PackBuilder,
-    renamed: Mapping[str, str] | None = None,
-    keep_C: np.ndarray | None = None,
+    label_N: np.ndarray | None = None,
+    named: Callable[[int], str] | None = None,
 ) -> np.ndarray:
-    """Copy the images of the identities to keep, and hash them; damaged records are noted."""
+    """Copy the images whose new label is not −1, and hash them; damaged records are noted."""
     hashes = array("q")
-    position_K = np.arange(len(pack)) if keep_C is None else np.flatnonzero(keep_C[pack.label_N])
-    for rows in _identities(pack.label_N[position_K], f"copying {pack.title}"):
+    label_N = np.asarray(faces.label_N if label_N is None else label_N)
+    position_K = np.flatnonzero(label_N >= 0)
+    for rows in _identities(label_N[position_K], f"copying {faces.title}"):
         for i in position_K[rows].tolist():
             try:
-                payload = pack.encoded(i)
-                name = pack.name(i)
-                if renamed is not None:
-                    name = f"{renamed[pack.label(i)]}/{name.rpartition('/')[2]}"
-                builder.add(name, payload)
+                payload = faces.encoded(i)
+                name = (named or faces.name)(i)
+                if any(sign in name for sign in "\t\n\r"):
+                    raise DamagedDataError("its name holds a tab or a line break, which a .lst cannot")
+                builder.add(name, memoryview(payload))
                 hashes.append(hash(bytes(payload)))
             except DamagedDataError as problem:
-                builder.note(pack.where(i), "dropped", str(problem))
+                builder.note(faces.where(i), "dropped", str(problem))
         builder.end_identity()
     return np.frombuffer(hashes, np.int64)
 
@@ -235,6 +294,17 @@ def _identities(label_N: np.ndarray, title: str) -> Iterator[np.ndarray]:
         for begin, end in pairwise(borders.tolist()):
             yield order_N[begin:end]
             bar.update(end - begin)
+
+
+def _size_of(faces: LabelledImages) -> tuple[int, int]:
+    """(height, width) of the images of a pack (see `_size`), or of the first of others that can be read."""
+    if isinstance(faces, Pack):
+        return _size(faces.root)
+    for encoded in faces.sample(16):
+        with contextlib.suppress(DamagedDataError):
+            header = read_header(encoded)
+            return header.height, header.width
+    return 112, 112
 
 
 def _size(rec: Path) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Statistics of pairs and ranks: metrics, folds, bootstrap, comparison."""
+"""Statistics of pairs, ranks and centres: metrics, folds, bootstrap, comparison, search."""

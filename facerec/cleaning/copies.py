@@ -1,0 +1,95 @@
+"""Images that are copies of one another, by small gray thumbnails and a digest of their pixels.
+
+Shape suffixes: R embedded images (rows), T numbers of a thumbnail, N images of an identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from facerec.evaluation.any_images import Portion
+
+_SIDE: Final = 16
+_ALIKE: Final = 0.99  # correlation of thumbnails: a copy in another quality or size has 0.995 and more
+_BLOCK: Final = 1024
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Thumbnails, uint8 (R, T), and digests of the pixels at the model's size, uint64 (R,)."""
+
+    thumbnail_RT: npt.NDArray[np.uint8]
+    digest_R: npt.NDArray[np.uint64]
+
+
+class Looking:
+    """Takes thumbnails and digests of the images that pass by; call it with each portion."""
+
+    def __init__(self) -> None:
+        self._thumbnails: list[npt.NDArray[np.uint8]] = []
+        self._digests: list[int] = []
+
+    def __call__(self, portion: Portion) -> None:
+        for image_HWC in portion.images:
+            small = Image.fromarray(image_HWC).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+            self._thumbnails.append(np.asarray(small).reshape(-1))
+            digest = hashlib.blake2b(np.ascontiguousarray(image_HWC).data, digest_size=8).digest()
+            self._digests.append(int.from_bytes(digest, "little"))
+
+    def looks(self) -> Looks:
+        thumbnail_RT = np.stack(self._thumbnails) if self._thumbnails else np.zeros((0, _SIDE**2), np.uint8)
+        return Looks(thumbnail_RT, np.array(self._digests, np.uint64))
+
+
+def near_copies(
+    row_N: npt.NDArray[np.int64], unit_RD: npt.NDArray[np.float32], looks: Looks, least: float
+) -> Iterator[tuple[int, int, float, str]]:
+    """Yield an earlier row, a later one that is a copy of it, their cosine, and how alike they are.
+
+    Both the embeddings (`least`) and the thumbnails, as they are or one of them mirrored, must agree. Each
+    copy comes once.
+    """
+    copies: set[int] = set()
+    for begin in range(0, len(row_N), _BLOCK):
+        block = row_N[begin : begin + _BLOCK]
+        cosine_BN = np.asarray(unit_RD[block]) @ np.asarray(unit_RD[row_N[begin:]]).T
+        for b, n in np.argwhere(np.triu(cosine_BN >= least, 1)).tolist():
+            first, second = int(block[b]), int(row_N[begin + n])
+            if first in copies or second in copies:
+                continue
+            plain, mirrored = _correlations(looks.thumbnail_RT[first], looks.thumbnail_RT[second])
+            if max(plain, mirrored) < _ALIKE:
+                continue
+            copies.add(second)
+            if looks.digest_R[first] == looks.digest_R[second]:
+                said = "the same image"
+            else:
+                way = "" if plain >= mirrored else "mirrored, "
+                said = f"nearly the same image ({way}correlation {max(plain, mirrored):.4f} of the pixels)"
+            yield first, second, float(cosine_BN[b, n]), said
+
+
+def _correlations(one_T: npt.NDArray[np.uint8], other_T: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Correlation of two thumbnails, and of one of them with the other mirrored; −1 of a flat one."""
+    one, other = (part.astype(np.float64) - part.mean() for part in (one_T, other_T))
+    norm = np.linalg.norm(one) * np.linalg.norm(other)
+    if not norm:
+        return (1.0, 1.0) if (one_T == other_T).all() else (-1.0, -1.0)
+    mirrored = other.reshape(_SIDE, _SIDE)[:, ::-1].reshape(-1)
+    return float(one @ other / norm), float(one @ mirrored / norm)
+
+
+def same_looks(looks: Looks) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the rows of each group of several images with equal pixels."""
+    order_R = np.argsort(looks.digest_R, kind="stable")
+    begins = np.flatnonzero(np.r_[True, np.diff(looks.digest_R[order_R]) != 0])
+    for rows in np.split(order_R, begins[1:]):
+        if len(rows) > 1:
+            yield rows

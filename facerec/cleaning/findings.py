@@ -1,0 +1,344 @@
+"""Find what does not belong in a set: wrong images, identities that are several, or one, copies, leaks.
+
+Shape suffixes: N images of an identity, R embedded images (rows), C identities, D embedding size, P pairs
+drawn, B a block, H halves of identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from facerec.cleaning.copies import Looks, near_copies, same_looks
+from facerec.cleaning.decisions import KEEP, KINDS, Decision, first_images
+from facerec.cleaning.judging import Thresholds, judge
+from facerec.cleaning.thresholds import Limit
+from facerec.errors import counted
+from facerec.evaluation.identities import EmbeddedImages, by_identity
+from facerec.evaluation.statistics.centres import (
+    chance_cosine,
+    halves_cosine,
+    pairs_alike,
+    robust_centre,
+    tail_value,
+)
+from facerec.evaluation.statistics.search import BLOCK, TopK, cosine_blocks, unit
+from facerec.images.images import Images, LabelledImages
+from facerec.vectors import row_norms
+
+Floats = npt.NDArray[np.float32]
+
+_BY_CHANCE: Final = (
+    0.01  # identities per identity that are proposed to be merged, or to be in a test, wrongly
+)
+_MISSED: Final = 0.05  # part of what is known to be of one person that a threshold may pass over
+_CLUSTER: Final = 3  # images that make a second person of an identity
+_FROM_DATA: Final = Thresholds()
+
+
+@dataclass
+class Test:
+    """A test set: its images, their embeddings and looks."""
+
+    name: str
+    images: Images
+    embedded: EmbeddedImages
+    looks: Looks
+
+
+@dataclass
+class Found:
+    """What was found.
+
+    Attributes:
+        decisions: one per finding, `action` being ``keep``.
+        limits: the thresholds, by kind.
+        own_R, impostor_P: cosines with the own centre of the judged images, and with those of others.
+        reference_C: the image of each identity that is nearest to its centre; −1 where there is none.
+        notes: lines about what could not be judged.
+        tests: of decisions about leaks, by their place in the list: the test's images, and the number of one.
+    """
+
+    decisions: list[Decision] = field(default_factory=list)
+    limits: dict[str, Limit] = field(default_factory=dict)
+    own_R: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    impostor_P: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    reference_C: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    notes: list[str] = field(default_factory=list)
+    tests: dict[int, tuple[Images, int]] = field(default_factory=dict)
+
+
+def search(
+    faces: LabelledImages,
+    embedded: EmbeddedImages,
+    looks: Looks,
+    tests: Sequence[Test] = (),
+    thresholds: Thresholds = _FROM_DATA,
+    centre_CD: Floats | None = None,
+    seed: int = 0,
+) -> Found:
+    """Find what does not belong in a set.
+
+    Args:
+        looks: thumbnails of the embedded images.
+        tests: sets that must share no identity and no image with `faces`.
+        thresholds: those given, and what others are chosen by.
+        centre_CD: centres of the identities (a head's); None: robust ones of the images.
+        seed: of the drawing of strangers.
+    """
+    return _Search(faces, embedded, looks, thresholds, centre_CD, seed).run(tests)
+
+
+class _Search:
+    def __init__(
+        self,
+        faces: LabelledImages,
+        embedded: EmbeddedImages,
+        looks: Looks,
+        thresholds: Thresholds,
+        centre_CD: Floats | None,
+        seed: int,
+    ) -> None:
+        self.faces, self.embedded, self.looks, self.given = faces, embedded, looks, thresholds
+        self.seed = seed
+        self.label_R = np.asarray(faces.label_N)[embedded.position_R]
+        self.count_C = np.bincount(self.label_R, minlength=faces.num_classes)
+        self.first_C = first_images(faces)
+        self.judged = judge(faces, embedded, thresholds, centre_CD, seed)
+        self.centres, self.judged_R = self.judged.centres, self.judged.judged_R
+        self.found = Found(own_R=self.judged.own_R, impostor_P=self.judged.impostor_P)
+        if self.judged.limit is not None:
+            self.found.limits["outlier"] = self.judged.limit
+
+    def run(self, tests: Sequence[Test]) -> Found:
+        found = self.found
+        found.reference_C = np.full(self.faces.num_classes, -1, np.int64)
+        for i, reason in self.embedded.damaged.items():
+            self._image("damaged", i, reason=reason)
+        halves: list[float] = []
+        far: list[int] = []
+        for label, rows in by_identity(self.faces, self.embedded, "looking for what does not belong"):
+            cosine_N = self.centres.cosine_R[rows]
+            found.reference_C[label] = self.embedded.position_R[rows[cosine_N.argmax()]]
+            core = rows[self.centres.core_R[rows]]
+            if len(core) >= 4:
+                halves.append(halves_cosine(np.asarray(self.embedded.unit_RD[core])))
+            far += self._outliers(rows, cosine_N)
+            self._near_copies(rows)
+        self._name_others(far)
+        self._same_everywhere()
+        half_H = np.array(halves, np.float32)
+        self._merges(half_H)
+        for test in tests:
+            self._leaks(test)
+        self._note_small()
+        return found
+
+    def _outliers(self, rows: npt.NDArray[np.int64], cosine_N: Floats) -> list[int]:
+        """Judge the images of an identity; return the rows of those that are nobody's in it."""
+        limit = self.found.limits.get("outlier")
+        if limit is None or not self.judged_R[rows[0]]:
+            return []
+        wide, number = rows[cosine_N < limit.widest], 2
+        kept = len(rows) - len(wide)
+        name = self._identity(int(self.label_R[rows[0]]))
+        while len(wide) >= _CLUSTER or 2 <= len(wide) == kept:
+            second = robust_centre(np.asarray(self.embedded.unit_RD[wide]), limit.widest)
+            alike_N = second.core_N & (second.cosine_N >= limit.widest)
+            if alike_N.sum() < (2 if kept == 2 else _CLUSTER):
+                break
+            for row, cosine in zip(wide[alike_N].tolist(), second.cosine_N[alike_N].tolist(), strict=True):
+                own, others = float(self.centres.cosine_R[row]), int(alike_N.sum()) - 1
+                said = (
+                    f"cosine {own:.3f} with its identity, {cosine:.3f} with {counted(others, 'other')} of it"
+                )
+                i = int(self.embedded.position_R[row])
+                self._image("mixed", i, own, limit.widest, f"{name}~{number}", None, said)
+            wide, number = wide[~alike_N], number + 1
+        return wide[self.centres.cosine_R[wide] < limit.least].tolist()
+
+    def _name_others(self, far: list[int]) -> None:
+        """Say of outliers which other identity is the nearest."""
+        least = self.found.limits["outlier"].least if far else 0.0
+        for first in range(0, len(far), BLOCK):
+            row_B = np.array(far[first : first + BLOCK])
+            top = TopK(len(row_B), 2)
+            for begin, cosine_PB in cosine_blocks(
+                unit(self.embedded.unit_RD[np.sort(row_B)]), self.centres.sum_CD
+            ):
+                top.add(begin, cosine_PB)
+            for row, labels, cosines in zip(
+                np.sort(row_B).tolist(), top.index_PK.tolist(), top.score_PK.tolist(), strict=True
+            ):
+                at = int(labels[0] == self.label_R[row])
+                own, other = float(self.centres.cosine_R[row]), labels[at]
+                if other < 0 or self.count_C[other] == 0:
+                    other = None
+                    said = f"cosine {own:.3f} with the centre of its identity"
+                else:
+                    said = f"cosine {own:.3f} with its identity, {cosines[at]:.3f} with the nearest other"
+                name = "" if other is None else self._identity(other)
+                self._image("outlier", int(self.embedded.position_R[row]), own, least, name, other, said)
+
+    def _near_copies(self, rows: npt.NDArray[np.int64]) -> None:
+        for first, second, cosine, said in near_copies(
+            rows, self.embedded.unit_RD, self.looks, self.given.duplicate
+        ):
+            kept, copy = (int(self.embedded.position_R[row]) for row in (first, second))
+            self._image("duplicate", copy, cosine, self.given.duplicate, self.faces.name(kept), kept, said)
+
+    def _same_everywhere(self) -> None:
+        """Images with equal pixels in several identities: all but the one nearest to its identity."""
+        for rows in same_looks(self.looks):
+            labels = self.label_R[rows]
+            if len(set(labels.tolist())) == 1:
+                continue  # within an identity they are near copies
+            rank = np.lexsort((-self.centres.cosine_R[rows], ~self.judged_R[rows]))
+            best = int(rows[rank[0]])
+            kept = int(self.embedded.position_R[best])
+            for row in rows[rank[1:]].tolist():
+                if self.label_R[row] == self.label_R[best]:
+                    continue
+                said = f"the same image is in {self._identity(int(self.label_R[best]))}"
+                self._image(
+                    "duplicate",
+                    int(self.embedded.position_R[row]),
+                    1.0,
+                    None,
+                    self.faces.name(kept),
+                    kept,
+                    said,
+                )
+
+    def _merges(self, half_H: Floats) -> None:
+        """Pairs of identities that are one person, the most alike first; chains of them are cut."""
+        centre_CD, count = self.centres.sum_CD, int((self.count_C > 0).sum())
+        limit = self._together(
+            self.given.merge,
+            half_H,
+            chance_cosine([centre_CD], count * (count - 1) / 2, _BY_CHANCE * count, self.seed),
+            "merge",
+        )
+        if limit is None:
+            return
+        pairs = pairs_alike(centre_CD, least=limit.least)
+        group_C = np.arange(len(centre_CD))
+        sum_C: dict[int, Floats] = {}
+        for one, two, cosine in zip(*(part.tolist() for part in pairs), strict=True):
+            small, large = sorted((one, two), key=lambda c: (self.count_C[c], -c))
+            groups = int(group_C[small]), int(group_C[large])
+            said = f"cosine {cosine:.3f} of their centres"
+            proposal = "merge"
+            if groups[0] != groups[1]:
+                sums = [sum_C.get(g, centre_CD[g]) for g in groups]
+                whole = float(sums[0] @ sums[1] / np.prod(row_norms(np.stack(sums))))
+                if whole < limit.least:
+                    proposal, said = KEEP, f"{said}, but {whole:.3f} with those already merged into it"
+                else:
+                    sum_C[groups[1]] = sums[0] + sums[1]
+                    group_C[group_C == groups[0]] = groups[1]
+            self.found.decisions.append(
+                Decision(
+                    "merge", proposal, KEEP, small, self._identity(small), "", cosine, limit.least,
+                    self._identity(large), large, said,
+                )
+            )  # fmt: skip
+
+    def _leaks(self, test: Test) -> None:
+        """Identities and images that are in a test set."""
+        known = {int(one) for one in test.looks.digest_R}
+        at = {int(one): row for row, one in enumerate(test.looks.digest_R)}
+        for row in np.flatnonzero(np.isin(self.looks.digest_R, list(known))).tolist() if known else ():
+            there = int(test.embedded.position_R[at[int(self.looks.digest_R[row])]])
+            name = f"{test.name}: {test.images.name(there)}"
+            self.found.tests[len(self.found.decisions)] = test.images, there
+            self._image("leak", int(self.embedded.position_R[row]), 1.0, None, name, None, "the same image")
+        comparisons = len(self.centres.sum_CD) * len(test.embedded.unit_RD)
+        falling_P = np.sort(self.found.impostor_P)[::-1]
+        chance = tail_value(falling_P, _BY_CHANCE * len(self.centres.sum_CD) / max(comparisons, 1))
+        wide = self.found.limits.get("outlier")
+        own_R = self.found.own_R if wide is None else self.found.own_R[self.found.own_R >= wide.least]
+        limit = self._together(self.given.leak, own_R, chance, "leak")
+        if limit is None:
+            return
+        for first in range(0, len(self.centres.sum_CD), BLOCK):
+            probe_BD = unit(self.centres.sum_CD[first : first + BLOCK])
+            top = TopK(len(probe_BD), 1)
+            for begin, cosine_PB in cosine_blocks(probe_BD, test.embedded.unit_RD):
+                top.add(begin, cosine_PB)
+            score_B = top.score_PK[:, 0].numpy()
+            for label in np.flatnonzero((score_B >= limit.least) & probe_BD.any(1).numpy()).tolist():
+                there = int(test.embedded.position_R[int(top.index_PK[label, 0])])
+                other = f"{test.name}: {test.images.name(there)}"
+                cosine, label = float(score_B[label]), label + first
+                self.found.tests[len(self.found.decisions)] = test.images, there
+                said = f"cosine {cosine:.3f} of its centre with an image of the test"
+                self.found.decisions.append(
+                    Decision(
+                        "leak", KINDS["leak"], KEEP, label, self._identity(label), "", cosine, limit.least,
+                        other, None, said,
+                    )
+                )  # fmt: skip
+
+    def _together(self, given: float | None, same_X: Floats, chance: float | None, kind: str) -> Limit | None:
+        """The threshold from which two are one person: what few of the same miss, and few strangers reach."""
+        if given is not None:
+            limit = Limit(given, None, None, None, "as given")
+        else:
+            same = float(np.quantile(same_X, _MISSED)) if len(same_X) else None
+            known = [one for one in (same, chance) if one is not None and one > 0]
+            if not known:
+                self.found.notes.append(
+                    f"{kind}: not searched for, too few identities to choose a threshold from"
+                )
+                return None
+            by_chance = max(known) == chance
+            said = (
+                f"which strangers reach by chance in {100 * _BY_CHANCE:g} of 100 identities"
+                if by_chance
+                else f"which {100 * (1 - _MISSED):g} % of what is known to be one person reach"
+            )
+            limit = Limit(max(known), None, None, None, said)
+        self.found.limits[kind] = limit
+        return limit
+
+    def _note_small(self) -> None:
+        few_C = (self.count_C > 0) & (self.count_C < self.given.min_images)
+        if few_C.any():
+            images, identities = int(self.count_C[few_C].sum()), int(few_C.sum())
+            self.found.notes.append(
+                f"too few to judge: {counted(images, 'image')} of {counted(identities, 'identity')} with "
+                f"fewer than {self.given.min_images}"
+            )
+        if "outlier" not in self.found.limits:
+            self.found.notes.append(
+                "outlier: not searched for, too few identities to choose a threshold from"
+            )
+
+    def _image(
+        self,
+        kind: str,
+        i: int,
+        cosine: float | None = None,
+        least: float | None = None,
+        other: str = "",
+        number: int | None = None,
+        reason: str = "",
+    ) -> None:
+        name, identity = self.faces.name(i), self.faces.label(i)
+        self.found.decisions.append(
+            Decision(kind, KINDS[kind], KEEP, i, identity, name, cosine, least, other, number, reason)
+        )
+
+    def _identity(self, label: int) -> str:
+        return self.faces.label(int(self.first_C[label]))
+
+
+def applied(decisions: Sequence[Decision], kinds: Mapping[str, bool]) -> Iterator[Decision]:
+    """The decisions with their proposals as actions, where their kind is asked for."""
+    for one in decisions:
+        yield one._replace(action=one.proposal if kinds.get(one.kind) else KEEP)

@@ -1,0 +1,283 @@
+"""Clean a pack by the embeddings of its images."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facerec.cli.data_options import FORCE, OUT, SEED, command, option
+from facerec.cli.model_options import OPTIONAL_MODEL, opened_model
+from facerec.errors import UserError, counted, require
+
+if TYPE_CHECKING:
+    from facerec.cleaning.decisions import Decision
+    from facerec.cleaning.findings import Found, Test
+    from facerec.images.images import LabelledImages
+    from facerec.making.builder import Built, PackBuilder
+    from facerec.models.model import Model
+
+_DROPPED = ("damaged", "duplicate", "outlier")
+_LOOKING = {
+    "against": [],
+    "drop": list(_DROPPED),
+    "split": False,
+    "merge": False,
+    "dry_run": False,
+    "outlier": None,
+    "merge_at": None,
+    "leak_at": None,
+    "centres": "images",
+    "cache": None,
+}  # options that say what to look for, and what is usual
+
+
+@command(
+    "clean",
+    option("pack", type=Path, help="folder with train.rec, a .rec, or a folder with one folder per identity"),
+    OUT,
+    option(
+        "--against", type=Path, nargs="+", default=[], metavar="TEST", help="test sets (.bin, pack, folder)"
+    ),
+    option(
+        "--drop",
+        nargs="+",
+        choices=(*_DROPPED, "leak", "none"),
+        default=list(_DROPPED),
+        help="what is left out of the new pack (default: damaged duplicate outlier)",
+    ),
+    option("--split", action="store_true", help="make identities of the further people of mixed ones"),
+    option("--merge", action="store_true", help="make one identity of those that are one person"),
+    option("--dry-run", action="store_true", help="write decisions.csv and report.html, and no pack"),
+    option("--decisions", type=Path, metavar="CSV", help="apply this list, and look for nothing (no --ckpt)"),
+    option(
+        "--outlier",
+        type=float,
+        metavar="COSINE",
+        help="images below it are outliers (default: from the data; with --centres head 0.2588, or 75°)",
+    ),
+    option(
+        "--false-drop",
+        type=float,
+        default=0.01,
+        metavar="PART",
+        help="the part of right images that the threshold from the data may drop (default: 0.01)",
+    ),
+    option("--merge-at", type=float, metavar="COSINE", help="of two centres (default: from the data)"),
+    option(
+        "--leak-at", type=float, metavar="COSINE", help="of centre and test image (default: from the data)"
+    ),
+    option(
+        "--duplicate-at", type=float, default=0.95, metavar="COSINE", help="of two copies (default: 0.95)"
+    ),
+    option(
+        "--min-images",
+        type=int,
+        default=3,
+        metavar="N",
+        help="identities with fewer are too few to judge (default: 3)",
+    ),
+    option(
+        "--centres",
+        choices=("images", "head"),
+        default="images",
+        help="robust centres of the images, or the class weights of a checkpoint that was trained on PACK, "
+        "of sub-centres the dominant one (default: images)",
+    ),
+    option("--cache", type=Path, metavar="DIR", help="keep embeddings there, so that a second run is quick"),
+    SEED,
+    *OPTIONAL_MODEL,
+    FORCE,
+)
+def clean(options: Namespace) -> None:
+    """Make a pack without wrong images, copies and leaks, by embeddings.
+
+    Finds images far from the centre of their identity, identities of several people, identities that are one
+    person, copies, and with --against identities and images of test sets. The folder OUT gets a new pack with
+    what --drop, --split and --merge ask for applied, decisions.csv with every proposal and its number,
+    report.html with the images to judge them by, and report.csv, which names what was left out. PACK is never
+    changed. Edit the column action of decisions.csv, and apply it with --decisions.
+
+    example:
+      facerec-data clean data/mine data/proposals --ckpt best.pt --dry-run
+      facerec-data clean data/mine data/clean --ckpt best.pt --merge --against lfw.bin --drop outlier leak
+      facerec-data clean data/mine data/clean --decisions data/proposals/decisions.csv
+    """
+    from facerec.cleaning.decisions import NAME, read_decisions, write_decisions
+    from facerec.loading.opening import open_identities
+
+    faces = open_identities(options.pack)
+    _check(options, faces)
+    found = model = None
+    if options.decisions:
+        decisions = read_decisions(options.decisions, faces)
+    else:
+        model = opened_model(options)
+        found, decisions = _search(options, faces, model)
+    files = {NAME: options.decisions.read_bytes() if options.decisions else write_decisions(decisions)}
+    if found is not None and model is not None:
+        files["report.html"] = _page(options, faces, model, found, decisions)
+    built = None if options.dry_run else _write(options, faces, decisions, files)
+    if built is None:
+        _write_files(options.out, files)
+    _say(options, faces, decisions, found, built)
+
+
+def _check(options: Namespace, faces: LabelledImages) -> None:
+    from facerec.cleaning.decisions import NAME
+    from facerec.files import refuse_overwriting
+    from facerec.loading.folders import FolderImages
+
+    if (options.ckpt is None) == (options.decisions is None):
+        raise UserError(
+            "clean: give --ckpt MODEL to look for what does not belong, or --decisions CSV to apply a list"
+        )
+    for name in ("outlier", "merge_at", "leak_at", "duplicate_at"):
+        value = getattr(options, name)
+        within = value is None or 0 < value <= 1 or (name == "outlier" and -1 <= value <= 1)
+        lowest = "-1" if name == "outlier" else "above 0"
+        require(within, f"--{name.replace('_', '-')}", value, f"must be a cosine, {lowest} to 1")
+    require(0 <= options.false_drop < 1, "--false-drop", options.false_drop, "must be 0 or more, and below 1")
+    require(
+        options.min_images >= 3,
+        "--min-images",
+        options.min_images,
+        "must be 3 or more: of two, none can be told wrong",
+    )
+    require(options.seed >= 0, "--seed", options.seed, "must be 0 or more")
+    require(options.batch_size >= 1, "--batch-size", options.batch_size, "must be 1 or more")
+    for name, usual in _LOOKING.items() if options.decisions else ():
+        if getattr(options, name) != usual:
+            raise UserError(
+                f"--decisions applies a list as it is; leave out --{name.replace('_', '-')}, or edit the list"
+            )
+    if not options.against and ("leak" in options.drop or options.leak_at is not None):
+        raise UserError("--drop leak and --leak-at need --against TEST, the test sets to look into")
+    if "none" in options.drop and len(options.drop) > 1:
+        raise UserError("--drop none: stands alone; leave out the others, or none")
+    source = faces.root if isinstance(faces, FolderImages) else faces.root.parent
+    out, inside = options.out.resolve(), isinstance(faces, FolderImages)
+    if out == source.resolve() or (inside and out.is_relative_to(source.resolve())):
+        raise UserError(f"{options.out}: is in the source, which is never changed; choose another folder")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"{options.out}: is a file; give a folder")
+    written = [NAME, "report.html"] if options.decisions is None else []
+    for name in (*written, *(() if options.dry_run else ("train.rec",))):
+        refuse_overwriting(options.out / name, options.force)
+
+
+def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Found, list[Decision]]:
+    import logging
+
+    from facerec.cleaning.copies import Looking
+    from facerec.cleaning.findings import Test, Thresholds, applied, search
+    from facerec.cleaning.head_centres import PUBLISHED, dominant_centres, read_weights
+    from facerec.evaluation.embedding_cache import EmbeddingCache
+    from facerec.evaluation.identities import embed_units
+    from facerec.loading.opening import open_images
+
+    log = logging.getLogger(__name__)
+    unit_CKD = read_weights(options.ckpt, faces) if options.centres == "head" else None
+    tests = [(path, open_images(path, damaged="skip")) for path in options.against]
+    if options.cache is not None:
+        model.cache = EmbeddingCache(options.cache, model, logging.DEBUG)
+    log.info("%s", faces.describe())
+    log.info("input %s%s", model.input, ", flipped too" if options.flip else "")
+    how = {"flip": options.flip, "batch_size": options.batch_size, "precision": options.precision}
+    folder = next(one for one in options.out.absolute().parents if one.is_dir())
+    looking = Looking()
+    embedded = embed_units(model, faces, folder, seen=looking, **how)
+    held: list[Test] = []
+    for path, images in tests:
+        looks = Looking()
+        held.append(
+            Test(path.name, images, embed_units(model, images, folder, seen=looks, **how), looks.looks())
+        )
+        if held[-1].embedded.damaged:
+            log.warning("%s: %s do not decode", path, counted(len(held[-1].embedded.damaged), "image"))
+    centre_CD = None if unit_CKD is None else dominant_centres(unit_CKD, faces, embedded)
+    outlier = PUBLISHED if options.outlier is None and centre_CD is not None else options.outlier
+    thresholds = Thresholds(
+        outlier,
+        options.merge_at,
+        options.leak_at,
+        options.duplicate_at,
+        options.false_drop,
+        options.min_images,
+    )
+    found = search(faces, embedded, looking.looks(), held, thresholds, centre_CD, options.seed)
+    kinds = dict.fromkeys(options.drop, True) | {"split": options.split, "merge": options.merge}
+    return found, list(applied(found.decisions, {**kinds, "mixed": options.split}))
+
+
+def _page(
+    options: Namespace, faces: LabelledImages, model: Model, found: Found, decisions: list[Decision]
+) -> bytes:
+    from facerec.reporting.cleaning import cleaning_html
+
+    facts = [
+        ("Pack", str(options.pack)),
+        ("Model", str(options.ckpt)),
+        ("Preprocessing", f"{model.input}{', flipped too' if options.flip else ''}"),
+        ("Centres", "of the checkpoint's head" if options.centres == "head" else "of the images, robust"),
+        *(
+            (f"Threshold of {kind}", f"{limit.least:.4f}: {limit.said}")
+            for kind, limit in found.limits.items()
+        ),
+        ("Threshold of duplicate", f"{options.duplicate_at:.4f}, and thumbnails that correlate to 0.99"),
+        ("Seed", str(options.seed)),
+    ]
+    return cleaning_html(faces, found, decisions, facts).encode()
+
+
+def _write(
+    options: Namespace, faces: LabelledImages, decisions: list[Decision], files: dict[str, bytes]
+) -> Built:
+    from facerec.cleaning.decisions import new_labels
+    from facerec.making.rewriting import relabel
+
+    def beside(builder: PackBuilder) -> None:
+        for name, content in files.items():
+            builder.beside(name).write_bytes(content)
+
+    labels = new_labels(faces, decisions)
+    return relabel(faces, options.out, *labels, force=options.force, beside=beside)
+
+
+def _write_files(out: Path, files: dict[str, bytes]) -> None:
+    from facerec.files import replacing
+
+    for name, content in files.items():
+        with replacing(out / name) as file:
+            file.write(content)
+
+
+def _say(
+    options: Namespace,
+    faces: LabelledImages,
+    decisions: list[Decision],
+    found: Found | None,
+    built: Built | None,
+) -> None:
+    from facerec.cleaning.decisions import KEEP, KINDS
+
+    for kind in KINDS:
+        of_kind = [one for one in decisions if one.kind == kind]
+        if not of_kind:
+            continue
+        actions = Counter(one.action for one in of_kind)
+        done = ", ".join(f"{many:,} {action}" for action, many in sorted(actions.items()) if action != KEEP)
+        line = f"{kind:<10}{len(of_kind):>9,} found; {'' if built else 'to be '}applied: {done or 'none'}"
+        if found is not None and kind in found.limits:
+            line += f"; threshold {found.limits[kind].least:.3f}, {found.limits[kind].said}"
+        print(line)
+    for note in found.notes if found is not None else ():
+        print(note)
+    if found is not None and "outlier" in found.limits and found.limits["outlier"].estimate:
+        print(found.limits["outlier"].estimate)
+    if built is None:
+        print(f"{options.out}: decisions.csv and report.html; no pack was written (--dry-run)")
+        return
+    left_out = counted(len(faces) - built.images, "image")
+    print(f"{built}; {left_out} left out, which {options.out / 'report.csv'} names")
