@@ -6,6 +6,7 @@ Shape suffixes: R embedded images (rows), T numbers of a thumbnail, N images of 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -34,18 +35,19 @@ class Looking:
 
     def __init__(self) -> None:
         self._thumbnails: list[npt.NDArray[np.uint8]] = []
-        self._digests: list[int] = []
+        self._digests = array("Q")
 
     def __call__(self, portion: Portion) -> None:
-        for image_HWC in portion.images:
+        thumbnail_PT = np.empty((len(portion.images), _SIDE**2), np.uint8)
+        for image_HWC, thumbnail_T in zip(portion.images, thumbnail_PT, strict=True):
             small = Image.fromarray(image_HWC).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-            self._thumbnails.append(np.asarray(small).reshape(-1))
+            thumbnail_T[:] = np.asarray(small).reshape(-1)
             digest = hashlib.blake2b(np.ascontiguousarray(image_HWC).data, digest_size=8).digest()
             self._digests.append(int.from_bytes(digest, "little"))
+        self._thumbnails.append(thumbnail_PT)
 
     def looks(self) -> Looks:
-        thumbnail_RT = np.stack(self._thumbnails) if self._thumbnails else np.zeros((0, _SIDE**2), np.uint8)
-        return Looks(thumbnail_RT, np.array(self._digests, np.uint64))
+        return Looks(np.concatenate(self._thumbnails), np.frombuffer(self._digests, np.uint64))
 
 
 def near_copies(
