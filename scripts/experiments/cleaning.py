@@ -1,7 +1,5 @@
 """Give images of a pack wrong labels, let `facerec-data clean` look for them, and print what it finds.
 
-    python scripts/experiments/cleaning.py LFW --ckpt MODEL --out runs/cleaning [further options of clean]
-
 The corrupted pack lies in OUT/corrupted afterwards, what was found in OUT/clean.
 """
 
@@ -22,7 +20,9 @@ SIZES = ((1, 2), (3, 3), (4, 5), (6, 10), (11, 30), (31, 10**9))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="experiment_cleaning", description=__doc__.splitlines()[0], epilog="Other options go to clean."
+    )
     parser.add_argument(
         "pack", type=Path, help="whose images are called like their identity: NAME/NAME_0001.jpg"
     )
