@@ -84,6 +84,23 @@ def test_batch_size_does_not_matter(model, images, batch_size):
     close(other.mirrored_PD, reference.mirrored_PD)
 
 
+def test_embeddings_are_fetched_a_portion_at_a_time(model, images, monkeypatch):
+    reference = embed_images(model, images)
+    fetched = []
+    cpu = torch.Tensor.cpu
+
+    def counted(tensor):
+        fetched.append(tensor.shape[1])
+        return cpu(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    monkeypatch.setattr("facerec.evaluation.embedding.PORTION", 20)
+    embedded = embed_images(model, images, batch_size=4)
+    assert fetched == [20, 20, 4, 1]
+    close(embedded.plain_PD, reference.plain_PD)
+    close(embedded.mirrored_PD, reference.mirrored_PD)
+
+
 def test_order_and_threads_do_not_matter(model, images):
     shuffled = np.random.default_rng(1).permutation(len(images))
     reference = embed_images(model, images, batch_size=16)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from facerec import distributed
-from facerec.device import number_format
+from facerec.device import copied, number_format
 from facerec.errors import FacerecError, NonFiniteError, UserError
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.decode import Encoded, Pixels, ppm
@@ -191,19 +191,24 @@ def _embed_shard(
     batches = _decoded(images, mine_P, min(largest, len(mine_P)), model.input.shape, threads)
     progress = Bar(total=len(mine_P), desc=name, unit="images", leave=False)
     parts: list[torch.Tensor] = []
+    queued: list[torch.Tensor] = []  # on the device, which the host waits for once a portion
     with model.evaluating(), progress, contextlib.closing(batches):
         for image_BHWC, filled in batches:
             batch = torch.from_numpy(image_BHWC)
             if model.device.type == "cuda":
                 batch = batch.pin_memory()
-            batch = batch.to(model.device, non_blocking=True)
+            (batch,) = copied(model.device, batch)
             views = [batch, batch.flip(2)] if flip else [batch]
             embedding_VBD = torch.stack([model.forward(view, precision) for view in views])
             if embedding_VBD.ndim != 3:
                 shape = tuple(embedding_VBD.shape[1:])
                 raise UserError(f"the backbone returns {shape} for {len(batch)} images; (B, D) is expected")
-            parts.append(embedding_VBD[:, :filled].cpu())
+            queued.append(embedding_VBD[:, :filled])
+            if len(queued) * largest >= PORTION:
+                parts.append(torch.cat(queued, dim=1).cpu())
+                queued.clear()
             progress.update(filled)
+        parts += [embedding_VBD.cpu() for embedding_VBD in queued]
     return torch.cat(parts, dim=1).numpy()
 
 
