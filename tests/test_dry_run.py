@@ -53,7 +53,7 @@ def test_the_command_says_memory_time_and_what_it_did_not_try_and_leaves_nothing
     assert ended.returncode == 0, ended.stderr
     said = " ".join(ended.stdout.split())
     for words in (
-        "dry run lfw: 12 identities, 48 images (by its settings; data.root=nowhere is not there)",
+        "dry run lfw: 12 identities, 48 images (by its settings, data.root=nowhere is not there)",
         "in main memory, Python's and torch's own in it (forecast without those: ",
         "for 4 images, ",
         "whole run 60 steps: ",  # 5 epochs of 12 batches
@@ -68,6 +68,14 @@ def test_numbers_are_those_of_the_data_where_they_are_there(tmp_path: Path, lfw_
     given = [one for one in TRIED if not one.startswith("data.root=") and "identities" not in one]
     ended = command("facerec-train", "trainer.dry_run=true", *given, f"data.root={lfw_root}", cwd=tmp_path)
     assert re.search(r"dry run +lfw: 5,\d{3} identities, 11,\d{3} images \(those at ", ended.stdout)
+
+
+def test_the_sources_of_a_mixture_are_added_up(tmp_path: Path) -> None:
+    given = [one for one in TRIED if "identities" not in one and "images" not in one and "root" not in one]
+    mixed = ("data=[casia,ms1mv2]", "backbone.embedding_size=8", "eval.targets=[]")
+    ended = command("facerec-train", "trainer.dry_run=true", *given, *mixed, cwd=tmp_path)
+    assert "96,314 identities, 6,313,276 images (by its settings, data.root=" in ended.stdout, ended.stderr
+    assert "data.root=./data/faces_emore is not there)" in ended.stdout
 
 
 def test_a_step_is_what_the_trainer_does_with_all_accumulated_batches(

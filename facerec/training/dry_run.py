@@ -17,7 +17,7 @@ import torch
 from facerec import distributed
 from facerec.device import free_memory, peak_memory, wait_for
 from facerec.errors import FacerecError, MissingDataError, counted, require
-from facerec.loading.settings import DataSettings
+from facerec.loading.settings import DataSettings, of_source
 from facerec.loading.sources import open_faces
 from facerec.registry import build
 from facerec.training import cost
@@ -68,12 +68,21 @@ def dry_run(config: Mapping[str, Any]) -> None:
 
 
 def _numbers(data: DataSettings) -> tuple[int, int, str]:
-    """Return how many identities and images there are, and how that is known."""
+    """Return how many identities and images there are, in all sources of a mixture, and how that is known."""
+    found = []
+    for i, source in enumerate(data.parts()):
+        with of_source(i):
+            found.append(_numbers_of(source))
+    identities, images, known = zip(*(found or [_numbers_of(data)]), strict=True)
+    return sum(identities), sum(images), "; ".join(dict.fromkeys(known))
+
+
+def _numbers_of(data: DataSettings) -> tuple[int, int, str]:
     if data.kind != "synthetic" and data.root and not Path(data.root).exists():
         if data.identities is None or data.images is None:
             hint = "and data.identities or data.images is null; a dry run needs the folder, or both numbers"
             raise MissingDataError(f"data.root={data.root}: there is no such folder, {hint}")
-        return data.identities, data.images, f"by its settings; data.root={data.root} is not there"
+        return data.identities, data.images, f"by its settings, data.root={data.root} is not there"
     with distributed.rank_zero_first():
         faces = open_faces(data)
     return faces.num_classes, len(faces), "made up" if data.kind == "synthetic" else f"those at {faces.root}"
@@ -94,6 +103,7 @@ def _without_data(
     require(not (teacher.given and teacher.logits), "teacher.logits", teacher.logits, hint)
     stand_in = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     made = {"kind": "synthetic", "identities": identities, "images": images, "options": {}}
+    made |= {"sources": [], "weights": None}
     stand_in["data"] |= made | {"label_noise": 0.0, "decoder": "threads"}
     stand_in["trainer"] |= {"resume": None}
     unchecked = ["the data and the time to read and decode them", "checkpoints"]
