@@ -56,9 +56,11 @@ class ConfigLoader(ConfigLoaderImpl):
 
     Attributes:
         repeated: the recorded run that is repeated, if one is.
+        origin: of the settings, for errors.
     """
 
     repeated: FromRun | None = None
+    origin: str = "the command line"
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         for folder in plugins.config_folders():
@@ -216,7 +218,7 @@ class ConfigLoader(ConfigLoaderImpl):
         choice = config.hydra.runtime.choices.get(section)
         also = f", with {section}={choice}" if choice not in (None, "default") else ""
         hint = nearest(key, known, elsewhere)
-        return UserError(f"{key}: no such setting (from the command line{also}); {hint}")
+        return UserError(f"{key}: no such setting (from {self.origin}{also}); {hint}")
 
 
 def _of_hydra(override: str) -> bool:

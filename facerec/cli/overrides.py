@@ -55,7 +55,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     refuse_bare_words(settings)
     require_filled_in(settings)
     rest = [argument for argument in arguments if argument not in settings]
-    settings = [one for setting in settings for one in _mixture(setting)]
+    settings = [one for setting in settings for one in mixture(setting)]
     return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest
 
 
@@ -71,7 +71,7 @@ def plugins_of(arguments: Sequence[str]) -> list[str]:
     return names
 
 
-def _mixture(setting: str) -> list[str]:
+def mixture(setting: str) -> list[str]:
     """Return ``data=[a,b]`` as ``data=mix data.sources=[a,b]``: Hydra would lay one over the other."""
     key, _, value = setting.partition("=")
     return ["data=mix", f"data.sources={value}"] if key == "data" and value.startswith("[") else [setting]
@@ -90,9 +90,9 @@ def _readable(setting: str, *, sweeps: bool) -> str:
     parsed = _parsed(setting)
     if parsed is not None and not _taken_apart(parsed._value, value, path=path, sweeps=sweeps):
         return setting
-    if value.startswith("[") and value.endswith("]") and not Path(value).exists():
+    if value.startswith("[") and value.endswith("]") and not _exists(value):
         value = "[" + ",".join(map(_element, _existing(value[1:-1]) or value[1:-1].split(","))) + "]"
-    elif sweeps and "," in value and not Path(value).exists():
+    elif sweeps and "," in value and not _exists(value):
         value = ",".join(map(_element, _existing(value) or value.split(",")))
     else:
         value = _quoted(value)
@@ -104,9 +104,9 @@ def _taken_apart(parsed: Any, value: str, *, path: bool, sweeps: bool) -> bool:
     if isinstance(parsed, ChoiceSweep) and parsed.simple_form and path:
         return not sweeps or any("," in file for file in _existing(value))
     if isinstance(parsed, Sweep | list):
-        return Path(value).exists()
+        return _exists(value)
     if isinstance(parsed, str):
-        return parsed != value and Path(value).exists()
+        return parsed != value and _exists(value)
     return path and isinstance(parsed, int | float) and not isinstance(parsed, bool)
 
 
@@ -128,12 +128,20 @@ def _quoted(text: str) -> str:
     return str(QuotedString(text, Quote.single).with_quotes())
 
 
+def _exists(text: str) -> bool:
+    """Return True for the path of something that is there; a list of settings may be too long for a path."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError):  # longer than a name can be; the home folder of somebody unknown
+        return False
+
+
 def _existing(text: str) -> list[str]:
     """Split at commas into existing files, which may have commas in their names; empty unless all exist."""
-    if Path(text).expanduser().exists():
+    if _exists(text):
         return [text]
     for at, sign in enumerate(text):
-        if sign == "," and Path(text[:at].strip()).expanduser().exists():
+        if sign == "," and _exists(text[:at].strip()):
             rest = _existing(text[at + 1 :].strip())
             if rest:
                 return [text[:at].strip(), *rest]

@@ -26,6 +26,7 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     """Train in the run's folder and return the mean accuracy, if there was an evaluation."""
     from facerec import distributed, plugins, process
     from facerec.cli.mistakes import config_folder
+    from facerec.cli.stages import compose_stages
     from facerec.registry import build
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
@@ -49,7 +50,9 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
         rank_zero = distributed.rank() == 0
         reference = comparing(settings.reference, folder, [config_folder(), *plugins.config_folders()])
         reporters = [History(folder), *reference, *make_loggers(config, folder), *pruning()]
-        trainer = assemble(config | {"output_dir": str(folder)}, folder, reporters if rank_zero else ())
+        composed = compose_stages(config["stages"])
+        config |= {"output_dir": str(folder)}
+        trainer = assemble(config, folder, reporters if rank_zero else (), composed)
         if allocator:
             log.info("%-10s %s", "allocator", allocator)
         run.accept(folder)
@@ -68,7 +71,7 @@ def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
         folder: the run's.
         resumable: the same command has the same folder; else it needs ``output_dir``.
     """
-    step, steps = trainer.position.step, trainer.settings.steps(trainer.loader)
+    step, steps = trainer.position.step, trainer.steps()
     if trainer.interrupted is not None:
         command = "the same command"
         command += "" if resumable else f" with {shlex.quote(f'output_dir={folder}')}"

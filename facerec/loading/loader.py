@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -120,6 +120,13 @@ class Loader:
                 f"batch: trainer.batch_size={self.batch_size} on {self.world_size} process(es); lower it, "
                 "or take more data"
             )
+
+    def changed(self, faces: LabelledImages, settings: Mapping[str, Any]) -> Loader:
+        """Return a loader with other settings; of the same images it goes on counting damaged ones."""
+        other = replace(self, faces=faces, **settings)
+        if faces is self.faces:
+            other._undecodable = self._undecodable
+        return other
 
     def _order(self) -> Order:
         if self.shuffle != "identity":

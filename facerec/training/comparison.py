@@ -44,14 +44,25 @@ _GONE = ("head.weight_dtype",)  # settings of earlier versions; what they left i
 
 
 def changes(
-    path: Path, state: Mapping[str, Any], *, config: Mapping[str, Any], faces: LabelledImages
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any],
+    faces: LabelledImages,
+    began: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Compare a run with the state in a checkpoint; returns ``0.01 (was 0.1)`` by the name of each setting.
+
+    In a stage, `config` are its settings and `began` those that the run began with; what is fixed must be
+    as it was in both. Stages that have begun must, too; those to come may be others.
 
     Raises:
         CheckpointError: a setting that may not change has, or the data have; it names the first.
     """
-    found = _changed_settings(path, state["config"], config)
+    stage = state.get("stage", 0)
+    found = _changed_settings(path, state["config"], config, stage)
+    if "began" in state and began is not None:
+        _changed_settings(path, state["began"], began, stage)
     _refuse_other_data(path, state, faces)
     before, now = len(state["random"].get("cpu", ())), distributed.world_size()
     if before != now:
@@ -85,14 +96,20 @@ def measured_anew(changed: Iterable[str]) -> bool:
     return not measure.isdisjoint(changed)
 
 
-def _changed_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+def _changed_settings(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], stage: int
+) -> dict[str, str]:
     """Compare settings; raises `CheckpointError` for those that may not change."""
     old, new = flat(_completed(before)), flat(_completed(now))
     may_differ = _marks(now)
+    if old["stages"][:stage] == new["stages"][:stage]:
+        may_differ["stages"] = AtResume.APPLIED
     applied: dict[str, str] = {}
     fixed: dict[str, str] = {}
     # A name explains the rest of its section, and data.size the sizes that follow it.
-    for key in sorted({**new, **old}, key=lambda k: (not k.endswith(".name"), not k.startswith("data."))):
+    for key in sorted(
+        {**new, **old}, key=lambda k: (k == "stages", not k.endswith(".name"), not k.startswith("data."))
+    ):
         was, is_now = old.get(key, "not set"), new.get(key, "not set")
         section = key.partition(".")[0]
         given_up = key == "backbone.pretrained" and is_now is None  # it was for the start alone
@@ -135,6 +152,7 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **config,
         **{name: {**defaults(builder), **config.get(name, {})} for name, builder in _builders(config)},
+        "stages": config.get("stages", []),
     }
 
 

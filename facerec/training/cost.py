@@ -45,6 +45,10 @@ class Cost:
         """Return the sum over all of `formulas`."""
         return sum(map(self.value, formulas.values()))
 
+    def flops_per_sample(self) -> float:
+        """Return the operations of one sample in training."""
+        return self.total(self.flops) / self.value("B × A")
+
     def memory_bytes(self) -> float:
         """Return the memory that is known of one rank."""
         return sum(map(self.total, self.memory.values()))

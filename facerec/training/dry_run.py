@@ -107,6 +107,9 @@ def _without_data(
     stand_in["data"] |= made | {"label_noise": 0.0, "decoder": "threads"}
     stand_in["trainer"] |= {"resume": None}
     unchecked = ["the data and the time to read and decode them", "checkpoints"]
+    if config.get("stages"):
+        stand_in["stages"] = []
+        unchecked.append("its stages")
     if targets := config["eval"].get("targets"):
         stand_in["eval"] |= {"targets": [], "at_start": False}
         unchecked.append(f"evaluation on {', '.join(map(str, targets))}")

@@ -61,6 +61,17 @@ def freeze(backbone: nn.Module, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def set_trained(backbone: nn.Module, start: StartSettings, trainable: frozenset[str]) -> bool:
+    """Let those parameters named `trainable` be trained that `start` leaves; return True for a change."""
+    before = [parameter.requires_grad for parameter in backbone.parameters()]
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in trainable and not start.frozen)
+    freeze(backbone, start.freeze)
+    for parameter in backbone.parameters():
+        parameter.grad = parameter.grad if parameter.requires_grad else None
+    return before != [parameter.requires_grad for parameter in backbone.parameters()]
+
+
 def prepare_start(
     start: StartSettings,
     backbone: nn.Module,

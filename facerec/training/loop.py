@@ -38,6 +38,7 @@ from facerec.training.optimizers import set_learning_rate
 from facerec.training.plateau import Plateau
 from facerec.training.schedules import Progress, Schedule
 from facerec.training.settings import StartSettings, TrainerSettings
+from facerec.training.stages import Stages
 from facerec.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Trainer:
     config: Mapping[str, Any]
     folder: Path
     teacher: Teacher | None = None
+    stages: Stages = field(default_factory=Stages)
     reporters: list[reporter.Reporter] = field(default_factory=list)
     changes: Mapping[str, str] = field(default_factory=dict)  # of settings, at this resume
 
@@ -71,14 +73,12 @@ class Trainer:
         settings = self.settings
         self.reporters = [Plateau(), *self.reporters]
         self.checkpoints = self.folder / "checkpoints"
-        ways = {"compile": settings.compile, "bf16_gradients": settings.gradient_exchange == "bf16"}
-        self.embed = parallel.wrap_ddp(self.backbone, self.device, **ways)
-        self.gradients = parallel.Gradients(self.backbone, self.head)
+        self.modules: dict[str, nn.Module] = {}
+        self.parts: dict[str, Any] = {}  # all that checkpoints name
+        self.connect()
         self.scaler = parallel.make_scaler(self.device, enabled=settings.precision == "fp16")
         self.meter = Meter(self.device)
-        self.modules: dict[str, nn.Module] = {"backbone": self.backbone, "head": self.head}
-        self.parts: dict[str, Any] = {**self.modules, "optimizer": self.optimizer, "scaler": self.scaler}
-        self.parts |= {"random": state.RandomState(), "meter": self.meter}  # all that checkpoints name
+        self.parts |= {"scaler": self.scaler, "random": state.RandomState(), "meter": self.meter}
         self.ema = None if settings.ema is None else WeightAverage(self.backbone, settings.ema)
         if self.ema is not None:
             self.parts["ema"] = self.ema
@@ -94,6 +94,17 @@ class Trainer:
         self.interrupted: int | None = None  # number of the signal that ended the run early
         self.failure: StorageError | None = None  # the failed write that ends the run once it is saved
 
+    def connect(self, *, wrap: bool = True) -> None:
+        """Take in backbone, head and optimizer as they are; `wrap`: other parameters are trained."""
+        if wrap:
+            self.embed: nn.Module = self.backbone  # a former wrap must be gone before the next
+            bf16 = self.settings.gradient_exchange == "bf16"
+            ways = {"compile": self.settings.compile, "bf16_gradients": bf16}
+            self.embed = parallel.wrap_ddp(self.backbone, self.device, **ways)
+        self.gradients = parallel.Gradients(self.backbone, self.head)
+        self.modules |= {"backbone": self.backbone, "head": self.head}
+        self.parts |= {**self.modules, "optimizer": self.optimizer}
+
     # -- the run ---------------------------------------------------------------------------------------------
 
     def fit(self) -> Results:
@@ -104,8 +115,7 @@ class Trainer:
             StorageError: a checkpoint or a record could not be written; the last checkpoint is still there.
         """
         self.set_modes()
-        shape_BCHW = self.settings.batch_size, 3, *self.input.shape
-        self.gradients.warm_up_ddp(self.embed, self.forward, shape_BCHW, self.device)
+        self.warm_up()
         with Interruption() as interruption:
             try:
                 self.notify("started")
@@ -114,11 +124,13 @@ class Trainer:
                     self.evaluate()
                 self.meter.reset()
                 while not self.done() and not self.interrupted:
+                    while self.stages.due(self):
+                        self.stages.enter(self)
                     for batches in self.batches_of_steps():
                         self.step(batches)
                         self.after_step()
                         self.check_signals(interruption)
-                        if self.done() or self.interrupted:
+                        if self.done() or self.interrupted or self.stages.due(self):
                             break
                     else:  # the epoch is over
                         self.position.epoch, self.position.sample = self.position.epoch + 1, 0
@@ -138,19 +150,31 @@ class Trainer:
             raise self.failure
         return self.results
 
+    def warm_up(self) -> None:
+        """Fix the order in which gradients are averaged."""
+        shape_BCHW = self.settings.batch_size, 3, *self.input.shape
+        self.gradients.warm_up_ddp(self.embed, self.forward, shape_BCHW, self.device)
+
     def done(self) -> bool:
         """Return True when no step is left."""
         return self.progress().fraction >= 1
 
     def progress(self) -> Progress:
         """Return how far the run is."""
-        images, step = len(self.loader.faces), self.position.step
+        images = len(self.loader.faces)
+        return self.progress_at(self.position.step, self.position.epoch + self.position.sample / images)
+
+    def progress_at(self, step: int, epoch: float) -> Progress:
+        """Return how far a run is after so many steps and epochs."""
         images_per_step = self.loader.batch_size * self.loader.world_size * self.settings.accumulate
-        epoch = self.position.epoch + self.position.sample / images
         fraction = epoch / self.settings.epochs
         if self.settings.max_steps is not None:
             fraction = max(fraction, step / self.settings.max_steps)
-        return Progress(step, epoch, fraction, min(1.0, images_per_step / images))
+        return Progress(step, epoch, fraction, min(1.0, images_per_step / len(self.loader.faces)))
+
+    def steps(self) -> int:
+        """Return the number of steps of the whole run."""
+        return self.stages.steps(self.settings)[-1] if self.stages.all else self.settings.steps(self.loader)
 
     def batches_of_steps(self) -> Iterator[list[Batch]]:
         """Yield the list of batches of each step that is left of the epoch."""
@@ -173,7 +197,9 @@ class Trainer:
 
     def step(self, batches: Sequence[Batch]) -> None:
         """Apply one optimizer step over `batches`, weighted by their sizes."""
-        self.lr = set_learning_rate(self.optimizer, self.schedule.factor(self.progress()))
+        step, epoch = self.position.origin
+        progress = self.progress().since(self.progress_at(int(step), epoch))
+        self.lr = set_learning_rate(self.optimizer, self.schedule.factor(progress))
         self.optimizer.zero_grad(set_to_none=True)
         samples = sum(sum(batch.sizes) for batch in batches)
         loss = torch.zeros((), device=self.device)
@@ -231,6 +257,7 @@ class Trainer:
             self.guard.check_scale(self.scaler, self.position.step)
             progress = self.progress()
             row = {"step": progress.step, "epoch": progress.epoch, "lr": self.lr} | self.meter.row()
+            row |= {"stage": self.position.stage} if len(self.stages.all) > 1 else {}
             self.notify("logged", row)
         if self.at_every(self.eval_settings.every_steps):
             self.evaluate()
@@ -296,11 +323,17 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Go on from `path`, or the checkpoint before it where it is damaged."""
-        read = partial(resume.restore, parts=self.parts, config=self.config, faces=self.loader.faces)
-        path, (self.position, self.changes) = self.store.read(path, read)
+        path, (self.position, self.changes) = self.store.read(path, self.restore)
+        self.stages.require_ahead(self, path)
         self.saved = copy.deepcopy(self.position)
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
         comparison.log_changes(path, self.changes, self.position.step if self.done() else None)
+
+    def restore(self, path: Path) -> tuple[state.Position, dict[str, str]]:
+        """Load the state in a checkpoint; return the position there, and the settings that have changed."""
+        stored = checkpoint.open_checkpoint(path)
+        began = self.stages.go_to(self, path, stored.rest)
+        return resume.restore(stored, self.parts, self.config, self.loader.faces, began)
 
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""
@@ -317,7 +350,8 @@ class Trainer:
     def capture(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Return the contents of a checkpoint."""
         input, faces = self.input.to_dict(), self.loader.faces
-        return state.capture(self.position, parts, config=self.config, input=input, faces=faces)
+        began = self.stages.began(self.position.stage)
+        return state.capture(self.position, parts, config=self.config, input=input, faces=faces, began=began)
 
     def notify(self, event: str, *details: Any) -> None:
         """Pass an event on to all reporters; the first that cannot write ends the run."""

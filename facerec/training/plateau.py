@@ -46,6 +46,8 @@ class Plateau(Reporter):
         # Steps and losses since the end of warm-up; None: the loss has moved, or has begun before this part.
         self._start: list[tuple[int, float]] | None = None if self.begin else []
 
+    staged = started  # another loss
+
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         step, loss, done = row["step"], row.get("loss"), run.progress().fraction
         if loss is None:

@@ -47,6 +47,10 @@ class Run(Protocol):
         """Return how far the run is."""
         ...
 
+    def steps(self) -> int:
+        """Return the number of steps of the whole run."""
+        ...
+
     def model(self) -> Model:
         """Return the backbone with its preprocessing."""
         ...
@@ -62,6 +66,9 @@ class Reporter:
 
     def stepped(self, run: Run) -> None:
         """After every step; must not wait for the device."""
+
+    def staged(self, run: Run) -> None:
+        """After a stage has begun, with other settings and parts."""
 
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         """At each row of metrics, as metrics.jsonl has it."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facerec.errors import CheckpointError
 from facerec.images.images import LabelledImages
-from facerec.models.checkpoint import MODULES, Checkpoint, is_counter, open_checkpoint
+from facerec.models.checkpoint import MODULES, Checkpoint, is_counter
 from facerec.training import comparison
 from facerec.training.state import Position, shards_of
 
@@ -23,11 +23,15 @@ Slots = dict[int, dict[str, Tensor]]
 
 
 def restore(
-    path: Path, parts: Mapping[str, Any], config: Mapping[str, Any], faces: LabelledImages
+    checkpoint: Checkpoint,
+    parts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    faces: LabelledImages,
+    began: Mapping[str, Any] | None = None,
 ) -> tuple[Position, dict[str, str]]:
     """Load a checkpoint into the parts of a run, whatever world size it was saved with.
 
-    `parts` are as `state.capture` was given them, `config` and `faces` the present run's.
+    `parts` are as `state.capture` was given them, `config`, `faces` and `began` the present run's.
 
     Returns:
         Where the run stood, and what has changed since, by the setting's name: ``0.01 (was 0.1)``.
@@ -35,8 +39,7 @@ def restore(
     Raises:
         CheckpointError: not a checkpoint to resume from, or one of a run with other settings or data.
     """
-    checkpoint = open_checkpoint(path)
-    state = checkpoint.rest
+    path, state = checkpoint.path, checkpoint.rest
     missing = [one for one in ("step", "config", *parts) if not (one in _OPTIONAL or checkpoint.has(one))]
     if missing:
         raise CheckpointError(
@@ -44,9 +47,9 @@ def restore(
             "(backbone.pretrained takes the weights of any checkpoint)"
         )
     _require_types(path, state)
-    changes = comparison.changes(path, state, config=config, faces=faces)
+    changes = comparison.changes(path, state, config=config, faces=faces, began=began)
     indices = _indices(path, parts["optimizer"], state["optimizer"]["param_groups"])
-    state["optimizer"] = _optimizer_state(parts["optimizer"], _load_tensors(checkpoint, parts, indices))
+    state["optimizer"] = optimizer_state(parts["optimizer"], _load_tensors(checkpoint, parts, indices))
     for name, part in parts.items():
         if name in MODULES or name not in state or (name == "scaler" and not state[name]):
             continue  # no meter in those of earlier versions; no scaler at work
@@ -71,14 +74,16 @@ def restore(
 
 def _require_types(path: Path, state: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the parts of a state have the types that `state.capture` gives."""
+    origin: Any = state.get("origin", [])
     classes, optimizer = state.get("classes"), state["optimizer"]
     groups: Any = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-    mappings = {name: state.get(name, {}) for name in ("config", "highest", "scaler", "random")}
+    mappings = {name: state.get(name, {}) for name in ("config", "highest", "scaler", "random", "began")}
     right = {
         **{name: is_counter(state.get(name)) for name in ("step", "epoch", "sample")},
         "images": is_counter(state.get("images", 0)),
         "evaluated": is_counter(state.get("evaluated", -1), least=-1),
         "averaged": is_counter(state.get("averaged", 0)),
+        "origin": isinstance(origin, list) and all(isinstance(one, int | float) for one in origin),
         **{name: isinstance(one, dict) and _all(list(one), str) for name, one in mappings.items()},
         "best": isinstance(state.get("best"), int | float),
         "classes": isinstance(classes, Tensor) or _all(classes, str),
@@ -146,7 +151,7 @@ def _load_tensors(checkpoint: Checkpoint, parts: Mapping[str, Any], indices: Map
     return slots
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer, slots: Slots) -> dict[str, Any]:
+def optimizer_state(optimizer: torch.optim.Optimizer, slots: Slots) -> dict[str, Any]:
     """A state_dict for `optimizer` as it is set now; the momentum of what was frozen begins at zero."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if any("momentum_buffer" in values for values in slots.values()):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from facerec.training.optimizers import OPTIMIZERS, describe, make_optimizer
 from facerec.training.reporter import Reporter
 from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings, without_effect
+from facerec.training.stages import Entry, Stage, Stages, check_batches, entries, naming
 from facerec.training.teacher import Teacher, refuse_teacher
 
 log = logging.getLogger(__name__)
@@ -53,13 +56,19 @@ _COMPILED_ON_CPU = (
 )
 
 
-def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Reporter] = ()) -> Trainer:
+def assemble(
+    config: Mapping[str, Any],
+    folder: Path,
+    reporters: Sequence[Reporter] = (),
+    composed: Sequence[Mapping[str, Any]] = (),
+) -> Trainer:
     """Build everything a run needs, and resume an earlier run where that was asked for.
 
     Args:
         config: plain values of configs/train.yaml.
         folder: the run's output folder.
         reporters: notified of the events of the run.
+        composed: of each of its `stages`, the settings of the sections that one may change.
 
     Raises:
         UserError: a setting, file or folder that is not as it must be.
@@ -75,9 +84,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     backbone_shape = check_architecture(architecture, config["head"], start)
     settings = build(TrainerSettings, "trainer", config["trainer"])
     taught = build(TeacherSettings, "teacher", config.get("teacher") or {})
-    schedule = SCHEDULES.from_section(config["schedule"])
-    optimizer_settings = OPTIMIZERS.from_section(config["optimizer"])
-    data = build(DataSettings, "data", config["data"])
+    plan = [stage_of(config)]
+    for number, (entry, own) in enumerate(zip(entries(config.get("stages") or []), composed, strict=True), 1):
+        with naming(number, entry.begin):
+            plan.append(stage_of({**config, **own}, entry))
+            plan[-1].require_change(plan[-2], taught=taught.given)
+    data = plan[0].data
     evaluation = build(EvalSettings, "eval", config["eval"])
     create_metrics(evaluation.metrics)  # an unknown one would else end the run at its first evaluation
     check_select(evaluation)
@@ -119,10 +131,10 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
 
         absorbed = load_pretrained(backbone, Path(start.pretrained), input)
         if absorbed:
-            _unfold(backbone.to(device), absorbed, start, faces, input)
-    if start.frozen:  # else as the backbone says: some keep a parameter of their own fixed
-        backbone.requires_grad_(False)
-    fine_tuning.freeze(backbone, start.freeze)
+            stay = all(one.start.frozen or one.start.freeze_batch_norm for one in plan)
+            _unfold(backbone.to(device), absorbed, start, faces, input, stay=stay)
+    trainable = frozenset(name for name, p in backbone.named_parameters() if p.requires_grad)
+    fine_tuning.set_trained(backbone, start, trainable)
     if settings.sync_batch_norm:
         parallel.synchronise_batch_norm(backbone, device)
     recompute_activations(backbone, settings.checkpoint_activations)
@@ -130,8 +142,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     head = HEADS.from_section(
         config["head"], num_classes=faces.num_classes, embedding_size=backbone.embedding_size
     ).to(device)
-    images_per_identity = {"full": None, "identity": data.images_per_identity}.get(data.shuffle, 1)
-    head.check_batches(np.bincount(faces.label_N), settings.batch_size, images_per_identity)
+    check_batches(head, faces, data, settings.batch_size)
     if distributed.world_size() > 1:
         torch.manual_seed(parallel.rank_seed(seed))
     loader = Loader(
@@ -143,6 +154,16 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         pin=device.type == "cuda",
         **data.loading(),
     )
+    plan[0].loader = loader
+    for number, (before, stage) in enumerate(pairwise(plan), 1):
+        with naming(number, stage.begin):
+            stage.open(before, backbone.embedding_size)
+        if distributed.rank() == 0 and stage.loader.faces is not before.loader.faces:
+            warn_of_overlap(stage.loader.faces, verification_sets)
+    stages = Stages(plan, trainable, seed)
+    images = {f"images of stage {n}": len(stage.loader.faces) for n, stage in enumerate(plan)}
+    parallel.require_same_on_all_ranks({"stages": config.get("stages"), **images})
+    stages.steps(settings)  # refuses what begins too early or too late
     if resume is None:
         fine_tuning.prepare_start(start, backbone, head, loader, input, device)
     teacher = None
@@ -151,12 +172,12 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         teacher = Teacher(taught, backbone, head, loader, input, device, settings.precision)
     trainer = Trainer(
         settings=settings,
-        schedule=schedule,
+        schedule=plan[0].schedule,
         start=start,
         eval_settings=evaluation,
         backbone=backbone,
         head=head,
-        optimizer=make_optimizer(optimizer_settings, {"backbone": backbone, "head": head}, start.factors()),
+        optimizer=make_optimizer(plan[0].optimizer, {"backbone": backbone, "head": head}, start.factors()),
         loader=loader,
         verification_sets=verification_sets,
         input=input,
@@ -164,6 +185,7 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
         config=config,
         folder=folder,
         teacher=teacher,
+        stages=stages,
         reporters=list(reporters),
     )
     trainer.set_modes()
@@ -174,16 +196,33 @@ def assemble(config: Mapping[str, Any], folder: Path, reporters: Sequence[Report
     return trainer
 
 
+def stage_of(config: Mapping[str, Any], entry: Entry | None = None) -> Stage:
+    """Check what a stage may change; without an entry, of the run's own settings."""
+    start, architecture = split_backbone(config["backbone"])
+    if entry is not None:
+        check_architecture(architecture, config["head"], start, trained=True)
+    return Stage(
+        config,
+        start,
+        SCHEDULES.from_section(config["schedule"]),
+        OPTIMIZERS.from_section(config["optimizer"]),
+        build(DataSettings, "data", config["data"]),
+        *(entry or ()),
+    )
+
+
 def _unfold(
     backbone: torch.nn.Module,
     absorbed: list[str],
     start: StartSettings,
     faces: LabelledImages,
     input: Preprocessing,
+    *,
+    stay: bool,
 ) -> None:
     """Give batch norms that a file holds folded the statistics of 256 images, unless they are to stay."""
     where = f"backbone.pretrained={start.pretrained}: {counted(len(absorbed), 'folded batch norm')}"
-    if start.frozen or start.freeze_batch_norm:
+    if stay:
         log.info("%s absorbed: each adds the bias of the layer before, and stays as it is", where)
         return
     position_P = np.linspace(0, len(faces) - 1, min(len(faces), 256)).astype(int)
@@ -208,23 +247,40 @@ def split_backbone(section: Mapping[str, Any]) -> tuple[StartSettings, dict[str,
 
 
 def check_architecture(
-    architecture: Mapping[str, Any], head: Mapping[str, Any], start: StartSettings | None = None
+    architecture: Mapping[str, Any],
+    head: Mapping[str, Any],
+    start: StartSettings | None = None,
+    *,
+    trained: bool = False,
 ) -> tuple[int, int]:
-    """Build both on the meta device, so that settings are judged before data is; return the images' shape."""
+    """Build both on the meta device, so that settings are judged before data is; return the images' shape.
+
+    `trained`: the backbone will have been, so that class means say something of an identity.
+    """
     classes = max(2, distributed.world_size())  # how many there are is not known yet; at least one per rank
     with on_meta_device():
         backbone = BACKBONES.from_section(architecture)
         HEADS.from_section(head, num_classes=classes, embedding_size=backbone.embedding_size)
-    fine_tuning.check(backbone, start or StartSettings(), head.get("init"))
+    fine_tuning.check(backbone, start or StartSettings(), None if trained else head.get("init"))
     return backbone.input_size
 
 
 def refuse_batches_of_one(trainer: Trainer) -> None:
     """Raise `ConfigError` where a rank gets a batch of one image, which batch norm cannot take."""
-    loader, settings = trainer.loader, trainer.settings
-    smallest = min(loader.smallest_batch(start) for start in (0, trainer.position.sample))
-    if smallest > 1 or (settings.sync_batch_norm and loader.world_size > 1):
+    settings = trainer.settings
+    if settings.sync_batch_norm and trainer.loader.world_size > 1:
         return
+    for number, stage in enumerate(trainer.stages.all[trainer.position.stage :], trainer.position.stage):
+        sample = trainer.position.sample if number == trainer.position.stage else 0
+        if min(stage.loader.smallest_batch(start) for start in (0, sample)) > 1:
+            continue
+        said = naming(number, stage.begin) if number else contextlib.nullcontext()
+        with said, trainer.stages.backbone_of(trainer, stage):
+            _take_one(trainer)
+
+
+def _take_one(trainer: Trainer) -> None:
+    settings = trainer.settings
     try:
         require_batches_of_one(trainer.backbone, trainer.input.shape)
     except ValueError as error:
@@ -268,15 +324,19 @@ def describe_run(trainer: Trainer) -> None:
     backbone, shape, world_size = trainer.backbone, trainer.input.shape, loader.world_size
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     steps = -(-loader.batches_per_epoch() // settings.accumulate)
-    all_steps = settings.steps(loader)
-    schedule = dict(config["schedule"])
+    all_steps = trainer.steps()
+    schedule, plan = dict(config["schedule"]), trainer.stages.all
+    later = enumerate(pairwise(plan), 1)
 
-    step = cost.of_run(trainer)
+    costs = [_cost(trainer, stage) for stage in plan]
+    spans = pairwise(trainer.stages.steps(settings))
+    work = sum(one.total(one.flops) * (end - begin) for one, (begin, end) in zip(costs, spans, strict=True))
+    step, largest = costs[trainer.position.stage], max(costs, key=cost.Cost.memory_bytes)
     say("measuring how fast this device multiplies …")
-    flops, speed = step.total(step.flops), matmul_speed(trainer.device, settings.precision)
-    trainer.meter.flops = flops / (settings.batch_size * settings.accumulate)
+    speed = matmul_speed(trainer.device, settings.precision)
+    trainer.meter.flops = step.flops_per_sample()
     trainer.meter.peak_flops = speed
-    seconds = round(all_steps * flops / speed)
+    seconds = round(work / speed)
     least = (
         f", at least {timedelta(seconds=seconds)} at {speed / 1e12:.3g} TFLOP/s per process, the speed of "
     )
@@ -288,18 +348,32 @@ def describe_run(trainer: Trainer) -> None:
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
         "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps per epoch, {all_steps:,} in all",
+        "stages": "; ".join(f"{n} at {s.begin}: {s.changes(before)}" for n, (before, s) in later),
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {world_size} processes" if world_size > 1 else "")
         + f", {counted(torch.get_num_threads(), 'CPU thread')}, seed {config['seed']}",
         "compile": _COMPILED_ON_CPU if settings.compile and trainer.device.type == "cpu" else "",
-        "memory": step.line(),
-        "work": f"{all_steps * flops * world_size:.3g} FLOPs in all{least}",
+        "memory": largest.line(),
+        "work": f"{work * world_size:.3g} FLOPs in all{least}",
         "input": str(trainer.input),
         "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",
-        "ignored": "; ".join(without_effect(config, trainer.device, world_size)),
+        "ignored": "; ".join(_without_effect(trainer)),
     }
     for name, text in lines.items():
         if text:
             log.info("%-10s %s", name, text)
+
+
+def _cost(trainer: Trainer, stage: Stage) -> cost.Cost:
+    """Return the cost of a step in a stage, of the head that there is now."""
+    with trainer.stages.backbone_of(trainer, stage):
+        return cost.of_run(trainer)
+
+
+def _without_effect(trainer: Trainer) -> list[str]:
+    """Return the settings that have no use in any stage from here on."""
+    ahead = trainer.stages.all[trainer.position.stage :]
+    idle = [without_effect(one.config, trainer.device, trainer.loader.world_size) for one in ahead]
+    return [one for one in idle[0] if all(one in others for others in idle)]

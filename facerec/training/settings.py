@@ -123,13 +123,17 @@ class TrainerSettings:
         check_ranges(self, "trainer")
 
     def steps(self, loader: Loader) -> int:
-        """Return the number of optimizer steps of a whole run."""
+        """Return the number of optimizer steps of a whole run with one order of images."""
+        steps = self.steps_of(self.epochs, loader)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def steps_of(self, epochs: float, loader: Loader) -> int:
+        """Return the number of steps of so many epochs."""
         per_epoch = math.ceil(loader.batches_per_epoch() / self.accumulate)
         images_per_step = loader.batch_size * loader.world_size * self.accumulate
-        rest, epochs = math.modf(self.epochs)
+        rest, passes = math.modf(epochs)
         last = min(per_epoch, math.ceil(rest * len(loader.faces) / images_per_step - 1e-9))
-        steps = int(epochs) * per_epoch + last
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return int(passes) * per_epoch + last
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Position:
         best: best mean over the targets so far of the number that `eval.select` names.
         evaluated: the step of the last evaluation; −1: none yet.
         averaged: updates of the moving average of the weights.
+        stage: number of the stage that the last step belonged to.
+        origin: step and epoch that the schedule counts from.
     """
 
     step: int = 0
@@ -39,6 +41,8 @@ class Position:
     best: float = float("-inf")
     evaluated: int = -1
     averaged: int = 0
+    stage: int = 0
+    origin: list[float] = field(default_factory=lambda: [0, 0.0])
 
     def improved(self, results: Mapping[str, Result], select: str | None) -> bool:
         """True where an evaluation is the best so far, by the number that `select` names; keeps its mean."""
@@ -54,11 +58,13 @@ def capture(
     config: Mapping[str, Any],
     input: Mapping[str, Any],
     faces: LabelledImages,
+    began: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the state of a run in plain containers and tensors.
 
     `parts` have a state_dict: backbone, head, ema, and for a resume optimizer and scaler too. Of `faces` the
-    labels or names of the classes and the fingerprint are kept.
+    labels or names of the classes and the fingerprint are kept. `began` are the settings of the run where
+    `config` are those of a stage.
     """
     classes = faces.classes
     names = torch.from_numpy(np.array(classes)) if isinstance(classes, np.ndarray) else list(classes)
@@ -70,6 +76,7 @@ def capture(
         "images": len(faces),
         "fingerprint": faces.fingerprint,
         **asdict(position),
+        **({} if began is None else {"began": dict(began)}),
         **{name: part.state_dict() for name, part in parts.items()},
     }
 

@@ -38,7 +38,7 @@ class Console(Logger):
         self._said: set[tuple[str, str]] = set()
         self._first: _Named | None = None  # the evaluation before the first step
         self._last: _Named | None = None
-        self._steps = run.settings.steps(run.loader)
+        self._steps = run.steps()
         if shows_bars():
             self._stack.enter_context(logging_redirect_tqdm())
             # The bar counts thousandths of the run: epochs or steps, whichever ends it first.

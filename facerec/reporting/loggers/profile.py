@@ -55,6 +55,15 @@ class Profile(Logger):
 
     def started(self, run: Run) -> None:
         self._device = run.device
+        self._watch(run)
+
+    def staged(self, run: Run) -> None:
+        if self._hooks:
+            for hook in self._hooks:
+                hook.remove()
+            self._watch(run)
+
+    def _watch(self, run: Run) -> None:
         # The phase that has ended when a hook is called.
         ends: list[tuple[Callable[..., Any], str]] = [
             (run.embed.register_forward_pre_hook, "data"),

@@ -28,6 +28,11 @@ class Progress(NamedTuple):
     fraction: float
     stride: float
 
+    def since(self, start: Progress) -> Progress:
+        """Return the progress of what is left of a run after `start`, as if it were a run of its own."""
+        done = (self.fraction - start.fraction) / (1 - start.fraction)
+        return Progress(self.step - start.step, self.epoch - start.epoch, done, self.stride)
+
 
 @dataclass(frozen=True)
 class Schedule:
