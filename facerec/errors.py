@@ -24,7 +24,7 @@ _SYNONYMS = (
         "exp_name",
         "output_dir",
     ),
-    ("ckpt", "checkpoint", "model", "weights", "pretrained"),
+    ("weights", "checkpoint", "model", "ckpt", "pretrained"),
     ("lr", "learning_rate", "base_lr"),
     ("bs", "batch", "batchsize", "batch_size"),
     ("epoch", "num_epoch", "num_epochs", "n_epochs", "max_epochs", "epochs"),
