@@ -135,6 +135,9 @@ def test_names_tell_models_apart(tmp_path):
     nested = distinct_names(["x/best.pt", "x/x/best.pt"])
     assert len(set(nested)) == 2 and all(nested)
     assert distinct_names(["some/best.pt"]) == ["best.pt"]
+    apart = ["/nowhere/weights/net.onnx", "/elsewhere/runs/a/checkpoints/best.pt"]
+    assert distinct_names(apart) == ["net.onnx", "a/best.pt"]
+    assert distinct_names(["/nowhere/a/net.onnx", "/elsewhere/b/net.onnx"]) == ["nowhere/a", "elsewhere/b"]
     assert distinct_names([runs[0]]) == ["a/best.pt"]
     with pytest.raises(ConfigError, match=r"ckpt=x/\.\./x/best\.pt: is given twice"):
         distinct_names(["x/best.pt", "x/../x/best.pt"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from facerec.cli.train import log_outcome
 from facerec.errors import ConfigError
 from facerec.evaluation.judgement import better, by_one_number, check_select
 from facerec.evaluation.metrics.auc import areas
@@ -180,6 +181,21 @@ def test_select_names_the_number_that_chooses_the_best(caplog: pytest.LogCapture
         assert better(results, select, float("-inf")) == pytest.approx(expected)
         assert better(results, select, expected + 1e-9) is None
     assert f"best.pt: EER {(one.eer + other.eer) / 2:.5f} (mean of 2 sets) is the best so far" in caplog.text
+
+
+def test_a_run_ends_with_the_number_that_chose_its_best_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    trainer = tiny_trainer(tmp_path, trainer_max_steps=1)
+    trainer.fit()
+    coarse = made(0.7, scale=0.04)
+    trainer.results = {"lfw": coarse}
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "checkpoints" / "best.pt").touch()
+    log_outcome(trainer, tmp_path, resumable=True)
+    assert f"lfw: exact accuracy {coarse.accuracy_exact:.5f} ± " in caplog.text
+    assert "checkpoints/ has best.pt, of the best exact accuracy, and the last" in caplog.text
 
 
 @pytest.mark.parametrize("select", ["acuracy", "tar", "rank_1", ""])

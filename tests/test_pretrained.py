@@ -179,10 +179,17 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(
 def test_weights_of_another_backbone_are_named(tmp_path: Path) -> None:
     state = create_backbone("mbf", embedding_size=64).state_dict()
     torch.save({"state_dict": prefixed(state, "module.")}, tmp_path / "weights.pth")
-    hint = r"it fits backbone=mbf backbone\.embedding_size=64 backbone\.input_size=112$"
+    hint = r"it fits backbone=mbf backbone\.embedding_size=64 data\.size=112$"
     with pytest.raises(CheckpointError, match=hint) as caught:
         load_pretrained(small(), tmp_path / "weights.pth")
     assert "\n" not in str(caught.value)
+
+
+def test_the_size_of_the_images_of_another_backbone_is_named_as_one_types_it(tmp_path: Path) -> None:
+    state = create_backbone("mobilefacenet", embedding_size=64, input_size=[112, 96]).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"backbone\.embedding_size=64 'data\.size=\[112,96\]'$"):
+        load_pretrained(small(), tmp_path / "weights.pth")
 
 
 def test_a_file_that_would_run_something_is_refused(tmp_path: Path) -> None:

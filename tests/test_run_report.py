@@ -21,7 +21,7 @@ from facerec.reporting.loggers.base import Figures, numbers_of
 from facerec.reporting.loggers.metrics_file import MetricsFile
 from facerec.reporting.loggers.report import RunReport
 from facerec.reporting.record import RunRecord
-from facerec.reporting.run_charts import POINTS, joined
+from facerec.reporting.run_charts import POINTS, charts_of_run, joined
 from tests.browser import opened
 from tests.test_cli_train import command, failed
 from tests.test_records import CLOCK, RUN
@@ -70,6 +70,21 @@ def two_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_run(folder, stop=7)
     tiny_run(folder, optimizer_lr=0.05)
     return folder
+
+
+def test_the_chart_of_one_logged_step_has_whole_steps_around_it() -> None:
+    chart = charts_of_run([{"step": 20, "loss": 9.3}], [])[0]
+    ranges = [one["attributes"] for one in found_in(chart.figure, "Range1d")]
+    assert [19, 21] in [[one["start"], one["end"]] for one in ranges]
+
+
+def found_in(value: Any, name: str) -> list[dict[str, Any]]:
+    """All objects of Bokeh's JSON of that name, at any depth."""
+    if isinstance(value, list):
+        return [one for part in value for one in found_in(part, name)]
+    if not isinstance(value, dict):
+        return []
+    return [value] * (value.get("name") == name) + found_in(list(value.values()), name)
 
 
 def test_each_evaluation_is_a_row_with_the_numbers_of_results_and_their_means(two_parts: Path) -> None:

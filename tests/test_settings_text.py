@@ -58,6 +58,8 @@ def test_a_comment_behind_a_key_or_above_it_is_its_meaning() -> None:
             ["  trainer.epochs=10", "  trainer.max_steps=null"],
         ),
         (["--explain", "lr"], ["optimizer.lr=0.1", "  resume   applied"]),
+        (["--explain", "margin"], ["head.m=0.5"]),
+        (["--explain", "experiment"], ["  adaface_ms1mv2_ir50  ", "--explain experiment=NAME"]),
         (["--explain", "blur"], ["data.augment.blur=0.0", "  values   a number"]),
     ],
 )
@@ -69,6 +71,7 @@ def test_explain_says_meaning_range_default_and_what_an_experiment_changes(
     printed = run.stdout.splitlines()
     for line in lines:
         assert any(one.startswith(line) for one in printed), run.stdout
+    assert all(line == line.rstrip() and len(line) < 400 for line in printed), run.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
 from facerec.cli.mistakes import choices_of, config_folder
-from facerec.errors import UserError, nearest
+from facerec.errors import UserError, nearest, synonyms
 from facerec.registry import spoken_settings
 from facerec.settings import AtResume, marks
 
@@ -31,6 +31,8 @@ _GROUPS: Final = (
     "logger",
     "experiment",
 )
+
+_LONG: Final = 160  # characters of a title in a list
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def explain(config: DictConfig, topic: str | None) -> list[str]:
     }
     primary = file_settings((config_folder() / f"{hydra['job']['config_name']}.yaml").read_text("utf-8"), {})
     if topic is None:
-        lines = [f"{_chosen(name, choice):28} {title(name, choice)}" for name, choice in chosen.items()]
+        lines = [
+            f"{_chosen(name, choice):28} {title(name, choice)}".rstrip() for name, choice in chosen.items()
+        ]
         own = [one for one in primary if one.key.partition(".")[0] in now]
         return [
             *lines,
@@ -77,22 +81,36 @@ def explain(config: DictConfig, topic: str | None) -> list[str]:
             "--explain head, --explain trainer.epochs: more about one of them",
         ]
     if topic in chosen:
-        choices = [f"  {name:28} {title(topic, name)}" for name in choices_of(topic)]
+        names = choices_of(topic)
+        width = max(map(len, names))
+        choices = [f"  {name:{width}} {_short(title(topic, name))}" for name in names]
         settings = settings_of(topic, chosen[topic])
-        head = f"{_chosen(topic, chosen[topic])}: {title(topic, chosen[topic])}"
+        head = f"{_chosen(topic, chosen[topic])}: {title(topic, chosen[topic])}".removesuffix(": ")
+        if topic == "experiment":
+            choices.append("--explain experiment=NAME: all that is said of one")
         lines = [head, *_lines(topic, settings, now), f"choices ({topic}=…):", *choices]
         return lines if len(choices) > 1 else lines[:-2]
     everything = {one.key: one for one in primary if one.key.partition(".")[0] in now}
     for name, choice in chosen.items():
         everything |= {f"{name}.{one.key}": one for one in settings_of(name, choice)}
-    found = [
-        key for key in everything if key == topic or key.endswith(f".{topic}") or key.startswith(f"{topic}.")
-    ]
+    found = _keys(everything, topic) or [key for one in synonyms(topic) for key in _keys(everything, one)]
     if not found:
         raise UserError(
             f"--explain {topic}: no such group or setting; {nearest(topic, [*chosen, *everything])}"
         )
     return [line for key in found for line in _in_full(key, everything[key], now)]
+
+
+def _keys(everything: Iterable[str], topic: str) -> list[str]:
+    """Return the key `topic`, those that end with it and those of that section."""
+    return [
+        key for key in everything if key == topic or key.endswith(f".{topic}") or key.startswith(f"{topic}.")
+    ]
+
+
+def _short(text: str) -> str:
+    """Return the first sentence of a text that is long."""
+    return text if len(text) <= _LONG else re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def settings_of(group: str, choice: str | Sequence[str] | None) -> list[Setting]:

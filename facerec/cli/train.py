@@ -65,13 +65,16 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
 
 
 def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
-    """Log the accuracies, what the run left and what to type next; or the signal that ended it.
+    """Log the numbers that choose best.pt, what the run left and what to type next; or what signal ended it.
 
     Args:
         folder: the run's.
         resumable: the same command has the same folder; else it needs ``output_dir``.
     """
+    from facerec.evaluation.judgement import number_of
+
     step, steps = trainer.position.step, trainer.steps()
+    select = trainer.eval_settings.select
     if trainer.interrupted is not None:
         command = "the same command"
         command += "" if resumable else f" with {shlex.quote(f'output_dir={folder}')}"
@@ -83,12 +86,15 @@ def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
     else:
         averaged = {f"ema/{name}": result for name, result in trainer.averaged.items()}
         for name, result in (trainer.results | averaged).items():
-            accuracy = f"{result.accuracy:.5f} ± {result.accuracy_std:.5f}"
-            log.info("%s: accuracy %s on %s pairs", name, accuracy, f"{result.pairs:,}")
+            number = number_of(result, select)
+            if number is not None:
+                log.info("%s: %s %s on %s pairs", name, number.phrase, number.text, f"{result.pairs:,}")
     log.info("run folder: %s", folder)
     best = folder / "checkpoints" / "best.pt"
     if trainer.interrupted is None and step:
-        kept = "best.pt, of the highest accuracy, and the last" if best.is_file() else "the last"
+        numbers = [number_of(result, select) for result in trainer.results.values()]
+        chosen_by = ", ".join(dict.fromkeys(number.phrase for number in numbers if number is not None))
+        kept = f"best.pt, of the best {chosen_by}, and the last" if best.is_file() else "the last"
         log.info("finished   at step %s of %s; checkpoints/ has %s", f"{step:,}", f"{steps:,}", kept)
         if best.is_file():
             below = best.absolute().is_relative_to(Path.cwd())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,7 +181,7 @@ def _require_fit(backbone: nn.Module, weights: Mapping[str, Tensor], where: str,
             f"{where}: its names are none that is known, and its entries fit the backbone in {len(found)} or "
             "more ways by order and shapes; export the network to ONNX, whose outputs tell which is right"
         )
-    raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights)}")
+    raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights, where)}")
 
 
 def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Backbone:
@@ -214,9 +215,16 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
             hook.remove()
 
 
-def _hint(weights: Mapping[str, Tensor]) -> str:
+def _hint(weights: Mapping[str, Tensor], where: str) -> str:
     known = recognise(weights)
     if known is None:
         return "; it is none of the known backbones"
-    settings = [f"backbone={known.pop('name')}", *(f"backbone.{key}={value}" for key, value in known.items())]
-    return f"; it fits {' '.join(settings)}"
+    settings = {f"backbone.{key}": value for key, value in known.items()}
+    settings = {"backbone": settings.pop("backbone.name"), **settings}
+    if where.startswith("backbone."):  # of a training run, whose images have that size, too
+        settings["data.size"] = settings.pop("backbone.input_size")
+    return f"; it fits {' '.join(_typed(f'{key}={value}') for key, value in settings.items())}"
+
+
+def _typed(setting: str) -> str:
+    return shlex.quote(setting.replace(", ", ","))

@@ -87,8 +87,8 @@ def compared(evaluated: Sequence[Evaluated], bootstrap: int, seed: int) -> dict[
 def distinct_names(paths: Sequence[str]) -> list[str]:
     """A short name per checkpoint: the parts of its path in which it differs from the others.
 
-    ``runs/a/checkpoints/best.pt`` and ``runs/b/checkpoints/best.pt`` become ``a`` and ``b``; one alone is
-    called ``a/best.pt``, or by its file where that is in no run.
+    ``runs/a/checkpoints/best.pt`` and ``runs/b/checkpoints/best.pt`` become ``a`` and ``b``; one alone, and
+    several that have no folder in common, are called ``a/best.pt``, or by the file where that is in no run.
 
     Raises:
         ConfigError: two of the paths are the same file.
@@ -97,11 +97,11 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     for at, path in enumerate(real):
         if path in real[:at]:
             raise ConfigError("ckpt", paths[at], "is given twice; name each checkpoint once")
-    if len(paths) == 1:
-        *_, run, folder = ("", "", *real[0].parent.parts)
-        return [f"{run}/{real[0].name}" if folder == "checkpoints" and run else real[0].name]
     parts = [path.parts for path in real]
     lead = _in_common(parts)
+    alone = [_name_alone(path) for path in real]
+    if len(paths) == 1 or (lead == 1 and len(set(alone)) == len(alone)):
+        return alone
     trail = _in_common([one[lead:][::-1] for one in parts])
     differing = [one[lead : len(one) - trail] for one in parts]
     short = ["/".join(part for part in one if part != "checkpoints") for one in differing]
@@ -109,6 +109,11 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
         if all(names) and len(set(names)) == len(names):
             return names
     return ["/".join(one[max(0, lead - 1) :]) for one in parts]
+
+
+def _name_alone(path: Path) -> str:
+    *_, run, folder = ("", "", *path.parent.parts)
+    return f"{run}/{path.name}" if folder == "checkpoints" and run else path.name
 
 
 def _in_common(names: Sequence[Sequence[str]]) -> int:

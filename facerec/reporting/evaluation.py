@@ -163,5 +163,6 @@ def _loaded(config: Mapping[str, Any], path: Path) -> Model:
     if config["eval"].get("cache") is not None:
         model.cache = EmbeddingCache(config["eval"]["cache"], model)
     averaged = ", averaged weights" if model.weights == "ema" else ""
-    log.info("model: %s, step %s%s, input %s", path, model.step, averaged, model.input)
+    step = "" if model.step is None else f", step {model.step:,}"
+    log.info("model: %s%s%s, input %s", path, step, averaged, model.input)
     return model

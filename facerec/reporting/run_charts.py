@@ -112,9 +112,9 @@ def over_steps(
     ends = (low / 1.2, high * 1.2) if log else (low - room, high + room)
     if low >= 0 and not log:
         ends = (max(0.0, ends[0]), ends[1])
-    wide = max(float(x.max() - x.min()), 1.0)
+    beyond = 0.02 * float(x.max() - x.min()) or 1.0
     plot = empty_figure(
-        Axis("step", float(x.min()) - 0.02 * wide, float(x.max()) + 0.02 * wide), Axis(label, *ends, log)
+        Axis("step", float(x.min()) - beyond, float(x.max()) + beyond), Axis(label, *ends, log)
     )
     few = max(len(data["x"]) for _, data in drawn) <= 30
     pointed = [add_line(plot, line, data, dots=few) for line, data in drawn]

@@ -100,7 +100,12 @@ def _starts(record: RunRecord) -> list[dict[str, Any]]:
         if row["event"] == "start":
             changes = [f"{key} = {change}" for key, change in row["changes"].items()]
             changes += _differences(starts[-1]["row"], row) if starts else []
-            began = {"began": row["time"], "step": f"{row['step']:,}", "changes": changes, "row": row}
+            began = {
+                "began": row["time"].replace("+0000", " UTC"),
+                "step": f"{row['step']:,}",
+                "changes": changes,
+                "row": row,
+            }
             starts.append(began | {"ended": "at work, or killed"})
         elif starts:
             spent = timedelta(seconds=round(row["seconds"]))
