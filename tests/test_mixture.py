@@ -103,12 +103,12 @@ def naive(
 
     for epoch in range(epochs):
         images: list[int] = []
-        for low in range(0, total, 1024):
-            high = min(low + 1024, total)
+        lows = range(0, max(total - 1023, 1), 1024)
+        for low, high in zip(lows, [*lows[1:], total], strict=True):
             sources = []
             for k, (before, after) in enumerate(zip(until(low), until(high), strict=True)):
                 sources += [k] * (after - before)
-            for place in permute(np.arange(high - low), high - low, (seed, epoch, -3, low)).tolist():
+            for place in permute(np.arange(high - low), high - low, (seed, epoch, -3, low // 1024)).tolist():
                 k = sources[place]
                 own, at = divmod(drawn[k], counts[k])
                 images.append(begins[k] + int(orders[k].take(own, at, at + 1)[0]))
@@ -118,7 +118,8 @@ def naive(
 
 @pytest.mark.parametrize("shuffle", ["full", "block", "none"])
 @pytest.mark.parametrize(
-    ("counts", "weights"), [([20, 11], [0.3, 0.7]), ([900, 40, 1300], [1, 2, 2]), ([5, 7], [5, 7])]
+    ("counts", "weights"),
+    [([20, 11], [0.3, 0.7]), ([900, 40, 1300], [1, 2, 2]), ([5, 7], [5, 7]), ([1000, 20, 5], [90, 2, 1])],
 )
 def test_the_order_of_a_mixture_is_that_of_drawing_one_image_after_the_other(
     counts: list[int], weights: list[float], shuffle: Any
@@ -136,7 +137,7 @@ def test_every_stretch_has_its_proportion_and_no_image_comes_again_before_all_of
     order, total = MixtureOrder(counts, weights, seed=1), sum(counts)
     image_N = np.concatenate([order.take(epoch, 0, total) for epoch in range(3)])
     source_N = np.searchsorted(np.cumsum(counts), image_N, side="right")
-    for low in range(0, total - 1024, 1024):
+    for low in (0, 1024, total, total + 1024):
         share = np.bincount(source_N[low : low + 1024], minlength=3) / 1024
         np.testing.assert_allclose(share, weights, atol=3 / 1024)
     for k, count in enumerate(counts):
@@ -144,6 +145,23 @@ def test_every_stretch_has_its_proportion_and_no_image_comes_again_before_all_of
         for low in range(0, len(own_N) - count, count):
             assert len(np.unique(own_N[low : low + count])) == count
     assert order.take(0, 0, total).tolist() != order.take(1, 0, total).tolist()
+
+
+def test_any_numbers_of_images_and_any_weights_give_whole_epochs() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        sources = int(rng.integers(1, 33))
+        counts = rng.integers(1, int(rng.choice([5, 60, 400])), sources).tolist()
+        order = (
+            MixtureOrder(counts, (rng.uniform(1, 3, sources)).tolist(), seed=1) if sum(counts) > 200 else None
+        )
+        if order is not None:
+            image_N = order.take(2, 0, order.count)
+            source_N = np.searchsorted(np.cumsum(counts), image_N, side="right")
+            assert np.bincount(source_N, minlength=sources).tolist() == order.drawn_S.tolist()
+            assert order.drawn_S.sum() == order.count
+    with pytest.raises(ConfigError, match=r"data.sources=33 of them: may be 32"):
+        MixtureOrder([10] * 33, [1.0] * 33)
 
 
 def test_a_disk_is_told_of_images_before_they_are_decoded() -> None:

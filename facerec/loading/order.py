@@ -195,9 +195,9 @@ class IdentityOrder(Order):
 class MixtureOrder(Order):
     """Epochs of several sources, of each a fixed fraction of the positions.
 
-    An epoch has as many positions as the sources have images. Every `_PERIOD` of them hold each source in its
-    proportion, to an image, in a random order. A source goes through its images in epochs of its own, which
-    go on through those of the mixture: none of its images comes again before all have come.
+    An epoch has as many positions as the sources have images. Every `_PERIOD` of them (the last ones with the
+    rest) hold each source in its proportion, to an image, in a random order. A source goes through its images
+    in epochs of its own, which go on through those of the mixture: none comes again before all have come.
 
     Args:
         counts: the number of images of each source; they follow each other, and so are numbered.
@@ -205,11 +205,13 @@ class MixtureOrder(Order):
         how: ``seed``, ``shuffle``, ``block_size`` and ``window`` of `Order`, within each source.
 
     Raises:
-        ConfigError: a source would give no image of an epoch.
+        ConfigError: a source would give no image of an epoch; or there are more than 32, of which the largest
+            might have no room beside the roundings of the others.
     """
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float], *, seed: int = 0, **how: Any) -> None:
         super().__init__(sum(counts), seed=seed, **how)
+        require(len(counts) <= 32, "data.sources", f"{len(counts)} of them", "may be 32 with data.weights")
         self.sources = [Order(count, seed=seed + (k << 32), **how) for k, count in enumerate(counts)]
         self.first_S = np.concatenate(([0], np.cumsum(counts)[:-1]))
         drawn_S = np.array([int(self.count * weight / math.fsum(weights)) for weight in weights])
@@ -234,7 +236,7 @@ class MixtureOrder(Order):
         parts = []
         for k, order in enumerate(self.sources):
             for part in self._drawn(k, epoch, begin_S.item(k), int((source_N == k).sum())):
-                parts.append(self.first_S[k] + order.to_read(*part, first=first))
+                parts.append(self.first_S[k] + order.to_read(*part, first=first or part[1] == 0))
         return np.concatenate(parts)
 
     def _before(self, position: int) -> Positions:
@@ -245,14 +247,15 @@ class MixtureOrder(Order):
 
     def _sources(self, epoch: int, start: int, stop: int) -> tuple[Positions, Positions]:
         """The source of each position (N,), and how many of each come before `start` (S,)."""
-        begin = start - start % _PERIOD
+        last = max(0, self.count // _PERIOD - 1)
+        periods = range(min(start // _PERIOD, last), min(max(stop - 1, 0) // _PERIOD, last) + 1)
         parts = []
-        for low in range(begin, stop, _PERIOD):
-            high = min(low + _PERIOD, self.count)
+        for period in periods:
+            low, high = period * _PERIOD, self.count if period == last else (period + 1) * _PERIOD
             sorted_N = np.repeat(np.arange(len(self.sources)), self._before(high) - self._before(low))
             place_N = np.arange(high - low, dtype=np.int64)
-            parts.append(sorted_N[permute(place_N, high - low, (self.seed, epoch, _MIX, low))])
-        source_N = np.concatenate([np.empty(0, np.int64), *parts])
+            parts.append(sorted_N[permute(place_N, high - low, (self.seed, epoch, _MIX, period))])
+        begin, source_N = periods[0] * _PERIOD, np.concatenate(parts)
         passed_S = np.bincount(source_N[: start - begin], minlength=len(self.sources))
         return source_N[start - begin : stop - begin], self._before(begin) + passed_S
 
