@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import DamagedDataError
+from facerec.errors import DamagedDataError, UserError
 from facerec.evaluation.any_images import Portion, embed_any
-from facerec.evaluation.statistics.centres import Centre, robust_centre
+from facerec.evaluation.statistics.centres import Centre, Pairs, chance_cosine, pairs_alike, robust_centre
 from facerec.files import nameless, storing
 from facerec.images.images import Images, LabelledImages
 from facerec.models.model import Model
@@ -25,6 +25,8 @@ from facerec.vectors import unit_rows
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+_BY_CHANCE: Final = 0.01  # identities per identity that are taken for one of another set wrongly
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,38 @@ def centres_of(faces: LabelledImages, embedded: EmbeddedImages, least: float | N
         centre: Centre = robust_centre(np.asarray(embedded.unit_RD[row_N]), least)
         found.sum_CD[label], found.core_R[row_N], found.cosine_R[row_N] = centre
     return found
+
+
+class InBoth(NamedTuple):
+    """Pairs of identities of two sets that are likely one person.
+
+    Attributes:
+        pairs: labels in the first and in the second set, the most alike first.
+        least: the cosine that they reach at least.
+    """
+
+    pairs: Pairs
+    least: float
+
+
+def identities_in_both(
+    model: Model, first: LabelledImages, second: LabelledImages, least: float | None = None, **how: Any
+) -> InBoth:
+    """Search two sets for people who are in both, by the centres of their identities.
+
+    Args:
+        least: cosine of two centres of one person; None: what different people within a set reach so seldom
+            by chance that one in 100 identities of the second set is found wrongly (`chance_cosine`).
+        how: as `embed_units` takes it.
+
+    Raises:
+        UserError: there are too few identities to know what different people reach.
+    """
+    centres = [centres_of(faces, embed_units(model, faces, **how)).sum_CD for faces in (first, second)]
+    if least is None:
+        count_1, count_2 = map(len, centres)
+        least = chance_cosine(centres, count_1 * count_2, _BY_CHANCE * count_2)
+    if least is None:
+        both = f"{first.title} and {second.title}"
+        raise UserError(f"{both}: too few identities to choose a threshold from; give one: --at 0.5")
+    return InBoth(pairs_alike(*centres, least=least), least)
