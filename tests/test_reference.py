@@ -201,4 +201,5 @@ def test_a_run_is_laid_over_an_earlier_one(tmp_path: Path) -> None:
 
     html = (tmp_path / "c" / "report.html").read_text()
     assert "Dashed curves: a, the run in a." in html
+    assert re.search(r'NumeralTickFormatter","id":"\w+"\},"axis_label":"step"', html), "not 1.000e+5"
     assert "Loss, reference" in html and "made, reference" in html

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from bokeh.models import NumeralTickFormatter
 
 from facerec.reporting.charts import (
     COLOURS,
@@ -116,6 +117,7 @@ def over_steps(
     plot = empty_figure(
         Axis("step", float(x.min()) - beyond, float(x.max()) + beyond), Axis(label, *ends, log)
     )
+    plot.xaxis.formatter = NumeralTickFormatter(format="0,0")  # else 1.000e+5
     few = max(len(data["x"]) for _, data in drawn) <= 30
     pointed = [add_line(plot, line, data, dots=few) for line, data in drawn]
     read_values(plot, pointed, "$name: @y{%.5g} at step @x{%d}", policy="nearest")
