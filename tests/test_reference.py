@@ -123,6 +123,17 @@ def test_sets_that_the_curve_does_not_know_are_said_once(
     assert "the curve has nothing at this step" in caplog.records[-1].message
 
 
+def test_a_run_without_evaluations_is_compared_once_at_its_end(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    flat = Reference("r", "somewhere", [{"step": step, "loss": 9.0} for step in range(1, 20)])
+    trainer = tiny_trainer(tmp_path, reporters=[Compared(flat, tmp_path)])
+    with caplog.at_level(logging.INFO):
+        trainer.fit()
+    said = [record.message for record in caplog.records if "r at step" in record.message]
+    assert len(said) == 1 and "at step 15: clearly off: loss" in said[0] and "(there 9 ± 0)" in said[0]
+
+
 def test_published_curves_are_those_of_recipes() -> None:
     for name, entry in PUBLISHED.items():
         assert name in RECIPES

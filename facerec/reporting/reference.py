@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "reference.json"
-DEVIATIONS = 4  # beyond the range of the curve that count as clearly off; by chance once in 30,000
+DEVIATIONS = 4  # beyond the range of the curve that count as clearly off; by chance once in 15,000
 _NAMED = 6  # differing settings in a line
 _FEW = 5  # points of a curve, below which they do not tell how it scatters
 _NEAR = 0.025  # part of a step's number by which a curve's ends may be passed
@@ -233,6 +233,10 @@ class Compared(Reporter):
         more = f" and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
         end = f"Usual causes: {causes}{differs}{more}"
         log.warning("%-10s %s: clearly off: %s. %s", "reference", where, said, end)
+
+    def finished(self, run: Run) -> None:
+        if not self._said:  # a run without evaluations: its loss, once
+            self.evaluated(run, {})
 
     def _judge(
         self, key: str, value: float, begin: float, end: float, pairs: int | None = None
