@@ -167,6 +167,7 @@ def test_the_page_shows_the_images_to_judge_by(proposals: Path) -> None:
     page = (proposals / "report.html").read_text()
     assert "José/2.png" in page and page.count("data:image/jpeg") > 10
     assert "like p10" in page and "Identities that are one person" in page
+    assert "1 finding, 0 to be applied" in page and "kept; proposed: merge" in page
 
 
 def test_a_clean_set_loses_nothing(network: Path, tmp_path: Path) -> None:
@@ -231,15 +232,21 @@ def test_a_pack_gives_the_same_as_its_folder(folder: Path, network: Path, tmp_pa
     assert len(open_pack(tmp_path / "numbered").classes) == PEOPLE + 2
 
 
-def test_a_damaged_record_is_left_out(
-    folder: Path, network: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("at", [0, 60])  # its frame: left out when the pack is opened; or the image in it
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_damaged_record_is_said_and_left_out(
+    folder: Path, network: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int, listed: bool
 ) -> None:
     run(["pack", str(folder), str(tmp_path / "pack"), "--size", "32", "--keep"])
+    if not listed:
+        (tmp_path / "pack" / "train.lst").unlink()
     pack = open_pack(tmp_path / "pack")
-    overwrite(tmp_path / "pack" / "train.rec", int(pack.offset_N[20]) + 60, b"\0" * 40)
-    name = pack.name(20)
+    name, images = pack.name(20), len(pack)
+    overwrite(tmp_path / "pack" / "train.rec", int(pack.offset_N[20]) + at, b"\0" * 40)
     clean(tmp_path / "pack", tmp_path / "out", network)
-    assert found(tmp_path / "out", "damaged") == {name}
+    dropped = [row for row, outcome, _ in report(tmp_path / "out") if outcome == "dropped"]
+    assert name in dropped or "damaged record" in caplog.text
+    assert len(open_pack(tmp_path / "out")) == images - len(dropped) - (name not in dropped)
 
 
 # The list -------------------------------------------------------------------------------------------------

@@ -161,6 +161,8 @@ def new_labels(faces: LabelledImages, decisions: Sequence[Decision]) -> Labels:
     dropped = np.zeros(faces.num_classes, np.bool_)
     for one in decisions:
         if one.action == "drop":
+            if label_N[one.number] < 0 if one.image else dropped[one.number]:
+                continue  # said before, for another reason
             outcome = "dropped" if one.image else "identity dropped"
             left_out.append((one.image or one.identity, outcome, f"{one.kind}: {one.reason}"))
             if one.image:

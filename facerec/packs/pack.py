@@ -7,6 +7,7 @@ file `property` beside the pack is only compared with them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -99,8 +100,15 @@ class Pack(LabelledImages):
         return Listing(path) if path.is_file() else None
 
     def name(self, i: int) -> str:
-        """The relative path of image i: of the `.lst`, else ``label/key.jpg``."""
-        return image_name(self.listing, self.key(i), super().label(i), self.encoded(i))
+        """The relative path of image i: of the `.lst`, else ``label/key.jpg``, even of a damaged record."""
+        key = self.key(i)
+        listed = None if self.listing is None else self.listing.name(key)
+        if listed:
+            return listed
+        encoded: bytes | memoryview = b""
+        with contextlib.suppress(DamagedDataError):
+            encoded = self.encoded(i)
+        return image_name(None, key, super().label(i), encoded)
 
     def label(self, i: int) -> str:
         """The name of image i's identity: the folder that the `.lst` has it in, else its original label."""

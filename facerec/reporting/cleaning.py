@@ -41,6 +41,7 @@ class Tile(NamedTuple):
     names: list[str]
     lines: list[str]
     action: str
+    changes: bool
 
 
 class Section(NamedTuple):
@@ -55,15 +56,21 @@ class Section(NamedTuple):
 
 
 def cleaning_html(
-    faces: LabelledImages, found: Found, decisions: Sequence[Decision], facts: Sequence[tuple[str, str]]
+    faces: LabelledImages,
+    found: Found,
+    decisions: Sequence[Decision],
+    facts: Sequence[tuple[str, str]],
+    written: bool = True,
 ) -> str:
     """The page as text.
 
     Args:
         decisions: those of `found`, in its order, with the actions that are applied.
         facts: names and values about the pack, the model and the result, for the end of the page.
+        written: there is a new pack in which they are applied.
     """
-    sections = [_section(kind, faces, found, decisions) for kind in _SECTIONS]
+    applied = "applied" if written else "to be applied"
+    sections = [_section(kind, faces, found, decisions, applied) for kind in _SECTIONS]
     limit = found.limits.get("outlier")
     values = {
         "title": faces.title,
@@ -72,6 +79,7 @@ def cleaning_html(
         "sections": [one for one in sections if one is not None],
         "counts": [(kind, KINDS[kind], *_counts(kind, decisions)) for kind in _SECTIONS],
         "facts": facts,
+        "applied_title": applied.capitalize(),
     }
     return page("clean.html.j2", _charts(found), values)
 
@@ -82,7 +90,9 @@ def _counts(kind: str, decisions: Sequence[Decision]) -> tuple[int, int]:
     return len(of_kind), sum(one.action != KEEP for one in of_kind)
 
 
-def _section(kind: str, faces: LabelledImages, found: Found, decisions: Sequence[Decision]) -> Section | None:
+def _section(
+    kind: str, faces: LabelledImages, found: Found, decisions: Sequence[Decision], applied: str
+) -> Section | None:
     numbers = [at for at, one in enumerate(decisions) if one.kind == kind]
     if not numbers:
         return None
@@ -90,8 +100,8 @@ def _section(kind: str, faces: LabelledImages, found: Found, decisions: Sequence
     if len(numbers) > _TILES:
         from_clearest = sorted(numbers, key=lambda at: _clearness(decisions[at]), reverse=True)
         shown = from_clearest[: _TILES // 2] + from_clearest[-_TILES // 2 :]
-    many, applied = _counts(kind, decisions)
-    count = f"{counted(many, 'finding')}, {applied:,} applied"
+    many, chosen = _counts(kind, decisions)
+    count = f"{counted(many, 'finding')}, {chosen:,} {applied}"
     if len(shown) < many:
         count += f"; shown are the {_TILES // 2} clearest, then the {_TILES // 2} nearest to the threshold"
     limit = found.limits.get(kind)
@@ -126,7 +136,12 @@ def _tile(one: Decision, faces: LabelledImages, found: Found, test: tuple[Images
         [_uri(images, i) for images, i in some],
         [images.name(i) for images, i in some],
         [title, *([f"like {one.other}"] if one.other else []), one.reason],
-        "" if one.action == KEEP else one.action,
+        one.action
+        if one.action != KEEP
+        else f"kept; proposed: {one.proposal}"
+        if one.proposal != KEEP
+        else KEEP,
+        one.action != KEEP,
     )
 
 

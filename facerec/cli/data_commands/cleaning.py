@@ -228,7 +228,7 @@ def _page(
         ("Threshold of duplicate", f"{options.duplicate_at:.4f}, and thumbnails that correlate to 0.99"),
         ("Seed", str(options.seed)),
     ]
-    return cleaning_html(faces, found, decisions, facts).encode()
+    return cleaning_html(faces, found, decisions, facts, not options.dry_run).encode()
 
 
 def _write(
