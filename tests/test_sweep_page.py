@@ -68,6 +68,24 @@ def grid(folder: Path) -> Path:
     return folder
 
 
+def test_a_setting_that_follows_another_is_no_column_and_a_run_without_results_says_so(
+    tmp_path: Path,
+) -> None:
+    for size in (32, 112):
+        made_run(
+            tmp_path / str(size),
+            {"lfw": entry(0.8)} if size == 32 else {},
+            data={"size": size},
+            input={"size": size},
+        )
+    with (tmp_path / "112" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "epoch": 0.5, "mean/accuracy": 0.9, "mean/auc": 0.9}\n')
+    runs = Runs(find_runs([tmp_path]))
+    assert list(runs.varied) == ["data.size"]
+    assert runs.folds[-1].names == ["112"]
+    assert runs.folds[-1].state == "failed, without results.json (logger=results)"
+
+
 def test_seeds_are_folded_into_mean_deviation_and_interval(tmp_path: Path) -> None:
     runs = Runs(find_runs([grid(tmp_path)]))
     assert len(runs.folds) == 5 and list(runs.varied) == ["head.m", "head.s", "seed"]

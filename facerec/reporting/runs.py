@@ -78,9 +78,8 @@ class Fold:
 
     @property
     def state(self) -> str:
-        """``finished``, or how those runs ended that have not."""
-        words = (record.ended or ("finished" if record.targets else "no results") for record in self.records)
-        return ", ".join(dict.fromkeys(words))
+        """``finished``, or how those runs ended that have not, and where the numbers were not kept."""
+        return ", ".join(dict.fromkeys(map(_state, self.records)))
 
 
 @dataclass(frozen=True)
@@ -157,10 +156,11 @@ class Runs:
     @cached_property
     def varied(self) -> dict[str, Callable[[RunRecord], str]]:
         """The settings in which runs differ, with what tells their value: first those given on a command
-        line, then others whose group is not among them.
+        line, then others whose group is not among them and that do not merely follow one before them.
         """
         given = dict.fromkeys(key for record in self.records.values() for key in record.given)
         found: dict[str, Callable[[RunRecord], str]] = {}
+        seen: set[tuple[str, ...]] = set()
         others = dict.fromkeys(key for record in self.records.values() for key in flat(record.config))
         for key in [*given, *others]:
             explained = key in others and key not in given and key.partition(".")[0] in found
@@ -170,8 +170,10 @@ class Runs:
             def value(record: RunRecord, key: str = key) -> str:
                 return _value(record, key)
 
-            if len({value(record) for record in self.records.values()}) > 1:
+            values = tuple(value(record) for record in self.records.values())
+            if len(set(values)) > 1 and (key in given or values not in seen):
                 found[key] = value
+                seen.add(values)
         return found
 
     @cached_property
@@ -229,6 +231,12 @@ def find_runs(folders: Sequence[Path]) -> dict[str, RunRecord]:
         found |= records
     root = Path(os.path.commonpath([path.parent for path in found]))
     return {str(path.relative_to(root)): record for path, record in found.items()}
+
+
+def _state(record: RunRecord) -> str:
+    if record.evaluations and not record.targets:
+        return f"{record.ended or 'not ended'}, without results.json (logger=results)"
+    return record.ended or ("finished" if record.targets else "no results")
 
 
 def _natural(path: Path) -> tuple[tuple[int, str], ...]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, counted
 from facerec.registry import Registry
 from facerec.settings import Applied, NotNegative, Positive, check_ranges
 from facerec.training.optimizers.groups import parameter_groups
@@ -92,8 +92,8 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
     defaults = optimizer.defaults
     known = {name: defaults[name] for name in ("lr", "momentum", "nesterov", "betas") if defaults.get(name)}
     groups = "; ".join(
-        f"{group['name']}: {sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} "
-        f"tensors, weight decay {group['weight_decay']:g}"
+        f"{group['name']}: {sum(p.numel() for p in group['params']):,} parameters in "
+        f"{counted(len(group['params']), 'tensor')}, weight decay {group['weight_decay']:g}"
         for group in optimizer.param_groups
     )
     return f"{type(optimizer).__name__} {known} ({groups})"
