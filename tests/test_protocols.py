@@ -82,7 +82,7 @@ def test_ytf(ckpt, faces, tmp_path, caplog):
     assert score == entry["accuracy"]
     assert (entry["pairs"], entry["folds"]) == (8, 2)
     assert "1 frames a video" in entry["protocol"]
-    assert any("1 identities of YTF are in the training set (anna)" in note for note in entry["notes"])
+    assert any("the training set holds 1 identity of YTF (anna)" in note for note in entry["notes"])
     assert written["step"] == 7 and written["preprocessing"]["size"] == 112
     assert (tmp_path / "ytf_roc.png").is_file() and (tmp_path / "ytf_distances.png").is_file()
     assert f"ytf: {entry['protocol']}" in caplog.text
@@ -97,7 +97,7 @@ def test_identification(ckpt, faces, tmp_path):
     entry = written["targets"]["identification"]
     assert score == entry["rank"]["1"]
     assert (entry["probes"], entry["mated_probes"], entry["distractors"]) == (5, 4, 4)
-    assert "1 listed images were left out" in entry["notes"]
+    assert "1 listed image left out" in entry["notes"]
 
 
 def test_megaface(ckpt, faces, tmp_path):

@@ -65,7 +65,7 @@ def _embed(options: argparse.Namespace) -> None:
     if written.skipped:
         log.warning("%s left out; %s says why", counted(written.skipped, "image"), written.files[-1])
     files = ", ".join(map(str, written.files))
-    print(f"{written.rows:,} embeddings of {written.embedding_size} numbers: {files}")
+    print(f"{counted(written.rows, 'embedding')} of {written.embedding_size} numbers: {files}")
 
 
 def parser() -> Parser:

@@ -100,7 +100,8 @@ def _by_pair(path: Path, of: VerificationSet, columns: tuple[str, ...] | list[st
     numbered = {int(row["pair"]): row for row in rows if is_number(row["pair"])}
     if len(numbered) != len(rows) or sorted(numbered) != list(range(len(of))):
         raise DamagedDataError(
-            f"{path}: must have a row for each of the {len(of):,} pairs of {of.name}, numbered from 0; it "
+            f"{path}: must have a row for each of the {counted(len(of), 'pair')} of {of.name}, "
+            f"numbered from 0; it "
             f"has {len(rows):,}"
         )
     return [numbered[pair] for pair in range(len(of))]
@@ -117,7 +118,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     for number, row in enumerate(body, 2):
         if len(row) != len(header):
             raise DamagedDataError(
-                f"{path}, row {number}: has {len(row)} fields, the first line {len(header)}"
+                f"{path}, row {number}: has {counted(len(row), 'field')}, the first line {len(header)}"
             )
     return header, [dict(zip(header, row, strict=True)) for row in body]
 

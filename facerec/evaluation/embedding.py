@@ -20,7 +20,7 @@ import torch
 
 from facerec import distributed
 from facerec.device import copied, number_format
-from facerec.errors import FacerecError, NonFiniteError, UserError
+from facerec.errors import FacerecError, NonFiniteError, UserError, counted
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.decode import Encoded, Pixels, ppm
 from facerec.images.images import MAX_PIXELS, Images
@@ -78,7 +78,7 @@ class HeldImages(Images):
         return self._where(i)
 
     def describe(self) -> str:
-        return f"{len(self):,} images in memory"
+        return f"{counted(len(self), 'image')} in memory"
 
 
 def embed_portions(
@@ -202,7 +202,9 @@ def _embed_shard(
             embedding_VBD = torch.stack([model.forward(view, precision) for view in views])
             if embedding_VBD.ndim != 3:
                 shape = tuple(embedding_VBD.shape[1:])
-                raise UserError(f"the backbone returns {shape} for {len(batch)} images; (B, D) is expected")
+                raise UserError(
+                    f"the backbone returns {shape} for {counted(len(batch), 'image')}; (B, D) is expected"
+                )
             queued.append(embedding_VBD[:, :filled])
             if len(queued) * largest >= PORTION:
                 parts.append(torch.cat(queued, dim=1).cpu())

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec import distributed
-from facerec.errors import ConfigError, FacerecError, StorageError
+from facerec.errors import ConfigError, FacerecError, StorageError, counted
 from facerec.files import replacing
 from facerec.images.images import Images
 from facerec.models.model import Model
@@ -118,7 +118,7 @@ class EmbeddingCache:
         if wrong:
             logger.warning("embedding cache: %s %s; embedding again", path, wrong)
             return None
-        logger.log(self._level, "embedding cache: hit, %d images from %s", size[1], path)
+        logger.log(self._level, "embedding cache: hit, %s from %s", counted(size[1], "image"), path)
         return embedding_VPD
 
     def store(self, path: Path, embedding_VPD: Views) -> None:

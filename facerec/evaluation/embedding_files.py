@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, require
+from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, counted, require
 from facerec.evaluation.any_images import embed_any
 from facerec.evaluation.embedding import Embeddings
 from facerec.files import csv_lines, nameless, refuse_overwriting, replacing, replacing_both, storing
@@ -98,7 +98,7 @@ def embed_to_file(
                 count, resized = count + len(kept), resized + portion.resized
         if not count:
             reason = next(iter(skipped.values()))
-            raise DamagedDataError(f"not one of {len(skipped):,} images could be embedded: {reason}")
+            raise DamagedDataError(f"not one of {counted(len(skipped), 'image')} could be embedded: {reason}")
         file.flush()
         embedding_PD = np.memmap(file, np.float32, "r", shape=(count, size))
         if images.first_N is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from facerec.errors import ConfigError, require
+from facerec.errors import ConfigError, counted, require
 from facerec.evaluation.notes import Caution, logger
 from facerec.evaluation.statistics.folds import GRID_J, Folds
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
@@ -72,7 +72,7 @@ def unresolved(distance_N: Floats, grid: Folds, exact: Folds) -> list[Caution]:
     between = int(((low < GRID_J) & (high >= GRID_J)).sum())
     if between >= RESOLVED:
         return []
-    count = f"{between or 'no'} threshold{'' if between == 1 else 's'}"
+    count = counted(between, "threshold") if between else "no thresholds"
     return [
         Caution(
             f"90 % of the distances lie between {low:.3g} and {high:.3g}, where the published grid has "

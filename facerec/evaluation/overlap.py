@@ -33,8 +33,8 @@ def overlap_notes(model: Model, names: Iterable[str], test: str) -> list[str]:
     common = _common({plain_name(name.rpartition("/")[2]) for name in model.identities}, names)
     if not common:
         return []
-    count = f"{len(common)} identities of {test}"
-    return warn(f"{count} are in the training set ({_shown(common, 5)}): its numbers are too good")
+    count = f"{counted(len(common), 'identity')} of {test}"
+    return warn(f"the training set holds {count} ({_shown(common, 5)}): its numbers are too good")
 
 
 def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> None:
@@ -55,7 +55,7 @@ def warn_of_overlap(faces: LabelledImages, tests: Sequence[VerificationSet]) -> 
         if common:
             found.append(f"{counted(len(common), 'identity')} ({_shown(common, 3)})")
         if images:
-            found.append(f"{images:,} of {len(test.images):,} images{of}")
+            found.append(f"{images:,} of {counted(len(test.images), 'image')}{of}")
         if found:
             logger.warning(
                 "%s of %s are in the training set: its numbers are too good; `facerec-data filter PACK OUT "

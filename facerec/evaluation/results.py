@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from facerec.errors import counted
 from facerec.evaluation.metrics import Metric
 from facerec.evaluation.statistics.bootstrap import Interval
 from facerec.evaluation.statistics.separation import Separation
@@ -235,7 +236,7 @@ class PairResult(Result):
 
     @property
     def conditions(self) -> str:
-        return f"{self.pairs:,} pairs"
+        return counted(self.pairs, "pair")
 
     def _pair_facts(self) -> list[tuple[str, str]]:
         counts = f"{self.genuine_pairs:,} genuine, {self.pairs - self.genuine_pairs:,} impostor"

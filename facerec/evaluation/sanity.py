@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from facerec.errors import NonFiniteError
+from facerec.errors import NonFiniteError, counted
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.metrics.auc import auc
 from facerec.evaluation.settings import EvalSettings
@@ -117,7 +117,7 @@ def check_preprocessing(
     if best.clearly_above(given):  # both may be wrong at once
         further = best_near(best.input)
         best = further if further.clearly_above(best) else best
-    count = f"{len(same_M)} pairs of {verification_set.name}"
+    count = f"{counted(len(same_M), 'pair')} of {verification_set.name}"
     if max(given.auc, best.auc) < _CHANCE:
         logger.warning(
             "the weights look wrong: on %s no common preprocessing separates identities better than chance "

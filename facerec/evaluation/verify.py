@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import require
+from facerec.errors import counted, require
 from facerec.evaluation.judgement import judge, trusted
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure, measured_intervals
@@ -141,7 +141,9 @@ class VerificationResult(PairResult):
             facts.append(("Without flip", f"accuracy {self.accuracy_noflip:.5f}"))
         facts.append(("XNorm", f"{self.xnorm:.5f}"))
         if self.interval_over is not None:
-            facts.append(("Intervals", f"95 %, {self.bootstrap:,} resamples of the {self.interval_over}"))
+            facts.append(
+                ("Intervals", f"95 %, {counted(self.bootstrap, 'resample')} of the {self.interval_over}")
+            )
         wrong = len(self.wrong_genuine), len(self.wrong_impostor)
         facts.append(("Judged wrong", f"{wrong[0]:,} genuine and {wrong[1]:,} impostor pairs"))
         return facts

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from facerec.errors import ConfigError, DamagedDataError, MissingDataError, require
+from facerec.errors import ConfigError, DamagedDataError, MissingDataError, counted, require
 from facerec.images import buffers
 from facerec.images.augment import Augmentation, AugmentSettings
 from facerec.images.decode import Pixels
@@ -116,7 +116,8 @@ class Loader:
         self._undecodable: set[int] = set()
         if not self.batches_per_epoch():
             raise MissingDataError(
-                f"{self.faces.title} at {self.faces.root} has {len(self.faces)} images, too few for one "
+                f"{self.faces.title} at {self.faces.root} has {counted(len(self.faces), 'image')}, "
+                f"too few for one "
                 f"batch: trainer.batch_size={self.batch_size} on {self.world_size} process(es); lower it, "
                 "or take more data"
             )

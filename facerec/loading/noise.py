@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import DamagedDataError, require
+from facerec.errors import DamagedDataError, counted, require
 from facerec.images.decode import MAX_PIXELS, Encoded, Pixels
 from facerec.images.images import LabelledImages
 from facerec.randomness import random_words
@@ -49,7 +49,7 @@ class NoisyLabels(LabelledImages):
     def describe(self) -> str:
         wrong = int((self.label_N != self.clean_label_N).sum())
         percent = 100 * wrong / len(self)
-        return f"{self.faces.describe()}; {wrong:,} labels ({percent:.3g} %) made wrong, {self.kind}"
+        return f"{self.faces.describe()}; {counted(wrong, 'label')} ({percent:.3g} %) made wrong, {self.kind}"
 
     def contents(self) -> list[np.ndarray | Sequence[str]]:
         return [*self.faces.contents(), self.label_N]

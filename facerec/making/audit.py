@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facerec.errors import DamagedDataError, MissingDataError
+from facerec.errors import DamagedDataError, MissingDataError, counted
 from facerec.images.decode import decode
 from facerec.packs import framing
 from facerec.packs.framing import Record, unpack
@@ -150,7 +150,9 @@ def _indexed(view: memoryview, index: RecordIndex) -> Iterator[Progress | _Piece
         keys = index.keys_at(row_K[[0, -1]]).tolist()
         named = f"key {keys[0]}" if beyond == 1 else f"keys {keys[0]} … {keys[1]} ({beyond} records)"
         where = f"{named} at offset {int(offset_N[row_K[0]])}{' and up' if beyond > 1 else ''}"
-        reason = f"beyond the file's {len(view)} bytes: it is cut off, or the index is another file's"
+        reason = (
+            f"beyond the file's {counted(len(view), 'byte')}: it is cut off, or the index is another file's"
+        )
         yield Progress(beyond, 0, [Finding(where, reason, beyond)], 0, len(index))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from facerec.errors import UserError, require
+from facerec.errors import UserError, counted, require
 
 Integers = np.ndarray
 _USUAL = 300  # genuine pairs of a fold, and as many impostor pairs, as in LFW
@@ -47,7 +47,7 @@ def draw_pairs(
         hint = f"--folds {possible} is possible" if possible else "more images are needed"
         raise UserError(
             f"each of {folds} folds needs two identities, one of them with two images or more; there are "
-            f"{len(many_C):,} identities, {several:,} with two or more images: {hint}"
+            f"{counted(len(many_C), 'identity')}, {several:,} with two or more images: {hint}"
         )
     if count is None:
         per_class = min(most, _USUAL)

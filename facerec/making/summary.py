@@ -47,7 +47,9 @@ def summarise(path: Path) -> Iterator[str]:
     layout = keys if pack.layout == "InsightFace" else "every record is an image"
     encoded = list(_sample(pack))
     sizes = np.array([len(one) for one in encoded])
-    yield _line("file", f"{pack.root}, {_bytes(pack.root.stat().st_size)}, {len(pack.reader):,} records")
+    yield _line(
+        "file", f"{pack.root}, {_bytes(pack.root.stat().st_size)}, {counted(len(pack.reader), 'record')}"
+    )
     yield _line("layout", f"{pack.layout} ({layout})")
     yield _line(
         "identities", f"{pack.num_classes:,}, labels {pack.classes[0]} … {pack.classes[-1]}, {unused}"
@@ -114,7 +116,7 @@ def _index(index: RecordIndex, path: Path) -> str:
     origins = {"cached": "mapped from its cache", "parsed": "parsed now", "rebuilt": "rebuilt now"}
     keys = "keys without gaps" if index.first is not None else "keys with gaps or unordered"
     cache = "" if index.shared else "; no folder takes a cache of it"
-    return f"{path.name}, {len(index):,} lines, {keys}; {origins[index.origin]}{cache}"
+    return f"{path.name}, {counted(len(index), 'line')}, {keys}; {origins[index.origin]}{cache}"
 
 
 def _bytes(count: int) -> str:

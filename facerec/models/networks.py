@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from facerec.errors import CheckpointError, FacerecError
+from facerec.errors import CheckpointError, FacerecError, counted
 
 log = logging.getLogger("facerec.evaluation")
 
@@ -68,7 +68,9 @@ class ForeignNetwork(nn.Module):
         try:
             return self._embed(image_BCHW, count)
         except _NoEmbeddingsError as error:
-            raise CheckpointError(f"{self.where}: gives no embeddings for {count} images: {error}") from error
+            raise CheckpointError(
+                f"{self.where}: gives no embeddings for {counted(count, 'image')}: {error}"
+            ) from error
 
     def probe(self, shape: tuple[int, int]) -> int:
         """Run it on images of `shape` to choose its output and batch size; returns the embedding size D.
@@ -186,7 +188,7 @@ class ForeignNetwork(nn.Module):
             (self._output,) = fitting
         if self._output not in fitting:
             shapes = ", ".join(str(output.shape) for output in outputs)
-            raise _NoEmbeddingsError(f"it returns {shapes or 'no tensor'} for {count} images")
+            raise _NoEmbeddingsError(f"it returns {shapes or 'no tensor'} for {counted(count, 'image')}")
         return fitting[self._output]
 
     def _run(self, image_BCHW: Tensor) -> list[Output]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.backbones.base import Backbone, create_backbone, on_meta_device
-from facerec.errors import CheckpointError
+from facerec.errors import CheckpointError, counted
 from facerec.models import structure
 from facerec.models.lineages import in_our_names, wrapper_rank
 from facerec.models.recognition import compare, few, network_settings, recognise
@@ -59,7 +59,7 @@ def _unpacked(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
         elif isinstance(value, Tensor) and not (layer in quantised and what in ("scale", "zero_point")):
             result[name] = value
     if quantised:
-        log.info("%d layers were quantised to int8; their numbers are taken as float32", len(quantised))
+        log.info("int8: the numbers of %s are taken as float32", counted(len(quantised), "layer"))
     return result
 
 
@@ -193,7 +193,8 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
         left -= 1
         if left < 0:
             raise CheckpointError(
-                f"{where}: its {len(weights):,} entries are too few for backbone={settings['name']} with the "
+                f"{where}: its {counted(len(weights), 'entry')} are too few for "
+                f"backbone={settings['name']} with the "
                 "settings that it names"
             )
 

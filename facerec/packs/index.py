@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facerec.errors import DamagedDataError, MissingDataError, StorageError
+from facerec.errors import DamagedDataError, MissingDataError, StorageError, counted
 from facerec.files import replacing, why_not_writable
 from facerec.packs import cache, framing
 from facerec.packs.text import read_table
@@ -161,7 +161,9 @@ def open_index(rec_path: Path, view: memoryview, idx_path: Path) -> RecordIndex:
         if misfit is None:
             return index
         if not len(view):
-            raise DamagedDataError(f"{rec_path}: is empty, but {idx_path.name} lists {len(index)} records")
+            raise DamagedDataError(
+                f"{rec_path}: is empty, but {idx_path.name} lists {counted(len(index), 'record')}"
+            )
         trouble = misfit
     known = cache.stamp(rec_path)
     rebuilt = _cached(rec_path, "scan", known)
@@ -179,10 +181,12 @@ def open_index(rec_path: Path, view: memoryview, idx_path: Path) -> RecordIndex:
         with contextlib.suppress(StorageError):
             write_index(idx_path, index, keep_old=True)
             _log.warning(
-                "%s: %s; rebuilt it from %s: %d records", idx_path, trouble, rec_path.name, len(index)
+                "%s: %s; rebuilt it from %s: %s",
+                *(idx_path, trouble, rec_path.name, counted(len(index), "record")),
             )
             return _shared(idx_path, "index", cache.stamp(idx_path), index)
-    _log.warning("%s: %s; rebuilt it in memory and cache, %d records", idx_path, trouble, len(index))
+    many = counted(len(index), "record")
+    _log.warning("%s: %s; rebuilt it in memory and cache, %s", idx_path, trouble, many)
     return _shared(rec_path, "scan", known, index)
 
 

@@ -77,7 +77,9 @@ class Pack(LabelledImages):
         rows = slice(self._first_row, self._first_row + len(self.label_N))
         self.offset_N = reader.offsets[rows if self._row_N is None else self._row_N]
         if warn and self.property is not None and self.property.num_classes != self.num_classes:
-            said = f"says {self.property.num_classes} identities, the labels of {self.root.name} say"
+            said = (
+                f"says {counted(self.property.num_classes, 'identity')}, the labels of {self.root.name} say"
+            )
             _log.warning(
                 "%s %s %d; the labels count", self.root.with_name("property"), said, self.num_classes
             )
@@ -262,9 +264,9 @@ def _images(reader: RecordReader) -> tuple[Layout, np.ndarray, np.ndarray]:
     missing = int(end) - 1 - len(row_N)
     if missing:
         _log.warning(
-            "%s: record 0 announces %d images, %d of them are not in the index; is the pack complete?",
+            "%s: record 0 announces %s, of which the index lacks %d; is the pack complete?",
             reader.path,
-            end - 1,
+            counted(int(end) - 1, "image"),
             missing,
         )
     return "InsightFace", row_N, range_I2

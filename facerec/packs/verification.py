@@ -59,10 +59,11 @@ class VerificationSet:
     def describe(self) -> str:
         """One line for the log."""
         same = int(self.issame_N.sum())
+        names = self.identity_2N
+        identities = "" if names is None else f", {counted(len(np.unique(names)), 'identity')}"
         return (
             f"{self.name}: {counted(len(self), 'pair')} ({same:,} genuine, {len(self) - same:,} impostor) "
-            f"of {counted(len(self.images), 'distinct image')} from {self.path or 'memory'}"
-            + ("" if self.identity_2N is None else f", {len(np.unique(self.identity_2N)):,} identities")
+            f"of {counted(len(self.images), 'distinct image')} from {self.path or 'memory'}" + identities
         )
 
 
@@ -76,10 +77,13 @@ def verification_set(
     """
     source = path or name
     if len(images) % 2:
-        raise DamagedDataError(f"{source} holds {len(images):,} images, an odd number; pairs need two each")
+        raise DamagedDataError(
+            f"{source} holds {counted(len(images), 'image')}, an odd number; pairs need two each"
+        )
     if len(images) != 2 * len(issame):
         raise DamagedDataError(
-            f"{source} holds {len(images):,} images, so {len(images) // 2:,} pairs, but {len(issame):,} "
+            f"{source} holds {counted(len(images), 'image')}, so "
+            f"{counted(len(images) // 2, 'pair')}, but {len(issame):,} "
             "answers (issame); the two must agree"
         )
     if not len(issame):
@@ -144,7 +148,7 @@ def read_identities(
             sizes and (len(sizes), min(sizes) > 0, sum(sizes)) != (folds, True, pairs)
         ):
             raise DamagedDataError(
-                f"{path}, line 1: {lines[0][2:62]} of {pairs:,} pairs; correct or remove it"
+                f"{path}, line 1: {lines[0][2:62]} of {counted(pairs, 'pair')}; correct or remove it"
             )
         sizes = sizes or [len(part) for part in np.array_split(issame_N, folds)]
         fold_N = np.repeat(np.arange(folds), sizes)
@@ -153,7 +157,8 @@ def read_identities(
             return None, fold_N
     if len(lines) != len(issame_N):
         raise DamagedDataError(
-            f"{path} has {len(lines):,} lines for {len(issame_N):,} pairs; correct or remove it"
+            f"{path} has {counted(len(lines), 'line')} for {counted(len(issame_N), 'pair')}; "
+            "correct or remove it"
         )
     names = [line.split("\t") for line in lines]
     for number, (pair, same) in enumerate(zip(names, issame_N.tolist(), strict=True), 2 if said else 1):

@@ -12,6 +12,7 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
+from facerec.errors import counted
 from facerec.reporting.evaluated import Evaluated, rows_of
 
 # For light paper; report.css turns keys and charts about where the screen is dark.
@@ -118,7 +119,7 @@ def charts_of(evaluated: Sequence[Evaluated]) -> list[Chart]:
             charts.append(Chart(kind, title, text, lines, item(kind, draw(kind, by_kind[kind]))))
     for number, (line, data) in enumerate(by_kind["histograms"]):
         counts = {kind: int(np.sum(data[kind])) for kind in ("genuine", "impostor")}
-        keys = [_line(kind, at, note=f"{n:,} pairs") for at, (kind, n) in enumerate(counts.items()) if n]
+        keys = [_line(kind, at, note=counted(n, "pair")) for at, (kind, n) in enumerate(counts.items()) if n]
         drawn = item(f"histogram-{number}", _histogram(data, counts))
         charts.append(Chart("histogram", line.name, "", keys, drawn, line.tags, "scores"))
     return charts

@@ -133,7 +133,7 @@ def _table(
     path: Path,
     sample_NHWC: np.ndarray | None,
 ) -> list[str]:
-    what = "noise" if sample_NHWC is None else f"{len(sample_NHWC)} images"
+    what = "noise" if sample_NHWC is None else counted(len(sample_NHWC), "image")
     if sample_NHWC is None:
         generator = np.random.default_rng(0)
         sample_NHWC = generator.integers(0, 256, (8, *model.input.shape, 3), dtype=np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from facerec.errors import counted
 from facerec.files import replacing
 from facerec.images.preprocessing import Preprocessing
 from facerec.reporting.charts import charts_of
@@ -90,7 +91,8 @@ def _lead(record: RunRecord) -> str:
     last, seconds = steps[-1], record.seconds
     took = f" in {timedelta(seconds=round(seconds))}" if seconds is not None else ""
     loss = f", loss {last['loss']:.4g}" if last.get("loss") is not None else ""
-    return f"{last['step']:,} steps, {last['epoch']:.4g} epochs{took}{loss}."
+    epochs = "1 epoch" if last["epoch"] == 1 else f"{last['epoch']:.4g} epochs"
+    return f"{counted(last['step'], 'step')}, {epochs}{took}{loss}."
 
 
 def _starts(record: RunRecord) -> list[dict[str, Any]]:
@@ -149,7 +151,7 @@ def _provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             [
                 ("Host", row["host"]),
                 ("Device", f"{row['device']}, {row['precision']}"),
-                ("Processes", f"{row['processes']}, {row['threads']} threads each"),
+                ("Processes", f"{row['processes']}, {counted(row['threads'], 'thread')} each"),
                 ("Time", time),
             ],
         ),

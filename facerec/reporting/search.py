@@ -17,7 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from facerec.errors import UserError, require
+from facerec.errors import UserError, counted, require
 
 if TYPE_CHECKING:
     import optuna
@@ -125,7 +125,8 @@ def _log_best(study: optuna.Study) -> None:
     if "COMPLETE" in states:
         said = ", ".join(f"{key}={_text(value)}" for key, value in study.best_params.items())
         log.info("best run %d: %.5f with %s", study.best_trial.number, study.best_value, said)
-    log.info("%d runs, %d pruned, %d failed", len(states), states.count("PRUNED"), states.count("FAIL"))
+    pruned, failed = states.count("PRUNED"), states.count("FAIL")
+    log.info("%s, %d pruned, %d failed", counted(len(states), "run"), pruned, failed)
 
 
 def _distribution(override: Override) -> optuna.distributions.BaseDistribution:

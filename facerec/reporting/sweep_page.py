@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, counted
 from facerec.reporting.charts import Chart
 from facerec.reporting.report import page
 from facerec.reporting.run_charts import over_steps
@@ -37,9 +37,11 @@ def sweep_html(runs: Runs, name: str, axes: Sequence[str] = ()) -> str:
     """The page as text; `axes` as `write_sweep` takes them."""
     best = runs.best
     values: dict[str, Any] = {
-        "title": f"{len(runs.records)} runs compared",
+        "title": f"{counted(len(runs.records), 'run')} compared",
         "lead": _lead(runs),
-        "about": [f"{name}: {len(runs.folds)} settings of {', '.join(runs.varied) or 'one kind'}."],
+        "about": [
+            f"{name}: {counted(len(runs.folds), 'setting')} of {', '.join(runs.varied) or 'one kind'}."
+        ],
         "settings": list(runs.varied),
         "columns": runs.columns,
         "judged": runs.column,

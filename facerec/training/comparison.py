@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from facerec import distributed
-from facerec.errors import CheckpointError, ConfigError, setting_text
+from facerec.errors import CheckpointError, ConfigError, counted, setting_text
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import HEADS
 from facerec.images.images import LabelledImages
@@ -162,13 +162,13 @@ def _refuse_other_data(path: Path, state: Mapping[str, Any], faces: LabelledImag
     images = state.get("images", len(faces))  # an earlier version's checkpoint has neither
     problem = ""
     if len(before) != len(now):
-        problem = f"knows {len(before):,} identities, the data has {len(now):,}"
+        problem = f"knows {counted(len(before), 'identity')}, the data has {len(now):,}"
     elif not np.array_equal(before, now):
         row = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
         problem = f"its identity {row} is {before[row]}, that of the data is {now[row]}"
     elif images != len(faces) or state["sample"] > len(faces):
         problem = (
-            f"was made from {images:,} images and stands at {state['sample']:,} of them in epoch "
+            f"was made from {counted(images, 'image')} and stands at {state['sample']:,} of them in epoch "
             f"{state['epoch']}, the data has {len(faces):,}"
         )
     elif state.get("fingerprint", faces.fingerprint) != faces.fingerprint:

@@ -347,7 +347,8 @@ def describe_run(trainer: Trainer) -> None:
         f"{step.symbols['M'] / 1e9:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
-        "schedule": f"{schedule.pop('name')} {schedule}, {steps:,} steps per epoch, {all_steps:,} in all",
+        "schedule": f"{schedule.pop('name')} {schedule}, {counted(steps, 'step')} per epoch, "
+        f"{all_steps:,} in all",
         "stages": "; ".join(f"{n} at {s.begin}: {s.changes(before)}" for n, (before, s) in later),
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
@@ -357,7 +358,7 @@ def describe_run(trainer: Trainer) -> None:
         "memory": largest.line(),
         "work": f"{work * world_size:.3g} FLOPs in all{least}",
         "input": str(trainer.input),
-        "evaluation": ", ".join(f"{s.name} ({len(s.issame_N):,} pairs)" for s in trainer.verification_sets)
+        "evaluation": ", ".join(f"{s.name} ({counted(len(s), 'pair')})" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",
         "ignored": "; ".join(_without_effect(trainer)),
     }

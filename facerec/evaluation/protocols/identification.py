@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import MissingDataError, UserError, require
+from facerec.errors import MissingDataError, UserError, counted, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.metrics.tar_at_far import tar_at_far
 from facerec.evaluation.notes import unsupported
@@ -127,9 +127,9 @@ class Folders:
         """Return the notes of the result; warn where the list names images that are nowhere."""
         missing = sorted(self._listed - self._met)
         if missing:
-            said = "%d of %d images to leave out are not there, e.g. %s"
-            logger.warning(said, len(missing), len(self._listed), missing[0])
-        return [f"{len(self._met)} listed images were left out"] if self._met else []
+            said = "not there, of %s to leave out: %d, e.g. %s"
+            logger.warning(said, counted(len(self._listed), "image"), len(missing), missing[0])
+        return [f"{counted(len(self._met), 'listed image')} left out"] if self._met else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class IdentificationResult(Result):
         facts = [
             ("Protocol", self.protocol),
             ("Probes", f"{self.probes:,} ({self.mated_probes:,} with a mate in the gallery)"),
-            ("Gallery", f"{self.gallery:,} entries of {self.identities:,} identities"),
+            ("Gallery", f"{counted(self.gallery, 'entry')} of {counted(self.identities, 'identity')}"),
             ("Distractors", f"{self.distractors:,}"),
         ]
         if any(self.rank_interval.values()):

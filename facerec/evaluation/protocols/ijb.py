@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import DamagedDataError, require
+from facerec.errors import DamagedDataError, counted, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure
@@ -168,7 +168,7 @@ class TemplateResult(PairResult):
         """Protocol, pairs, templates and how they were pooled."""
         facts = [
             *self._pair_facts(),
-            ("Templates", f"{self.templates:,} of {self.images:,} images"),
+            ("Templates", f"{self.templates:,} of {counted(self.images, 'image')}"),
             flip_fact(self.flip),
             ("Detector score", "as weight of each image" if self.detector_score else "not used"),
         ]
@@ -228,7 +228,9 @@ def judge_pairs(
     notes = separation.alike() + unsupported(tars, "TAR at FAR", impostors, "impostor pairs")
     zero = int((~unit_TD.any(axis=1)).sum())
     if zero:
-        notes += warn(f"{zero} templates are all zeros: the backbone says nothing about their images")
+        notes += warn(
+            f"{counted(zero, 'template')} of zeros alone: the backbone says nothing about the images"
+        )
     return TemplateResult(
         values=values | {"tar_at_far_interval": intervals},
         metrics=chosen,

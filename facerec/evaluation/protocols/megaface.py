@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import UserError, require
+from facerec.errors import UserError, counted, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
@@ -120,7 +120,7 @@ class MegafaceResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Protocol, probes and distractors."""
-        probes = f"{self.probes:,} ({self.identities:,} identities, {self.mate_pairs:,} mate pairs)"
+        probes = f"{self.probes:,} ({counted(self.identities, 'identity')}, {self.mate_pairs:,} mate pairs)"
         facts = [
             ("Protocol", self.protocol),
             ("Probes", probes),
@@ -196,7 +196,7 @@ def megaface(
     notes += unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
     alone = len(probe) - len(np.unique(probe_N))
     if alone:
-        notes.append(f"{alone} probes are the only image of their identity and have no mate")
+        notes.append(f"{counted(alone, 'probe')} without a mate (one image of the identity)")
     return MegafaceResult(
         rank1=rank1,
         rank1_interval={cut: rank1_interval.get(cut) for cut in rank1},

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from facerec.errors import UserError
+from facerec.errors import UserError, counted
 from facerec.evaluation.metrics.auc import areas
 from facerec.evaluation.metrics.eer import equal_rates
 from facerec.evaluation.results import PairResult, Result
@@ -120,7 +120,7 @@ def compare(results: Mapping[str, Result], *, bootstrap: int = 0, seed: int = 0)
 def _require_as_many(first: str, one: int, second: str, other: int) -> None:
     if one != other:
         raise UserError(
-            f"{first} was judged on {one:,} decisions, {second} on {other:,}: "
+            f"{first} was judged on {counted(one, 'decision')}, {second} on {other:,}: "
             "they cannot be compared one by one"
         )
 

@@ -42,10 +42,12 @@ def open_faces(settings: DataSettings) -> LabelledImages:
     usual = (settings.identities or faces.num_classes, settings.images or len(faces))
     if usual != (faces.num_classes, len(faces)):
         log.warning(
-            "%s at %s has %s identities and %s images; usual are %s and %s",
+            "%s at %s has %s and %s; usual are %s and %s",
             faces.title,
             faces.root,
-            *(f"{number:,}" for number in (faces.num_classes, len(faces), *usual)),
+            counted(faces.num_classes, "identity"),
+            counted(len(faces), "image"),
+            *(f"{number:,}" for number in usual),
         )
     warn_of_unaligned(faces.root, faces.sample(16))
     return with_label_noise(faces, settings.label_noise, settings.noise_kind, settings.noise_seed)

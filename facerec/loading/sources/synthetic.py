@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facerec.errors import require
+from facerec.errors import counted, require
 from facerec.images.decode import Pixels
 from facerec.images.images import LabelledImages, PixelImages
 from facerec.loading.settings import DataSettings
@@ -44,7 +44,10 @@ class SyntheticImages(PixelImages, LabelledImages):
         return f"synthetic image {i}"
 
     def describe(self) -> str:
-        return f"{self.title}: {self.num_classes:,} identities, {len(self):,} images, made on the spot"
+        return (
+            f"{self.title}: {counted(self.num_classes, 'identity')}, "
+            f"{counted(len(self), 'image')}, made on the spot"
+        )
 
 
 @SOURCES.register("synthetic")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from facerec.errors import counted
 from facerec.evaluation.notes import log_notes
 from facerec.evaluation.results import Result
 from facerec.progress import Bar, shows_bars
@@ -80,7 +81,7 @@ class Console(Logger):
             for line in screen_table(by_one_yardstick(both)).splitlines():
                 log.info(line)
         if run.loader.skipped:
-            log.warning("%d images that do not decode were skipped", run.loader.skipped)
+            log.warning("%s skipped, because not decoded", counted(run.loader.skipped, "image"))
 
     def _time_left(self, done: float) -> str:
         here = done - self._done_before
