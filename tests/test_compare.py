@@ -236,7 +236,10 @@ def test_the_command_takes_a_list_with_equals_signs_and_quotes(runs, tmp_path):
         [*command, *settings, f"output_dir={tmp_path / 'out'}"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert f"wrote {tmp_path / 'out' / 'report.html'}" in done.stdout
+    *_, lead, wrote, then = done.stdout.splitlines()
+    assert lead.startswith("made: best ") and " 0." in lead
+    assert wrote == f"wrote      {tmp_path / 'out' / 'report.html'}, and beside it results.json"
+    assert then.startswith("next       facerec-export ") and str(tmp_path) in then
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [model["ckpt"] for model in written["models"]] == [str(renamed), str(runs[1])]
     assert written["comparisons"]["made"][0]["difference_interval"] is None

@@ -187,7 +187,15 @@ def test_groups_and_quality_are_read_by_identity_or_pair(
     [
         ("groups", "name,sex\np0,f\n", "line 1: must be identity,sex,… or pair,pose,…, not name,sex"),
         ("groups", "identity\np0\n", "line 1: must be identity,sex"),
-        ("groups", "identity,sex\np0\n", "row 2: has 1 fields, the first line 2"),
+        ("groups", "identity,sex\np0\n", "row 2: has 1 field, the first line 2"),
+        ("groups", "identity,sex\np0,f\np0,m\n", "row 3: p0 stood before, with other values"),
+        (
+            "groups",
+            "identity,sex\nann,f\n",
+            "none of the identities of lfw, such as p0, but others, such as ann",
+        ),
+        ("groups", "identity,sex,sex\np0,f,m\n", "line 1: must name each column, once"),
+        ("groups", "identity,sex\np0,\x1b[31m\n", "row 2: holds control characters"),
         ("groups", "identity,sex\n", "must have a line of column names and rows"),
         ("groups", "pair,pose\n0,a\n1,b\n", "must have a row for each of the 4 pairs of lfw, .* it has 2"),
         ("groups", "pair,pose\n0,a\n1,b\n1,b\n3,a\n", "must have a row for each of the 4 pairs"),
@@ -218,3 +226,37 @@ def test_models_and_sets_make_a_matrix_in_per_cent(result: VerificationResult) -
     assert table.rows == [["a", a, b, f"{50 * (result.accuracy + other.accuracy):.2f}"], ["b", b, "–", "–"]]
     assert "Models and sets" in report_html(rows, {}, figures=False)
     assert matrix(rows[:1]) is None
+
+
+def test_what_all_tables_say_is_said_once(result: VerificationResult) -> None:
+    full = detailed(result, Side({}), EvalSettings())
+    page = report_html(
+        [Evaluated(name, {"lfw": full, "cfp_fp": full}, {}, []) for name in "ab"], {}, figures=False
+    )
+    assert page.count("Operating points: ") == 4 and page.count("ISO/IEC 19795-1") == 1
+
+
+def test_what_cannot_be_said_of_groups_and_quality_is_said_not_to_be(result: VerificationResult) -> None:
+    side = Side({"sex": np.full((PAIRS, 2), "f"), "light": SAME_N.repeat(2).reshape(-1, 2).astype(str)})
+    full = detailed(result, side, EvalSettings())
+    by_sex, by_light = full.tables[-2:]
+    assert by_sex.finding == by_light.finding == "No gap: pairs of fewer than two groups."
+    alike = Side({"half": (np.arange(PAIRS) // 2 % 2).astype(str).repeat(2).reshape(-1, 2)})
+    twice = verify(np.eye(2)[np.tile([0, 0, 0, 1], 1000)], SAME_N)
+    assert detailed(twice, alike, EvalSettings()).tables[-1].finding == (
+        "The same FNMR in all groups; the same FMR in all groups."
+    )
+    scored = detailed(result, Side({}, np.ones((PAIRS, 2))), EvalSettings(quality="q.csv"))
+    table = scored.tables[-1]
+    assert table.title == "Error versus reject by q.csv" and table.header[1] == "Rejected 10%"
+    assert len(set(table.rows[0][:5])) == 1, "a constant quality knows nothing"
+    genuine = verify(np.eye(4).repeat(8, axis=0), np.ones(16, bool))
+    notes = detailed(genuine, scored_side(16), EvalSettings(quality="q.csv", calibration="logistic")).notes
+    assert "not calibrated: all pairs are of one kind" in notes
+    assert any(note.startswith("no rates by group or quality") for note in notes)
+    perfect = detailed(twice, scored_side(PAIRS), EvalSettings(quality="q.csv"))
+    assert "no error to reject by quality: the FNMR at FMR 1e-3 is 0" in perfect.notes
+
+
+def scored_side(pairs: int) -> Side:
+    return Side({}, np.ones((pairs, 2)))

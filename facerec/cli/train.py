@@ -89,7 +89,8 @@ def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
             number = number_of(result, select)
             if number is not None:
                 log.info("%s: %s %s on %s pairs", name, number.phrase, number.text, f"{result.pairs:,}")
-    log.info("run folder: %s", folder)
+    shown = "; report.html shows it all" if (folder / "report.html").is_file() else ""
+    log.info("run folder: %s%s", folder, shown)
     best = folder / "checkpoints" / "best.pt"
     if trainer.interrupted is None and step:
         numbers = [number_of(result, select) for result in trainer.results.values()]

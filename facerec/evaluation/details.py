@@ -81,9 +81,17 @@ def _groups(path: Path, of: VerificationSet, say: bool) -> dict[str, np.ndarray]
             f"{of.name} does not know its identities; give a file with a column pair, or {of.name}.people.tsv"
         )
         raise ConfigError("eval.groups", path, hint)
-    known = {row["identity"]: row for row in rows}
+    known: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows, 2):
+        if known.setdefault(row["identity"], row) != row:
+            raise DamagedDataError(f"{path}, row {number}: {row['identity']} stood before, with other values")
     names = of.identity_2N.tolist()
     unknown = len(set(names) - set(known))
+    if unknown == len(set(names)):
+        raise DamagedDataError(
+            f"{path}: has none of the identities of {of.name}, such as {names[0]}, but others, such as "
+            f"{rows[0]['identity']}"
+        )
     if unknown and say:
         warn(f"{path} lacks {counted(unknown, 'identity')} whose pairs are in no group", of.name)
     empty = dict.fromkeys(header, "")
@@ -115,7 +123,11 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if len(rows) < 2:
         raise DamagedDataError(f"{path}: must have a line of column names and rows below it")
     header, *body = rows
-    for number, row in enumerate(body, 2):
+    if len(set(header)) != len(header) or not all(header):
+        raise DamagedDataError(f"{path}, line 1: must name each column, once: {','.join(header)}")
+    for number, row in enumerate(rows, 1):
+        if not all(field.isprintable() for field in row):
+            raise DamagedDataError(f"{path}, row {number}: holds control characters")
         if len(row) != len(header):
             raise DamagedDataError(
                 f"{path}, row {number}: has {counted(len(row), 'field')}, the first line {len(header)}"
@@ -130,15 +142,24 @@ def detailed(result: VerificationResult, side: Side, settings: EvalSettings) -> 
     details: dict[str, Any] = {"operating_points": {key: one._asdict() for key, one in points.items()}}
     tables = [_points_table(points)] if points else []
     curves: list[Series] = []
+    notes: list[str] = []
     if settings.calibration is not None and separation.both_kinds:
         _calibrate(result, settings.calibration, details, curves, tables)
+    elif settings.calibration is not None:
+        notes += warn("not calibrated: all pairs are of one kind")
     judged = point_to_judge(points)
     if judged is not None:
-        _reject(result, side.quality_N2, settings.quality, judged, details, curves)
+        notes += _reject(result, side.quality_N2, settings.quality, judged, details, curves, tables)
         for name, group_N2 in side.groups.items():
             _compare_groups(result, name, group_N2, judged, details, tables)
+    elif side.groups or side.quality_N2 is not None:
+        notes += warn("no rates by group or quality: they need both kinds of pairs, ten impostors or more")
     return replace(
-        result, details=details, tables=[*result.tables, *tables], curves=[*result.curves, *curves]
+        result,
+        details=details,
+        tables=[*result.tables, *tables],
+        curves=[*result.curves, *curves],
+        notes=[*result.notes, *notes],
     )
 
 
@@ -198,13 +219,16 @@ def _reject(
     judged: tuple[str, Point],
     details: dict[str, Any],
     curves: list[Series],
-) -> None:
+    tables: list[Table],
+) -> list[str]:
+    """Returns notes."""
     if setting is None or (setting == "norm" and result.norm_2N is None):
-        return
+        return []
     quality = quality_N2 if quality_N2 is not None else np.asarray(result.norm_2N).reshape(-1, 2)
     curve = error_versus_reject(result.distance_N, result.issame_N, quality, judged[1].threshold)
-    if curve is None or not curve.fnmr_C[0]:  # no errors to reject
-        return
+    if curve is None or not curve.fnmr_C[0]:
+        missing = f"no error to reject by quality: the FNMR at FMR {judged[0]} is 0"
+        return warn(missing) if quality_N2 is not None else []
     details["error_versus_reject"] = {
         "quality": setting,
         "fmr": judged[0],
@@ -216,6 +240,17 @@ def _reject(
     name = "embedding norm" if setting == "norm" else Path(setting).name
     note = f"{name}, FMR {judged[0]}: area {curve.auc:.5f}, of a perfect measure {curve.best:.5f}"
     curves.append(Series("erc", {"x": curve.rejected_C, "y": curve.fnmr_C, "note": note}))
+    if quality_N2 is not None:
+        shown = [0, 2, 4, 10]  # of the steps of 5 %
+        tables.append(
+            Table(
+                f"Error versus reject by {name}",
+                f"FNMR at FMR {judged[0]} after the pairs of lowest quality were rejected; area: its mean.",
+                [*(f"Rejected {curve.rejected_C[at]:.0%}" for at in shown), "Area", "Of a perfect measure"],
+                [[f"{one:.5f}" for one in (*curve.fnmr_C[shown], curve.auc, curve.best)]],
+            )
+        )
+    return []
 
 
 def _compare_groups(
@@ -238,6 +273,8 @@ def _compare_groups(
     }
     said = [
         f"largest gap of the {key.upper()} {gap[2]:.5f}, {gap[0]} against {gap[1]}"
+        if gap[2]
+        else f"the same {key.upper()} in all groups"
         for key, gap in gaps.items()
         if gap is not None
     ]

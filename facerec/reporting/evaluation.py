@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
@@ -18,8 +21,8 @@ from facerec.models.model import Model
 from facerec.models.opening import load_model
 from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, by_one_yardstick, compared, distinct_names
-from facerec.reporting.report import write_report
-from facerec.reporting.run_folder import written_lines
+from facerec.reporting.report import lead, write_report
+from facerec.reporting.run_folder import written_line
 from facerec.reporting.tables import comparison_lines, matrix, screen_table
 from facerec.reporting.text_table import aligned
 from facerec.reporting.verification_figures import figures_of, save_figures
@@ -78,7 +81,8 @@ def evaluate_checkpoint(
         for line in [*screen_table(evaluated).splitlines(), *published, *comparison_lines(comparisons)]:
             log.info(line)
     if distributed.rank() == 0:
-        for line in written_lines(write_all(folder, evaluated, comparisons, figures=protocol.figures)):
+        written = write_all(folder, evaluated, comparisons, figures=protocol.figures)
+        for line in [*lead(evaluated), written_line(written), _next(evaluated, paths)]:
             log.info("%s", line)
     scores = [result.score for one in evaluated for result in one.results.values()]
     return sum(scores) / len(scores)
@@ -91,7 +95,7 @@ def write_all(
     *,
     figures: bool,
 ) -> list[Path]:
-    """Write results.json, report.html and, if wanted, the figures.
+    """Write report.html, results.json and, if wanted, the figures.
 
     Raises:
         StorageError: a file could not be written.
@@ -104,12 +108,25 @@ def write_all(
                 target: [one.to_dict() for one in found] for target, found in comparisons.items()
             },
         }
-    written = [write_results(folder / "results.json", document)]
-    written.append(write_report(folder / "report.html", evaluated, comparisons, figures=figures))
+    results = write_results(folder / "results.json", document)
+    written = [write_report(folder / "report.html", evaluated, comparisons, figures=figures), results]
     for target in dict.fromkeys(target for one in evaluated for target in one.results) if figures else ():
         by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
         written += save_figures(folder, target, figures_of(target, by_model))
     return written
+
+
+def _next(evaluated: Sequence[Evaluated], paths: Sequence[str]) -> str:
+    """What to type next: with one model a comparison, or the export of the best one."""
+    means = [np.mean([result.score for result in one.results.values()]) for one in evaluated]
+    best = paths[int(np.argmax(means))]
+    export = f"facerec-export {shlex.quote(f'ckpt={best}')} format=onnx"
+    other = (
+        f"facerec-eval {shlex.quote(f'ckpt=[{best},OTHER]')} compares it with another; "
+        if len(paths) == 1
+        else ""
+    )
+    return f"next       {other}{export} takes it to other programs"
 
 
 def _command(

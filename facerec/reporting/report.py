@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 import facerec
 from facerec.evaluation.notes import Caution
-from facerec.evaluation.results import HardPair, Number
+from facerec.evaluation.results import HardPair, Number, Table
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import replacing
 from facerec.reporting.charts import COLOURS, Chart, charts_of, filters_of
@@ -71,7 +71,7 @@ def values_of(
     several = len(evaluated) > 1
     return {
         "title": f"{len(evaluated)} models compared" if several else "".join(one.name for one in evaluated),
-        "lead": _lead(rows, several),
+        "lead": lead(evaluated)[:3],
         "about": _about(evaluated, rows),
         "several": several,
         "models": [one.name for one in evaluated],
@@ -80,11 +80,7 @@ def values_of(
             for labels, group in tables_of(evaluated)
         ],
         "notes": _notes(rows),
-        "details": [
-            (f"{table.title}: {target}, {one.name}" if several else f"{table.title}: {target}", table)
-            for one, target, result in rows
-            for table in result.tables
-        ],
+        "details": _details(rows, several),
         "matrix": matrix(evaluated),
         "comparisons": comparisons,
         "corrected": len(evaluated) > 2,
@@ -144,9 +140,9 @@ def _json(value: Any) -> str:
     return text
 
 
-def _lead(rows: Sequence[Row], several: bool) -> list[str]:
-    """The score of each target, or which model is best on it."""
-    lines = []
+def lead(evaluated: Sequence[Evaluated]) -> list[str]:
+    """The score of each target, or which of several models is best on it."""
+    rows, several, lines = rows_of(evaluated), len(evaluated) > 1, []
     for target in dict.fromkeys(target for _, target, _ in rows):
         headlines = [(one.name, result.headline) for one, name, result in rows if name == target]
         scored = [(name, number) for name, number in headlines if number is not None]
@@ -161,7 +157,7 @@ def _lead(rows: Sequence[Row], several: bool) -> list[str]:
         else:
             interval = f", 95 % interval {number.interval_text}" if number.interval_text else ""
             lines.append(f"{target}: {number.phrase} {number.text}{interval}.")
-    return lines[:3]
+    return lines
 
 
 def _about(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
@@ -197,6 +193,18 @@ def _notes(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
     """Each note once for its target, and True where it is a warning."""
     pairs = dict.fromkeys((target, note) for _, target, result in rows for note in result.notes)
     return [(target, note[:1].upper() + note[1:], isinstance(note, Caution)) for target, note in pairs]
+
+
+def _details(rows: Sequence[Row], several: bool) -> list[tuple[str, Table]]:
+    """Titles and tables of all results; what several tables say below them, the first one says."""
+    said: set[str] = set()
+    details = []
+    for one, target, result in rows:
+        for table in result.tables:
+            title = f"{table.title}: {target}, {one.name}" if several else f"{table.title}: {target}"
+            details.append((title, table._replace(text="") if table.text in said else table))
+            said.add(table.text)
+    return details
 
 
 def _signed(value: float) -> str:

@@ -235,14 +235,12 @@ class RunFolder:
                 file.write(text.encode())
 
 
-def written_lines(paths: Sequence[Path]) -> list[str]:
-    """Return a line per document that was written, and one for all figures."""
-    figures = [path for path in paths if path.suffix in (".png", ".svg", ".pdf")]
-    lines = [f"wrote {path}" for path in paths if path not in figures]
-    if figures:
-        names = ", ".join(path.name for path in figures)
-        lines.append(f"wrote {counted(len(figures), 'figure')} to {figures[0].parent}: {names}")
-    return lines
+def written_line(paths: Sequence[Path]) -> str:
+    """Say what was written into a folder: the first document's path, names of others, number of figures."""
+    documents = [path for path in paths if path.suffix not in (".png", ".svg", ".pdf")]
+    figures = len(paths) - len(documents)
+    beside = [path.name for path in documents[1:]] + ([counted(figures, "figure")] if figures else [])
+    return f"wrote      {documents[0]}" + (f", and beside it {', '.join(beside)}" if beside else "")
 
 
 def prepare(config: DictConfig, section: str) -> None:

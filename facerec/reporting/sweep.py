@@ -88,5 +88,9 @@ def write_sweep(
         file.write(html.encode())
     with replacing(table) as file:
         file.write(csv_lines([header, *rows]))
-    best = f"best by {runs.judged_by}: run {','.join(runs.best.names)}\n" if runs.best is not None else ""
+    best = (
+        f"best by {runs.columns[runs.column]}: run {','.join(runs.best.names)}\n"
+        if runs.best is not None
+        else ""
+    )
     return f"{as_markdown(header, rows)}{best}{page}\n{table}\n"

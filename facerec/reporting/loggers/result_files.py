@@ -11,7 +11,7 @@ from facerec.evaluation.results import results_document, write_results
 from facerec.models.checkpoint import checkpoint_path
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
-from facerec.reporting.run_folder import written_lines
+from facerec.reporting.run_folder import written_line
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -43,5 +43,5 @@ class ResultFiles(Logger):
         self.written = written
 
     def finished(self, run: Run) -> None:
-        for line in written_lines(self.written):
-            log.info("%s", line)
+        if self.written:
+            log.info("%s", written_line(self.written))
