@@ -36,7 +36,8 @@ def test_optuna_chooses_the_runs_and_the_same_command_goes_on_with_the_search(fo
         results = json.loads((folder / "out" / str(trial.number) / "results.json").read_text())
         assert f"head.m={trial.params['head.m']:.6g}" in given and 0.2 <= trial.params["head.m"] <= 0.5
         assert f"head={trial.params['head']}" in given and 0.001 <= trial.params["optimizer.lr"] <= 0.1
-        assert trial.value == results["targets"]["tiny"]["accuracy"]
+        of_set = results["targets"]["tiny"]
+        assert trial.value == of_set[of_set["judged_by"]], "the number that chooses best.pt"
     nothing = command("facerec-train", *SWEEP, "hydra/sweeper=optuna", cwd=folder)
     assert "hydra/sweeper=optuna: nothing varies" in failed(nothing)
 
@@ -63,3 +64,53 @@ def test_a_run_that_others_outdo_at_the_same_step_is_ended_and_recorded_as_prune
         ended: Any = JobReturn(status=JobStatus.COMPLETED, _return_value=outcome)
         _tell(study, number, ended)
     assert [trial.state.name for trial in study.trials[3:]] == ["PRUNED", "FAIL", "COMPLETE"]
+
+
+@pytest.mark.slow
+def test_a_search_on_faces_ends_the_runs_below_the_median_of_those_before(
+    lfw_root: Path, tmp_path: Path
+) -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
+    settings = [
+        *("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.startup_trials=2"),
+        *(
+            "optimizer.lr=tag(log,interval(0.0001,0.3))",
+            "head.m=interval(0,0.5)",
+            "head.s=32",
+            "schedule=constant",
+        ),
+        *("data=lfw", f"data.root={lfw_root}", "data.size=32", "data.workers=1", "backbone=mobilefacenet"),
+        *(
+            "backbone.embedding_size=32",
+            "backbone.input_size=32",
+            "trainer.batch_size=32",
+            "trainer.threads=1",
+        ),
+        *("trainer.max_steps=12", "eval.every_steps=4", "eval.bootstrap=0", "eval.figures=false"),
+        *("logger=[console,metrics,results]", f"output_dir={tmp_path / 'out'}"),
+    ]
+    done = command("facerec-train", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trials = optuna.load_study(study_name=STUDY, storage=storage_of(tmp_path / "out")).trials
+    finished: list[Any] = []
+    for trial in trials:
+        values = trial.intermediate_values  # by step
+        below = [
+            len(finished) >= 2 and max(v for s, v in values.items() if s <= step) < median(finished, step)
+            for step in values
+        ]
+        assert below == [False] * (len(below) - 1) + [trial.state.name == "PRUNED"], trial
+        if trial.state.name == "COMPLETE":
+            finished.append(trial)
+    pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert pruned and len(finished) >= 2 and len(pruned) + len(finished) == 6
+    assert f"6 runs, {len(pruned)} pruned, 0 failed" in done.stdout
+    for trial in pruned:
+        last = json.loads(
+            (tmp_path / "out" / str(trial.number) / "history.jsonl").read_text().splitlines()[-1]
+        )
+        assert (last["why"], last["step"]) == ("pruned", max(trial.intermediate_values)) and last["step"] < 12
+
+
+def median(trials: list[Any], step: int) -> float:
+    return float(np.median([trial.intermediate_values[step] for trial in trials]))

@@ -183,6 +183,10 @@ def test_the_page_is_alive_in_a_browser(browser: Any, tmp_path: Path, width: int
         assert page.locator(".heat:visible").count() == 1
         page.locator("#axes").select_option("1")
         assert page.locator(".heat:visible").get_attribute("id") == "heat-1"
+        with page.expect_download() as saved:
+            page.locator("[data-chart=loss] [title=Save]").click()
+        assert saved.value.suggested_filename == "loss.svg"
+        assert Path(saved.value.path()).read_text().count("<path") > 9
         lines = page.locator("[data-chart=loss] .legend li:visible")
         assert lines.count() == 9
         page.locator(".filters input").first.click()

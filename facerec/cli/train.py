@@ -23,10 +23,11 @@ def main() -> None:
 
 
 def train(config: dict[str, Any], run: RunFolder) -> float | None:
-    """Train in the run's folder and return the mean accuracy, if there was an evaluation."""
+    """Train in the run's folder and return the number that chooses best.pt, if there was an evaluation."""
     from facerec import distributed, plugins, process
     from facerec.cli.mistakes import config_folder
     from facerec.cli.stages import compose_stages
+    from facerec.evaluation.judgement import score
     from facerec.registry import build
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
@@ -61,7 +62,7 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
         log_outcome(trainer, folder, resumable=run.named)
     if trainer.interrupted is not None:
         raise StoppedBySignal(trainer.interrupted)
-    return sum(result.accuracy for result in results.values()) / len(results) if results else None
+    return score(results, trainer.eval_settings.select) if results else None
 
 
 def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:

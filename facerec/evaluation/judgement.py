@@ -119,19 +119,21 @@ def check_supported(name: str, result: Result, select: str | None) -> None:
         raise ConfigError("eval.select", select, f"is no number of {name}, whose pairs support {keys}")
 
 
-def better(results: Mapping[str, Result], select: str | None, best: float) -> float | None:
-    """The mean over the sets of the number that chooses best.pt, if it is above `best`; logged with its name.
+def score(results: Mapping[str, Result], select: str | None) -> float:
+    """The mean over the sets of the number that chooses best.pt, negative where less of it is better."""
+    return float(np.mean([_signed(number_of(result, select)) for result in results.values()]))
 
-    A number of which less is better counts negative.
-    """
-    numbers = [number_of(result, select) for result in results.values()]
-    score = float(np.mean([_signed(number) for number in numbers]))
-    if not score > best:
+
+def better(results: Mapping[str, Result], select: str | None, best: float) -> float | None:
+    """`score`, if it is above `best`; logged with its name."""
+    found = score(results, select)
+    if not found > best:
         return None
+    numbers = [number_of(result, select) for result in results.values()]
     names = ", ".join(dict.fromkeys(number.phrase for number in numbers if number is not None))
     mean = f" (mean of {len(numbers)} sets)" if len(numbers) > 1 else ""
-    logger.info("best.pt: %s %.5f%s is the best so far", names, abs(score), mean)
-    return score
+    logger.info("best.pt: %s %.5f%s is the best so far", names, abs(found), mean)
+    return found
 
 
 def _signed(number: Number | None) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, SaveTool
 from bokeh.plotting import figure
 
 from facerec.errors import counted
@@ -144,7 +144,9 @@ def _line(name: str, colour: int, dash: int = 0, tags: tuple[str, ...] = (), not
 
 
 def item(name: str, drawn: Any) -> Any:
-    """The figure as JSON, to be put into the element of that id."""
+    """The figure as JSON, to be put into the element of that id; its button saves it under its name."""
+    for tool in drawn.select(SaveTool):
+        tool.filename = name
     return json_item(drawn, ID(f"chart-{name}"))
 
 
@@ -161,7 +163,7 @@ class Axis(NamedTuple):
 
 def empty_figure(x: Axis, y: Axis) -> Any:
     """An empty figure in the page's type and colours, as wide as the page lets it be."""
-    tools = "box_zoom,zoom_in,zoom_out,reset"
+    tools = "box_zoom,zoom_in,zoom_out,reset,save"
     scales: dict[str, Any] = {"x_axis_type": x.scale, "y_axis_type": y.scale}
     plot: Any = figure(height=380, sizing_mode="stretch_width", output_backend="svg", tools=tools, **scales)
     plot.x_range, plot.y_range = (Range1d(start=one.low, end=one.high, bounds="auto") for one in (x, y))

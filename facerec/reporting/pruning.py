@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from facerec.errors import Pruned
+from facerec.evaluation.judgement import score
 from facerec.reporting.search import JOURNAL, STUDY, TARGET, load_optuna, pruner_of, storage_of
 from facerec.training.reporter import Reporter, Run
 
@@ -38,9 +39,9 @@ class Pruning(Reporter):
         self._trial = optuna.Trial(study, frozen._trial_id)
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
-        """Report the mean accuracy over the sets."""
+        """Report the number that chooses best.pt."""
         step = run.position.step
-        self._trial.report(sum(one.accuracy for one in results.values()) / len(results), step)
+        self._trial.report(score(results, run.eval_settings.select), step)
         if run.progress().fraction < 1 and self._trial.should_prune():
             log.info("pruned at step %d: others were better there", step)
             raise Pruned(f"pruned at step {step}")
