@@ -162,10 +162,10 @@ def nearest(name: str, known: Iterable[str], elsewhere: Sequence[str] = ()) -> s
     if meant or elsewhere:
         return f"did you mean {[*meant, *elsewhere][0]}?"
     close = difflib.get_close_matches(name, names, n=1)
-    if close and len(names) > _MANY:
-        near = difflib.get_close_matches(name, names, n=_MANY // 2, cutoff=0)
-        return f"did you mean {close[0]}? nearest of {len(names)} known: {', '.join(sorted(near))}"
     hint = f"did you mean {close[0]}? " if close else ""
+    if len(names) > _MANY:
+        near = difflib.get_close_matches(name, names, n=_MANY // 2, cutoff=0)
+        return f"{hint}nearest of {len(names)} known: {', '.join(sorted(near))}"
     return f"{hint}known: {', '.join(names)}"
 
 

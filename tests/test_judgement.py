@@ -82,7 +82,7 @@ def test_a_better_model_is_not_called_worse_by_the_accuracy_of_folds_of_one_kind
     lines = comparison_lines({"set": found})
     assert "AUC -0." in lines[0] and "bootstrap p" in lines[0] and "McNemar" not in lines[0]
     written = write_all(tmp_path, evaluated(results), {"set": found}, figures=False)
-    entry = json.loads(written[0].read_text())["comparisons"]["set"][0]
+    entry = json.loads(written[1].read_text())["comparisons"]["set"][0]
     assert entry["number"] == "AUC" and entry["first_only"] is None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from facerec import plugins
-from facerec.errors import UserError, nearest
+from facerec.errors import UserError, nearest, synonyms
 
 MODELS = (".pt", ".pth", ".onnx", ".safetensors")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -22,6 +22,9 @@ _WORDS = {
     "onnx": "format=onnx",
     "safetensors": "format=safetensors",
 }
+_YAML = (
+    "settings of a file are an experiment: FOLDER/experiment/NAME.yaml, --config-dir FOLDER experiment=NAME"
+)
 
 
 def config_folder() -> Path:
@@ -65,6 +68,11 @@ def refuse_bare_words(settings: Sequence[str]) -> None:
         follower = settings[at + 1] if at + 1 < len(settings) else ""
         if word.endswith("=") and _KEY.fullmatch(word[:-1]) and follower and "=" not in follower:
             raise UserError(f"{word} {follower}: a setting has no spaces: {word}{follower}")
+        key, _, value = word.partition("=")
+        if key in ("config", "cfg", "config_file", "config_path") and value:
+            raise UserError(f"{word}: {_YAML}")
+        if key in _GROUPS and word == f"{key}=":
+            raise UserError(f"{word}: names none; --explain {key} lists them")
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"{word}: {_meaning(word, follower, settings[at + 2 : at + 3])}")
 
@@ -158,11 +166,14 @@ def _meaning(word: str, follower: str, after: Sequence[str]) -> str:
         return f"a setting has the form key=value: {key}={value}"
     if word.endswith(MODELS):
         return f"of what is this the path? ckpt={word} is a model"
+    if word.endswith((".yaml", ".yml")):
+        return _YAML
     if word.endswith(".bin"):
         return f"of what is this the path? 'eval.targets=[{word}]' is a verification set"
     if Path(word).is_dir() or word.endswith(".rec"):
         return f"of what is this the path? {_trains_on(word)} trains on it"
-    if ("." in word or word in _GROUPS) and _KEY.fullmatch(word) and follower and "=" not in follower:
+    known = "." in word or word in _GROUPS or synonyms(word)
+    if known and _KEY.fullmatch(word) and follower and "=" not in follower:
         return f"a setting has the form key=value: {word}={follower}"
     if word in _WORDS:
         return f"is not of the form key=value; did you mean {_WORDS[word]}?"

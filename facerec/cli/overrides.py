@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
-from facerec.cli.mistakes import options_as_settings, refuse_bare_words, require_filled_in
+from facerec.cli.mistakes import config_folder, options_as_settings, refuse_bare_words, require_filled_in
 from facerec.errors import UserError
 
 # Settings that name a file or folder. Their values are taken as they are typed, commas and digits included.
@@ -51,7 +51,12 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         raise UserError(
             "--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one"
         )
+    if options.config_name is not None and not (config_folder() / f"{options.config_name}.yaml").is_file():
+        refuse_bare_words([f"config={options.config_name}"])
     settings = list(options.overrides)
+    searched = next((one for one in settings if one.startswith(("hydra/sweeper", "hydra.sweeper."))), None)
+    if searched is not None and not (options.multirun or options.cfg or options.info):
+        raise UserError(f"{searched}: is of no use to one run; -m makes a search or sweep of it")
     refuse_bare_words(settings)
     require_filled_in(settings)
     rest = [argument for argument in arguments if argument not in settings]

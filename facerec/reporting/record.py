@@ -121,15 +121,15 @@ class RunRecord:
 
 
 def finished_before(config: DictConfig, folder: Path) -> float | None:
-    """Return the mean accuracy of the run in `folder` where it has finished with these settings; else None.
+    """Return the mean over sets of what judges the run in `folder`, finished with these settings; else None.
 
     A run without evaluation counts as one that has not: it is quick to see that nothing is left of it.
     """
     record, path = RunRecord(folder), folder / ".hydra" / "config.yaml"
     if record.ended != "finished" or path.read_text(encoding="utf-8") != OmegaConf.to_yaml(config):
         return None
-    accuracies = [one["accuracy"] for one in record.targets.values()]
-    return sum(accuracies) / len(accuracies) if accuracies else None
+    numbers = [one[one.get("judged_by", "accuracy")] for one in record.targets.values()]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _of_evaluation(row: Row) -> bool:
