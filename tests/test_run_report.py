@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from facerec.cli.config_loader import ConfigLoader
+from facerec.cli.from_run import from_run
+from facerec.errors import FacerecError
 from facerec.images.decode import decode
 from facerec.images.preprocessing import Preprocessing
 from facerec.packs.verification import VerificationSet
@@ -225,3 +227,44 @@ def test_a_record_that_cannot_be_repeated_is_a_line(recorded: Path, tmp_path: Pa
     said = failed(command("facerec-train", "--from", "old", cwd=tmp_path))
     assert "head.gone=1: old has it, but it exists no more" in said
     assert ConfigLoader.repeated is None, "what is composed next in this process would get the record, too"
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]\n"
+    for last, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.yaml", "3", "config.yaml: "),
+        ("config.yaml", "- seed\n", "config.yaml: holds no settings"),
+        ("config.yaml", "seed: [0\nhead: }", "config.yaml: while parsing"),
+        (
+            "config.yaml",
+            "seed: !!python/object/apply:os.getpid []\n",
+            "config.yaml: could not determine a constructor",
+        ),
+        ("config.yaml", "seed: ${a\n", "config.yaml: "),
+        ("config.yaml", "seed: \x00\n", "config.yaml: "),
+        ("config.yaml", BOMB, "aliases (*name) repeating each other"),
+        ("overrides.yaml", "{seed: 1}", "overrides.yaml: holds no list of settings"),
+        (
+            "overrides.yaml",
+            "[--config-dir=/tmp]",
+            "its record gives --config-dir=/tmp, which is no setting of a run",
+        ),
+        ("overrides.yaml", "['hydra.run.dir=/tmp']", "its record gives hydra.run.dir=/tmp"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused_by_name(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    folder = tmp_path / ".hydra"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "overrides.yaml").write_text("[]\n")
+    (folder / name).write_text(text)
+    with pytest.raises(FacerecError, match=re.escape(said)):
+        from_run(["--from", str(tmp_path)])

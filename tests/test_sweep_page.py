@@ -13,7 +13,7 @@ import yaml
 from scipy import stats
 
 from facerec.cli import sweep as sweep_command
-from facerec.errors import ConfigError, UserError
+from facerec.errors import ConfigError, DamagedDataError, UserError
 from facerec.reporting.runs import Runs, find_runs
 from facerec.reporting.sweep import write_sweep
 from facerec.reporting.sweep_page import heatmaps
@@ -168,6 +168,45 @@ def test_folders_without_runs_are_a_line(tmp_path: Path) -> None:
     (tmp_path / "eval" / ".hydra" / "overrides.yaml").write_text("[]\n")
     with pytest.raises(UserError, match="holds no run of facerec-train"):
         find_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("metrics.jsonl", '{"step": 1, "loss": "high"}\n', r"metrics\.jsonl, line 1: is no such row"),
+        ("metrics.jsonl", '{"step": 1}\n{"step"\n', r"metrics\.jsonl, line 2: is no JSON"),
+        ("history.jsonl", '{"event": "start"}\n', r"history\.jsonl, line 1: is no such row"),
+        ("history.jsonl", "[]\n", r"history\.jsonl, line 1: is no object"),
+        ("results.json", "[1]", r"results\.json: is no object"),
+        (
+            "results.json",
+            '{"targets": {"lfw": {"accuracy": "good"}}}',
+            r"results\.json: the numbers of lfw are none",
+        ),
+        ("results.json", '{"targets": [1]}', r"results\.json: its targets are no results"),
+        (".hydra/config.yaml", "- 1\n", r"config\.yaml: holds no settings"),
+    ],
+)
+def test_a_changed_record_of_a_run_is_refused_by_name(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    folder = grid(tmp_path)
+    (folder / "3" / name).write_text(text)
+    with pytest.raises(DamagedDataError, match=said):
+        write_sweep([folder], folder / "sweep.html")
+    assert not (folder / "sweep.html").exists()
+
+
+def test_numbers_that_json_has_not_are_left_out_and_a_far_that_no_set_supports_is_refused(
+    tmp_path: Path,
+) -> None:
+    folder = grid(tmp_path)
+    with (folder / "3" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss": NaN, "lr": Infinity}\n')
+    assert "best by accuracy" in write_sweep([folder], folder / "sweep.html")
+    made_run(tmp_path / "few", {"lfw": entry(0.8, tar_at_far={})}, "seed=1", head={"m": 0.3})
+    with pytest.raises(ConfigError, match="--by=tar_at_far: there is no FAR that all sets"):
+        write_sweep([folder, tmp_path / "few"], folder / "sweep.html", by="tar_at_far")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
@@ -20,32 +19,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from facerec import plugins
+from facerec.bounded_yaml import require_bounded
 from facerec.cli.foreign_code import entries, refuse_foreign_code
 from facerec.cli.from_run import FromRun
 from facerec.cli.mistakes import no_such_choice
 from facerec.errors import UserError, nearest, synonyms
-
-_ENTRIES = 100_000  # of one file, its aliases written out; ours have less than a hundred
 
 
 class _Repository(ConfigRepository):
     """Reads configuration files whose aliases do not multiply without end."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """As Hydra; raises `UserError` for a file of more than `_ENTRIES` entries."""
+        """As Hydra, of bounded YAML."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is not None and source.scheme() == "file":
-            path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
-            with path.open("rb") as file:  # which names itself in YAML's errors
-                aliases = b"*" in file.read()
-                file.seek(0)
-                node = yaml.compose(file, Loader=yaml.SafeLoader) if aliases else None
-            number = _written_out(node, {}) if node is not None else 0
-            if number > _ENTRIES:
-                raise UserError(
-                    f"the configuration cannot be read: {path}: stands for {number:.2g} entries, its "
-                    f"aliases (*name) repeating each other; at most {_ENTRIES:,}: write out what is meant"
-                )
+            require_bounded(Path(source.path) / ConfigSource._normalize_file_name(config_path))
         return super().load_config(config_path)
 
 
@@ -223,15 +211,6 @@ class ConfigLoader(ConfigLoaderImpl):
 
 def _of_hydra(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
-
-
-def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Count the entries of a YAML node with all aliases written out; an alias is the node that it names."""
-    if id(node) not in sizes:
-        parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        parts = itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts
-        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
-    return sizes[id(node)]
 
 
 def _refuse_wrong_types(config: DictConfig) -> None:

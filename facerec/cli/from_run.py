@@ -73,12 +73,18 @@ def from_run(arguments: Sequence[str]) -> tuple[list[str], FromRun | None]:
         return given, None
     record = RunRecord.of(Path(path).expanduser())
     anew = frozenset(_key(one) for one in given if not one.startswith("-"))
-    config = _plain(OmegaConf.load(record.folder / ".hydra" / "config.yaml"))
+    config = record.as_written
     plugins = config.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
     if plugins and "plugins" not in anew:
         names = ",".join(map(str, plugins))
         raise UserError(f"--from {path}: was made with plugins, which run code; give them: plugins=[{names}]")
     kept = {key: value for key, value in config.items() if key not in (*_NOT_REPEATED, "hydra")}
+    foreign = next(
+        (one for one in record.overrides if one.startswith("-") or _key(one).startswith("hydra")), None
+    )
+    if foreign is not None:
+        raise UserError(f"--from {path}: its record gives {foreign}, which is no setting of a run")
     left = [one for one in record.overrides if not _is_given(_key(one), anew)]
     return [*left, *given], FromRun(record.folder, anew, kept)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from facerec.errors import UserError
+from facerec.bounded_yaml import require_bounded
+from facerec.errors import DamagedDataError, UserError
 
 Row = dict[str, Any]
+NUMBERS: Final = ("accuracy", "accuracy_exact", "auc", "eer", "tar_at_far")  # of a set
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,35 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed settings, nested."""
-        path = self.folder / ".hydra" / "config.yaml"
-        if not path.is_file():
-            return {}
-        loaded = OmegaConf.load(path)
+        loaded = self._read("config.yaml", DictConfig)
         try:
-            plain = OmegaConf.to_container(loaded, resolve=True)
+            return _plain(loaded, resolve=True)
         except OmegaConfBaseException:  # a variable of the environment that is not set here
-            plain = OmegaConf.to_container(loaded)
-        return plain if isinstance(plain, dict) else {}  # type: ignore[return-value]
+            return _plain(loaded)
+
+    @property
+    def as_written(self) -> dict[str, Any]:
+        """The same with interpolations as they were written."""
+        return _plain(self._read("config.yaml", DictConfig))
 
     @cached_property
     def overrides(self) -> list[str]:
         """The settings that were given on the command line."""
-        path = self.folder / ".hydra" / "overrides.yaml"
-        return [str(one) for one in OmegaConf.load(path)] if path.is_file() else []
+        return [str(one) for one in self._read("overrides.yaml", ListConfig)]
+
+    def _read(self, name: str, kind: type[DictConfig] | type[ListConfig]) -> Any:
+        """A file of .hydra, empty where it is missing; `DamagedDataError` where it is something else."""
+        path = self.folder / ".hydra" / name
+        if not path.is_file():
+            return OmegaConf.create("{}" if kind is DictConfig else "[]")
+        try:
+            require_bounded(path)
+            loaded = OmegaConf.load(path)
+        except (YAMLError, OSError, ValueError, RecursionError, OmegaConfBaseException) as error:
+            raise _damaged(str(path), " ".join(str(error).split())[:200]) from error
+        if not isinstance(loaded, kind):
+            raise _damaged(str(path), f"holds no {'settings' if kind is DictConfig else 'list of settings'}")
+        return loaded
 
     @cached_property
     def given(self) -> dict[str, str]:
@@ -68,7 +85,9 @@ class RunRecord:
     @cached_property
     def rows(self) -> list[Row]:
         """All rows of metrics.jsonl."""
-        return _rows(self.folder / "metrics.jsonl")
+        return _rows(
+            self.folder / "metrics.jsonl", lambda row: isinstance(row.get("step"), int) and _numeric(row)
+        )
 
     @property
     def steps(self) -> list[Row]:
@@ -84,13 +103,24 @@ class RunRecord:
     def targets(self) -> dict[str, Mapping[str, Any]]:
         """The last evaluation's entries of results.json by target, of one model."""
         path = self.folder / "results.json"
-        found = json.loads(path.read_text(encoding="utf-8")).get("targets", {}) if path.is_file() else {}
-        return {name: one for name, one in found.items() if "accuracy" in one}
+        found = _json(path.read_bytes(), str(path)).get("targets", {}) if path.is_file() else {}
+        if not (isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())):
+            raise _damaged(str(path), "its targets are no results")
+        judged = {name: one for name, one in found.items() if "accuracy" in one}
+        for name, one in judged.items():
+            rates = one.get("tar_at_far") or {}
+            if not (
+                isinstance(rates, dict)
+                and _numeric(rates)
+                and _numeric({k: one.get(k) for k in NUMBERS[:-1]})
+            ):
+                raise _damaged(str(path), f"the numbers of {name} are none")
+        return judged
 
     @cached_property
     def history(self) -> list[Row]:
         """The rows of history.jsonl."""
-        return _rows(self.folder / "history.jsonl")
+        return _rows(self.folder / "history.jsonl", _is_event)
 
     @property
     def starts(self) -> list[Row]:
@@ -136,10 +166,51 @@ def _of_evaluation(row: Row) -> bool:
     return "mean/accuracy" in row
 
 
-def _rows(path: Path) -> list[Row]:
-    """The complete rows of a file of JSON lines."""
+def _rows(path: Path, fits: Callable[[Row], bool]) -> list[Row]:
+    """The complete rows of a file of JSON lines; `DamagedDataError` for the first that does not fit."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines if line]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line:
+            rows.append(_json(line, f"{path}, line {number}"))
+            if not fits(rows[-1]):
+                raise _damaged(f"{path}, line {number}", "is no such row as a run writes")
+    return rows
+
+
+def _json(text: bytes, where: str) -> Row:
+    """An object; NaN and infinities, which JSON has not, become None."""
+    try:
+        value = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where, f"is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise _damaged(where, "is no object of JSON")
+    return value
+
+
+def _numeric(row: Mapping[str, Any]) -> bool:
+    return all(one is None or isinstance(one, int | float) for one in row.values())
+
+
+def _is_event(row: Row) -> bool:
+    """True for a row of a start or an end."""
+    try:
+        _seconds(row["time"])
+        end: dict[str, Any] = {"seconds": (int, float), "why": str}
+        kinds = {} if row["event"] == "start" else end
+        return isinstance(row["step"], int) and all(isinstance(row[key], kind) for key, kind in kinds.items())
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _damaged(where: str, reason: str) -> DamagedDataError:
+    return DamagedDataError(f"{where}: {reason}; it was changed since the run: get it back, or remove it")
+
+
+def _plain(config: Any, *, resolve: bool = False) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(config, resolve=resolve)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _seconds(time: str) -> float:

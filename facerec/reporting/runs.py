@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from facerec.errors import ConfigError, UserError, setting_text
-from facerec.reporting.record import RunRecord
+from facerec.reporting.record import NUMBERS, RunRecord
 from facerec.settings import flat
 
-NUMBERS: Final = ("accuracy", "accuracy_exact", "auc", "eer", "tar_at_far")
 _LOWER: Final = frozenset(("eer",))  # is better
 _APART: Final = ("output_dir", "logger", "plugins", "trainer.resume")  # no settings to compare runs by
 
@@ -100,6 +99,8 @@ class Runs:
         if self.by is not None:
             if self.by not in NUMBERS:
                 raise ConfigError("--by", self.by, f"must be one of {', '.join(NUMBERS)}")
+            if self.by == "tar_at_far" and self.far is None:
+                raise ConfigError("--by", self.by, "there is no FAR that all sets of these runs support")
             return self.by
         used = {
             str(one.get("judged_by")) for record in self.records.values() for one in record.targets.values()
