@@ -14,7 +14,7 @@ from facerec.cli import data, embed, figures, model, train
 from facerec.cli.base import reported
 from facerec.errors import UserError
 from facerec.packs.verification import write_verification
-from tests.test_cli_train import command
+from tests.test_cli_train import command, process
 
 # What is typed, and what the one line must say.
 MISTAKES = """
@@ -165,6 +165,20 @@ def test_both_spellings_of_an_option_are_taken(desk: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="--ckpt"):  # a file of that name is the source
         parser.parse_args(["ckpt=a.pt", "out.npy"])
     (desk / "ckpt=a.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("program", "typed", "offered"),
+    [("data", "pa", "pack pairs"), ("embed", "--no", "--no-flip --normalise"), ("sweep", "--b", "--by ")],
+)
+def test_options_complete_in_a_shell(desk: Path, program: str, typed: str, offered: str) -> None:
+    pytest.importorskip("argcomplete", reason="the extra completion is not installed")
+    line = f"facerec-{program} {typed}"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": " "}
+    asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(desk / "offered"), "_ARGCOMPLETE_COMP_WORDBREAKS": " "}
+    assert process(f"facerec-{program}", cwd=desk, **asked).returncode == 0
+    assert (desk / "offered").read_text() == offered
+    (desk / "offered").unlink()
 
 
 def test_every_command_says_its_version(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

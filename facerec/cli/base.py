@@ -131,7 +131,11 @@ class Parser(argparse.ArgumentParser):
     log_format = "%(message)s"
 
     def main(self) -> NoReturn:
-        """Run the command line of this process and end it."""
+        """Run the command line of this process and end it; or complete it, where a shell asks for that."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
         run_command(self.prog, lambda: self.run(sys.argv[1:]))
 
     def run(self, arguments: Sequence[str]) -> int:
