@@ -142,6 +142,11 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
+def printable(text: str) -> str:
+    """Escape control characters, which names out of files may hold and a terminal would obey."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 _MANY = 18  # names that one reads
 
 

@@ -160,6 +160,13 @@ def test_the_command_takes_any_runs_and_writes_a_page_and_a_table(
     assert (tmp_path / "all.csv").read_text().startswith("run,head.m")
 
 
+def test_names_of_runs_do_not_command_the_terminal(tmp_path: Path) -> None:
+    for name, accuracy in (("\x1b[31mred\n", 0.9), ("plain", 0.8)):
+        made_run(tmp_path / name, {"lfw": entry(accuracy)}, f"seed={accuracy}", head={"m": accuracy})
+    said = write_sweep([tmp_path], tmp_path / "sweep.html")
+    assert "\x1b" not in said and r"best by accuracy: run \x1b[31mred\n" in said
+
+
 def test_folders_without_runs_are_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         find_runs([tmp_path / "none"])

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import facerec
 from facerec import launch, plugins, process
 from facerec.cli.mistakes import require_filled_in
-from facerec.errors import FacerecError, LostContactError, UserError, machine_errors
+from facerec.errors import FacerecError, LostContactError, UserError, machine_errors, printable
 
 _FIRST_WORDS = """\
 facerec-train trains a face-recognition backbone. To type first:
@@ -115,10 +115,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
 def _say(program: str, text: str) -> None:
     who = f"{program}[{launch.rank()}]" if launch.rank() else program
     with contextlib.suppress(OSError):  # a closed pipe here, too
-        plain = " ".join(text.split())
-        # Names out of files may hold control characters, which a terminal would obey.
-        plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in plain)
-        print(f"{who}: {plain}", file=sys.stderr, flush=True)
+        print(f"{who}: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,6 +22,7 @@ PATHS = frozenset(
         "output_dir",
         "data.root",
         *("eval.root", "eval.gallery", "eval.probes", "eval.distractors", "eval.leave_out", "eval.cache"),
+        *("eval.groups", "eval.quality", "teacher.ckpt", "teacher.embeddings", "calibration"),
         "backbone.pretrained",
         "trainer.resume",
     )

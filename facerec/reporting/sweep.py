@@ -11,7 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from facerec.errors import UserError
+from facerec.errors import UserError, printable
 from facerec.files import csv_lines, replacing
 from facerec.reporting import run_folder
 from facerec.reporting.text_table import as_markdown
@@ -89,7 +89,7 @@ def write_sweep(
     with replacing(table) as file:
         file.write(csv_lines([header, *rows]))
     best = (
-        f"best by {runs.columns[runs.column]}: run {','.join(runs.best.names)}\n"
+        f"best by {runs.columns[runs.column]}: run {printable(','.join(runs.best.names))}\n"
         if runs.best is not None
         else ""
     )
