@@ -65,6 +65,19 @@ train schedule=step                       | did you mean multistep?
 train head=arc                            | did you mean arcface?
 train head=am-softmax                     | did you mean cosface?
 train experiment=demo                     | did you mean orl_demo?
+train experiment=                         | experiment=: names none; --explain experiment lists them
+train --explain nothing                   | no such group or setting; nearest of
+train lr 0.1                              | a setting has the form key=value: lr=0.1
+train -lr 0.1                             | did you mean optimizer.lr?
+train config.yaml                         | settings of a file are an experiment
+train --config=my.yaml                    | settings of a file are an experiment
+train --config-name my.yaml               | settings of a file are an experiment
+train --resume                            | did you mean trainer.resume?
+train backbone=resnet-50                  | did you mean resnet50?
+train head=triplet-loss                   | did you mean triplet?
+train hydra/sweeper=optuna                | hydra/sweeper=optuna: is of no use to one run; -m makes a search
+train hydra.sweeper.n_trials=9            | is of no use to one run; -m makes a search
+train --from nowhere                      | nowhere: is no run's folder
 train eval=lfw                            | a verification set is a target: 'eval.targets=[lfw]'
 train arcface                             | did you mean head=arcface?
 train orl_demo                            | did you mean experiment=orl_demo?

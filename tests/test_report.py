@@ -148,7 +148,7 @@ def test_template_and_identification_protocols_have_their_own_numbers_and_curves
     assert low < result.rank["1"] < high and f"{low:.5f}–{high:.5f}" in text
     written = write_all(tmp_path, [others], {}, figures=True)
     figures = ["ijbc_roc.png", "ijbc_det.png", "ijbc_distances.png"]
-    assert [path.name for path in written] == ["results.json", "report.html", *figures]
+    assert [path.name for path in written] == ["report.html", "results.json", *figures]
     assert "curve" not in json.loads((tmp_path / "results.json").read_text())["targets"]["1n"]
 
 
@@ -182,11 +182,11 @@ def test_an_evaluation_names_all_its_files(one, tmp_path):
     safe = replace(one, results={"lfw": one.results["lfw"]})
     written = write_all(tmp_path, [safe], {}, figures=True)
     assert [path.name for path in written] == [
-        *("results.json", "report.html"),
+        *("report.html", "results.json"),
         *("lfw_roc.png", "lfw_det.png", "lfw_distances.png", "lfw_pairs.png"),
     ]
     assert all(path.is_file() for path in written)
-    assert json.loads(written[0].read_text())["targets"]["lfw"]["accuracy"] == safe.results["lfw"].accuracy
+    assert json.loads(written[1].read_text())["targets"]["lfw"]["accuracy"] == safe.results["lfw"].accuracy
 
 
 # In a real browser -----------------------------------------------------------------------------------------
