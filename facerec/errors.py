@@ -53,6 +53,10 @@ _SYNONYMS = (
     ("log_freq", "log_interval", "frequent", "verbose", "log_every"),
     ("random_seed", "manual_seed", "seed"),
     ("loggers", "wandb", "mlflow", "logger"),
+    ("check", "validate", "verify"),  # subcommands of facerec-data
+    ("inspect", "show", "stats", "info"),
+    ("extract", "export", "unpack"),
+    ("convert", "import", "create", "make", "build", "pack"),
 )
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 

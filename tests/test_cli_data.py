@@ -305,7 +305,7 @@ def test_help_of_every_command_needs_no_numpy_and_no_torch(capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["inof"], 2, "invalid choice: 'inof'"),
+        (["inof"], 2, "inof: no such subcommand; did you mean info?"),
         ([], 2, "SUBCOMMAND"),
         (["info"], 2, "info: the following arguments are required: path; see `facerec-data info --help`"),
         (["info", "/nowhere"], 2, "/nowhere: no such file or folder"),

@@ -119,7 +119,23 @@ export ckpt=none.pt format=ONNX           | format=ONNX: must be one of onnx, sa
 embed photos out.npy                      | the following arguments are required: --ckpt
 embed photos out.npy ckpt=none.pt         | ckpt=none.pt: no such file
 embed photos out.npy --ckpt runs/…/a.pt   | … stands for names that you fill in
-data photos                               | invalid choice: 'photos'
+data photos                               | photos: no such subcommand
+data check photos                         | check: no such subcommand; did you mean verify?
+data inspect test.bin                     | inspect: no such subcommand; did you mean info?
+data convert photos out                   | convert: no such subcommand; did you mean pack?
+data pack --algin photos out              | unrecognized arguments: --algin; did you mean --align?
+data info test.bin --face                 | unrecognized arguments: --face; did you mean --faces?
+data pack photos photos                   | lies in photos, and would be taken for an identity
+data filter photos out                    | filter: give --min-images, --drop or --overlap
+data cfp photos out                       | is not the published tree of cfp, it lacks Data, Protocol
+data unpack test.bin out                  | test.bin: is a verification set
+embed out.npy photos --ckpt none.pt       | photos: the name must end in .npy or .parquet
+embed --ckpt runs/a photos out.npy        | ckpt=runs/a: is a folder; name a file in it
+eval runs/a                               | ckpt=runs/a/checkpoints/best.pt is the model of this run
+eval ckpt=none.pt calibration=logistic    | did you mean eval.calibration?
+eval ckpt=none.pt --quality q.csv         | did you mean eval.quality?
+eval ckpt=none.pt --groups g.csv          | did you mean eval.groups?
+eval ckpt=none.pt eval=ijbc               | did you mean ijb?
 data pack photos                          | pack: the following arguments are required: out
 data info photos                          | photos: holds no train.rec
 data merge test.bin photos out            | is a verification set; a .rec, or a folder with train.rec

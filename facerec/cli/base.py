@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -19,7 +21,7 @@ from typing import Any, NoReturn
 import facerec
 from facerec import launch, plugins, process
 from facerec.cli.mistakes import require_filled_in
-from facerec.errors import FacerecError, LostContactError, UserError, machine_errors, printable
+from facerec.errors import FacerecError, LostContactError, UserError, machine_errors, nearest, printable
 
 _FIRST_WORDS = """\
 facerec-train trains a face-recognition backbone. To type first:
@@ -169,7 +171,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         name = self.prog.partition(" ")[2]
-        raise UserError(f"{name + ': ' if name else ''}{message}; see `{self.prog} --help`")
+        raise UserError(f"{name + ': ' if name else ''}{self._nearer(message)}; see `{self.prog} --help`")
+
+    def _nearer(self, message: str) -> str:
+        """A message of argparse's about an unknown word, with what may be meant."""
+        nested = [one for one in self._actions if isinstance(one, argparse._SubParsersAction)]
+        chosen = re.match(r"argument SUBCOMMAND: invalid choice: '(.*)' \(choose from", message)
+        if chosen and nested:
+            return f"{chosen[1]}: no such subcommand; {nearest(chosen[1], nested[0].choices)}"
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        parsers = [self, *(parser for one in nested for parser in one.choices.values())]
+        options = {name for parser in parsers for name in parser._option_string_actions}
+        close = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
+        return f"{message}; did you mean {close[0]}?" if close else message
 
 
 def stopped_by_sigterm(work: Callable[[], int]) -> int:

@@ -170,8 +170,11 @@ def _meaning(word: str, follower: str, after: Sequence[str]) -> str:
         return _YAML
     if word.endswith(".bin"):
         return f"of what is this the path? 'eval.targets=[{word}]' is a verification set"
+    if (Path(word) / "checkpoints").is_dir():
+        model = Path(word) / "checkpoints" / "best.pt"
+        return f"of what is this the path? ckpt={model} is the model of this run"
     if Path(word).is_dir() or word.endswith(".rec"):
-        return f"of what is this the path? {_trains_on(word)} trains on it"
+        return f"of what is this the path? facerec-train {_trains_on(word)} trains on it"
     known = "." in word or word in _GROUPS or synonyms(word)
     if known and _KEY.fullmatch(word) and follower and "=" not in follower:
         return f"a setting has the form key=value: {word}={follower}"
