@@ -158,5 +158,5 @@ def test_centres_of_a_set_are_of_its_sound_images(tmp_path: Path) -> None:
 def test_a_set_without_a_sound_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "a.jpg").write_bytes(b"nothing")
-    with pytest.raises(DamagedDataError, match="not one of 1 images could be embedded: "):
+    with pytest.raises(DamagedDataError, match="0 of 1 image could be embedded: "):
         embed_units(Model(Thumbnails(), Preprocessing(size=16)), FolderImages(tmp_path))

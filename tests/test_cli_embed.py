@@ -233,7 +233,7 @@ def test_a_list_that_names_what_is_not_there(network: Path, tmp_path: Path) -> N
     (tmp_path / "list.txt").write_text("gone.png\n")
     with pytest.raises(MissingDataError, match=r"gone\.png cannot be read: No such file.*list\.txt"):
         embed(tmp_path / "list.txt", tmp_path / "a.npy", network)
-    with pytest.raises(DamagedDataError, match=r"not one of 1 images could be embedded: .*gone"):
+    with pytest.raises(DamagedDataError, match=r"0 of 1 image could be embedded: .*gone"):
         embed(tmp_path / "list.txt", tmp_path / "a.npy", network, "--on-error", "skip")
     assert not (tmp_path / "a.npy").exists()
 

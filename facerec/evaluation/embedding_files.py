@@ -98,7 +98,7 @@ def embed_to_file(
                 count, resized = count + len(kept), resized + portion.resized
         if not count:
             reason = next(iter(skipped.values()))
-            raise DamagedDataError(f"not one of {counted(len(skipped), 'image')} could be embedded: {reason}")
+            raise DamagedDataError(f"0 of {counted(len(skipped), 'image')} could be embedded: {reason}")
         file.flush()
         embedding_PD = np.memmap(file, np.float32, "r", shape=(count, size))
         if images.first_N is not None:

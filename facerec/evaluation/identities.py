@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import DamagedDataError, UserError
+from facerec.errors import DamagedDataError, UserError, counted
 from facerec.evaluation.any_images import Portion, embed_any
 from facerec.evaluation.statistics.centres import Centre, Pairs, chance_cosine, pairs_alike, robust_centre
 from facerec.files import nameless, storing
@@ -79,7 +79,7 @@ def embed_units(
                 seen(portion)
         if not positions:
             reason = next(iter(damaged.values()), "there are none")
-            raise DamagedDataError(f"not one of {len(damaged):,} images could be embedded: {reason}")
+            raise DamagedDataError(f"0 of {counted(len(damaged), 'image')} could be embedded: {reason}")
         file.flush()
         unit_RD = np.memmap(file, np.float32, "r", shape=(len(positions), size))
     return EmbeddedImages(unit_RD, np.array(positions, np.int64), damaged)
