@@ -204,7 +204,7 @@ def test_embeddings_of_another_model_are_refused() -> None:
     gallery.add("a", rows(1))
     with pytest.raises(UserError, match="embeddings have 4 numbers, those of the gallery 8: is it another"):
         gallery.search(rows(1, size=4))
-    with pytest.raises(UserError, match="2 identities do not fit 3 embeddings"):
+    with pytest.raises(UserError, match="2 identities and 3 embeddings: give one name for each"):
         gallery.add(["a", "b"], rows(3))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import DamagedDataError, MissingDataError, UserError, require
+from facerec.errors import DamagedDataError, MissingDataError, UserError, counted, require
 from facerec.evaluation.statistics.search import BLOCK, TopK, unit
 from facerec.files import replacing
 
@@ -61,7 +61,8 @@ class Gallery:
             if not isinstance(name, str) or name.endswith("\0"):  # which NumPy's files do not keep
                 raise UserError(f"identity {name!r}: is no name; give text that does not end in NUL")
         if len(names) != len(row_GD):
-            raise UserError(f"{len(names)} identities do not fit {len(row_GD)} embeddings")
+            what = f"{counted(len(names), 'identity')} and {counted(len(row_GD), 'embedding')}"
+            raise UserError(f"{what}: give one name for each")
         with self._lock:
             count = len(self._identities)
             self._require_size(row_GD)
