@@ -281,6 +281,7 @@ def test_a_list_of_data_sets_is_a_mixture_of_their_settings(
     [
         (["data=[casia,webface5m]"], r"data.sources\[1\]: data=webface5m: no such data; did you mean"),
         (["data=[casia,mix]"], r"data.sources\[1\]: is a mixture itself"),
+        (["data=[mix]"], r"data.sources\[0\]: is a mixture itself"),
     ],
 )
 def test_a_source_that_there_is_not_is_refused_by_its_place(settings: list[str], said: str) -> None:
@@ -338,6 +339,11 @@ RUN = [
     *(one for one in TINY if not one.startswith(("data=", "data.root="))),
     *("data=[A,B]", "data.weights=[1,2]", "trainer.epochs=2"),
 ]
+
+
+def test_a_mixture_of_nothing_is_one_line(tmp_path: Path) -> None:
+    assert "data.sources: must be given on the command line" in failed(train(tmp_path, "data=mix"))
+    assert "data.sources=[]: must name one data set or more" in failed(train(tmp_path, "data=[]"))
 
 
 def test_a_run_over_two_packs_resumes_to_the_bit_where_they_were_moved_to(

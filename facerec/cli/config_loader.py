@@ -109,7 +109,7 @@ class ConfigLoader(ConfigLoaderImpl):
         return config
 
     def _compose_sources(self, config: DictConfig, config_name: str | None) -> None:
-        """Put the settings of what it names in place of each of `data.sources`; the first gives the targets.
+        """Replace each of `data.sources` by the settings that it names; the first gives root and targets.
 
         Raises:
             UserError: a source is neither the name of a data set nor a path.
@@ -130,7 +130,10 @@ class ConfigLoader(ConfigLoaderImpl):
                 if choice == "mix" or choice not in self.get_group_options("data"):
                     problem = no_such_choice("data", choice) if choice != "mix" else "is a mixture itself"
                     raise UserError(f"data.sources[{i}]: {problem}")
-                data = super().load_configuration(config_name, [f"data={choice}"], RunMode.RUN).data
+                chosen = (
+                    f"data={choice}" if config_name else f"+data={choice}"
+                )  # there is no default to replace
+                data = super().load_configuration(config_name, [chosen], RunMode.RUN).data
                 plain: Any = OmegaConf.to_container(data, resolve=False)
                 own = {key: plain[key] for key in OF_A_SOURCE}
                 source = own | {key: value for key, value in source.items() if key != "data"}
@@ -139,6 +142,8 @@ class ConfigLoader(ConfigLoaderImpl):
         with open_dict(config):
             config.data.sources = sources
             config.data.targets = config.data.targets or targets
+            first = sources[0] if sources and isinstance(sources[0], dict) else {}
+            config.data.root = config.data.root or first.get("root")
 
     def _named_source(self, name: str) -> dict[str, str]:
         """Return the source that a name or path stands for."""
