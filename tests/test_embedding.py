@@ -171,7 +171,7 @@ def test_what_cannot_be_embedded_is_refused(model):
         embed_images(model, [])
     with pytest.raises(UserError, match=r"image 0 of images is uint8 of shape \(8, 8, 3\)"):
         embed_images(model, [np.zeros((8, 8, 3), np.uint8)])
-    with pytest.raises(UserError, match=r"returns \(1, 3, 112, 112\) for 1 images"):
+    with pytest.raises(UserError, match=r"returns \(1, 3, 112, 112\) for 1 image"):
         embed_images(Model(nn.Identity()), jpegs(1))
 
 
