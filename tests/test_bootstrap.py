@@ -186,7 +186,7 @@ def test_identities_are_kept_beside_a_pack(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\ta\n", r"made\.people\.tsv has 1 lines for 2 pairs"),
+        ("a\ta\n", r"made\.people\.tsv has 1 line for 2 pairs"),
         ("a\ta\nb\n", "line 2: two names with a tab between"),
         ("a\ta\nb\tb\n", "line 2: names b and b, but the pack says two identities"),
         ("a\tb\nb\tc\n", "line 1: names a and b, but the pack says one identity"),
