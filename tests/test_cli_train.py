@@ -281,7 +281,8 @@ def test_a_sweep_leaves_a_folder_a_run_and_one_table(tmp_path: Path, orl: Path) 
     columns = "accuracy,exact accuracy,AUC,EER,TAR @ FAR 1e-2,time,device-hours,state"
     assert table[0] == f"run,head.m,{columns}"
     assert sorted(row.split(",")[1] for row in table[1:]) == ["0.3", "0.5"]
-    assert {row.split(",")[-1] for row in table[1:]} == {"finished"} and "best by exact accuracy" in run.stdout
+    assert {row.split(",")[-1] for row in table[1:]} == {"finished"}
+    assert "best by exact accuracy" in run.stdout
     assert "2 runs compared" in (tmp_path / "sweep" / "sweep.html").read_text()
     assert all((tmp_path / "sweep" / str(n) / "results.json").is_file() for n in range(2))
     assert "| head.m | accuracy" in run.stdout
