@@ -78,6 +78,13 @@ def test_the_sources_of_a_mixture_are_added_up(tmp_path: Path) -> None:
     assert "data.root=./data/faces_emore is not there)" in ended.stdout
 
 
+def test_stages_are_tried_up_to_the_first_change(caplog: pytest.LogCaptureFixture) -> None:
+    stages = "stages=[{epoch: 1, head: {m: 0.5}}, {epoch: 2, head: {m: 0.3}}]"
+    with caplog.at_level(logging.INFO):
+        dry_run(composed("lfw_small", *SMALL, "data.size=32", "eval.targets=[]", stages))
+    assert "2 stages after the first, whose time is taken for all" in caplog.text
+
+
 def test_a_step_is_what_the_trainer_does_with_all_accumulated_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

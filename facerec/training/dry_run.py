@@ -110,6 +110,9 @@ def _without_data(
     if config.get("stages"):
         stand_in["stages"] = []
         unchecked.append("its stages")
+    if stages := config.get("stages"):
+        stand_in["stages"] = []
+        unchecked.append(f"{counted(len(stages), 'stage')} after the first, whose time is taken for all")
     if targets := config["eval"].get("targets"):
         stand_in["eval"] |= {"targets": [], "at_start": False}
         unchecked.append(f"evaluation on {', '.join(map(str, targets))}")
