@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 from scipy.stats import t, ttest_1samp
@@ -107,42 +107,45 @@ def prepare(cfp: Path, lfw: Path, out: Path, least: int) -> None:
     """Write the folders to train on and the pairs to evaluate on.
 
     ``both`` holds CFP's identities of folds 1 to 8 and LFW's of at least so many images, ``few`` four images
-    (two in profile) of each of CFP's; the pairs are those of folds 9 and 10.
+    (two in profile) of each of CFP's, ``held`` CFP's other identities; the pairs are those of folds 9 and 10.
     """
-    held: set[str] = set()
     lists = {}
     for view in "FP":
         lines = (cfp / f"Protocol/Pair_list_{view}.txt").read_text().split("\n")
-        lists[view] = dict(line.replace("../Data/Images/", "").split() for line in lines if line.strip())
-    out.mkdir(parents=True, exist_ok=True)
-    for view in "FP":
-        pairs = []
-        for fold in ("09", "10"):
-            for answer in ("same", "diff"):
-                text = (cfp / f"Protocol/Split/F{view}/{fold}/{answer}.txt").read_text()
-                for first, second in (line.split(",") for line in text.split()):
-                    pair = lists["F"][first], lists[view][second]
-                    held |= {image.partition("/")[0] for image in pair}
-                    pairs.append(f"{pair[0]},{pair[1]},{int(answer == 'same')}\n")
+        named = dict(line.replace("../Data/Images/", "").split() for line in lines if line.strip())
+        lists[view] = {number: placed(Path(path)) for number, path in named.items()}
+    pairs: dict[str, list[str]] = {view: [] for view in "FP"}
+    for view, fold, answer in product("FP", ("09", "10"), ("same", "diff")):
+        text = (cfp / f"Protocol/Split/F{view}/{fold}/{answer}.txt").read_text()
+        for first, second in (line.split(",") for line in text.split()):
+            pairs[view].append(f"{lists['F'][first]},{lists[view][second]},{int(answer == 'same')}\n")
+    held = {
+        name.partition("/")[0] for both in pairs.values() for line in both for name in line.split(",")[:2]
+    }
+    if not (out / "held").is_dir():
+        if not (out / "lfw").is_dir():
+            command("data", "unpack", str(lfw), str(out / "lfw"))
+        for identity in (out / "lfw").iterdir():
+            if len([*identity.iterdir()]) >= least:
+                shutil.copytree(identity, out / "both" / identity.name, dirs_exist_ok=True)
+        for image in sorted((cfp / "Data/Images").glob("*/*/*.jpg")):
+            few = ["few"] if image.name in ("01.jpg", "02.jpg") else []
+            for part in ["held.part"] if image.parts[-3] in held else ["both", *few]:
+                target = out / part / placed(image)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(image, target)
+        (out / "held.part").rename(out / "held")
+    for view, lines in pairs.items():
         listing, target = out / f"cfp_f{view.lower()}.csv", out / f"cfp_f{view.lower()}.bin"
-        listing.write_text("".join(pairs))
+        listing.write_text("".join(lines))
         if not target.is_file():
-            written = ["--csv", str(listing), "--keep", "--folds", "2"]
-            command("data", "pairs", str(cfp / "Data/Images"), str(target), *written)
-    if (out / "few").is_dir():
-        return
-    if not (out / "lfw").is_dir():
-        command("data", "unpack", str(lfw), str(out / "lfw"))
-    for identity in (out / "lfw").iterdir():
-        if len([*identity.iterdir()]) >= least:
-            shutil.copytree(identity, out / "both" / identity.name, dirs_exist_ok=True)
-    for image in sorted((cfp / "Data/Images").glob("*/*/*.jpg")):
-        identity, view, name = image.parts[-3:]
-        for part in () if identity in held else ("both", "few.part"):
-            if part == "both" or name in ("01.jpg", "02.jpg"):
-                (out / part / identity).mkdir(parents=True, exist_ok=True)
-                shutil.copy(image, out / part / identity / f"{view}_{name}")
-    (out / "few.part").rename(out / "few")
+            written = ["--csv", str(listing), "--keep", "--keep-order", "--folds", "2"]
+            command("data", "pairs", str(out / "held"), str(target), *written)
+
+
+def placed(image: Path) -> str:
+    """Where an image of CFP goes: ``401/frontal/07.jpg`` becomes ``401/frontal_07.jpg``."""
+    return f"{image.parts[-3]}/{image.parts[-2]}_{image.name}"
 
 
 def command(program: str, *arguments: str) -> None:
