@@ -257,9 +257,9 @@ def test_every_configuration_gives_valid_settings(name: str, monkeypatch: pytest
     given = ["data.root=/some/folder"] if name in ("rec", "folder") else []
     given += ["data.sources=[{kind: folder, root: /some/folder}]"] if name == "mix" else []
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(overrides=[f"+data={name}", *given])
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    settings = build(DataSettings, "data", plain["data"])
+        config = hydra.compose("train", [f"data={name}", *given])
+    plain = OmegaConf.to_container(config.data, resolve=True, throw_on_missing=True)
+    settings = build(DataSettings, "data", plain)
     assert settings.kind in SOURCES.names()
     assert Loader.__init__.__kwdefaults__.keys() >= settings.loading().keys()
     if name not in ("rec", "folder"):
