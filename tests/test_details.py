@@ -236,7 +236,17 @@ def test_what_all_tables_say_is_said_once(result: VerificationResult) -> None:
     assert page.count("Operating points: ") == 4 and page.count("ISO/IEC 19795-1") == 1
 
 
-def test_what_cannot_be_said_of_groups_and_quality_is_said_not_to_be(result: VerificationResult) -> None:
+def test_files_of_groups_and_quality_must_be_there(tmp_path: Path) -> None:
+    for key in ("groups", "quality"):
+        with pytest.raises(ConfigError, match=rf"eval\.{key}=.*x\.csv: no such file"):
+            EvalSettings(**{key: str(tmp_path / "x.csv")})
+
+
+def test_what_cannot_be_said_of_groups_and_quality_is_said_not_to_be(
+    result: VerificationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.csv").touch()
     side = Side({"sex": np.full((PAIRS, 2), "f"), "light": SAME_N.repeat(2).reshape(-1, 2).astype(str)})
     full = detailed(result, side, EvalSettings())
     by_sex, by_light = full.tables[-2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from facerec.errors import require
@@ -87,6 +88,9 @@ class EvalSettings:
             names = getattr(self, key)
             require(len(set(names)) == len(names), f"eval.{key}", names, f"names one {key[:-1]} twice")
         check_ranges(self, "eval")
+        for key, path in (("groups", self.groups), ("quality", self.quality)):
+            there = path in (None, "norm") or Path(path).is_file()
+            require(there, f"eval.{key}", path, "no such file")
 
     @property
     def resamples(self) -> int:
