@@ -88,9 +88,7 @@ class Trainer:
         self.position = state.Position()  # where the run stands
         self.saved: state.Position | None = None  # where the last checkpoint was written
         self.results: Results = {}  # of the last evaluation
-        self.averaged: Mapping[
-            str, VerificationResult
-        ] = {}  # of the averaged weights in it, where there are any
+        self.averaged: Results = {}  # of the averaged weights in it, where there are any
         self.interrupted: int | None = None  # number of the signal that ended the run early
         self.failure: StorageError | None = None  # the failed write that ends the run once it is saved
 

@@ -38,7 +38,7 @@ class Run(Protocol):
     input: Preprocessing
     interrupted: int | None
     failure: StorageError | None
-    averaged: Mapping[str, VerificationResult]
+    averaged: dict[str, VerificationResult]
     """Of the averaged weights in the last evaluation (`trainer.ema`); else empty."""
     changes: Mapping[str, str]
     """Settings that have changed at this resume, ``0.01 (was 0.1)``."""
