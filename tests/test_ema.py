@@ -161,7 +161,7 @@ def test_both_are_evaluated_saved_exported_and_told_apart(work: Path) -> None:
     run = train(work, *evaluated, "output_dir=ema", "trainer.max_steps=3", "trainer.ema=0.9")
     assert run.returncode == 0, run.stderr
     assert "\n[pairs][3]Accuracy-Flip: " in run.stdout and "\n[ema/pairs][3]Accuracy-Flip: " in run.stdout
-    assert run.stdout.count("highest_acc") == 1 and "\nema/pairs: accuracy " in run.stdout
+    assert run.stdout.count("highest_acc") == 1 and "\nema/pairs: exact accuracy " in run.stdout
     rows = [json.loads(line) for line in (work / "ema" / "metrics.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if "mean/accuracy" in row]
     results = json.loads((work / "ema" / "results.json").read_text())

@@ -316,10 +316,12 @@ def test_what_a_configuration_says_wrongly_is_said_with_its_file(
         load_model(folder, device="cpu")
 
 
-def test_the_words_of_another_librarys_configuration_are_not_taken_for_ours(folder: Path) -> None:
+def test_the_words_of_another_librarys_configuration_are_not_taken_for_ours(
+    folder: Path, model: Model
+) -> None:
     (folder / "config.json").write_text('{"model_type": "other", "backbone": "resnet50", "threshold": 0.5}')
     own = {"name": "mobilefacenet", "embedding_size": WIDTH, "input_size": SIDE}
-    assert load_model(folder, device="cpu", backbone=own).threshold is None
+    assert load_model(folder, device="cpu", backbone=own).threshold == model.threshold
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"input": {"mean": "x"}}', "[" * 100_000])

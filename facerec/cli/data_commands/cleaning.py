@@ -45,7 +45,8 @@ _LOOKING = {
         nargs="+",
         choices=(*_DROPPED, "leak", "none"),
         default=list(_DROPPED),
-        help="what is left out of the new pack (default: damaged duplicate outlier)",
+        metavar="KIND",
+        help="what is left out of the new pack: damaged, duplicate, outlier (these by default), leak; or none",
     ),
     option("--split", action="store_true", help="make identities of the further people of mixed ones"),
     option("--merge", action="store_true", help="make one identity of those that are one person"),
@@ -100,9 +101,9 @@ def clean(options: Namespace) -> None:
     changed. Edit the column action of decisions.csv, and apply it with --decisions.
 
     example:
-      facerec-data clean data/mine data/proposals --ckpt best.pt --dry-run
-      facerec-data clean data/mine data/clean --ckpt best.pt --merge --against lfw.bin --drop outlier leak
-      facerec-data clean data/mine data/clean --decisions data/proposals/decisions.csv
+      facerec-data clean data/mine proposals --ckpt best.pt --dry-run
+      facerec-data clean data/mine clean --ckpt best.pt --merge --against lfw.bin --drop outlier leak
+      facerec-data clean data/mine clean --decisions proposals/decisions.csv
     """
     from facerec.cleaning.decisions import NAME, read_decisions, write_decisions
     from facerec.loading.opening import open_identities
