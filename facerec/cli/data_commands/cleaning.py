@@ -46,7 +46,7 @@ _LOOKING = {
         choices=(*_DROPPED, "leak", "none"),
         default=list(_DROPPED),
         metavar="KIND",
-        help="what is left out of the new pack: damaged, duplicate, outlier (these by default), leak; or none",
+        help="what is left out: damaged, duplicate, outlier (these by default), leak; or none",
     ),
     option("--split", action="store_true", help="make identities of the further people of mixed ones"),
     option("--merge", action="store_true", help="make one identity of those that are one person"),
