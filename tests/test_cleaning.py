@@ -283,6 +283,7 @@ def test_an_edited_list_is_applied_without_a_model(folder: Path, proposals: Path
         (("mixed,split,keep,", "mixed,split,split,x"), r"number 'x\d+' is no number; leave it as it was"),
         (("damaged,drop,drop,", "damaged,drop,drop,9999"), "has no number 9999"),
         (("outlier,drop,drop", "outlier,drop,merge"), "merge needs an identity, and the other_number"),
+        (("outlier,drop,drop", "x" * 200_000), r"after line \d+: is no CSV \(field larger than field limit"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(
@@ -294,6 +295,17 @@ def test_a_list_that_does_not_fit_is_refused(
     with pytest.raises(UserError, match=said):
         run(["clean", str(folder), str(tmp_path / "out"), "--decisions", str(tmp_path / "mine.csv")])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_identity_is_not_merged_with_itself(folder: Path, proposals: Path, tmp_path: Path) -> None:
+    with (proposals / "decisions.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    number, other = head.index("number"), head.index("other_number")
+    row = next(one for one in rows if one[0] == "merge")
+    row[head.index("action")], row[other] = "merge", row[number]
+    (tmp_path / "mine.csv").write_text("\n".join(",".join(one) for one in (head, row)))
+    with pytest.raises(UserError, match=r"line 2: merge needs two identities, and number and other_number"):
+        run(["clean", str(folder), str(tmp_path / "out"), "--decisions", str(tmp_path / "mine.csv")])
 
 
 # What is refused, and what is left behind -----------------------------------------------------------------
@@ -314,6 +326,7 @@ def test_a_list_that_does_not_fit_is_refused(
             ["--decisions", "b.csv", "--merge"],
             "--decisions applies a list as it is; leave out --merge, or edit",
         ),
+        (["--decisions", "b.csv", "--false-drop", "0.2"], "leave out --false-drop, or edit the list"),
         (["--decisions", "b.csv"], "b.csv: No such file"),
         (["--ckpt", "a.pt"], "a.pt: no such file"),
     ],

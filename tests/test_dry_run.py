@@ -79,9 +79,10 @@ def test_the_sources_of_a_mixture_are_added_up(tmp_path: Path) -> None:
 
 
 def test_stages_are_tried_up_to_the_first_change(caplog: pytest.LogCaptureFixture) -> None:
-    stages = "stages=[{epoch: 1, head: {m: 0.5}}, {epoch: 2, head: {m: 0.3}}]"
+    stages = "stages=[{epoch: 1, head.m: 0.37}, {epoch: 2, head.m: 0.33}]"
+    config = composed("lfw_small", *SMALL, "data.size=32", "eval.targets=[]", stages)
     with caplog.at_level(logging.INFO):
-        dry_run(composed("lfw_small", *SMALL, "data.size=32", "eval.targets=[]", stages))
+        dry_run(config, [config | {"head": config["head"] | {"m": m}} for m in (0.37, 0.33)])
     assert "2 stages after the first, whose time is taken for all" in caplog.text
 
 
@@ -106,6 +107,9 @@ def test_a_step_is_what_the_trainer_does_with_all_accumulated_batches(
         ),
         (("teacher.embeddings=t.npy",), "teacher.embeddings=t.npy: belongs to the real images"),
         (("teacher.ckpt=t.pt", "teacher.logits=1"), "teacher.logits=1: begins with a pass over all images"),
+        (("trainer.reference=nowhere",), "trainer.reference=nowhere: is no published curve and no run's"),
+        (("stages=[3]",), "stages=[3]: must be a list, of an entry with step or epoch"),
+        (("stages=[{step: 2, optimizer.lr: -3}]",), "stage 1 (step 2): optimizer.lr=-3: must be greater"),
         (("trainer.dry_run=yes_please",), "trainer.dry_run=yes_please: must be true or false"),
         (("-m", "head.m=0.1,0.2"), "trainer.dry_run=true: leaves no run that a sweep could compare"),
     ],

@@ -33,7 +33,7 @@ from tests.folder_run import TINY, make_faces, train
 from tests.making import image
 from tests.several import run_ranks
 from tests.several import train as train_ranks
-from tests.test_cli_train import failed
+from tests.test_cli_train import command, failed
 from tests.test_launched_runs import EXACT, assert_same_losses, rows
 
 SIDE = 32
@@ -319,6 +319,14 @@ def test_a_wrong_mixture_is_refused_before_data_are_touched(
         DataSettings(**{"kind": "mix", **given})
     assert caught.value.key == key
     assert hint in caught.value.hint
+
+
+def test_a_wrong_source_is_said_to_come_from_where_it_was_given(tmp_path: Path) -> None:
+    ended = command(
+        "facerec-train", "data=mix", "data.sources=[{data: folder, root: B, rood: 1}]", cwd=tmp_path
+    )
+    assert "data.sources[0].rood=1: did you mean root" in failed(ended)
+    assert "(from the command line)" in failed(ended)
 
 
 def test_a_source_that_is_not_there_and_weights_that_cannot_be_kept_are_named(

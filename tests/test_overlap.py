@@ -108,6 +108,8 @@ def test_no_one_in_both_leaves_no_list(
 def test_what_cannot_be_searched_is_one_line(work: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--at=1\.5: must be a cosine above 0"):
         overlap(work, "A", "B", tmp_path, "--at", "1.5")
+    with pytest.raises(ConfigError, match=r"--batch-size=0: must be 1 or more"):
+        overlap(work, "A", "B", tmp_path, "--batch-size", "0")
     for name, people in (("D", range(3)), ("E", range(3, 6))):
         make_pack(tmp_path / name, people, 0, 2)
     with pytest.raises(UserError, match=r"D and E: too few identities to choose a threshold from.*--at"):

@@ -16,6 +16,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from facerec.cli.mistakes import config_folder
+from facerec.errors import FacerecError
 from facerec.packs.verification import write_verification
 from facerec.reporting.reference import Compared, Reference, open_reference
 from tests.foreign_files import png
@@ -175,6 +176,36 @@ def test_a_wrong_reference_is_one_line_before_any_data_is_touched(
     assert message in failed(
         command("facerec-train", "data=casia", f"trainer.reference={given}", cwd=tmp_path)
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("garbage\n", "metrics.jsonl, line 1: is no JSON"),
+        ('{"step": 1}\n[1, 2]\n', "metrics.jsonl, line 2: is no object"),
+        ('{"loss": 1}\n', "metrics.jsonl, line 1: is no such row"),
+        ('{"step": 1, "loss": true, "mean/accuracy": 1e999}\n', "has mean/accuracy=inf, which is no finite"),
+        ('{"step": 1, "lfw/accuracy": "x"}\n', "metrics.jsonl, line 1: is no such row"),
+    ],
+)
+def test_damaged_rows_of_a_reference_are_named(tmp_path: Path, rows: str, said: str) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {batch_size: 8}\n")
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    with pytest.raises(FacerecError, match=re.escape(said)):
+        open_reference(str(tmp_path), [])
+
+
+def test_a_reference_whose_settings_are_no_numbers_is_compared_step_by_step(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    for text, images in (
+        ("trainer: 5", None),
+        ("trainer: {batch_size: a}", None),
+        ("trainer: {batch_size: 8}", 8),
+    ):
+        (tmp_path / ".hydra" / "config.yaml").write_text(text)
+        assert open_reference(str(tmp_path), []).images_per_step == images
 
 
 def test_a_run_is_laid_over_an_earlier_one(tmp_path: Path) -> None:

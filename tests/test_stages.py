@@ -386,6 +386,9 @@ def test_all_ranks_change_alike_and_go_on_to_the_bit(tmp_path: Path) -> None:
             "[{step: 4, head.m: 0.3},{epoch: 1, head.m: 0.2}]",
             "stage 2 (epoch 1): begins after 3 steps, and must",
         ),
+        ("{}", "stages={}: is a mapping, and that setting is a list"),
+        ("[{epoch: inf, head.m: 0.3}]", "stage 1: needs either step or epoch above 0, where it begins"),
+        ("[{epoch: 1e300, head.m: 0.3}]", "stage 1: needs either step or epoch above 0, where it begins"),
         ("[{step: 9, head.m: 0.3}]", "stage 1 (step 9): begins after 9 steps, and the run ends after 6"),
         ("[{epoch: 2, head.m: 0.3}]", "stage 1 (epoch 2): begins after 6 steps, and the run ends after 6"),
     ],
@@ -394,6 +397,14 @@ def test_what_cannot_be_a_stage_is_refused_before_the_first_step(work: Path, sta
     run = train(work, "output_dir=x", "trainer.max_steps=6", f"stages={stages}")
     assert said in failed(run), run.stderr
     assert not (work / "x").exists()
+
+
+def test_a_mixture_takes_over_between_two_epochs_and_its_sources_are_said(work: Path) -> None:
+    make_faces(work / "more", ("dora", "emil"))
+    run = train(work, "output_dir=x", "trainer.epochs=2", "stages=[{epoch: 1, data: [faces, more]}]")
+    assert run.returncode == 0, run.stderr
+    assert "data.sources=['faces', 'more'] (was not set); class rows start anew" in run.stdout
+    assert len(last(work / "x")["head"]["weight"]) == 5
 
 
 def test_a_teacher_was_made_for_one_head(work: Path) -> None:

@@ -76,13 +76,18 @@ def read_decisions(path: Path, faces: LabelledImages) -> list[Decision]:
             number that is not that image or identity of `faces`.
     """
     table = csv.DictReader(io.StringIO("\n".join(text_lines(path, "surrogateescape")), newline=""))
-    missing = set(Decision._fields) - set(table.fieldnames or ())
+    try:
+        missing = set(Decision._fields) - set(table.fieldnames or ())
+        rows = [(f"{path}, line {table.line_num}", row) for row in table]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, after line {table.line_num}: is no CSV ({error}); take it from {NAME}"
+        ) from None
     if missing:
         raise UserError(f"{path}, line 1: lacks the column {sorted(missing)[0]}; take it from {NAME}")
     first_C = first_images(faces)
     decisions = []
-    for row in table:
-        where = f"{path}, line {table.line_num}"
+    for where, row in rows:
         given = {key: row[key] or "" for key in Decision._fields}
         if given["action"] not in {KEEP, *KINDS.values()}:
             raise UserError(f"{where}: action {given['action']!r} is not keep, drop, split or merge")
@@ -97,6 +102,10 @@ def read_decisions(path: Path, faces: LabelledImages) -> list[Decision]:
             raise UserError(f"{where}: number {number} is {own}, not {said}; is the list of another pack?")
         if given["action"] == "merge" and (is_image or other is None or other >= faces.num_classes):
             raise UserError(f"{where}: merge needs an identity, and the other_number of one of {faces.root}")
+        if given["action"] == "merge" and other == number:
+            raise UserError(
+                f"{where}: merge needs two identities, and number and other_number are both {number}"
+            )
         if given["action"] == "split" and not (is_image and given["other"]):
             raise UserError(f"{where}: split needs an image, and in other the name of its new identity")
         decisions.append(

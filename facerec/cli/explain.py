@@ -29,7 +29,8 @@ def with_origin() -> Iterator[None]:
         if isinstance(choice, ListConfig):  # of a group with several choices, keys are below their names
             choice = error.key.split(".")[1]
         experiment = runtime.runtime.choices.get("experiment")
-        if error.key in given or (error.key == f"{section}.name" and section in given):
+        inside = any("." in key and error.key.startswith((f"{key}[", f"{key}.")) for key in given)
+        if error.key in given or inside or (error.key == f"{section}.name" and section in given):
             origin = "from the command line"
         elif choice is not None:
             also = f" or configs/experiment/{experiment}.yaml" if experiment else ""
@@ -98,6 +99,9 @@ def as_user_error(error: Exception) -> UserError:
             "is several values; -m runs one after the other, [a,b] is a list, and quotes within quotes a text"
         )
         return UserError(f"{ambiguous.group(1)}: {hint}")
+    kinds = re.fullmatch(r"Error merging override (.*)", text.partition("\n")[0])
+    if kinds:
+        return UserError(f"{kinds[1]}: is a mapping, and that setting is a list: [a,b]")
     full_key = re.search(r"full_key: (\S+)", text)
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:

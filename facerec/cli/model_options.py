@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facerec.cli.data_options import option
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from facerec.models.model import Model
@@ -47,6 +47,7 @@ def opened_model(options: Namespace) -> Model:
     """Open the model that the options `MODEL` describe; raises what `load_model` raises."""
     from facerec.models.opening import load_model
 
+    require(options.batch_size >= 1, "--batch-size", options.batch_size, "must be 1 or more")
     return load_model(
         options.ckpt,
         device=options.device,

@@ -32,7 +32,7 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
     from facerec.reporting.pruning import pruning
-    from facerec.reporting.reference import comparing
+    from facerec.reporting.reference import comparing, open_reference
     from facerec.training.dry_run import dry_run
     from facerec.training.run import assemble, device_of
     from facerec.training.settings import TrainerSettings
@@ -42,7 +42,9 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
         run.leave_no_trace()
         process.keep_memory()
         with distributed.process_group(device_of(config)):
-            dry_run(config)
+            if settings.reference is not None:
+                open_reference(settings.reference, [config_folder(), *plugins.config_folders()])
+            dry_run(config, compose_stages(config["stages"]))
         return None
     run.hold()
     allocator = process.keep_memory()

@@ -118,7 +118,7 @@ def open_reference(name: str, folders: Sequence[Path]) -> Reference:
 
     Raises:
         ConfigError: there is neither.
-        UserError: the folder is no run's, or has no rows of metrics.
+        UserError: the folder is no run's, or has no rows of metrics, or damaged ones.
     """
     published = _published(folders)
     if name in published:
@@ -130,14 +130,23 @@ def open_reference(name: str, folders: Sequence[Path]) -> Reference:
     record = RunRecord.of(path)
     if not record.rows:
         raise UserError(f"trainer.reference={name}: that run has no rows in metrics.jsonl (logger=metrics)")
-    trainer = record.config.get("trainer") or {}
-    processes = record.starts[-1]["processes"] if record.starts else 1
-    per_step = processes * trainer.get("batch_size", 0) * trainer.get("accumulate", 1)
-    rows = [
-        {key: row[key] for key in row if key in ("step", "loss") or key.endswith("/accuracy")}
-        for row in record.rows
-    ]
-    return Reference(name, f"the run in {record.folder}", rows, per_step or None, flat(record.config))
+    given = flat(record.config)
+    factors: list[Any] = [record.starts[-1].get("processes") if record.starts else 1]
+    factors += [given.get("trainer.batch_size"), given.get("trainer.accumulate", 1)]
+    per_step = math.prod(factors) if all(isinstance(one, int) for one in factors) else None
+    rows = [_point(name, row) for row in record.rows]
+    return Reference(name, f"the run in {record.folder}", rows, per_step or None, given)
+
+
+def _point(name: str, row: Row) -> Row:
+    """Return the step of a row and the numbers that are compared."""
+    compared = {key: row[key] for key in row if key == "loss" or key.endswith("/accuracy")}
+    point = {"step": row.get("step")} | {key: one for key, one in compared.items() if one is not None}
+    for key, one in point.items():
+        if not isinstance(one, int | float) or not math.isfinite(one):
+            shown = f"{key}={setting_text(one)}, which is no finite number, in {json.dumps(row)[:80]}"
+            raise UserError(f"trainer.reference={name}: its metrics.jsonl has {shown}; take that line out")
+    return point
 
 
 def _published(folders: Sequence[Path]) -> dict[str, Reference]:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,27 @@ from facerec.loading.sources import open_faces
 from facerec.registry import build
 from facerec.training import cost
 from facerec.training.loop import Trainer
-from facerec.training.run import assemble
+from facerec.training.run import assemble, plan_of
 from facerec.training.settings import TeacherSettings
 
 log = logging.getLogger(__name__)
 STEPS = 2  # the first loads kernels, the second is like those that follow
 
 
-def dry_run(config: Mapping[str, Any]) -> None:
+def dry_run(config: Mapping[str, Any], composed: Sequence[Mapping[str, Any]] = ()) -> None:
     """Build a recipe, apply two steps on made-up images, and log memory, time and what was not checked.
 
     All ranks call this. Nothing is written.
+
+    Args:
+        config, composed: as those of `assemble`.
 
     Raises:
         UserError: a setting that is not as it must be, or cannot be tried without the data.
         FacerecError: the step takes more memory than is free.
     """
     data = build(DataSettings, "data", config["data"])
+    plan_of(config, composed)
     identities, images, source = _numbers(data)
     _say("dry run", f"{data.name or data.kind}: {identities:,} identities, {images:,} images ({source})")
     stand_in, unchecked = _without_data(config, identities, images)
@@ -107,9 +111,6 @@ def _without_data(
     stand_in["data"] |= made | {"label_noise": 0.0, "decoder": "threads"}
     stand_in["trainer"] |= {"resume": None}
     unchecked = ["the data and the time to read and decode them", "checkpoints"]
-    if config.get("stages"):
-        stand_in["stages"] = []
-        unchecked.append("its stages")
     if stages := config.get("stages"):
         stand_in["stages"] = []
         unchecked.append(f"{counted(len(stages), 'stage')} after the first, whose time is taken for all")

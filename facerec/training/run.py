@@ -84,11 +84,7 @@ def assemble(
     backbone_shape = check_architecture(architecture, config["head"], start)
     settings = build(TrainerSettings, "trainer", config["trainer"])
     taught = build(TeacherSettings, "teacher", config.get("teacher") or {})
-    plan = [stage_of(config)]
-    for number, (entry, own) in enumerate(zip(entries(config.get("stages") or []), composed, strict=True), 1):
-        with naming(number, entry.begin):
-            plan.append(stage_of({**config, **own}, entry))
-            plan[-1].require_change(plan[-2], taught=taught.given)
+    plan = plan_of(config, composed)
     data = plan[0].data
     evaluation = build(EvalSettings, "eval", config["eval"])
     create_metrics(evaluation.metrics)  # an unknown one would else end the run at its first evaluation
@@ -194,6 +190,17 @@ def assemble(
     refuse_batches_of_one(trainer)
     describe_run(trainer)
     return trainer
+
+
+def plan_of(config: Mapping[str, Any], composed: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    """Check the settings of all stages of a run, the first of which are its own."""
+    taught = build(TeacherSettings, "teacher", config.get("teacher") or {}).given
+    plan = [stage_of(config)]
+    for number, (entry, own) in enumerate(zip(entries(config.get("stages") or []), composed, strict=True), 1):
+        with naming(number, entry.begin):
+            plan.append(stage_of({**config, **own}, entry))
+            plan[-1].require_change(plan[-2], taught=taught)
+    return plan
 
 
 def stage_of(config: Mapping[str, Any], entry: Entry | None = None) -> Stage:

@@ -23,7 +23,7 @@ from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_counter
 from facerec.settings import AtResume, flat, marks
 from facerec.training import cost, fine_tuning, parallel, resume
-from facerec.training.optimizers import OptimizerSettings, make_optimizer
+from facerec.training.optimizers import OptimizerSettings, make_optimizer, state_by_name
 from facerec.training.schedules import Progress, Schedule
 from facerec.training.settings import StartSettings, TrainerSettings
 
@@ -86,9 +86,9 @@ def entries(given: Any) -> list[Entry]:
         without = one.get("without", [])
         step, epoch = one.get("step"), one.get("epoch")
         begin = Begin(step, epoch)
-        good = isinstance(step, int) and not isinstance(step, bool) and step > 0 and epoch is None
+        good = isinstance(step, int) and not isinstance(step, bool) and 0 < step < 10**12 and epoch is None
         if step is None:
-            good = isinstance(epoch, int | float) and not isinstance(epoch, bool) and epoch > 0
+            good = isinstance(epoch, int | float) and not isinstance(epoch, bool) and 0 < epoch < 1e9
         if not good:
             raise UserError(f"stage {number}: needs either step or epoch above 0, where it begins; has {one}")
         with naming(number, begin):
@@ -150,7 +150,8 @@ class Stage:
         if not self.changes(before):
             raise UserError("changes no setting; leave it out")
         root = self.data.root
-        if "data" in self.given and "data.root" not in self.given and root and root == before.data.root:
+        same = bool(root) and root == before.data.root and self.data.kind != "mix"  # which has its sources
+        if "data" in self.given and "data.root" not in self.given and same:
             raise UserError(
                 f"data={self.given['data']}: data.root={root} is that of before; give data.root, too"
             )
@@ -175,9 +176,9 @@ class Stage:
         changed = {k: v for k, v in new.items() if k not in old or old[k] != v}
         renamed = {k.partition(".")[0] for k in changed if k.count(".") == 1 and k.endswith(".name")}
         shown = [
-            f"{k}={setting_text(v)} (was {setting_text(old.get(k, 'not set'))})"
+            f"{k}={_text(k, v)} (was {_text(k, old.get(k, 'not set'))})"
             for k, v in sorted(changed.items(), key=lambda item: not item[0].endswith(".name"))
-            if k.partition(".")[0] not in renamed or k.endswith(".name") or k in self.given
+            if k.partition(".")[0] not in renamed or k.endswith((".name", ".sources")) or k in self.given
         ]
         return ", ".join(shown)
 
@@ -204,6 +205,13 @@ class Stage:
                 self.config["head"], num_classes=faces.num_classes, embedding_size=embedding_size
             )
         check_batches(head, faces, self.data, self.loader.batch_size)
+
+
+def _text(key: str, value: Any) -> str:
+    """Write a setting; of the sources of a mixture, where each lies."""
+    if key == "data.sources" and isinstance(value, list):
+        value = [one.get("root") or one["kind"] for one in value]
+    return setting_text(value)
 
 
 def check_batches(head: Head, faces: LabelledImages, data: DataSettings, batch_size: int) -> None:
@@ -337,7 +345,7 @@ class Stages:
         """Give the trainer the parts of a stage; return what became of the class rows: kept, start anew."""
         before, stage = self.all[trainer.position.stage], self.all[number]
         trainer.schedule, trainer.loader, trainer.config = stage.schedule, stage.loader, stage.config
-        held = _held(trainer.optimizer)
+        held = state_by_name(trainer.optimizer)
         trained = self._train(trainer, stage.start)
         same = np.array_equal(np.asarray(before.loader.faces.classes), np.asarray(stage.loader.faces.classes))
         anew = "head.init" in stage.given or not same
@@ -365,16 +373,6 @@ class Stages:
             classes, size = stage.loader.faces.num_classes, trainer.backbone.embedding_size
             head: Head = HEADS.from_section(stage.config["head"], num_classes=classes, embedding_size=size)
         return head.to(trainer.device)
-
-
-def _held(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Return the optimizer's state of each parameter by its name."""
-    named = [
-        (name, p)
-        for group in optimizer.param_groups
-        for name, p in zip(group["names"], group["params"], strict=True)
-    ]
-    return {name: dict(optimizer.state[p]) for name, p in named if optimizer.state.get(p)}
 
 
 @torch.no_grad()

@@ -30,6 +30,10 @@ _LOOKING = {
     "leak_at": None,
     "centres": "images",
     "cache": None,
+    "false_drop": 0.01,
+    "duplicate_at": 0.95,
+    "min_images": 3,
+    "seed": 0,
 }  # options that say what to look for, and what is usual
 
 
@@ -147,7 +151,6 @@ def _check(options: Namespace, faces: LabelledImages) -> None:
         "must be 3 or more: of two, none can be told wrong",
     )
     require(options.seed >= 0, "--seed", options.seed, "must be 0 or more")
-    require(options.batch_size >= 1, "--batch-size", options.batch_size, "must be 1 or more")
     for name, usual in _LOOKING.items() if options.decisions else ():
         if getattr(options, name) != usual:
             raise UserError(

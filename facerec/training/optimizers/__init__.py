@@ -97,3 +97,13 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
         for group in optimizer.param_groups
     )
     return f"{type(optimizer).__name__} {known} ({groups})"
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """Return the optimizer's state of each parameter by its name."""
+    named = [
+        (name, p)
+        for group in optimizer.param_groups
+        for name, p in zip(group["names"], group["params"], strict=True)
+    ]
+    return {name: dict(optimizer.state[p]) for name, p in named if optimizer.state.get(p)}
