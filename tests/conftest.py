@@ -64,6 +64,14 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _event_files_in_order() -> None:
+    """Those of one process and second are read by a counter in their names, 10 before 9: it begins anew."""
+    writer = sys.modules.get("tensorboard.summary.writer.event_file_writer")
+    if writer is not None:
+        writer._global_uid = type(writer._global_uid)(0)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
 def _levels_of_logging() -> None:
     """A command that a test runs in this process sets levels; the next test begins with the usual ones."""
     logging.getLogger().setLevel(logging.WARNING)

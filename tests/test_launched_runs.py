@@ -71,7 +71,7 @@ def run_all(folder: Path, world: int, names: list[str]) -> dict[str, list[dict[s
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (3, ["sharded", "accumulated"]),
+        (3, ["accumulated"]),
         pytest.param(3, list(RUNS), marks=pytest.mark.slow),
         pytest.param(4, list(RUNS), marks=pytest.mark.slow),
     ],

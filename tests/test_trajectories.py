@@ -95,7 +95,7 @@ def test_recipes_of_insightface_differ_as_its_configurations_do() -> None:
         assert [other[section] for section in alike] == [config[section] for section in alike]
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("recipe", "fixture", "smaller"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
 def test_recipes_are_their_programs(
     recipe: str,
