@@ -85,7 +85,7 @@ def read_decisions(path: Path, faces: LabelledImages) -> list[Decision]:
         ) from None
     if missing:
         raise UserError(f"{path}, line 1: lacks the column {sorted(missing)[0]}; take it from {NAME}")
-    first_C = first_images(faces)
+    first_C = faces.first_images()
     decisions = []
     for where, row in rows:
         given = {key: row[key] or "" for key in Decision._fields}
@@ -132,14 +132,6 @@ def _number(text: str, where: str, column: str) -> int:
     return int(text)
 
 
-def first_images(faces: LabelledImages) -> np.ndarray:
-    """The first image of each identity, (C,)."""
-    first_C = np.zeros(faces.num_classes, np.int64)
-    label_N = np.asarray(faces.label_N)
-    first_C[label_N[::-1]] = np.arange(len(label_N) - 1, -1, -1)
-    return first_C
-
-
 class Labels(NamedTuple):
     """New labels (N,), −1 for images left out; names of identities that are new or get others' images; and
     what was left out, how and why, as `relabel` notes it."""
@@ -160,7 +152,7 @@ def new_labels(faces: LabelledImages, decisions: Sequence[Decision]) -> Labels:
     into: dict[int, int] = {}
     split: dict[tuple[int, str], int] = {}
     names: dict[int, str] = {}
-    first_C = first_images(faces)
+    first_C = faces.first_images()
 
     def root(label: int) -> int:
         while label in into:

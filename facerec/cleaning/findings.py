@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.cleaning.copies import Looks, near_copies, same_looks
-from facerec.cleaning.decisions import KEEP, KINDS, Decision, first_images
+from facerec.cleaning.decisions import KEEP, KINDS, Decision
 from facerec.cleaning.judging import Thresholds, judge
 from facerec.cleaning.thresholds import Limit
 from facerec.errors import counted
@@ -107,7 +107,7 @@ class _Search:
         self.seed = seed
         self.label_R = np.asarray(faces.label_N)[embedded.position_R]
         self.count_C = np.bincount(self.label_R, minlength=faces.num_classes)
-        self.first_C = first_images(faces)
+        self.first_C = faces.first_images()
         self.judged = judge(faces, embedded, thresholds, centre_CD, seed)
         self.centres, self.judged_R = self.judged.centres, self.judged.judged_R
         self.found = Found(own_R=self.judged.own_R, impostor_P=self.judged.impostor_P)
@@ -250,9 +250,8 @@ class _Search:
 
     def _leaks(self, test: Test) -> None:
         """Identities and images that are in a test set."""
-        known = {int(one) for one in test.looks.digest_R}
         at = {int(one): row for row, one in enumerate(test.looks.digest_R)}
-        for row in np.flatnonzero(np.isin(self.looks.digest_R, list(known))).tolist() if known else ():
+        for row in np.flatnonzero(np.isin(self.looks.digest_R, test.looks.digest_R)).tolist():
             there = int(test.embedded.position_R[at[int(self.looks.digest_R[row])]])
             name = f"{test.name}: {test.images.name(there)}"
             self.found.tests[len(self.found.decisions)] = test.images, there

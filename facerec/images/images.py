@@ -123,6 +123,13 @@ class LabelledImages(Images):
     def label(self, i: int) -> str:
         return str(self.classes[int(self.label_N[i])])
 
+    def first_images(self) -> npt.NDArray[np.int64]:
+        """The first image of each identity, (C,); 0 for one without images."""
+        first_C = np.zeros(self.num_classes, np.int64)
+        label_N = np.asarray(self.label_N)
+        first_C[label_N[::-1]] = np.arange(len(label_N) - 1, -1, -1)
+        return first_C
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of which images there are, in what order and of whom: a resumed run must meet the same.

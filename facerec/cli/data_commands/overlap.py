@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from facerec.cli.data_options import command, force, option
 from facerec.cli.model_options import MODEL, opened_model
 from facerec.errors import counted, require
-
-if TYPE_CHECKING:
-    from facerec.images.images import LabelledImages
 
 _LIST = "drop.txt"
 
@@ -59,7 +55,7 @@ def overlap(options: Namespace) -> None:
     how = {"flip": options.flip, "batch_size": options.batch_size, "precision": options.precision}
     found = identities_in_both(opened_model(options), first, second, options.at, **how)
     counts = [np.bincount(faces.label_N, minlength=faces.num_classes) for faces in (first, second)]
-    names_of = [_names(faces) for faces in (first, second)]
+    names_of = [[faces.label(i) for i in faces.first_images().tolist()] for faces in (first, second)]
     rows = [
         (
             f"{cosine:.4f}",
@@ -79,10 +75,3 @@ def overlap(options: Namespace) -> None:
         f"{len(both):,} of {counted(second.num_classes, 'identity')} of {options.second} are likely in "
         f"{options.first} (cosine {found.least:.3f} or more{chance}): {table}{f', {names}' if both else ''}"
     )
-
-
-def _names(faces: LabelledImages) -> list[str]:
-    import numpy as np
-
-    _, first_C = np.unique(faces.label_N, return_index=True)
-    return [faces.label(i) for i in first_C.tolist()]
