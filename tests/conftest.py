@@ -72,9 +72,18 @@ def _event_files_in_order() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _levels_of_logging() -> None:
-    """A command that a test runs in this process sets levels; the next test begins with the usual ones."""
-    logging.getLogger().setLevel(logging.WARNING)
-    for name in list(logging.getLogger().manager.loggerDict):
-        if name.split(".")[0] == "facerec":
-            logging.getLogger(name).setLevel(logging.NOTSET)
+def _usual_logging() -> None:
+    """Begin with the usual logging: a command in this process leaves levels, and handlers on closed files."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    ours = [
+        logging.getLogger(name) for name in list(root.manager.loggerDict) if name.split(".")[0] == "facerec"
+    ]
+    for logger in ours:
+        logger.setLevel(logging.NOTSET)
+    for logger in [root, *ours]:
+        for handler in list(logger.handlers):
+            if not (
+                isinstance(handler, logging.NullHandler) or type(handler).__module__ == "_pytest.logging"
+            ):
+                logger.removeHandler(handler)
