@@ -35,6 +35,7 @@ def made_run(folder: Path, targets: dict[str, Any], *overrides: str, **config: A
         "seed": 0,
         "output_dir": str(folder),
         "head": {"name": "arcface", "m": 0.5, "s": 64.0},
+        "data": {"noise_seed": config.get("seed", 0)},  # follows, and does not keep runs apart
     } | config
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))

@@ -22,7 +22,7 @@ _APART: Final = ("output_dir", "logger", "plugins", "trainer.resume")  # no sett
 
 @dataclass(frozen=True)
 class Fold:
-    """Runs whose settings are the same but for the seed.
+    """Runs whose settings are the same but for the seed, and for others that follow it.
 
     Attributes:
         names: of the runs.
@@ -184,7 +184,8 @@ class Runs:
         for name, record in self.records.items():
             config = {key: str(value) for key, value in flat(record.config).items() if not _apart(key)}
             config = config or dict(record.given)  # an older run's
-            config.pop("seed", None)
+            seed = config.pop("seed", None)
+            config = {key: one for key, one in config.items() if one != seed or not key.endswith("_seed")}
             key = tuple(sorted(config.items())) if record.targets else (name,)  # one that failed stands alone
             groups.setdefault(key, []).append(name)
         folds = [self._fold(names) for names in groups.values()]

@@ -2,14 +2,12 @@
 
 The floor of the time is the products alone: samples by classes, and its two gradients, in blocks. That of the
 memory is the weights' gradient. The reference is the loss written plainly: one-hot masks, all logits at once.
---curves measures several numbers of classes and batch sizes instead; --plot draws them.
 """
 
 import argparse
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +19,10 @@ from facerec.heads import create_head
 from facerec.heads.mechanism.products import multiply, resolve_format, tensor_cores
 
 BATCH, SIZE = 256, 512
-CURVE_CLASSES, CURVE_BATCHES, CURVE_AT = (2_000, 10_572, 40_000, 85_742), (32, 64, 128, 256, 512), 10_572
 REFERENCE_CLASSES = 200_000  # at most; more do not fit the reference
 REFERENCE_CLASSES_GPU = 2_000_000
 
 Step = Callable[[], object]
-LINES = ("o-", "s-", "--", "^-")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +37,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", type=torch.device, help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="measurements in turn; the fastest counts")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
-    parser.add_argument("--curves", action="store_true", help="vary classes and batch size; takes minutes")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves")
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.curves or options.plot is not None:
-        yield from curve_rows(options.heads.split(",")[0], options.rounds, options.plot)
-        return
     for number, rate in [(number, 1.0) for number in options.classes.split(",")] + [
         (number, 0.1) for number in options.sampled.split(",") if number
     ]:
@@ -91,52 +82,6 @@ class Setting:
     def problem(self) -> tuple[Tensor, Tensor, Tensor]:
         """Draw weights (C, D), embeddings (B, D) and labels (B)."""
         return problem(self.classes, self.batch, self.device)
-
-
-def curve_rows(name: str, rounds: int, path: Path | None) -> Iterator[Row]:
-    """Measure time and memory over classes, and time over batch sizes; draw them into `path`, if any."""
-    sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]] = [
-        ("classes, batch of 256", "seconds per step", []),
-        ("classes, batch of 256", "MB at most above the weights", []),
-        (f"batch size, {CURVE_AT:,} classes", "seconds per step", []),
-    ]
-    for classes in CURVE_CLASSES:
-        sweeps[0][2].append((classes, list(time_rows(Setting(name, classes), rounds))))
-        yield from sweeps[0][2][-1][1]
-        sweeps[1][2].append((classes, list(memory_rows(Setting(name, classes)))))
-        yield from sweeps[1][2][-1][1]
-    for batch in CURVE_BATCHES:
-        sweeps[2][2].append((batch, list(time_rows(Setting(name, CURVE_AT, batch), rounds))))
-        yield from sweeps[2][2][-1][1]
-    if path is not None:
-        draw(name, sweeps, path)
-        print(f"wrote {path}")
-
-
-def draw(name: str, sweeps: list[tuple[str, str, list[tuple[int, list[Row]]]]], path: Path) -> None:
-    """Draw one panel per sweep: keep, recompute, floor and reference."""
-    from matplotlib.ticker import LogLocator
-
-    from facerec.reporting import style
-
-    with style.paper():
-        figure = style.figure(9.0, 2.9)
-        for axes, (over, unit, points) in zip(figure.subplots(1, 3), sweeps, strict=True):
-            x = [number for number, _ in points]
-            keep, recompute = ([rows[way].value for _, rows in points] for way in range(2))
-            floor, plain = ([getattr(rows[0], key) for _, rows in points] for key in ("floor", "reference"))
-            curves = {"keep": keep, "recompute": recompute, "floor": floor, "reference": plain}
-            for (label, y), colour, kind in zip(curves.items(), style.COLOURS, LINES, strict=False):
-                if None not in y:
-                    axes.plot(x, y, kind, color=colour, markersize=3.5, label=label)
-            axes.set(xscale="log", yscale="log", xlabel=over, ylabel=unit)
-            axes.set_xticks(x, [f"{number:,}" for number in x])
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.minorticks_off()
-            axes.grid(color=style.LIGHT, linewidth=0.5)
-        figure.axes[0].legend(title=name)
-        figure.savefig(path)
 
 
 def time_rows(at: Setting, rounds: int) -> Iterator[Row]:

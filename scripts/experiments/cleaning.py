@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from facerec.cleaning.decisions import first_images
 from facerec.loading.noise import with_label_noise
 from facerec.making.rewriting import relabel
 from facerec.packs.pack import Pack, open_pack
@@ -38,7 +37,7 @@ def main() -> int:
     if not (corrupted / "train.rec").is_file():
         faces = open_pack(options.pack)
         noisy = with_label_noise(faces, options.noise, options.kind, options.seed)
-        names = {c: faces.label(int(i)) for c, i in enumerate(first_images(faces))}
+        names = {c: faces.label(int(i)) for c, i in enumerate(faces.first_images())}
         print(relabel(faces, corrupted, noisy.label_N, names, ()))
     if options.ckpt is None:
         return 0

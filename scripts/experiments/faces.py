@@ -1,8 +1,8 @@
 """Train on LFW and CFP: five heads from scratch, fine-tuning, distillation; print how they do on others.
 
-Every run is a command of facerec in a folder of its own, the first seed of all before the second. Runs that
-have ended are not repeated, so an interrupted experiment goes on where it was. No identity of folds 9 and 10
-of CFP and of set 10 of LFW is among those trained on.
+Every run is a command of facerec in a folder of its own, the first seed of all before the second; at the end
+facerec-sweep compares them in OUT/runs/sweep.html. Runs that have ended are not repeated, so an interrupted
+experiment goes on where it was. No identity of folds 9 and 10 of CFP and of set 10 of LFW is trained on.
 """
 
 import argparse
@@ -87,8 +87,7 @@ def main() -> int:
             run(name, seed, "train", *tuning, *given, f"seed={seed}")
         learning = [*HEADS["softmax"], f"teacher.embeddings={embeddings}", "teacher.cosine=20"]
         run("student", seed, "train", *scratch, *learning, f"seed={seed}")
-        for number in ("auc", "eer", "accuracy_exact"):
-            print(table(rows, number), flush=True)
+    command("sweep", str(out / "runs"), "--by", "auc")
     print(differences(rows))
     return 0
 
@@ -157,20 +156,8 @@ def command(program: str, *arguments: str) -> None:
         raise SystemExit(f"experiment_faces: {said}")
 
 
-def table(rows: dict[str, list[dict]], number: str) -> str:
-    """Return a row per kind of run, a column per target: percent, mean over seeds with its 95 % interval."""
-    targets = list(dict.fromkeys(target for seeds in rows.values() for target in seeds[0]))
-    lines = ["", f"{number:16}" + "".join(f"{name:>26}" for name in targets)]
-    for name, seeds in rows.items():
-        cells = [cell([100 * seed[target][number] for seed in seeds if target in seed]) for target in targets]
-        lines.append(f"{name:16}" + "".join(f"{one:>26}" for one in cells))
-    return "\n".join(lines)
-
-
 def cell(values: list[float]) -> str:
     """``82.41 (80.10–84.72)``: Student's interval for the mean over seeds."""
-    if not values:
-        return "–"
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.2f}"
