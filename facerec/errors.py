@@ -8,56 +8,49 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-# Words of other programs for settings; of each line, the last that exists is meant by any other.
-_SYNONYMS = (
-    ("path", "dir", "directory", "folder", "root"),
-    ("data_dir", "data_path", "dataset_path", "root"),
-    (
-        "out",
-        "output",
-        "outdir",
-        "out_dir",
-        "save_dir",
-        "work_dir",
-        "log_dir",
-        "logdir",
-        "exp_name",
-        "output_dir",
-    ),
-    ("weights", "checkpoint", "model", "ckpt", "pretrained"),
-    ("lr", "learning_rate", "base_lr"),
-    ("bs", "batch", "batchsize", "batch_size"),
-    ("epoch", "num_epoch", "num_epochs", "n_epochs", "max_epochs", "epochs"),
-    ("iterations", "iters", "max_iters", "steps", "num_steps", "total_steps", "max_steps"),
-    ("amp", "dtype", "fp16", "mixed_precision", "precision"),
-    ("num_workers", "num_threads", "threads", "workers"),
-    ("image_size", "img_size", "resolution", "input_size", "size"),
-    ("dim", "emb_size", "embedding_dim", "feature_dim", "embedding_size"),
-    ("margin", "m"),
-    ("filter", "interclass_filtering_threshold", "interclass_filtering"),
-    ("scale", "s"),
-    ("wd", "decay", "weight_decay"),
-    ("grad_clip", "clip_grad", "max_norm", "clip_norm"),
-    ("flip", "hflip", "mirror"),
-    ("loss", "criterion", "head"),
-    ("model", "net", "network", "arch", "architecture", "encoder", "backbone"),
-    ("dataset", "dataset_name", "train_data", "data"),
-    ("scheduler", "lr_scheduler", "lr_schedule", "schedule"),
-    ("optim", "opt", "optimizer"),
-    ("gpu", "gpus", "gpu_id", "devices", "device"),
-    ("classes", "num_classes", "n_classes", "identities"),
-    ("target", "val", "val_set", "val_targets", "test_sets", "benchmarks", "targets"),
-    ("warmup_epochs", "warmup_epoch", "warmup_steps", "warmup"),
-    ("eval_every", "eval_interval", "val_interval", "every_steps"),
-    ("save_freq", "save_interval", "save_every"),
-    ("log_freq", "log_interval", "frequent", "verbose", "log_every"),
-    ("random_seed", "manual_seed", "seed"),
-    ("loggers", "wandb", "mlflow", "logger"),
-    ("check", "validate", "verify"),  # subcommands of facerec-data
-    ("inspect", "show", "stats", "info"),
-    ("extract", "export", "unpack"),
-    ("convert", "import", "create", "make", "build", "pack"),
-)
+# Words of other programs for settings and subcommands of facerec-data; of each line, the last that exists is
+# meant by any other.
+_SYNONYMS = [
+    line.split()
+    for line in """
+path dir directory folder root
+data_dir data_path dataset_path root
+out output outdir out_dir save_dir work_dir log_dir logdir exp_name output_dir
+weights checkpoint model ckpt pretrained
+lr learning_rate base_lr
+bs batch batchsize batch_size
+epoch num_epoch num_epochs n_epochs max_epochs epochs
+iterations iters max_iters steps num_steps total_steps max_steps
+amp dtype fp16 mixed_precision precision
+num_workers num_threads threads workers
+image_size img_size resolution input_size size
+dim emb_size embedding_dim feature_dim embedding_size
+margin m
+filter interclass_filtering_threshold interclass_filtering
+scale s
+wd decay weight_decay
+grad_clip clip_grad max_norm clip_norm
+flip hflip mirror
+loss criterion head
+model net network arch architecture encoder backbone
+dataset dataset_name train_data data
+scheduler lr_scheduler lr_schedule schedule
+optim opt optimizer
+gpu gpus gpu_id devices device
+classes num_classes n_classes identities
+target val val_set val_targets test_sets benchmarks targets
+warmup_epochs warmup_epoch warmup_steps warmup
+eval_every eval_interval val_interval every_steps
+save_freq save_interval save_every
+log_freq log_interval frequent verbose log_every
+random_seed manual_seed seed
+loggers wandb mlflow logger
+check validate verify
+inspect show stats info
+extract export unpack
+convert import create make build pack
+""".strip().splitlines()
+]
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV)
 
 

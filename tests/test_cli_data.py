@@ -33,7 +33,7 @@ def offset_of(path: Path, key: int) -> int:
 
 
 def findings(path: Path) -> list[Finding]:
-    return [finding for piece in audit(path).progress for finding in piece.findings]
+    return [finding for piece in audit(path) for finding in piece.findings]
 
 
 # info ------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_verify_of_a_verification_pack_names_its_damaged_images(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RecordReader(pack) as reader:
-        images = [bytes(reader.payload(key)) for key in (1, 2, 3)]
+        images = [bytes(reader.payload_at(reader.offset(key))) for key in (1, 2, 3)]
     bins = [images[0], images[1], images[2], images[2][:40]]
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((bins, [True, False])))
     assert run(["verify", str(tmp_path / "lfw.bin")]) == 1

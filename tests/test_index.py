@@ -326,7 +326,7 @@ def test_a_garbage_index_ends_in_a_rebuilt_one_or_a_named_line(
     try:
         with RecordReader(folder / "a.rec") as reader:
             for key in reader.keys.tolist():
-                reader.raw(key)
+                reader.raw_at(reader.offset(key))
     except FacerecError as error:
         assert "a.idx" in str(error) or "a.rec" in str(error)
 

@@ -328,7 +328,7 @@ def test_a_builder_that_waits_comes_after_the_other(tmp_path: Path) -> None:
     out, order = tmp_path / "out", []
 
     def build(name: str) -> None:
-        with builder.PackBuilder(out, (112, 112), force=True, wait=True) as one:
+        with builder.PackBuilder(out, force=True, wait=True) as one:
             order.append(f"{name} begins")
             time.sleep(0.1)
             one.add("a/1.jpg", image(1))
@@ -349,7 +349,7 @@ def test_a_builder_that_waits_comes_after_the_other(tmp_path: Path) -> None:
 
 def test_two_runs_at_once_are_refused(photographs: Path, tmp_path: Path) -> None:
     with (
-        builder.PackBuilder(tmp_path / "out", (112, 112)),
+        builder.PackBuilder(tmp_path / "out"),
         pytest.raises(UserError, match="another facerec-data is writing there"),
     ):
         run(["pack", str(photographs), str(tmp_path / "out")])

@@ -280,9 +280,7 @@ def test_a_repaired_pack_is_sound_whatever_happened(
         assert not (folder / "out" / "train.rec").exists()
         return
     assert len(open_pack(folder / "out")) == built.images
-    assert not [
-        finding for piece in audit(folder / "out" / "train.rec").progress for finding in piece.findings
-    ]
+    assert not [finding for piece in audit(folder / "out" / "train.rec") for finding in piece.findings]
 
 
 # Common ----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packs A and B, and both merged."""
     folder = tmp_path_factory.mktemp("packs")
     for seed, (name, numbers) in enumerate(IDENTITIES.items()):
-        with PackBuilder(folder / name, (SIDE, SIDE)) as builder:
+        with PackBuilder(folder / name) as builder:
             for identity, number in enumerate(numbers):
                 for i in range(number):
                     builder.add(

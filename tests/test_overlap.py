@@ -41,7 +41,7 @@ def photograph(person: int, number: int) -> bytes:
 
 
 def make_pack(out: Path, people: range, first: int, images: int) -> None:
-    with PackBuilder(out, (32, 32)) as builder:
+    with PackBuilder(out) as builder:
         for person in people:
             for i in range(first, first + images):
                 builder.add(f"{out.name.lower()}{person}/{i}.png", photograph(person, i))

@@ -54,8 +54,8 @@ def test_every_record_of_the_original_reads_back_by_key(
                 entry["payload_len"],
                 entry["payload_sha256"],
             )
-            assert reader.payload(entry["key"]) == record.payload
-            assert unpack(reader.raw(entry["key"])) == record
+            assert reader.payload_at(reader.offset(entry["key"])) == record.payload
+            assert unpack(reader.raw_at(reader.offset(entry["key"]))) == record
 
 
 @pytest.mark.parametrize("name", INDEXED)
@@ -105,7 +105,7 @@ def test_the_lfw_pack_reads_in_sequence_as_by_key(lfw_root: Path) -> None:
         for key, (offset, raw) in enumerate(reader.raw_records()):
             assert offset == reader.offset(key)
             if key % 97 == 0:
-                assert raw == reader.raw(key)
+                assert raw == reader.raw_at(reader.offset(key))
 
 
 # The format's corners --------------------------------------------------------------------------------------
@@ -153,7 +153,9 @@ def test_a_header_may_hold_the_magic_number(tmp_path: Path) -> None:
             writer.write(key, record)
     with RecordReader(tmp_path / "a.rec") as reader:
         assert list(reader.records()) == records == [reader[key] for key in range(4)]
-        assert [bytes(reader.payload(key)) for key in range(4)] == [record.payload for record in records]
+        assert [bytes(reader.payload_at(reader.offset(key))) for key in range(4)] == [
+            record.payload for record in records
+        ]
 
 
 def test_the_label_decides_the_flag_as_in_the_original() -> None:
@@ -163,8 +165,10 @@ def test_the_label_decides_the_flag_as_in_the_original() -> None:
 
 def test_a_record_of_one_part_is_not_copied(golden: Path) -> None:
     with RecordReader(golden / "insightface_layout.rec") as reader:
-        record = reader.raw(1)
-        assert record.obj is reader.view.obj and record.readonly and reader.payload(1).readonly
+        record = reader.raw_at(reader.offset(1))
+        assert (
+            record.obj is reader.view.obj and record.readonly and reader.payload_at(reader.offset(1)).readonly
+        )
 
 
 @pytest.mark.parametrize(

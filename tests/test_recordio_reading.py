@@ -57,7 +57,7 @@ def test_a_damaged_record_is_named_with_file_key_offset_and_hint(
     path = golden / "insightface_layout.rec"
     damage(path, 6776 + at, wrong)
     with RecordReader(path) as reader:
-        for read in (lambda: reader[3], lambda: reader.payload(3)):
+        for read in (lambda: reader[3], lambda: reader.payload_at(reader.offset(3))):
             with pytest.raises(DamagedDataError) as caught:
                 read()
             message = str(caught.value)
@@ -87,10 +87,10 @@ def test_a_middle_part_that_is_missing_is_damage(tmp_path: Path) -> None:
         with pytest.raises(
             DamagedDataError, match="part at offset 12: bad cflag sequence: cflag 0 after part 1"
         ):
-            reader.raw(0)
+            reader.raw_at(reader.offset(0))
         with pytest.raises(DamagedDataError, match="bad cflag sequence"):
             list(reader.raw_records())
-        assert reader.raw(1) == b"whole"
+        assert reader.raw_at(reader.offset(1)) == b"whole"
 
 
 def test_a_claimed_length_is_never_allocated(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_claimed_length_is_never_allocated(tmp_path: Path) -> None:
         assert len(reader) == 5
         tracemalloc.start()
         for key in range(5):
-            for read in (reader.__getitem__, reader.payload):
+            for read in (reader.__getitem__, lambda key: reader.payload_at(reader.offset(key))):
                 with pytest.raises(DamagedDataError):
                     read(key)
         peak = tracemalloc.get_traced_memory()[1]
@@ -153,7 +153,7 @@ def test_whatever_is_done_to_a_pack_reading_ends_in_a_record_or_a_facerec_error(
         except FacerecError:
             keys = []
         reads += [lambda reader, key=key: reader[key] for key in keys]
-        reads += [lambda reader, key=key: reader.payload(key) for key in keys]
+        reads += [lambda reader, key=key: reader.payload_at(reader.offset(key)) for key in keys]
         for read in reads:
             try:
                 read(reader)

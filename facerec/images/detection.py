@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +45,6 @@ class Face(NamedTuple):
         """The shorter side of the box in pixels."""
         left, top, right, bottom = self.box
         return min(right - left, bottom - top)
-
-
-class Detector(Protocol):
-    """A face detector; `detect` is called by several threads at once."""
-
-    def detect(self, image_HWC: npt.NDArray[np.uint8]) -> list[Face]: ...
 
 
 def choose(faces: list[Face], shape: tuple[int, int]) -> Face:

@@ -19,7 +19,7 @@ from facerec.images.decode import (
     fit_into,
     read_header,
 )
-from facerec.images.detection import Detector, Face, choose
+from facerec.images.detection import Face, Mtcnn, choose
 
 
 class FaceFile(NamedTuple):
@@ -64,7 +64,7 @@ class FaceMaker:
     size: int = 112
     quality: int = 95
     keep: bool = False
-    detector: Detector | None = None
+    detector: Mtcnn | None = None
     no_face: Literal["drop", "crop"] = "drop"
     several: Literal["largest", "drop"] = "largest"
     min_face: int = 0

@@ -42,27 +42,13 @@ class Progress(NamedTuple):
     images: int
     findings: list[Finding]
     unlisted: int  # sound records that the index does not list
-    done: int  # of `Audit.total`
+    done: int  # of the records of the index; without one of the bytes of the file
     sound: Sequence[tuple[int, int, int]] = ()  # key, offset, label of sound images; none for a `.bin`
 
     @property
     def damaged(self) -> int:
         """The number of records that are lost."""
         return sum(finding.records for finding in self.findings)
-
-
-class Audit(NamedTuple):
-    """All work to be done, in the unit of `Progress.done`, and its progress, piece by piece, in order."""
-
-    total: int
-    progress: Iterator[Progress]
-
-    def shown(self, title: str) -> Iterator[Progress]:
-        """The progress behind a bar."""
-        with Bar(total=self.total, desc=title, unit_scale=True, delay=0.5) as bar:
-            for piece in self.progress:
-                yield piece
-                bar.update(piece.done - bar.n)
 
 
 class _Expected(NamedTuple):
@@ -85,21 +71,37 @@ class _Piece(NamedTuple):
 
 
 def audit(
-    path: Path, index_path: Path | None = None, *, images: bool = True, workers: int | None = None
-) -> Audit:
-    """Check a `.rec` record by record, or the images of a verification pack (`.bin`).
+    path: Path,
+    index_path: Path | None = None,
+    *,
+    images: bool = True,
+    workers: int | None = None,
+    title: str = "checking",
+) -> Iterator[Progress]:
+    """Check a `.rec` record by record, or the images of a verification pack (`.bin`), behind a bar.
 
     Args:
         index_path: the `.idx` of a `.rec`; default: beside it. It is neither rebuilt nor changed; where there
             is none, or none that can be read (a finding), the file is walked and records go by number.
         images: decode every image too.
         workers: threads; default: one per core.
+        title: of the bar, before the file's name.
 
     Raises:
         MissingDataError: where there is no such file, or no index of the name given.
         DamagedDataError: where a `.bin` cannot be read at all.
     """
-    threads = workers or cores()
+    total, pieces = _pieces(path, index_path, images, workers or cores())
+    with Bar(total=total, desc=f"{title} {path.name}", unit_scale=True, delay=0.5) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(piece.done - bar.n)
+
+
+def _pieces(
+    path: Path, index_path: Path | None, images: bool, threads: int
+) -> tuple[int, Iterator[Progress]]:
+    """All work to be done, in the unit of `Progress.done`, and its progress, piece by piece, in order."""
     if path.suffix == ".bin":
         return _audit_verification(path, threads)
     if index_path is not None and not index_path.is_file():
@@ -113,9 +115,9 @@ def audit(
     def check(piece: Progress | _Piece) -> Progress:
         return piece if isinstance(piece, Progress) else _check(reader.view, piece, images, insightface)
 
-    if index is None:
-        return Audit(len(reader.view), ordered_map(check, _walked(reader.view, first), threads))
-    return Audit(len(index), ordered_map(check, _indexed(reader.view, index), threads))
+    total = len(reader.view) if index is None else len(index)
+    pieces = _walked(reader.view, first) if index is None else _indexed(reader.view, index)
+    return total, ordered_map(check, pieces, threads)
 
 
 def _usable_index(path: Path, view: memoryview) -> tuple[RecordIndex | None, list[Finding]]:
@@ -238,7 +240,7 @@ def _is_insightface(reader: RecordReader, index: RecordIndex | None) -> bool:
     return head.flag == 2 and not len(head.payload)
 
 
-def _audit_verification(path: Path, threads: int) -> Audit:
+def _audit_verification(path: Path, threads: int) -> tuple[int, Iterator[Progress]]:
     """Decode the distinct images of a verification pack."""
     pack = load_verification(path)
     count = len(pack.images)
@@ -253,4 +255,4 @@ def _audit_verification(path: Path, threads: int) -> Audit:
                 findings.append(Finding(pack.where(image), str(problem)))
         return Progress(end - start, end - start, findings, 0, end)
 
-    return Audit(count, ordered_map(check, range(0, count, _CHUNK), threads))
+    return count, ordered_map(check, range(0, count, _CHUNK), threads)

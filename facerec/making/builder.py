@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from facerec.errors import MissingDataError, UserError, counted
+from facerec.errors import DamagedDataError, MissingDataError, UserError, counted
 from facerec.files import (
     csv_lines,
     publish,
@@ -29,18 +29,13 @@ from facerec.files import (
     sync,
     undisturbed,
 )
+from facerec.images.decode import read_header
 from facerec.packs import framing
-from facerec.packs.recordio import Record, append_record, pack
+from facerec.packs.recordio import Record, RecordReader, append_record, pack
 
 STAGE: Final = ".making"
 REPORT: Final = "report.csv"
-DETAILS: Final = (
-    "score",
-    "left",
-    "top",
-    "right",
-    "bottom",
-)  # of the face that a detector found, box in pixels
+DETAILS: Final = ("score", "left", "top", "right", "bottom")  # of the face a detector found, in pixels
 _JOURNAL: Final = "journal"
 _GROWING: Final = ("train.rec", "train.idx", "train.lst", REPORT)
 _EVERY: Final = 2.0  # seconds between two journals
@@ -73,7 +68,6 @@ class PackBuilder:
 
     Args:
         out: the folder of the pack.
-        size: (height, width) for the file `property`.
         force: replace a pack that is there.
         plan: what decides the pack's content, JSON values; a builder stopped before with an equal plan is
             resumed. None: never resume.
@@ -88,18 +82,12 @@ class PackBuilder:
     """
 
     def __init__(
-        self,
-        out: Path,
-        size: tuple[int, int],
-        *,
-        force: bool = False,
-        plan: dict[str, Any] | None = None,
-        wait: bool = False,
+        self, out: Path, *, force: bool = False, plan: dict[str, Any] | None = None, wait: bool = False
     ) -> None:
         refuse_overwriting(out / "train.rec", force)
         self.out = out
         self.resumed: str | None = None
-        self._size, self._plan, self._wait = size, plan, wait
+        self._plan, self._wait = plan, wait
         self._stage = out / STAGE
         self._journal = self._stage / _JOURNAL
         self._files: dict[str, BinaryIO] = {}
@@ -171,8 +159,9 @@ class PackBuilder:
                 self._record(key, Record(2, (float(first), float(end)), key, 0, b""))
             self._files["train.rec"].seek(0)
             self._files["train.rec"].write(framing.frame(pack(self._head())))
-            (self._stage / "property").write_text(f"{identities},{self._size[0]},{self._size[1]}\n", "ascii")
             self._flush()
+            height, width = _size(self._stage / "train.rec")
+            (self._stage / "property").write_text(f"{identities},{height},{width}\n", "ascii")
             self._close()
             if not identities:
                 publish(self._stage, self.out, [REPORT])
@@ -242,3 +231,13 @@ class PackBuilder:
             with contextlib.suppress(OSError):  # a full disk fails the last flush too; it was said before
                 file.close()
         self._files = {}
+
+
+def _size(rec: Path) -> tuple[int, int]:
+    """(height, width) of the first image of a pack whose header can be read, else of LFW's."""
+    with RecordReader(rec) as reader:
+        for payload in (record.payload for record in reader.records() if len(record.payload)):
+            with contextlib.suppress(DamagedDataError):
+                header = read_header(payload)
+                return header.height, header.width
+    return 112, 112

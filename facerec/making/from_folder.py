@@ -7,7 +7,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ def pack_folder(
         "maker": astuple(replace(maker, detector=None)),
         "align": maker.detector is not None,
     }
-    with PackBuilder(out, (maker.size, maker.size), force=force, plan=plan) as builder:
+    with PackBuilder(out, force=force, plan=plan) as builder:
         if maker.detector is None:
             warn_of_unaligned(folder, _sample(folder, identities, labels))
         done = 0
@@ -82,7 +82,10 @@ def pack_folder(
         def make(photograph: _Photograph) -> tuple[_Photograph, FaceFile]:
             return photograph, _face(maker, folder, photograph)
 
-        faces = ordered_map(make, _photographs(folder, identities[done:], labels), workers)
+        photographs = (
+            one for identity in identities[done:] for one in _photographs(folder, identity, labels)
+        )
+        faces = ordered_map(make, photographs, workers)
         groups = groupby(faces, key=lambda face: face[0].identity)
         title = f"packing {folder.name}"
         for identity, group in Bar(groups, title, total=len(identities), initial=done, unit=" identities"):
@@ -122,24 +125,23 @@ def _face(maker: FaceMaker, folder: Path, photograph: _Photograph) -> FaceFile:
 
 
 def _photographs(
-    folder: Path, identities: list[str], labels: Mapping[str, Sequence[str]] | None
+    folder: Path, identity: str, labels: Mapping[str, Sequence[str]] | None
 ) -> Iterator[_Photograph]:
-    """Yield what is labelled, else every entry of every identity's folder, for an empty one the folder."""
-    for identity in identities:
-        if labels is not None:
-            yield from (_Photograph(identity, path, "") for path in labels[identity])
-            continue
-        try:
-            there = folder_entries(folder / identity, folder)
-        except OSError as error:
-            yield _Photograph(identity, identity, f"the folder cannot be read: {error.strerror}")
-            continue
-        reasons = dict.fromkeys(there.files, "") | there.left_out
-        reasons |= dict.fromkeys(there.folders, "a folder; only what lies right in an identity's counts")
-        for file in sorted(reasons):
-            yield _Photograph(identity, f"{identity}/{file}", reasons[file])
-        if not reasons:
-            yield _Photograph(identity, identity, "the folder holds no images that can be read")
+    """Yield what is labelled, else every entry of an identity's folder, for an empty one the folder."""
+    if labels is not None:
+        yield from (_Photograph(identity, path, "") for path in labels[identity])
+        return
+    try:
+        there = folder_entries(folder / identity, folder)
+    except OSError as error:
+        yield _Photograph(identity, identity, f"the folder cannot be read: {error.strerror}")
+        return
+    reasons = dict.fromkeys(there.files, "") | there.left_out
+    reasons |= dict.fromkeys(there.folders, "a folder; only what lies right in an identity's counts")
+    for file in sorted(reasons):
+        yield _Photograph(identity, f"{identity}/{file}", reasons[file])
+    if not reasons:
+        yield _Photograph(identity, identity, "the folder holds no images that can be read")
 
 
 def _sample(
@@ -147,12 +149,10 @@ def _sample(
 ) -> Iterator[bytes]:
     """Yield the first image of some identities, evenly spread."""
     for identity in identities[:: max(len(identities) // 16, 1)]:
-        with contextlib.suppress(OSError, DamagedDataError):  # it will stand in the report
-            if labels is not None:
-                yield read_file(folder / labels[identity][0])
-                continue
-            for file in folder_entries(folder / identity, folder).images[:1]:
-                yield read_file(folder / identity / file)
+        there = (one.name for one in _photographs(folder, identity, labels) if not one.reason)
+        for name in islice(filter(lambda name: name.lower().endswith(ENDINGS), there), 1):
+            with contextlib.suppress(OSError, DamagedDataError):  # it will stand in the report
+                yield read_file(folder / name)
 
 
 def _digest(folder: Path, identities: list[str], labels: Mapping[str, Sequence[str]] | None) -> str:
@@ -160,11 +160,8 @@ def _digest(folder: Path, identities: list[str], labels: Mapping[str, Sequence[s
     digest = hashlib.sha256()
     for identity in identities:
         for path in [identity] if labels is None else labels[identity]:
-            try:
+            time = 0  # of what is not there, which the report will say
+            with contextlib.suppress(OSError):
                 time = (folder / path).stat().st_mtime_ns
-            except OSError:
-                if labels is None:
-                    raise
-                time = 0  # the report will say so
             digest.update(f"{identity}\t{path}/{time}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

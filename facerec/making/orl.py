@@ -66,7 +66,7 @@ def pack_orl(out: str | Path, *, force: bool = False) -> bool:
         return False
     folder = find_photographs()
     try:
-        with PackBuilder(out, (_SIZE, _SIZE), force=True, wait=True) as builder:
+        with PackBuilder(out, force=True, wait=True) as builder:
             if _complete(out) and not force:
                 return False
             if not force:

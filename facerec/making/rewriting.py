@@ -7,7 +7,6 @@ StorageError where it cannot be written, MissingDataError where nothing is left 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from array import array
 from collections import Counter
@@ -20,12 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from facerec.errors import DamagedDataError, UserError, counted
-from facerec.images.decode import read_header
 from facerec.images.images import LabelledImages
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
 from facerec.packs.listing import Listing, image_name
-from facerec.packs.pack import Pack, read_property
+from facerec.packs.pack import Pack
 from facerec.packs.recordio import RecordReader
 from facerec.packs.text import plain_name
 from facerec.progress import Bar
@@ -52,8 +50,8 @@ def repair(
     sound = array("q")
     damaged = unlisted = 0
     lst = path.with_suffix(".lst")
-    with PackBuilder(out, _size(path), force=force) as builder:
-        for piece in audit(path, index, workers=workers).shown(f"checking {path.name}"):
+    with PackBuilder(out, force=force) as builder:
+        for piece in audit(path, index, workers=workers):
             for finding in piece.findings:
                 builder.note(finding.where, "dropped", finding.reason)
             sound.extend(chain.from_iterable(piece.sound))
@@ -104,7 +102,7 @@ def filter_pack(
     unknown = set(drop)
     keep_C = many_C >= min_images
     left_out: Counter[str] = Counter()
-    with PackBuilder(out, _size(pack.root), force=force) as builder:
+    with PackBuilder(out, force=force) as builder:
         for c, first in enumerate(first_C.tolist()):
             label = str(int(pack.classes[c]))
             name = pack.label(first)
@@ -138,7 +136,7 @@ def merge(packs: Sequence[Pack], out: Path, *, force: bool = False) -> Built:
     taken: set[str] = set()
     known: set[str] = set()
     copied = np.empty(0, np.int64)
-    with PackBuilder(out, _size(packs[0].root), force=force) as builder:
+    with PackBuilder(out, force=force) as builder:
         for number, pack in enumerate(packs):
             _, first_C = np.unique(pack.label_N, return_index=True)
             own = {}
@@ -194,7 +192,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
     many_C = np.bincount(pack.label_N, minlength=pack.num_classes)
     shuffled_C = np.random.default_rng(seed).permutation(pack.num_classes)
     with ExitStack() as stack:
-        builders = [stack.enter_context(PackBuilder(out, _size(pack.root), force=force)) for out in parts]
+        builders = [stack.enter_context(PackBuilder(out, force=force)) for out in parts]
         for k, builder in enumerate(builders):
             part_C = np.zeros(pack.num_classes, bool)
             part_C[shuffled_C[border[k] : border[k + 1]]] = True
@@ -247,7 +245,7 @@ def relabel(
         taken.add(name)
         return name
 
-    with PackBuilder(out, _size_of(faces), force=force) as builder:
+    with PackBuilder(out, force=force) as builder:
         for note in left_out:
             builder.note(*note)
         _copy(faces, builder, label_N, named)
@@ -294,27 +292,3 @@ def _identities(label_N: np.ndarray, title: str) -> Iterator[np.ndarray]:
         for begin, end in pairwise(borders.tolist()):
             yield order_N[begin:end]
             bar.update(end - begin)
-
-
-def _size_of(faces: LabelledImages) -> tuple[int, int]:
-    """(height, width) of the images of a pack (see `_size`), or of the first of others that can be read."""
-    if isinstance(faces, Pack):
-        return _size(faces.root)
-    for encoded in faces.sample(16):
-        with contextlib.suppress(DamagedDataError):
-            header = read_header(encoded)
-            return header.height, header.width
-    return 112, 112
-
-
-def _size(rec: Path) -> tuple[int, int]:
-    """(height, width) that `property` says, else those of the first image that has any, else of LFW's."""
-    given = read_property(rec.with_name("property"))
-    if given is not None:
-        return given.height, given.width
-    with contextlib.suppress(DamagedDataError), RecordReader(rec) as reader:  # it will be in the report
-        for record in reader.records():
-            if len(record.payload):
-                header = read_header(record.payload)
-                return header.height, header.width
-    return 112, 112

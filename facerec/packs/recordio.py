@@ -126,16 +126,8 @@ class RecordReader:
         index = self.index
         return index.offset_N.item(index.row(key))
 
-    def raw(self, key: int) -> memoryview:
-        """The bytes of the record of `key`, image header included; raises as `reader[key]` does."""
-        return self.raw_at(self.offset(key))
-
-    def payload(self, key: int) -> memoryview:
-        """The encoded image of the record of `key`; raises as `payload_at` does."""
-        return self.payload_at(self.offset(key))
-
     def raw_at(self, offset: int) -> memoryview:
-        """The bytes of the record at `offset`: in the map where it has one part, else put together."""
+        """The bytes of the record at `offset`, image header included: in the map where it has one part."""
         self._require_open()
         try:
             return framing.assemble(self.view, offset)[0]

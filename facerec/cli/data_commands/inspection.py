@@ -64,11 +64,9 @@ def verify_pack(options: Namespace) -> int:
     from facerec.packs.pack import find_rec
     from facerec.progress import Bar
 
-    threads = workers(options)
-    path = find_rec(options.path)
-    work = audit(path, options.index, images=not options.no_images, workers=threads)
+    threads, path = workers(options), find_rec(options.path)
     records = images = unlisted = damaged = 0
-    for piece in work.shown(f"verifying {path.name}"):
+    for piece in audit(path, options.index, images=not options.no_images, workers=threads, title="verifying"):
         for finding in piece.findings:
             Bar.write(f"{finding.where}: {finding.reason}")
         records += piece.records
