@@ -14,10 +14,9 @@ from sklearn.metrics import roc_auc_score
 from facerec.cli.train import log_outcome
 from facerec.errors import ConfigError
 from facerec.evaluation.judgement import better, by_one_number, check_select
-from facerec.evaluation.metrics.auc import areas
 from facerec.evaluation.protocols.verification import require_select
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.comparison import _rocs, _weights, compare
+from facerec.evaluation.statistics.comparison import _resampled, _weights, compare
 from facerec.evaluation.statistics.folds import cross_validate
 from facerec.evaluation.verify import VerificationResult, verify
 from facerec.packs.verification import VerificationSet
@@ -110,7 +109,8 @@ def test_the_paired_bootstrap_draws_the_same_pairs_for_both_models(identities: b
     for weight_N in weight_RN:
         rows = np.repeat(np.arange(400), weight_N)
         naive.append([roc_auc_score(r.issame_N[rows], -r.distance_N[rows]) for r in (one, other)])
-    drawn = np.stack([areas(*_rocs(weight_RN, result)) for result in (one, other)], axis=1)
+    auc = one.metrics["auc"].resampled
+    drawn = np.stack([auc(_resampled(weight_RN, result)) for result in (one, other)], axis=1)
     assert drawn == pytest.approx(np.array(naive))
     found = compare({"a": one, "b": other}, bootstrap=30, seed=7)[0]
     gain = drawn[:, 0] - drawn[:, 1]

@@ -21,12 +21,6 @@ def auc(separation: Separation) -> float | None:
     return (total - twice_lost) / total
 
 
-def areas(far_RV: Floats, tar_RV: Floats) -> Floats:
-    """Area under each of R ROC curves given by their vertices."""
-    area_R: Floats = (np.diff(far_RV) * (tar_RV[:, 1:] + tar_RV[:, :-1])).sum(axis=1) / 2
-    return area_R
-
-
 @METRICS.register("auc")
 class Auc(Metric):
     label = "AUC"

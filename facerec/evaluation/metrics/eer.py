@@ -32,19 +32,6 @@ def eer(separation: Separation) -> float | None:
     return float(far_before + -low / (high - low) * (far - far_before))
 
 
-def equal_rates(far_RV: Floats, tar_RV: Floats) -> Floats:
-    """Equal error rate of each of R ROC curves given by their vertices."""
-    gap_RV = far_RV - (1 - tar_RV)
-    rows = np.arange(len(gap_RV))
-    after = np.argmax(gap_RV >= 0, axis=1)
-    before = np.maximum(after - 1, 0)
-    low, high = gap_RV[rows, before], gap_RV[rows, after]
-    with np.errstate(invalid="ignore"):
-        part_R = -low / (high - low)
-    eer_R: Floats = far_RV[rows, before] + part_R * (far_RV[rows, after] - far_RV[rows, before])
-    return eer_R
-
-
 @METRICS.register("eer")
 class Eer(Metric):
     label = "EER"
@@ -58,7 +45,7 @@ class Eer(Metric):
 
 
 def _equal_rate(accepted_2V: Ints, total_2: Floats) -> float:
-    """`equal_rates` of the pairs accepted at each vertex but the first, where none is."""
+    """The equal error rate of the pairs accepted at each vertex but the first, where none is."""
     if np.isnan(total_2).any():
         return np.nan
 

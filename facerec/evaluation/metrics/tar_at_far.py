@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 
 from facerec.evaluation.metrics.base import METRICS, JudgedPairs, Metric
 from facerec.evaluation.statistics.bootstrap import Resamples
-from facerec.evaluation.statistics.separation import Floats, Separation
+from facerec.evaluation.statistics.separation import Floats, Separation, accepted_at
 
 FAR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5", "1e-6")
 """The FAR targets reported, as they are written in results.json."""
@@ -32,10 +30,6 @@ def _tar(separation: Separation, far: float) -> float | None:
     return float(accepted / len(separation.genuine_G))
 
 
-def _over(total: float, count: int) -> float:
-    return count / total
-
-
 @METRICS.register("tar_at_far")
 class TarAtFar(Metric):
     label = "TAR @ FAR"
@@ -49,6 +43,7 @@ class TarAtFar(Metric):
         for row, (accepted_2V, total_2) in enumerate(zip(drawn.accepted_R2V, drawn.total_R2, strict=True)):
             for target, tar_R in found.items():
                 # The last vertex whose FAR is within the target; before the first, nothing is accepted.
-                end = bisect_right(accepted_2V[0], float(target), key=partial(_over, total_2[0]))
+                allowed = accepted_at(float(target), int(accepted_2V[0, -1]))
+                end = np.searchsorted(accepted_2V[0], allowed, side="right")
                 tar_R[row] = (accepted_2V[1, end - 1] if end else 0) / total_2[1]
         return found

@@ -13,10 +13,9 @@ vertices of a ROC curve (in counts: its segments); "2" is impostor, genuine, or 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,9 @@ from facerec.errors import UserError
 from facerec.evaluation.statistics.folds import Thresholds, fold_numbers, threshold_search
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 from facerec.threads import ordered_map
+
+if TYPE_CHECKING:
+    from facerec.evaluation.metrics.base import Metric
 
 _CELLS = 1_000_000  # of a block's largest array: 4 to 8 MB
 _LARGE = 20  # pairs that take longer to draw than one binomial number
@@ -49,9 +51,8 @@ def pair_draw(fold_G: Ints, size_G: Ints, rng: np.random.Generator) -> Draw:
         rng: generator.
     """
     large_L = np.flatnonzero(size_G > _LARGE)
-    single_P = np.repeat(
-        np.arange(len(size_G)), np.where(size_G > _LARGE, 0, size_G)
-    )  # the group of each pair
+    # The group of each other pair.
+    single_P = np.repeat(np.arange(len(size_G)), np.where(size_G > _LARGE, 0, size_G))
     fold_P = fold_G[single_P]
     begins_F, pairs_F = np.unique(fold_P, return_index=True, return_counts=True)[1:]
     ends_F = begins_F + pairs_F // _BYTE * _BYTE
@@ -147,22 +148,6 @@ class Resamples:
         total_R2 = self.accepted_R2V[..., -1]
         return np.where((total_R2 == 0).any(axis=1, keepdims=True), np.nan, total_R2)
 
-    @functools.cached_property
-    def roc(self) -> tuple[Floats, Floats]:
-        """FAR and TAR at each vertex of the ROC, from none accepted to all, (R, V) each; NaN as the totals.
-
-        A metric that looks at few of them is faster with `accepted_R2V`.
-        """
-        accepted_R2V = np.pad(self.accepted_R2V, ((0, 0), (0, 0), (1, 0)))
-        rate_R2V = accepted_R2V / self.total_R2[..., None]
-        return rate_R2V[:, 0], rate_R2V[:, 1]
-
-
-class Resampled(Protocol):
-    """A metric of resamples, see `facerec.evaluation.metrics.Metric`."""
-
-    def resampled(self, drawn: Resamples) -> Floats | dict[str, Floats] | None: ...
-
 
 def bootstrap(
     distance_N: Floats,
@@ -170,7 +155,7 @@ def bootstrap(
     folds: int | Ints = 10,
     thresholds: Thresholds = "grid",
     *,
-    metrics: Mapping[str, Resampled],
+    metrics: Mapping[str, Metric],
     resamples: int,
     seed: int,
     identity_N2: Ints | None = None,
@@ -194,9 +179,8 @@ def bootstrap(
     cell_G, kind_segment_G = cell_N[last_G], issame_N[last_G] * segments + segment_N[last_G]
     by_segment_G = np.argsort(kind_segment_G, kind="stable")
     every_2V = np.arange(2 * segments).reshape(2, segments)
-    upto_2V = np.searchsorted(
-        kind_segment_G, every_2V, side="right", sorter=by_segment_G
-    )  # groups up to each
+    # Groups up to each vertex.
+    upto_2V = np.searchsorted(kind_segment_G, every_2V, side="right", sorter=by_segment_G)
     last_C = np.flatnonzero(np.append(np.diff(cell_G) != 0, True))
     rng = np.random.default_rng(seed)
     if identity_N2 is None:
@@ -210,19 +194,18 @@ def bootstrap(
         rows = len(count_RG)
         count_RF2J = np.zeros((rows, cells), np.int32)
         count_RF2J[:, cell_G[last_C]] = _between(np.cumsum(count_RG, axis=1, dtype=np.int32), last_C)
-        with np.errstate(invalid="ignore"):  # 0 / 0 in a fold that has no pairs
-            accuracy_RF, _ = search.choose(count_RF2J.reshape(rows, count, 2, search.cells))
         size_RF = count_RF2J.reshape(rows, count, -1).sum(axis=-1)
         judged_RF = (size_RF > 0) & (size_RF < size_RF.sum(axis=-1, keepdims=True))
-        accuracy_R = _mean_of_defined(accuracy_RF, judged_RF)
+        with np.errstate(invalid="ignore"):  # 0 / 0 in a fold that has no pairs, and where none is judged
+            accuracy_RF, _ = search.choose(count_RF2J.reshape(rows, count, 2, search.cells))
+            accuracy_R = np.where(judged_RF, accuracy_RF, 0).sum(axis=-1) / judged_RF.sum(axis=-1)
         running_RG = np.pad(np.cumsum(count_RG.take(by_segment_G, axis=1), axis=1), ((0, 0), (1, 0)))
         accepted_R2V = running_RG.take(upto_2V, axis=1)
         accepted_R2V[:, 1] -= accepted_R2V[:, 0, -1:]
         drawn = Resamples(accepted_R2V, int((~issame_N).sum()), accuracy_R)
         return [metric.resampled(drawn) for metric in metrics.values()]
 
-    step = max(1, _CELLS // max(cells, len(distance_N)))
-    drawn = (draw(min(step, resamples - start)) for start in range(0, resamples, step))
+    drawn = map(draw, blocks(resamples, max(cells, len(distance_N))))
     parts = zip(*ordered_map(judged, drawn, name="bootstrap"), strict=True)  # judged while the next are drawn
     return {name: _joined(one) for name, one in zip(metrics, parts, strict=False) if one[0] is not None}
 
@@ -255,12 +238,18 @@ def _joined(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts)
 
 
-def interval(value_R: Floats, coverage: float = 0.95) -> Interval:
-    """The central percentile interval of bootstrap values; None where no resample defined one."""
+def blocks(resamples: int, size: int) -> Iterator[int]:
+    """Numbers of resamples to work on at once, `size` numbers each."""
+    step = max(1, _CELLS // size)
+    return (min(step, resamples - start) for start in range(0, resamples, step))
+
+
+def interval(value_R: Floats) -> Interval:
+    """The central 95 % of bootstrap values; None where no resample defined one."""
     defined = value_R[np.isfinite(value_R)]
     if not len(defined):
         return None
-    low, high = np.quantile(defined, [(1 - coverage) / 2, (1 + coverage) / 2])
+    low, high = np.quantile(defined, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
 
 
@@ -280,15 +269,6 @@ def rate_intervals(hit_XN: Bools, cluster_N: npt.ArrayLike, *, resamples: int, s
     size_I = np.bincount(number_N)
     hits_XI = np.stack([np.bincount(number_N, hit_N, minlength=len(size_I)) for hit_N in hit_XN])
     rng = np.random.default_rng(seed)
-    rate_XR = np.empty((len(hit_XN), resamples))
-    step = max(1, _CELLS // len(size_I))
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        times_RI = _times_drawn(len(size_I), stop - start, rng)
-        rate_XR[:, start:stop] = (hits_XI @ times_RI.T) / (times_RI @ size_I)
-    return [interval(rate_R) for rate_R in rate_XR]
-
-
-def _mean_of_defined(value_RF: Floats, defined_RF: Bools) -> Floats:
-    with np.errstate(invalid="ignore"):
-        return np.where(defined_RF, value_RF, 0).sum(axis=-1) / defined_RF.sum(axis=-1)
+    drawn = (_times_drawn(len(size_I), rows, rng) for rows in blocks(resamples, len(size_I)))
+    rates = [(hits_XI @ times_RI.T) / (times_RI @ size_I) for times_RI in drawn]
+    return [interval(rate_R) for rate_R in np.concatenate(rates, axis=1)]

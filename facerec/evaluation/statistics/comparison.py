@@ -5,7 +5,7 @@ Q. McNemar, "Note on the sampling error of the difference between correlated pro
 Psychometrika 12, 1947; S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
 Journal of Statistics 6, 1979.
 
-Shape suffixes: X decisions (pairs or probes), N pairs, R resamples, V vertices of a ROC curve.
+Shape suffixes: X decisions (pairs or probes), N pairs, R resamples, V distinct distances.
 """
 
 from __future__ import annotations
@@ -18,14 +18,10 @@ from typing import Any
 import numpy as np
 
 from facerec.errors import UserError, counted
-from facerec.evaluation.metrics.auc import areas
-from facerec.evaluation.metrics.eer import equal_rates
 from facerec.evaluation.results import PairResult, Result
-from facerec.evaluation.statistics.bootstrap import Interval, identity_draw
+from facerec.evaluation.statistics.bootstrap import Interval, Resamples, blocks, identity_draw
 from facerec.evaluation.statistics.bootstrap import interval as percentiles
-from facerec.evaluation.statistics.separation import Floats, Ints
-
-_BLOCK = 1_000_000  # weights drawn at once
+from facerec.evaluation.statistics.separation import Ints
 
 
 @dataclass(frozen=True)
@@ -131,41 +127,38 @@ def _by_rates(
     """Differences of AUC and EER, both models on the same resamples of pairs or identities."""
     _require_as_many(first, one.pairs, second, other.pairs)
     weights = list(_weights(one, resamples, seed))
-    curves = [[_rocs(weight_RN, result) for weight_RN in weights] for result in (one, other)]
+    drawn = [[_resampled(weight_RN, result) for weight_RN in weights] for result in (one, other)]
+    unit = "pairs" if one.identity_N2 is None else "identities"
     compared = []
-    for key, of_curves in (("auc", areas), ("eer", equal_rates)):
-        label = one.metrics[key].label
-        drawn = [np.concatenate([np.empty(0), *(of_curves(*roc) for roc in of_model)]) for of_model in curves]
-        gain_R = drawn[0] - drawn[1]
+    for key in ("auc", "eer"):
+        metric = one.metrics[key]
+        values = (
+            np.concatenate([np.empty(0), *(metric.resampled(block) for block in of_model)])
+            for of_model in drawn
+        )
+        gain_R = np.subtract(*values)
         gain_R = gain_R[np.isfinite(gain_R)]
         p = None
         if len(gain_R):  # as often on the other side of 0, this and the resamples counted
             side = min((gain_R <= 0).sum(), (gain_R >= 0).sum())
             p = min(1.0, 2 * float(side + 1) / (len(gain_R) + 1))
-        decided = (
-            f"{label} in the same resamples of the {'pairs' if one.identity_N2 is None else 'identities'}"
+        decided = f"{metric.label} in the same resamples of the {unit}"
+        difference = one.values[key] - other.values[key]
+        found = Comparison(
+            first, second, decided, one.pairs, None, None, difference, percentiles(gain_R), p, p
         )
-        lower = one.metrics[key].lower_is_better
-        interval = percentiles(gain_R) if len(gain_R) else None
-        compared.append(
-            Comparison(
-                *(first, second, decided, one.pairs, None, None, one.values[key] - other.values[key]),
-                *(interval, p, p, label, lower),
-            )
-        )
+        compared.append(replace(found, number=metric.label, lower_is_better=metric.lower_is_better))
     return compared
 
 
 def _weights(result: PairResult, resamples: int, seed: int) -> Iterator[Ints]:
     """How often each pair counts, (R, N) in blocks: identities drawn again, or pairs of each kind."""
     rng = np.random.default_rng(seed)
+    if result.identity_N2 is not None:
+        yield from map(identity_draw(result.identity_N2, rng), blocks(resamples, result.pairs))
+        return
     same_N = result.issame_N
-    step = max(1, _BLOCK // len(same_N))
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        if result.identity_N2 is not None:
-            yield identity_draw(result.identity_N2, rng)(rows)
-            continue
+    for rows in blocks(resamples, len(same_N)):
         weight_RN = np.zeros((rows, len(same_N)), np.int32)
         for kind in (same_N, ~same_N):
             count = int(kind.sum())
@@ -173,17 +166,17 @@ def _weights(result: PairResult, resamples: int, seed: int) -> Iterator[Ints]:
         yield weight_RN
 
 
-def _rocs(weight_RN: Ints, result: PairResult) -> tuple[Floats, Floats]:
-    """FAR and TAR of weighted pairs at each distinct distance, from none accepted to all, (R, V) each."""
+def _resampled(weight_RN: Ints, result: PairResult) -> Resamples:
+    """The weighted pairs accepted at each distinct distance."""
     order = np.argsort(result.distance_N, kind="stable")
     sorted_N = result.distance_N[order]
     last_V = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
-    rates = []
-    for kind_N in (~result.issame_N, result.issame_N):
-        running_RN = np.cumsum(weight_RN[:, order] * kind_N[order], axis=1, dtype=np.int64)
-        total_R1 = np.where(running_RN[:, -1:] > 0, running_RN[:, -1:], np.nan)
-        rates.append(np.pad(running_RN[:, last_V], ((0, 0), (1, 0))) / total_R1)
-    return rates[0], rates[1]
+    accepted = [
+        np.cumsum(weight_RN[:, order] * kind_N[order], axis=1, dtype=np.int64)[:, last_V]
+        for kind_N in (~result.issame_N, result.issame_N)
+    ]
+    nowhere_R = np.full(len(weight_RN), np.nan)
+    return Resamples(np.stack(accepted, axis=1), result.pairs - result.genuine_pairs, nowhere_R)
 
 
 def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> Interval:
@@ -197,12 +190,9 @@ def _interval(result: Result, difference_X: Ints, resamples: int, seed: int) -> 
         return percentiles((drawn_R3[:, 1] - drawn_R3[:, 0]) / len(difference_X))
     draw = identity_draw(result.identity_N2, rng)
     differing = np.flatnonzero(difference_X)
-    mean_R = np.empty(resamples)
-    step = max(1, _BLOCK // len(difference_X))
-    for start in range(0, resamples, step):
-        weight_RX = draw(min(step, resamples - start))
-        with np.errstate(invalid="ignore"):
-            mean_R[start : start + step] = (
-                weight_RX[:, differing] @ difference_X[differing] / weight_RX.sum(axis=1)
-            )
-    return percentiles(mean_R)
+    with np.errstate(invalid="ignore"):
+        means = [
+            weight_RX[:, differing] @ difference_X[differing] / weight_RX.sum(axis=1)
+            for weight_RX in map(draw, blocks(resamples, len(difference_X)))
+        ]
+    return percentiles(np.concatenate(means))
