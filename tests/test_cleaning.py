@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from facerec import create_backbone, load_model
-from facerec.cleaning.thresholds import outlier_limit
+from facerec.cleaning.judging import outlier_limit
 from facerec.cli.data import run
 from facerec.errors import CheckpointError, StorageError, UserError
 from facerec.images.decode import decode
@@ -387,7 +387,7 @@ def test_what_cannot_be_written_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "where", ["facerec.cleaning.copies.Looking.__call__", "facerec.making.builder.PackBuilder.end_identity"]
+    "where", ["facerec.cleaning.copies.Looks.__call__", "facerec.making.builder.PackBuilder.end_identity"]
 )
 def test_interrupted_it_leaves_nothing(
     folder: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -5,10 +5,10 @@ Shape suffixes: R embedded images (rows), T numbers of a thumbnail, N images of 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,16 +22,8 @@ _ALIKE: Final = 0.99  # correlation of thumbnails: a copy in another quality or 
 _BLOCK: Final = 1024
 
 
-@dataclass(frozen=True)
 class Looks:
-    """Thumbnails, uint8 (R, T), and digests of the pixels at the model's size, uint64 (R,)."""
-
-    thumbnail_RT: npt.NDArray[np.uint8]
-    digest_R: npt.NDArray[np.uint64]
-
-
-class Looking:
-    """Takes thumbnails and digests of the images that pass by; call it with each portion."""
+    """Thumbnails and digests of the images that pass by; call it with each portion."""
 
     def __init__(self) -> None:
         self._thumbnails: list[npt.NDArray[np.uint8]] = []
@@ -46,8 +38,15 @@ class Looking:
             self._digests.append(int.from_bytes(digest, "little"))
         self._thumbnails.append(thumbnail_PT)
 
-    def looks(self) -> Looks:
-        return Looks(np.concatenate(self._thumbnails), np.frombuffer(self._digests, np.uint64))
+    @functools.cached_property
+    def thumbnail_RT(self) -> npt.NDArray[np.uint8]:
+        """Gray thumbnails, uint8."""
+        return np.concatenate(self._thumbnails)
+
+    @functools.cached_property
+    def digest_R(self) -> npt.NDArray[np.uint64]:
+        """Digests of the pixels at the model's size."""
+        return np.frombuffer(self._digests, np.uint64)
 
 
 def near_copies(

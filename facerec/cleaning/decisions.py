@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -50,11 +50,11 @@ class Decision(NamedTuple):
     number: int
     identity: str
     image: str
-    cosine: float | None
-    least: float | None
-    other: str
-    other_number: int | None
-    reason: str
+    cosine: float | None = None
+    least: float | None = None
+    other: str = ""
+    other_number: int | None = None
+    reason: str = ""
 
 
 def write_decisions(decisions: Iterable[Decision]) -> bytes:
@@ -88,11 +88,11 @@ def read_decisions(path: Path, faces: LabelledImages) -> list[Decision]:
     first_C = faces.first_images()
     decisions = []
     for where, row in rows:
-        given = {key: row[key] or "" for key in Decision._fields}
+        given: dict[str, Any] = {key: row[key] or "" for key in Decision._fields}
         if given["action"] not in {KEEP, *KINDS.values()}:
             raise UserError(f"{where}: action {given['action']!r} is not keep, drop, split or merge")
         number = _number(given["number"], where, "number")
-        other = None if given["other_number"] == "" else _number(given["other_number"], where, "other_number")
+        other = _number(given["other_number"], where, "other_number") if given["other_number"] else None
         is_image = given["image"] != ""
         if number >= (len(faces) if is_image else faces.num_classes):
             raise UserError(f"{where}: {faces.root} has no number {number}; is the list of another pack?")
@@ -108,21 +108,8 @@ def read_decisions(path: Path, faces: LabelledImages) -> list[Decision]:
             )
         if given["action"] == "split" and not (is_image and given["other"]):
             raise UserError(f"{where}: split needs an image, and in other the name of its new identity")
-        decisions.append(
-            Decision(
-                given["kind"],
-                given["proposal"],
-                given["action"],
-                number,
-                given["identity"],
-                given["image"],
-                None,
-                None,
-                given["other"].removeprefix("'"),
-                other,
-                given["reason"],
-            )
-        )
+        given |= {"number": number, "cosine": None, "least": None, "other_number": other}
+        decisions.append(Decision(**given | {"other": given["other"].removeprefix("'")}))
     return decisions
 
 
@@ -180,13 +167,10 @@ def new_labels(faces: LabelledImages, decisions: Sequence[Decision]) -> Labels:
             source, target = root(one.number), root(one.other_number)
             if source != target:
                 into[source] = target
-    for source in into:
-        target = root(source)
-        names[target] = faces.label(int(first_C[target]))
-    of_N = np.asarray(faces.label_N)
     table_C = np.arange(faces.num_classes + len(split))
     for source in into:
-        table_C[source] = root(source)
+        table_C[source] = target = root(source)
+        names[target] = faces.label(int(first_C[target]))
     label_N = np.where(label_N >= 0, table_C[label_N], -1)
-    label_N[dropped[of_N]] = -1
+    label_N[dropped[np.asarray(faces.label_N)]] = -1
     return Labels(label_N, names, left_out)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from facerec.cleaning.copies import Looks, near_copies, same_looks
 from facerec.cleaning.decisions import KEEP, KINDS, Decision
-from facerec.cleaning.judging import Thresholds, judge
-from facerec.cleaning.thresholds import Limit
+from facerec.cleaning.judging import Limit, Thresholds, judge
 from facerec.errors import counted
 from facerec.evaluation.identities import EmbeddedImages, by_identity
 from facerec.evaluation.statistics.centres import (
@@ -26,18 +25,16 @@ from facerec.evaluation.statistics.centres import (
     robust_centre,
     tail_value,
 )
-from facerec.evaluation.statistics.search import BLOCK, TopK, cosine_blocks, unit
+from facerec.evaluation.statistics.search import BLOCK, TopK, unit
 from facerec.images.images import Images, LabelledImages
 from facerec.vectors import row_norms
 
 Floats = npt.NDArray[np.float32]
 
-_BY_CHANCE: Final = (
-    0.01  # identities per identity that are proposed to be merged, or to be in a test, wrongly
-)
+_BY_CHANCE: Final = 0.01  # of all identities that are proposed to be merged, or to be in a test, wrongly
 _MISSED: Final = 0.05  # part of what is known to be of one person that a threshold may pass over
 _CLUSTER: Final = 3  # images that make a second person of an identity
-_FROM_DATA: Final = Thresholds()
+_TOO_FEW: Final = "not searched for, too few identities to choose a threshold from"
 
 
 @dataclass
@@ -55,70 +52,58 @@ class Found:
     """What was found.
 
     Attributes:
-        decisions: one per finding, `action` being ``keep``.
-        limits: the thresholds, by kind.
         own_R, impostor_P: cosines with the own centre of the judged images, and with those of others.
         reference_C: the image of each identity that is nearest to its centre; −1 where there is none.
+        decisions: one per finding, `action` being ``keep``.
+        limits: the thresholds, by kind.
         notes: lines about what could not be judged.
         tests: of decisions about leaks, by their place in the list: the test's images, and the number of one.
     """
 
+    own_R: Floats
+    impostor_P: Floats
+    reference_C: npt.NDArray[np.int64]
     decisions: list[Decision] = field(default_factory=list)
     limits: dict[str, Limit] = field(default_factory=dict)
-    own_R: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
-    impostor_P: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
-    reference_C: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     notes: list[str] = field(default_factory=list)
     tests: dict[int, tuple[Images, int]] = field(default_factory=dict)
 
 
-def search(
-    faces: LabelledImages,
-    embedded: EmbeddedImages,
-    looks: Looks,
-    tests: Sequence[Test] = (),
-    thresholds: Thresholds = _FROM_DATA,
-    centre_CD: Floats | None = None,
-    seed: int = 0,
-) -> Found:
-    """Find what does not belong in a set.
+class Search:
+    """The search for what does not belong in a set.
 
     Args:
         looks: thumbnails of the embedded images.
-        tests: sets that must share no identity and no image with `faces`.
-        thresholds: those given, and what others are chosen by.
+        given: thresholds, and what others are chosen by.
         centre_CD: centres of the identities (a head's); None: robust ones of the images.
         seed: of the drawing of strangers.
     """
-    return _Search(faces, embedded, looks, thresholds, centre_CD, seed).run(tests)
 
-
-class _Search:
     def __init__(
         self,
         faces: LabelledImages,
         embedded: EmbeddedImages,
         looks: Looks,
-        thresholds: Thresholds,
+        given: Thresholds,
         centre_CD: Floats | None,
         seed: int,
     ) -> None:
-        self.faces, self.embedded, self.looks, self.given = faces, embedded, looks, thresholds
+        self.faces, self.embedded, self.looks, self.given = faces, embedded, looks, given
         self.seed = seed
         self.label_R = np.asarray(faces.label_N)[embedded.position_R]
         self.count_C = np.bincount(self.label_R, minlength=faces.num_classes)
         self.first_C = faces.first_images()
-        self.judged = judge(faces, embedded, thresholds, centre_CD, seed)
-        self.centres, self.judged_R = self.judged.centres, self.judged.judged_R
-        self.found = Found(own_R=self.judged.own_R, impostor_P=self.judged.impostor_P)
-        if self.judged.limit is not None:
-            self.found.limits["outlier"] = self.judged.limit
+        judged = judge(faces, embedded, given, centre_CD, seed)
+        self.centres, self.judged_R = judged.centres, judged.judged_R
+        self.found = Found(judged.own_R, judged.impostor_P, np.full(faces.num_classes, -1, np.int64))
+        if judged.limit is not None:
+            self.found.limits["outlier"] = judged.limit
 
     def run(self, tests: Sequence[Test]) -> Found:
+        """Find what does not belong; `tests` must share no identity and no image with the set."""
         found = self.found
-        found.reference_C = np.full(self.faces.num_classes, -1, np.int64)
         for i, reason in self.embedded.damaged.items():
-            self._image("damaged", i, reason=reason)
+            self._image("damaged", i, reason)
         halves: list[float] = []
         far: list[int] = []
         for label, rows in by_identity(self.faces, self.embedded, "looking for what does not belong"):
@@ -131,8 +116,7 @@ class _Search:
             self._near_copies(rows)
         self._name_others(far)
         self._same_everywhere()
-        half_H = np.array(halves, np.float32)
-        self._merges(half_H)
+        self._merges(np.array(halves, np.float32))
         for test in tests:
             self._leaks(test)
         self._note_small()
@@ -153,11 +137,14 @@ class _Search:
                 break
             for row, cosine in zip(wide[alike_N].tolist(), second.cosine_N[alike_N].tolist(), strict=True):
                 own, others = float(self.centres.cosine_R[row]), int(alike_N.sum()) - 1
-                said = (
-                    f"cosine {own:.3f} with its identity, {cosine:.3f} with {counted(others, 'other')} of it"
+                self._image(
+                    "mixed",
+                    int(self.embedded.position_R[row]),
+                    f"cosine {own:.3f} with its identity, {cosine:.3f} with {counted(others, 'other')} of it",
+                    cosine=own,
+                    least=limit.widest,
+                    other=f"{name}~{number}",
                 )
-                i = int(self.embedded.position_R[row])
-                self._image("mixed", i, own, limit.widest, f"{name}~{number}", None, said)
             wide, number = wide[~alike_N], number + 1
         return wide[self.centres.cosine_R[wide] < limit.least].tolist()
 
@@ -165,31 +152,23 @@ class _Search:
         """Say of outliers which other identity is the nearest."""
         least = self.found.limits["outlier"].least if far else 0.0
         for first in range(0, len(far), BLOCK):
-            row_B = np.array(far[first : first + BLOCK])
-            top = TopK(len(row_B), 2)
-            for begin, cosine_PB in cosine_blocks(
-                unit(self.embedded.unit_RD[np.sort(row_B)]), self.centres.sum_CD
-            ):
-                top.add(begin, cosine_PB)
-            for row, labels, cosines in zip(
-                np.sort(row_B).tolist(), top.index_PK.tolist(), top.score_PK.tolist(), strict=True
-            ):
+            row_B = np.sort(far[first : first + BLOCK])
+            top = TopK.of(unit(self.embedded.unit_RD[row_B]), self.centres.sum_CD, 2)
+            nearest = top.index_PK.tolist(), top.score_PK.tolist()
+            for row, labels, cosines in zip(row_B.tolist(), *nearest, strict=True):
                 at = int(labels[0] == self.label_R[row])
                 own, other = float(self.centres.cosine_R[row]), labels[at]
-                if other < 0 or self.count_C[other] == 0:
-                    other = None
-                    said = f"cosine {own:.3f} with the centre of its identity"
-                else:
+                measured: dict[str, Any] = {"cosine": own, "least": least}
+                said = f"cosine {own:.3f} with the centre of its identity"
+                if other >= 0 and self.count_C[other]:
+                    measured |= {"other": self._identity(other), "other_number": other}
                     said = f"cosine {own:.3f} with its identity, {cosines[at]:.3f} with the nearest other"
-                name = "" if other is None else self._identity(other)
-                self._image("outlier", int(self.embedded.position_R[row]), own, least, name, other, said)
+                self._image("outlier", int(self.embedded.position_R[row]), said, **measured)
 
     def _near_copies(self, rows: npt.NDArray[np.int64]) -> None:
-        for first, second, cosine, said in near_copies(
-            rows, self.embedded.unit_RD, self.looks, self.given.duplicate
-        ):
-            kept, copy = (int(self.embedded.position_R[row]) for row in (first, second))
-            self._image("duplicate", copy, cosine, self.given.duplicate, self.faces.name(kept), kept, said)
+        least = self.given.duplicate
+        for first, second, cosine, said in near_copies(rows, self.embedded.unit_RD, self.looks, least):
+            self._copy(first, second, said, cosine=cosine, least=least)
 
     def _same_everywhere(self) -> None:
         """Images with equal pixels in several identities: all but the one nearest to its identity."""
@@ -198,31 +177,17 @@ class _Search:
             if len(set(labels.tolist())) == 1:
                 continue  # within an identity they are near copies
             rank = np.lexsort((-self.centres.cosine_R[rows], ~self.judged_R[rows]))
-            best = int(rows[rank[0]])
-            kept = int(self.embedded.position_R[best])
-            for row in rows[rank[1:]].tolist():
-                if self.label_R[row] == self.label_R[best]:
-                    continue
-                said = f"the same image is in {self._identity(int(self.label_R[best]))}"
-                self._image(
-                    "duplicate",
-                    int(self.embedded.position_R[row]),
-                    1.0,
-                    None,
-                    self.faces.name(kept),
-                    kept,
-                    said,
-                )
+            best, *others = rows[rank].tolist()
+            said = f"the same image is in {self._identity(int(self.label_R[best]))}"
+            for row in others:
+                if self.label_R[row] != self.label_R[best]:
+                    self._copy(best, row, said, cosine=1.0)
 
     def _merges(self, half_H: Floats) -> None:
         """Pairs of identities that are one person, the most alike first; chains of them are cut."""
         centre_CD, count = self.centres.sum_CD, int((self.count_C > 0).sum())
-        limit = self._together(
-            self.given.merge,
-            half_H,
-            chance_cosine([centre_CD], count * (count - 1) / 2, _BY_CHANCE * count, self.seed),
-            "merge",
-        )
+        chance = chance_cosine([centre_CD], count * (count - 1) / 2, _BY_CHANCE * count, self.seed)
+        limit = self._together("merge", half_H, chance)
         if limit is None:
             return
         pairs = pairs_alike(centre_CD, least=limit.least)
@@ -241,12 +206,8 @@ class _Search:
                 else:
                     sum_C[groups[1]] = sums[0] + sums[1]
                     group_C[group_C == groups[0]] = groups[1]
-            self.found.decisions.append(
-                Decision(
-                    "merge", proposal, KEEP, small, self._identity(small), "", cosine, limit.least,
-                    self._identity(large), large, said,
-                )
-            )  # fmt: skip
+            measured = {"cosine": cosine, "least": limit.least, "other": self._identity(large)}
+            self._whole("merge", small, said, proposal=proposal, other_number=large, **measured)
 
     def _leaks(self, test: Test) -> None:
         """Identities and images that are in a test set."""
@@ -255,53 +216,42 @@ class _Search:
             there = int(test.embedded.position_R[at[int(self.looks.digest_R[row])]])
             name = f"{test.name}: {test.images.name(there)}"
             self.found.tests[len(self.found.decisions)] = test.images, there
-            self._image("leak", int(self.embedded.position_R[row]), 1.0, None, name, None, "the same image")
+            self._image("leak", int(self.embedded.position_R[row]), "the same image", cosine=1.0, other=name)
         comparisons = len(self.centres.sum_CD) * len(test.embedded.unit_RD)
         falling_P = np.sort(self.found.impostor_P)[::-1]
         chance = tail_value(falling_P, _BY_CHANCE * len(self.centres.sum_CD) / max(comparisons, 1))
         wide = self.found.limits.get("outlier")
         own_R = self.found.own_R if wide is None else self.found.own_R[self.found.own_R >= wide.least]
-        limit = self._together(self.given.leak, own_R, chance, "leak")
+        limit = self._together("leak", own_R, chance)
         if limit is None:
             return
         for first in range(0, len(self.centres.sum_CD), BLOCK):
             probe_BD = unit(self.centres.sum_CD[first : first + BLOCK])
-            top = TopK(len(probe_BD), 1)
-            for begin, cosine_PB in cosine_blocks(probe_BD, test.embedded.unit_RD):
-                top.add(begin, cosine_PB)
+            top = TopK.of(probe_BD, test.embedded.unit_RD, 1)
             score_B = top.score_PK[:, 0].numpy()
             for label in np.flatnonzero((score_B >= limit.least) & probe_BD.any(1).numpy()).tolist():
                 there = int(test.embedded.position_R[int(top.index_PK[label, 0])])
-                other = f"{test.name}: {test.images.name(there)}"
-                cosine, label = float(score_B[label]), label + first
+                cosine, other = float(score_B[label]), f"{test.name}: {test.images.name(there)}"
                 self.found.tests[len(self.found.decisions)] = test.images, there
                 said = f"cosine {cosine:.3f} of its centre with an image of the test"
-                self.found.decisions.append(
-                    Decision(
-                        "leak", KINDS["leak"], KEEP, label, self._identity(label), "", cosine, limit.least,
-                        other, None, said,
-                    )
-                )  # fmt: skip
+                self._whole("leak", label + first, said, cosine=cosine, least=limit.least, other=other)
 
-    def _together(self, given: float | None, same_X: Floats, chance: float | None, kind: str) -> Limit | None:
+    def _together(self, kind: str, same_X: Floats, chance: float | None) -> Limit | None:
         """The threshold from which two are one person: what few of the same miss, and few strangers reach."""
+        given = getattr(self.given, kind)
+        same = float(np.quantile(same_X, _MISSED)) if len(same_X) else None
+        known = [one for one in (same, chance) if one is not None and one > 0]
         if given is not None:
-            limit = Limit(given, None, None, None, "as given")
+            limit = Limit(given)
+        elif not known:
+            self.found.notes.append(f"{kind}: {_TOO_FEW}")
+            return None
+        elif max(known) == chance:
+            said = f"which strangers reach by chance in {100 * _BY_CHANCE:g} of 100 identities"
+            limit = Limit(chance, said)
         else:
-            same = float(np.quantile(same_X, _MISSED)) if len(same_X) else None
-            known = [one for one in (same, chance) if one is not None and one > 0]
-            if not known:
-                self.found.notes.append(
-                    f"{kind}: not searched for, too few identities to choose a threshold from"
-                )
-                return None
-            by_chance = max(known) == chance
-            said = (
-                f"which strangers reach by chance in {100 * _BY_CHANCE:g} of 100 identities"
-                if by_chance
-                else f"which {100 * (1 - _MISSED):g} % of what is known to be one person reach"
-            )
-            limit = Limit(max(known), None, None, None, said)
+            said = f"which {100 * (1 - _MISSED):g} % of what is known to be one person reach"
+            limit = Limit(max(known), said)
         self.found.limits[kind] = limit
         return limit
 
@@ -314,23 +264,24 @@ class _Search:
                 f"fewer than {self.given.min_images}"
             )
         if "outlier" not in self.found.limits:
-            self.found.notes.append(
-                "outlier: not searched for, too few identities to choose a threshold from"
-            )
+            self.found.notes.append(f"outlier: {_TOO_FEW}")
 
-    def _image(
-        self,
-        kind: str,
-        i: int,
-        cosine: float | None = None,
-        least: float | None = None,
-        other: str = "",
-        number: int | None = None,
-        reason: str = "",
-    ) -> None:
-        name, identity = self.faces.name(i), self.faces.label(i)
+    def _image(self, kind: str, i: int, reason: str, **measured: Any) -> None:
+        """Add a decision about image i."""
+        named = self.faces.label(i), self.faces.name(i)
+        self.found.decisions.append(Decision(kind, KINDS[kind], KEEP, i, *named, reason=reason, **measured))
+
+    def _copy(self, kept: int, copy: int, reason: str, **measured: Any) -> None:
+        """Add a decision about a row that is a copy of another."""
+        kept, copy = (int(self.embedded.position_R[row]) for row in (kept, copy))
+        other = {"other": self.faces.name(kept), "other_number": kept}
+        self._image("duplicate", copy, reason, **other, **measured)
+
+    def _whole(self, kind: str, label: int, reason: str, proposal: str = "", **measured: Any) -> None:
+        """Add a decision about an identity."""
+        name = self._identity(label)
         self.found.decisions.append(
-            Decision(kind, KINDS[kind], KEEP, i, identity, name, cosine, least, other, number, reason)
+            Decision(kind, proposal or KINDS[kind], KEEP, label, name, "", reason=reason, **measured)
         )
 
     def _identity(self, label: int) -> str:

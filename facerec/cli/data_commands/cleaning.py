@@ -174,9 +174,9 @@ def _check(options: Namespace, faces: LabelledImages) -> None:
 def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Found, list[Decision]]:
     import logging
 
-    from facerec.cleaning.copies import Looking
-    from facerec.cleaning.findings import Test, Thresholds, applied, search
-    from facerec.cleaning.head_centres import PUBLISHED, dominant_centres, read_weights
+    from facerec.cleaning.copies import Looks
+    from facerec.cleaning.findings import Search, Test, Thresholds, applied
+    from facerec.cleaning.judging import PUBLISHED, dominant_centres, read_weights
     from facerec.evaluation.embedding_cache import EmbeddingCache
     from facerec.evaluation.identities import embed_units
     from facerec.loading.opening import open_images
@@ -190,14 +190,12 @@ def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Fo
     log.info("input %s%s", model.input, ", flipped too" if options.flip else "")
     how = {"flip": options.flip, "batch_size": options.batch_size, "precision": options.precision}
     folder = next(one for one in options.out.absolute().parents if one.is_dir())
-    looking = Looking()
-    embedded = embed_units(model, faces, folder, seen=looking, **how)
+    looks = Looks()
+    embedded = embed_units(model, faces, folder, seen=looks, **how)
     held: list[Test] = []
     for path, images in tests:
-        looks = Looking()
-        held.append(
-            Test(path.name, images, embed_units(model, images, folder, seen=looks, **how), looks.looks())
-        )
+        seen = Looks()
+        held.append(Test(path.name, images, embed_units(model, images, folder, seen=seen, **how), seen))
         if held[-1].embedded.damaged:
             log.warning("%s: %s do not decode", path, counted(len(held[-1].embedded.damaged), "image"))
     centre_CD = None if unit_CKD is None else dominant_centres(unit_CKD, faces, embedded)
@@ -210,7 +208,7 @@ def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Fo
         options.false_drop,
         options.min_images,
     )
-    found = search(faces, embedded, looking.looks(), held, thresholds, centre_CD, options.seed)
+    found = Search(faces, embedded, looks, thresholds, centre_CD, options.seed).run(held)
     kinds = dict.fromkeys(options.drop, True) | {"split": options.split, "merge": options.merge}
     return found, list(applied(found.decisions, {**kinds, "mixed": options.split}))
 

@@ -23,7 +23,7 @@ from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_series
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
-from facerec.evaluation.statistics.search import Rows, TopK, cosine_blocks, unit
+from facerec.evaluation.statistics.search import Rows, TopK, unit
 from facerec.evaluation.statistics.separation import Ints, Separation
 from facerec.loading.folders import FileImages, images_below
 from facerec.models.model import Model
@@ -229,11 +229,7 @@ def identify(
     # So many entries hold at least `ranks` identities besides the mate's, even where the last ones kept are
     # equal to entries that were not.
     keep = (ranks + 1) * int(np.bincount(gallery_G).max())
-    top = TopK(len(probe), keep)
-    entries = 0
-    for first, cosine_PB in cosine_blocks(probe, _all_of(gallery_GD, distractors)):
-        top.add(first, cosine_PB)
-        entries = first + cosine_PB.shape[1]
+    top = TopK.of(probe, _all_of(gallery_GD, distractors), keep)
     score_PK, index_PK = top.score_PK.numpy(), top.index_PK.numpy()
     rank_P = _ranks(score_PK, _identities(index_PK, gallery_G, len(names)), probe_P)
     cmc = [float((rank_P[mated_P] <= rank).mean()) for rank in range(1, ranks + 1)]
@@ -257,7 +253,7 @@ def identify(
         mated_probes=int(mated_P.sum()),
         gallery=len(gallery_G),
         identities=len(np.unique(gallery_G)),
-        distractors=entries - len(gallery_G),
+        distractors=top.entries - len(gallery_G),
         protocol=protocol,
         notes=unsupported(tpir, "TPIR at FPIR", int((~mated_P).sum()), "non-mated probes"),
         score_key="rank_1",

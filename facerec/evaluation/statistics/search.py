@@ -74,13 +74,21 @@ class TopK:
     def __init__(self, probes: int, k: int) -> None:
         self.score_PK = torch.full((probes, k), -torch.inf)
         self.index_PK = torch.full((probes, k), -1, dtype=torch.int64)
-        self._seen = 0
+        self.entries = 0  # that passed by
+
+    @classmethod
+    def of(cls, probe_PD: torch.Tensor, gallery: Rows | Iterable[Rows], k: int) -> TopK:
+        """Search a whole gallery, which `cosine_blocks` takes."""
+        top = cls(len(probe_PD), k)
+        for first, cosine_PB in cosine_blocks(probe_PD, gallery):
+            top.add(first, cosine_PB)
+        return top
 
     def add(self, first: int, cosine_PB: torch.Tensor) -> None:
         """Take in a block of `cosine_blocks`."""
         entries, k = cosine_PB.shape[1], self.score_PK.shape[1]
-        self._seen += entries
-        if self._seen - entries < k:
+        self.entries += entries
+        if self.entries - entries < k:
             value, place = cosine_PB.topk(min(k, entries), dim=1)
             self._merge(torch.arange(len(value)), value, place + first)
             return
