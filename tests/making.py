@@ -1,4 +1,4 @@
-"""Images, damage and reports for the tests of packs in the making."""
+"""Command lines of facerec-data, images, damage and reports for the tests of packs in the making."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from facerec.cli.data import run
+
+
+def data(*words: object) -> int:
+    """Run a command line of facerec-data; its exit status."""
+    return run([*map(str, words)])
 
 
 def image(seed: int, size: tuple[int, int] = (112, 112), kind: str = "JPEG", orientation: int = 1) -> bytes:

@@ -15,11 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facerec.cli.base import reported
-from facerec.cli.data import run
 from facerec.errors import FacerecError, UserError
 from facerec.making.audit import Finding, audit
 from facerec.packs.recordio import RecordReader
-from tests.making import overwrite
+from tests.making import data, overwrite
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def findings(path: Path) -> list[Finding]:
 
 def test_info_tells_what_a_pack_holds(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pack.parent / "property").write_text("4,112,112")
-    assert run(["info", str(pack)]) == 0
+    assert data("info", pack) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert lines["file"] == f"{pack}, 72.2 kB, 17 records"
     assert lines["layout"] == "InsightFace (keys 1 … 12 are images)"
@@ -56,7 +55,7 @@ def test_info_shows_a_disagreeing_property_and_mixed_formats(
     golden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (golden / "property").write_text("85742,112,112")
-    run(["info", str(golden / "im2rec_layout.rec")])
+    data("info", golden / "im2rec_layout.rec")
     said = capsys.readouterr().out
     assert "85742,112,112: DISAGREES with the labels" in said
     assert "im2rec (every record is an image)" in said
@@ -66,7 +65,7 @@ def test_info_shows_a_disagreeing_property_and_mixed_formats(
 def test_info_of_lfw_shows_how_many_images_identities_have(
     lfw_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(["info", str(lfw_root)])
+    data("info", lfw_root)
     said = capsys.readouterr().out
     assert "5,140, labels 0 … 5139, no gaps" in said
     assert "1     3,641 ########################################\n" in said
@@ -74,7 +73,7 @@ def test_info_of_lfw_shows_how_many_images_identities_have(
 
 
 def test_info_of_a_verification_pack_counts_pairs(lfw_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(["info", str(lfw_root / "lfw_set10.bin")])
+    data("info", lfw_root / "lfw_set10.bin")
     said = capsys.readouterr().out
     assert "600: 300 genuine, 300 impostor" in said and "1,200, 785 of them distinct" in said
 
@@ -90,7 +89,7 @@ def test_verify_of_a_sound_pack_ends_with_0(
     if not indexed:
         (golden / f"{name}.idx").unlink()
     before = sorted(path.name for path in golden.iterdir() if path.suffix != ".cache")
-    assert run(["verify", str(golden / f"{name}.rec")]) == 0
+    assert data("verify", golden / f"{name}.rec") == 0
     images = {"im2rec_layout": (9, 9)}.get(name, (17, 12))
     assert f"{images[0]} records, {images[1]} images, 0 damaged" in capsys.readouterr().out
     after = sorted(path.name for path in golden.iterdir() if path.suffix != ".cache")
@@ -98,7 +97,7 @@ def test_verify_of_a_sound_pack_ends_with_0(
 
 
 def test_verify_of_lfw_ends_with_0(lfw_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["verify", str(lfw_root)]) == 0
+    assert data("verify", lfw_root) == 0
     assert "16,591 records, 11,450 images, 0 damaged" in capsys.readouterr().out
 
 
@@ -112,7 +111,7 @@ def test_verify_names_every_damaged_record_and_ends_with_1(
     overwrite(pack, offsets[8] + 12, b"\x00\x00\x80\xbf")  # label −1
     overwrite(pack, offsets[10] + 1032, b"\xff\xd9" * 9)  # its image ends too early
     overwrite(pack, offsets[14] + 4, b"\xff\xff\xff\x1f")  # length, beyond the file
-    assert run(["verify", str(pack)]) == 1
+    assert data("verify", pack) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert last.endswith(": 17 records, 9 images, 6 damaged"), "three have no header to say what they are"
     for key, said in {
@@ -130,8 +129,8 @@ def test_verify_names_every_damaged_record_and_ends_with_1(
 
 def test_verify_without_images_checks_the_records_only(pack: Path) -> None:
     overwrite(pack, offset_of(pack, 10) + 1032, b"\xff\xd9" * 9)
-    assert run(["verify", str(pack)]) == 1
-    assert run(["verify", str(pack), "--no-images"]) == 0
+    assert data("verify", pack) == 1
+    assert data("verify", pack, "--no-images") == 0
 
 
 def test_verify_without_an_index_goes_on_behind_the_damage(pack: Path) -> None:
@@ -156,7 +155,7 @@ def test_verify_of_a_cut_off_pack_names_the_first_lost_record_and_counts_the_res
     assert found[0].where == f"key 9 at offset {at}" and "truncated" in found[0].reason
     assert found[1].where.startswith("keys 10 … 16 (7 records) at offset")
     assert len(found) == 2
-    assert run(["verify", str(pack)]) == 1
+    assert data("verify", pack) == 1
     assert capsys.readouterr().out.endswith(" 8 damaged\n")
 
 
@@ -165,7 +164,7 @@ def test_verify_says_when_the_index_leaves_records_out(
 ) -> None:
     idx = pack.with_suffix(".idx")
     idx.write_text("".join(line for line in idx.open() if not line.startswith(("5\t", "6\t", "16\t"))))
-    assert run(["verify", str(pack)]) == 0
+    assert data("verify", pack) == 0
     assert "not checked, for the index does not list them: 3 records" in capsys.readouterr().out
 
 
@@ -189,12 +188,12 @@ def test_verify_names_an_index_that_gives_one_offset_to_several_keys(
     idx = pack.with_suffix(".idx")
     lines = idx.read_text().splitlines()
     idx.write_text("\n".join([*lines[:4], f"4\t{lines[3].split()[1]}", *lines[5:]]))
-    assert run(["verify", str(pack)]) == 1
+    assert data("verify", pack) == 1
     said = capsys.readouterr().out
     assert "key 3 at offset 6776: the index gives this offset to another key, too" in said
     assert "17 records, 11 images, 1 damaged" in said
     idx.write_text("".join(f"{key}\t0\n" for key in range(17)))
-    assert run(["verify", str(pack)]) == 1
+    assert data("verify", pack) == 1
     said = capsys.readouterr().out
     assert ".idx: offset 0 is that of 17 of 17 keys tried; it was left aside" in said
     assert "17 records, 12 images, 1 damaged" in said
@@ -207,7 +206,7 @@ def test_verify_of_a_verification_pack_names_its_damaged_images(
         images = [bytes(reader.payload_at(reader.offset(key))) for key in (1, 2, 3)]
     bins = [images[0], images[1], images[2], images[2][:40]]
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((bins, [True, False])))
-    assert run(["verify", str(tmp_path / "lfw.bin")]) == 1
+    assert data("verify", tmp_path / "lfw.bin") == 1
     assert "4 records, 4 images, 1 damaged" in capsys.readouterr().out
 
 
@@ -246,7 +245,7 @@ def test_index_writes_what_the_original_wrote(pack: Path, capsys: pytest.Capture
     idx = pack.with_suffix(".idx")
     right = idx.read_bytes()
     idx.unlink()
-    assert run(["index", str(pack)]) == 0
+    assert data("index", pack) == 0
     assert capsys.readouterr().out == f"{idx}: 17 records\n"
     assert idx.read_bytes() == right
 
@@ -255,9 +254,9 @@ def test_index_replaces_nothing_unless_forced_and_keeps_the_old_one(pack: Path) 
     idx = pack.with_suffix(".idx")
     idx.write_text("mine")
     with pytest.raises(UserError, match="is already there; --force replaces it"):
-        run(["index", str(pack)])
+        data("index", pack)
     assert idx.read_text() == "mine"
-    assert run(["index", str(pack), "--force"]) == 0
+    assert data("index", pack, "--force") == 0
     assert len(idx.read_text().splitlines()) == 17
     assert idx.with_name(f"{idx.name}.old").read_text() == "mine"
 
@@ -266,12 +265,12 @@ def test_index_of_a_damaged_pack_writes_nothing(pack: Path) -> None:
     overwrite(pack, 6776, b"\0")
     before = pack.with_suffix(".idx").read_bytes()
     with pytest.raises(FacerecError, match=r"offset 6776: bad magic .* wrong keys"):
-        run(["index", str(pack), "--force"])
+        data("index", pack, "--force")
     assert pack.with_suffix(".idx").read_bytes() == before
 
 
 def test_index_can_be_written_elsewhere(pack: Path, tmp_path: Path) -> None:
-    assert run(["index", str(pack), "--output", str(tmp_path / "b.idx")]) == 0
+    assert data("index", pack, "--output", tmp_path / "b.idx") == 0
     assert (tmp_path / "b.idx").read_bytes() == pack.with_suffix(".idx").read_bytes()
 
 
@@ -317,7 +316,7 @@ def test_help_of_every_command_needs_no_numpy_and_no_torch(capsys: pytest.Captur
 def test_a_users_mistake_ends_with_2_and_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, said: str
 ) -> None:
-    assert reported("facerec-data", lambda: run(arguments)) == status
+    assert reported("facerec-data", lambda: data(*arguments)) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("facerec-data: ") and said in line
 

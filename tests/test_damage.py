@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facerec.cli.base import reported
-from facerec.cli.data import run
 from facerec.errors import FacerecError
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordReader, RecordWriter
 from facerec.packs.verification import load_verification, write_verification
+from tests.making import data
 
 MAGIC = 0xCED7230A.to_bytes(4, "little")
 quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -264,7 +264,7 @@ def test_commands_end_with_0_1_or_2_whatever_they_are_given(
         ["split", str(paths[0]), f"{out / 'half'}=0.5"],
     ):
         capsys.readouterr()
-        assert reported("facerec-data", lambda: run(arguments)) in (0, 1, 2)  # noqa: B023
+        assert reported("facerec-data", lambda: data(*arguments)) in (0, 1, 2)  # noqa: B023
         assert "Traceback" not in capsys.readouterr().err
     for made in out.rglob("train.rec"):
         assert len(open_pack(made)) > 0

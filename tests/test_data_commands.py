@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from facerec.cli.data import parser, run
+from facerec.cli.data import parser
 from facerec.cli.data_options import COMMANDS as REGISTERED
 from facerec.errors import UserError
 from facerec.making.audit import audit
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from facerec.packs.verification import load_verification
-from tests.making import image
+from tests.making import data, image
 from tests.published_trees import TREES
 
 IDENTITIES, EACH = 22, 3
@@ -68,7 +68,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tree in TREES.items():
         (root / "sets" / name).mkdir(parents=True)
         tree(root / "sets" / name)
-    run(["info", str(root / "pack")])  # its caches are not what is tested
+    data("info", root / "pack")  # its caches are not what is tested
     return root
 
 
@@ -126,7 +126,7 @@ def killed_at(number: int, arguments: list[str]) -> bool:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             sys.addaudithook(count)
-            status = run(arguments)
+            status = data(*arguments)
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
@@ -139,7 +139,7 @@ def killed_at(number: int, arguments: list[str]) -> bool:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        run([command, "--help"])
+        data(command, "--help")
     said = capsys.readouterr().out
     assert ended.value.code == 0
     assert f"example:\n  facerec-data {command}" in said
@@ -160,7 +160,7 @@ def test_no_command_needs_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", LINES)
 def test_nothing_is_replaced_without_force(command: str, tmp_path: Path) -> None:
-    assert run(line(command, tmp_path)) == 0
+    assert data(*line(command, tmp_path)) == 0
     before = visible(tmp_path)
     victim = max(before, key=lambda name: (name.endswith((".rec", ".bin")), name))
     if command == "orl":
@@ -169,9 +169,9 @@ def test_nothing_is_replaced_without_force(command: str, tmp_path: Path) -> None
     (tmp_path / victim).write_bytes(b"mine")
     mine = visible(tmp_path)
     with pytest.raises(UserError, match="--force"):
-        run(line(command, tmp_path))
+        data(*line(command, tmp_path))
     assert visible(tmp_path) == mine
-    assert run([*line(command, tmp_path), "--force"]) == 0
+    assert data(*line(command, tmp_path), "--force") == 0
     assert {name: visible(tmp_path)[name] for name in before} == before
 
 
@@ -190,7 +190,7 @@ def test_a_command_can_be_killed_at_any_moment(command: str, again: bool, tmp_pa
 def kill_at(command: str, tmp_path: Path, moments: Sequence[int], again: bool) -> None:
     """Kill a command at these moments, one at a time; with `again` one that replaces what is there."""
     (tmp_path / "whole").mkdir()
-    assert run(line(command, tmp_path / "whole")) == 0
+    assert data(*line(command, tmp_path / "whole")) == 0
     expected = visible(tmp_path / "whole")
     force = ["--force"] if again else []
     for number in moments:
@@ -205,7 +205,7 @@ def kill_at(command: str, tmp_path: Path, moments: Sequence[int], again: bool) -
         for path in folder.rglob(".*"):  # as if it was started again later
             os.utime(path, (0, 0))
         if killed:
-            assert run([*line(command, folder), "--force"]) == 0
+            assert data(*line(command, folder), "--force") == 0
         after = visible(folder)
         after.pop("out.idx.old", None)  # `index` keeps the old one
         assert after == expected

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.cli.data import run as facerec_data
 from facerec.errors import ConfigError, DamagedDataError
 from facerec.images.decode import decode, read_file
 from facerec.images.device_decode import for_device
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
+from tests.making import data
 from tests.test_images import SIDE, app1, chunk, file_of, photograph, with_segments
 
 
@@ -121,7 +121,7 @@ def test_photographs_to_pack_may_be_larger(tmp_path: Path, monkeypatch: pytest.M
     photograph_of_24_megapixels = file_of(photograph(4000, 6000), "JPEG", quality=50)
     (tmp_path / "photographs" / "ann" / "1.jpg").write_bytes(photograph_of_24_megapixels)
     (tmp_path / "photographs" / "ann" / "2.png").write_bytes(empty_png(10_000, 9000, 1, 0))
-    assert facerec_data(["pack", str(tmp_path / "photographs"), str(tmp_path / "out")]) == 0
+    assert data("pack", tmp_path / "photographs", tmp_path / "out") == 0
     (row,) = (tmp_path / "out" / "report.csv").read_text().splitlines()[1:]
     assert row.startswith("ann/2.png,dropped,") and "FACEREC_MAX_PIXELS=90000000" in row
 

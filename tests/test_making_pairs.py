@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, FacerecError, MissingDataError, UserError
 from facerec.images.decode import decode
 from facerec.making.drawn_pairs import draw_pairs
@@ -24,7 +23,7 @@ from facerec.making.pair_lists import (
 )
 from facerec.packs.pack import open_pack
 from facerec.packs.verification import load_verification
-from tests.making import image
+from tests.making import data, image
 
 
 def fill(folder: Path, identities: dict[str, int]) -> Path:
@@ -95,19 +94,19 @@ def test_pairs_of_a_folder_are_faces_of_its_images(
     folder = fill(tmp_path / "in", {f"p{i}": 3 for i in range(6)})
     (folder / "p0" / lfw_image("p0", 9).split("/")[1]).write_bytes(b"broken")
     for name in ("a", "b"):
-        assert run(["pairs", str(folder), str(tmp_path / f"{name}.bin"), "--folds", "3", "--keep"]) == 0
+        assert data("pairs", folder, tmp_path / f"{name}.bin", "--folds", "3", "--keep") == 0
     made = load_verification(tmp_path / "a.bin")
     assert len(made) == 3 * 2 * 6
     originals = {path.read_bytes() for path in folder.rglob("*.jpg")}
     assert set(made.images) < originals and b"broken" not in made.images
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
     with pytest.raises(UserError, match="--force replaces it"):
-        run(["pairs", str(folder), str(tmp_path / "a.bin")])
+        data("pairs", folder, tmp_path / "a.bin")
 
 
 def test_pairs_of_a_pack_are_its_own_bytes(golden: Path, tmp_path: Path) -> None:
     path = golden / "insightface_layout.rec"
-    assert run(["pairs", str(path), str(tmp_path / "x.bin"), "--folds", "2"]) == 0
+    assert data("pairs", path, tmp_path / "x.bin", "--folds", "2") == 0
     pack = open_pack(path)
     own = {bytes(pack.encoded(i)): int(pack.label_N[i]) for i in range(len(pack))}
     made = load_verification(tmp_path / "x.bin")
@@ -131,7 +130,7 @@ def small_lfw(tmp_path: Path) -> Path:
 
 def test_listed_pairs_keep_their_order(small_lfw: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.bin"
-    assert run(["pairs", str(small_lfw), str(out), "--list", str(small_lfw / "pairs.txt"), "--keep"]) == 0
+    assert data("pairs", small_lfw, out, "--list", small_lfw / "pairs.txt", "--keep") == 0
     made = load_verification(out)
     rows = [made.images[i] for i in made.index_2N]
     names = ["Ann 1", "Ann 2", "Ann 1", "Bob 1", "Cyd 2", "Cyd 1", "Dan 1", "Cyd 2"]
@@ -143,7 +142,7 @@ def test_pairs_of_a_csv(small_lfw: Path, tmp_path: Path) -> None:
     paths = [lfw_image("Ann", 1), lfw_image("Ann", 2), lfw_image("Bob", 1)]
     text = f'first,second,same\n{paths[0]},{paths[1]},1\n\n"{paths[0]}",{paths[2]}, different\n'
     (tmp_path / "p.csv").write_text(text)
-    run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--csv", str(tmp_path / "p.csv")])
+    data("pairs", small_lfw, tmp_path / "x.bin", "--csv", tmp_path / "p.csv")
     made = load_verification(tmp_path / "x.bin")
     assert made.issame_N.tolist() == [True, False] and len(made.images) == 3 and made.folds is None
     assert decode(made.images[0]).shape == (112, 112, 3)
@@ -156,12 +155,12 @@ def test_a_image_that_the_list_names_is_no_link_out_of_the_folder(
     (small_lfw / link).rename(tmp_path / "elsewhere")
     (small_lfw / link).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(MissingDataError, match=rf"Dan_0001\.jpg: a link that leads out of {small_lfw}; put"):
-        run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+        data("pairs", small_lfw, tmp_path / "x.bin", "--list", small_lfw / "pairs.txt")
     assert not (tmp_path / "x.bin").exists()
     (small_lfw / link).unlink()
     (tmp_path / "elsewhere").rename(small_lfw / "mine")
     (small_lfw / link).symlink_to(small_lfw / "mine")
-    run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+    data("pairs", small_lfw, tmp_path / "x.bin", "--list", small_lfw / "pairs.txt")
 
 
 def test_a_image_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_a_image_that_the_list_names_must_be_there(small_lfw: Path, tmp_path: Pa
     with pytest.raises(
         MissingDataError, match=r"Bob_0001\.jpg: is in the list, but not there and 1 more of 6"
     ):
-        run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+        data("pairs", small_lfw, tmp_path / "x.bin", "--list", small_lfw / "pairs.txt")
     assert not (tmp_path / "x.bin").exists()
 
 
@@ -229,7 +228,7 @@ def test_a_csv_is_dealt_into_folds_of_both_kinds_that_share_no_identity(
 ) -> None:
     listed = csv_of(tmp_path / "in", 6)
     out = tmp_path / "x.bin"
-    run(["pairs", str(tmp_path / "in"), str(out), "--csv", str(listed), "--folds", "4", "--keep"])
+    data("pairs", tmp_path / "in", out, "--csv", listed, "--folds", "4", "--keep")
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == "4 folds, each of 4 to 8 genuine and 4 to 8 impostor pairs; no identity is in two"
     made = load_verification(out)
@@ -248,14 +247,7 @@ def test_a_csv_is_dealt_into_folds_of_both_kinds_that_share_no_identity(
     triples = zip(written[::2], written[1::2], made.issame_N.tolist(), strict=True)
     assert set(triples) == listed_pairs and len(made) == len(listed_pairs), "the same pairs in another order"
     before = out.read_bytes()
-    run(
-        [
-            "pairs",
-            str(tmp_path / "in"),
-            str(out),
-            *("--csv", str(listed), "--folds", "4", "--keep", "--force"),
-        ]
-    )
+    data("pairs", tmp_path / "in", out, "--csv", listed, "--folds", "4", "--keep", "--force")
     assert out.read_bytes() == before
 
 
@@ -264,7 +256,7 @@ def test_identities_that_pairs_link_are_dealt_with_a_word_on_it(
 ) -> None:
     listed = csv_of(tmp_path / "in", 6)
     command = ["pairs", str(tmp_path / "in"), str(tmp_path / "x.bin"), "--csv", str(listed), "--keep"]
-    run(command)
+    data(*command)
     assert "identities are in several folds: impostor pairs link 17 % of the pairs" in caplog.text
     assert "--folds 6 keeps them apart" in caplog.text
     made = load_verification(tmp_path / "x.bin")
@@ -272,7 +264,7 @@ def test_identities_that_pairs_link_are_dealt_with_a_word_on_it(
     assert made.folds == 10 and genuine_F.min() == 2 and genuine_F.max() == 3
     assert "12 identities are in several" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"--folds=25: must be from 2 to the number of pairs .* here 24"):
-        run([*command, "--force", "--folds", "25"])
+        data(*command, "--force", "--folds", "25")
 
 
 def test_a_published_list_keeps_its_order_and_its_balance_is_printed(
@@ -280,11 +272,11 @@ def test_a_published_list_keeps_its_order_and_its_balance_is_printed(
 ) -> None:
     listed = csv_of(tmp_path / "in", 6)
     out = tmp_path / "x.bin"
-    run(["pairs", str(tmp_path / "in"), str(out), "--csv", str(listed), "--keep-order", "--folds", "4"])
+    data("pairs", tmp_path / "in", out, "--csv", listed, "--keep-order", "--folds", "4")
     assert load_verification(out).issame_N.tolist() == [True] * 24 + [False] * 24
     assert "4 of them hold one kind only, so that accuracy will say little" in capsys.readouterr().out
     with pytest.raises(UserError, match="--keep-order: needs a list"):
-        run(["pairs", str(tmp_path / "in"), str(tmp_path / "y.bin"), "--keep-order"])
+        data("pairs", tmp_path / "in", tmp_path / "y.bin", "--keep-order")
 
 
 # lfw -------------------------------------------------------------------------------------------------------
@@ -292,7 +284,7 @@ def test_a_published_list_keeps_its_order_and_its_balance_is_printed(
 
 def test_lfw_trains_on_some_sets_and_judges_by_the_others(small_lfw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(["lfw", str(small_lfw), str(out), "--sets", "1", "--keep"]) == 0
+    assert data("lfw", small_lfw, out, "--sets", "1", "--keep") == 0
     pack = open_pack(out)
     assert (out / "train.lst").read_text().split() == [
         *("1", "0", "Ann/Ann_0001.jpg", "2", "0", "Ann/Ann_0002.jpg", "3", "1", "Bob/Bob_0001.jpg")
@@ -303,32 +295,32 @@ def test_lfw_trains_on_some_sets_and_judges_by_the_others(small_lfw: Path, tmp_p
     assert load_verification(out / "lfw_set2.bin").identity_2N is not None
     assert not (out / "lfw_set1.bin").exists() and not (out / ".making").exists()
     with pytest.raises(UserError, match="--force"):
-        run(["lfw", str(small_lfw), str(out), "--sets", "1"])
+        data("lfw", small_lfw, out, "--sets", "1")
 
 
 @pytest.mark.parametrize(("sets", "said"), [("1-3", "must be some of 1 to 2"), ("x", "must be like 1-9")])
 def test_lfw_without_such_a_set(small_lfw: Path, tmp_path: Path, sets: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        run(["lfw", str(small_lfw), str(tmp_path / "out"), "--sets", sets])
+        data("lfw", small_lfw, tmp_path / "out", "--sets", sets)
 
 
 def test_lfw_that_is_not_complete_is_refused(small_lfw: Path, tmp_path: Path) -> None:
     (small_lfw / lfw_image("Ann", 2)).unlink()
     with pytest.raises(MissingDataError, match=r"Ann: holds 1 image, people\.txt says 2"):
-        run(["lfw", str(small_lfw), str(tmp_path / "out"), "--sets", "all"])
+        data("lfw", small_lfw, tmp_path / "out", "--sets", "all")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_lfw_is_byte_for_byte_the_pack_that_mxnet_wrote(lfw_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lfw"
-    run(["unpack", str(lfw_root), str(folder)])
+    data("unpack", lfw_root, folder)
     published = load_verification(lfw_root / "lfw.bin")
     for k, pair in enumerate(read_pairs_txt(lfw_root / "pairs.txt").pairs):
         for path, row in zip(pair[:2], (2 * k, 2 * k + 1), strict=True):
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(published.images[published.index_2N[row]])
-    run(["lfw", str(folder), str(tmp_path / "out"), "--lists", str(lfw_root), "--keep"])
+    data("lfw", folder, tmp_path / "out", "--lists", lfw_root, "--keep")
     for name in ("train.rec", "train.idx", "train.lst", "property"):
         assert (tmp_path / "out" / name).read_bytes() == (lfw_root / name).read_bytes()
     for name in ("lfw.bin", "lfw_set10.bin"):
@@ -353,7 +345,7 @@ def test_pairs_txt_finds_images_of_another_ending(
         path.with_suffix(ending).write_bytes(image(1, kind=kind))
         path.unlink()
     with caplog.at_level("INFO"):
-        run(["pairs", str(small_lfw), str(tmp_path / "x.bin"), "--list", str(small_lfw / "pairs.txt")])
+        data("pairs", small_lfw, tmp_path / "x.bin", "--list", small_lfw / "pairs.txt")
     assert len(load_verification(tmp_path / "x.bin")) == 4
     assert (
         f"6 of 6 listed images have another ending, such as {small_lfw}/Ann/Ann_0001{ending}" in caplog.text
@@ -362,7 +354,7 @@ def test_pairs_txt_finds_images_of_another_ending(
     with pytest.raises(
         UserError, match=r"Ann_0001\.jpg: is not there, but Ann_0001\.\w+ and Ann_0001\.\w+ are"
     ):
-        run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--list", str(small_lfw / "pairs.txt")])
+        data("pairs", small_lfw, tmp_path / "y.bin", "--list", small_lfw / "pairs.txt")
 
 
 def test_impostor_pairs_of_one_identity_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -387,12 +379,12 @@ def test_a_list_never_leads_out_of_its_folder(tmp_path: Path, name: str) -> None
 
 def test_a_set_knows_its_folds(small_lfw: Path, tmp_path: Path) -> None:
     fill(tmp_path / "faces", {"Ann": 2, "Bob": 2, "Cyd": 2, "Dan": 2, "Eve": 2, "Fay": 2})
-    run(["pairs", str(tmp_path / "faces"), str(tmp_path / "x.bin"), "--folds", "3"])
+    data("pairs", tmp_path / "faces", tmp_path / "x.bin", "--folds", "3")
     made = load_verification(tmp_path / "x.bin")
     assert made.folds == 3 and made.identity_2N is not None
-    run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--list", str(small_lfw / "pairs.txt")])
+    data("pairs", small_lfw, tmp_path / "y.bin", "--list", small_lfw / "pairs.txt")
     assert load_verification(tmp_path / "y.bin").folds == 2
     flat = tmp_path / "flat.csv"
     flat.write_text(f"{lfw_image('Ann', 1)},{lfw_image('Ann', 2)},1\n" * 2)
-    run(["pairs", str(small_lfw), str(tmp_path / "y.bin"), "--csv", str(flat), "--force"])
+    data("pairs", small_lfw, tmp_path / "y.bin", "--csv", flat, "--force")
     assert load_verification(tmp_path / "y.bin").folds is None  # that of the earlier set is gone

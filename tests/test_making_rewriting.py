@@ -18,13 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facerec.cli.data import run
 from facerec.errors import FacerecError, MissingDataError, UserError
 from facerec.making.audit import audit
 from facerec.making.rewriting import plain_name, repair
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
-from tests.making import image, overwrite, report
+from tests.making import data, image, overwrite, report
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def names(out: Path) -> list[str]:
 def test_filter_leaves_out_listed_identities_by_label_or_name(pack: Path, tmp_path: Path) -> None:
     (tmp_path / "drop.txt").write_text("3\n\n Sue \n")
     out = tmp_path / "out"
-    assert run(["filter", str(pack), str(out), "--drop", str(tmp_path / "drop.txt")]) == 0
+    assert data("filter", pack, out, "--drop", tmp_path / "drop.txt") == 0
     old = images_by_identity(open_pack(pack))
     assert images_by_identity(open_pack(out)) == {0: old[0], 1: old[2]}
     assert names(out) == ["José/1.jpg", "José/2.jpg", "José/3.jpg", "Kim/7.jpg", "Kim/8.jpg", "Kim/9.jpg"]
@@ -64,12 +63,12 @@ def test_filter_leaves_out_listed_identities_by_label_or_name(pack: Path, tmp_pa
         ("Sue", "identity dropped"),
         ("Ann", "identity dropped"),
     ]
-    assert run(["verify", str(out)]) == 0
+    assert data("verify", out) == 0
 
 
 def test_filter_finds_the_identities_of_a_test_set_however_they_are_spelt(pack: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("1\t1\nJose\t1\t2\nBob\t1\tKIM\t2\n")
-    run(["filter", str(pack), str(tmp_path / "out"), "--overlap", str(tmp_path / "pairs.txt")])
+    data("filter", pack, tmp_path / "out", "--overlap", tmp_path / "pairs.txt")
     assert {name.split("/")[0] for name in names(tmp_path / "out")} == {"Sue", "Ann"}
     assert plain_name("José_María Aznar") == plain_name("jose maria-aznar") != plain_name("Jose Mario Aznar")
 
@@ -78,7 +77,7 @@ def test_filter_by_number_of_images(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "x.rec") as writer:
         for key, label in enumerate((9, 2, 9, 4, 4, 9)):
             writer.write(key, Record(0, float(label), key, 0, image(key)))
-    run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "out"), "--min-images", "2"])
+    data("filter", tmp_path / "x.rec", tmp_path / "out", "--min-images", "2")
     new = open_pack(tmp_path / "out")
     assert new.label_N.tolist() == [0, 0, 1, 1, 1], "grouped by identity, 4 before 9"
     assert names(tmp_path / "out") == ["4/3.jpg", "4/4.jpg", "9/0.jpg", "9/2.jpg", "9/5.jpg"]
@@ -89,7 +88,7 @@ def test_filter_by_number_of_images(tmp_path: Path) -> None:
     (tmp_path / "drop.txt").write_text("9\n")
     options = ["--min-images", "4", "--drop", str(tmp_path / "drop.txt")]
     with pytest.raises(MissingDataError, match=said):
-        run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "none"), *options])
+        data("filter", tmp_path / "x.rec", tmp_path / "none", *options)
     assert report(tmp_path / "none")[0] == ["2", "identity dropped", "1 image, fewer than 4"]
 
 
@@ -97,9 +96,9 @@ def test_counts_of_one_are_said_as_such(tmp_path: Path, capsys: pytest.CaptureFi
     with RecordWriter(tmp_path / "x.rec") as writer:
         for key, label in enumerate((0, 0, 1)):
             writer.write(key, Record(0, float(label), key, 0, image(key)))
-    assert run(["filter", str(tmp_path / "x.rec"), str(tmp_path / "out"), "--min-images", "2"]) == 0
+    assert data("filter", tmp_path / "x.rec", tmp_path / "out", "--min-images", "2") == 0
     assert "2 images of 1 identity\n1 identity left out; " in capsys.readouterr().out
-    assert run(["split", str(tmp_path / "x.rec"), f"{tmp_path / 'part'}=1"]) == 0
+    assert data("split", tmp_path / "x.rec", f"{tmp_path / 'part'}=1") == 0
     assert "part: 3 images of 2 identities\n" in capsys.readouterr().out
 
 
@@ -118,22 +117,14 @@ def test_filter_refuses_what_makes_no_sense(
     monkeypatch.chdir(tmp_path)
     Path("list").write_text("Ann\nBob\n17\n")
     with pytest.raises(UserError, match=said):
-        run(["filter", str(pack), "out", *arguments])
+        data("filter", pack, "out", *arguments)
     assert not Path("out").exists()
 
 
 def test_an_overlap_of_names_needs_names(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "names").write_text("Ann")
     with pytest.raises(UserError, match=r"\.lst: there is none"):
-        run(
-            [
-                "filter",
-                str(golden / "insightface_layout.rec"),
-                str(tmp_path / "out"),
-                "--overlap",
-                str(tmp_path / "names"),
-            ]
-        )
+        data("filter", golden / "insightface_layout.rec", tmp_path / "out", "--overlap", tmp_path / "names")
 
 
 # merge, split ----------------------------------------------------------------------------------------------
@@ -144,22 +135,22 @@ def test_merged_packs_keep_every_identity_apart_and_every_byte(
 ) -> None:
     paths = [pack, golden / "im2rec_layout.rec", pack]
     out = tmp_path / "out"
-    assert run(["merge", *map(str, paths), str(out)]) == 0
+    assert data("merge", *paths, out) == 0
     packs = [open_pack(path) for path in paths]
     wanted = [images for one in packs for _, images in sorted(images_by_identity(one).items())]
     assert list(images_by_identity(open_pack(out)).values()) == wanted
     folders = Counter(name.split("/")[0] for name in names(out))
     assert len(folders) == len(wanted), "no two identities share a folder"
     assert {"José", "insightface_layout_José", "im2rec_layout_0"} <= folders.keys()
-    assert run(["unpack", str(out), str(tmp_path / "files")]) == 0
+    assert data("unpack", out, tmp_path / "files") == 0
 
 
 def test_merge_says_who_is_in_two_packs(
     pack: Path, golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(["merge", str(pack), str(golden / "im2rec_layout.rec"), str(tmp_path / "a")])
+    data("merge", pack, golden / "im2rec_layout.rec", tmp_path / "a")
     assert "im2rec_layout.rec: 6 images are in an earlier pack, too" in caplog.text
-    run(["merge", str(pack), str(pack), str(tmp_path / "b")])
+    data("merge", pack, pack, tmp_path / "b")
     assert f"{pack}: 4 identities (such as " in caplog.text
     assert "and 12 images are in an earlier pack, too, so one identity has two labels now" in caplog.text
 
@@ -167,23 +158,23 @@ def test_merge_says_who_is_in_two_packs(
 def test_split_says_that_no_pair_can_be_drawn_from_a_part(
     pack: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(["split", str(pack), f"{tmp_path / 'a'}=0.75", f"{tmp_path / 'b'}=0.25"])
+    data("split", pack, f"{tmp_path / 'a'}=0.75", f"{tmp_path / 'b'}=0.25")
     assert f"{tmp_path / 'b'}: no pairs can be drawn from its 1 identity" in caplog.text
     assert f"{tmp_path / 'a'}: no pairs" not in caplog.text
     with pytest.raises(UserError, match="more images are needed"):
-        run(["pairs", str(tmp_path / "b"), str(tmp_path / "b.bin"), "--folds", "1"])
+        data("pairs", tmp_path / "b", tmp_path / "b.bin", "--folds", "1")
 
 
 def test_one_pack_is_nothing_to_merge(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give two packs or more"):
-        run(["merge", str(pack), str(tmp_path / "out")])
+        data("merge", pack, tmp_path / "out")
 
 
 def test_split_parts_share_no_identity_and_lose_none(pack: Path, tmp_path: Path) -> None:
     for seed in ("0", "0", "1", "2"):
         folders = [tmp_path / f"{name}{seed}" for name in "ab"]
         arguments = [f"{folders[0]}=0.75", f"{folders[1]}=0.25", "--seed", seed, "--force"]
-        assert run(["split", str(pack), *arguments]) == 0
+        assert data("split", pack, *arguments) == 0
     parts = [open_pack(folder) for folder in folders]
     assert [part.num_classes for part in parts] == [3, 1]
     together = sorted(one for part in parts for images in images_by_identity(part).values() for one in images)
@@ -209,7 +200,7 @@ def test_split_refuses_fractions_that_do_not_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
-        run(["split", str(pack), *parts])
+        data("split", pack, *parts)
     assert not Path("a").exists() and not Path("b").exists()
 
 
@@ -223,7 +214,7 @@ def test_repair_keeps_all_that_is_sound_and_names_the_rest(pack: Path, tmp_path:
     overwrite(pack, offsets[1], b"\0")
     overwrite(pack, offsets[7] + 1032, b"\xff\xd9" * 9)
     out = tmp_path / "out"
-    assert run(["repair", str(pack), str(out)]) == 0
+    assert data("repair", pack, out) == 0
     new = open_pack(out)
     assert [bytes(new.encoded(i)) for i in range(10)] == [
         one for i, one in enumerate(sound) if i not in (1, 7)
@@ -231,7 +222,7 @@ def test_repair_keeps_all_that_is_sound_and_names_the_rest(pack: Path, tmp_path:
     assert new.label_N.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert [place for place, *_ in report(out)] == [f"key {i + 1} at offset {offsets[i]}" for i in (1, 7)]
     assert "José/2.jpg" not in names(out) and "José/3.jpg" in names(out)
-    assert run(["verify", str(out)]) == 0
+    assert data("verify", out) == 0
 
 
 def test_repair_of_a_cut_pack_without_index_finds_what_is_left(pack: Path, tmp_path: Path) -> None:
@@ -241,14 +232,14 @@ def test_repair_of_a_cut_pack_without_index_finds_what_is_left(pack: Path, tmp_p
         cache.unlink()
     overwrite(pack, offsets[3] + 4, b"\xff\xff\xff\x1f")
     os.truncate(pack, offsets[9] + 50)
-    assert run(["repair", str(pack), str(tmp_path / "out")]) == 0
+    assert data("repair", pack, tmp_path / "out") == 0
     assert len(open_pack(tmp_path / "out")) == 8
 
 
 def test_a_pack_of_damage_alone_cannot_be_repaired(tmp_path: Path) -> None:
     (tmp_path / "x.rec").write_bytes(b"nothing at all, of several bytes" * 40)
     with pytest.raises(MissingDataError, match="no image is left"):
-        run(["repair", str(tmp_path / "x.rec"), str(tmp_path / "out")])
+        data("repair", tmp_path / "x.rec", tmp_path / "out")
     assert not (tmp_path / "out" / "train.rec").exists()
 
 
@@ -314,7 +305,7 @@ def test_what_a_killed_command_left_is_cleared_by_the_next(pack: Path, tmp_path:
     stage.mkdir(parents=True)
     for name in ("train.rec", "train.idx", "ranges", "journal"):
         (stage / name).write_bytes(b"half of something" * 9)
-    assert run(["filter", str(pack), str(tmp_path / "out"), "--min-images", "2"]) == 0
+    assert data("filter", pack, tmp_path / "out", "--min-images", "2") == 0
     assert images_by_identity(open_pack(tmp_path / "out")) == images_by_identity(open_pack(pack))
     assert not stage.exists()
 
@@ -323,7 +314,7 @@ def test_info_writes_a_sheet_of_the_first_identities(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sheet = tmp_path / "faces.png"
-    assert run(["info", str(pack), "--faces", str(sheet)]) == 0
+    assert data("info", pack, "--faces", sheet) == 0
     opened = open_pack(pack)
     many_C = np.bincount(opened.label_N)
     assert f"4 identities, up to {many_C.max()} images each, on {sheet}" in capsys.readouterr().out
@@ -337,4 +328,4 @@ def test_info_writes_a_sheet_of_the_first_identities(
                 assert np.abs(pixels[top : top + 112, left : left + 112] - np.asarray(face)).max() <= 1
         assert pixels[130 * identity + 2 : 130 * identity + 16].max() == 255, "its name stands above"
     with pytest.raises(UserError, match="--force"):
-        run(["info", str(pack), "--faces", str(sheet)])
+        data("info", pack, "--faces", sheet)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from facerec.cli.data import run
 from facerec.errors import DamagedDataError, UserError
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
-from tests.making import image
+from tests.making import data, image
 
 
 @pytest.fixture
@@ -23,11 +22,11 @@ def golden_rec(recordio_files: Path, tmp_path: Path) -> Path:
 
 
 def test_unpacked_and_packed_again_is_what_mxnet_wrote(golden_rec: Path, tmp_path: Path) -> None:
-    assert run(["unpack", str(golden_rec), str(tmp_path / "files")]) == 0
+    assert data("unpack", golden_rec, tmp_path / "files") == 0
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["0", "1", "2", "3"]
     for path in (tmp_path / "files").rglob("*.jpg"):  # so that names sort as keys do
         path.rename(path.with_name(f"{int(path.stem):03}.jpg"))
-    run(["pack", str(tmp_path / "files"), str(tmp_path / "again"), "--keep"])
+    data("pack", tmp_path / "files", tmp_path / "again", "--keep")
     again, pack = open_pack(tmp_path / "again"), open_pack(golden_rec)
     assert [bytes(again.encoded(i)) for i in range(12)] == [bytes(pack.encoded(i)) for i in range(12)]
     assert (tmp_path / "again" / "train.idx").read_bytes() == golden_rec.with_suffix(".idx").read_bytes()
@@ -36,7 +35,7 @@ def test_unpacked_and_packed_again_is_what_mxnet_wrote(golden_rec: Path, tmp_pat
 def test_unpack_uses_the_names_of_the_lst_in_any_order(golden_rec: Path, tmp_path: Path) -> None:
     lines = [f"{key}\t0\tidentity {key % 2}/é{key}.jpg\n" for key in range(12, 0, -1) if key != 5]
     golden_rec.with_suffix(".lst").write_text("".join(lines))
-    run(["unpack", str(golden_rec), str(tmp_path / "out")])
+    data("unpack", golden_rec, tmp_path / "out")
     pack = open_pack(golden_rec)
     assert (tmp_path / "out" / "identity 1" / "é3.jpg").read_bytes() == bytes(pack.encoded(2))
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 12, "the one without a name gets a number"
@@ -46,7 +45,7 @@ def test_unpack_uses_the_names_of_the_lst_in_any_order(golden_rec: Path, tmp_pat
 def test_unpack_never_writes_outside_of_its_folder(golden_rec: Path, tmp_path: Path, name: str) -> None:
     golden_rec.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
     with pytest.raises(DamagedDataError, match=r"line 1: .* leads out of its folder"):
-        run(["unpack", str(golden_rec), str(tmp_path / "out")])
+        data("unpack", golden_rec, tmp_path / "out")
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.suffix != ".cache") == [
         ".idx",
         ".lst",
@@ -59,22 +58,22 @@ def test_unpack_refuses_a_name_that_no_file_can_have(golden_rec: Path, tmp_path:
     golden_rec.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
     said = rf"\.lst: identity {name[:3]}.*: the name é+… has 40\d bytes, a file's 255 at most; shorten"
     with pytest.raises(UserError, match=said):
-        run(["unpack", str(golden_rec), str(tmp_path / "out")])
+        data("unpack", golden_rec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_unpack_refuses_two_images_of_one_name_and_a_folder_in_use(golden_rec: Path, tmp_path: Path) -> None:
     golden_rec.with_suffix(".lst").write_text("1\t0\ta/b.jpg\n2\t0\ta/b.jpg\n")
     with pytest.raises(UserError, match=r"names two images a/b\.jpg"):
-        run(["unpack", str(golden_rec), str(tmp_path / "out")])
+        data("unpack", golden_rec, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
     golden_rec.with_suffix(".lst").unlink()
     mine = tmp_path / "out" / "0" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(UserError, match="is not empty; --force writes into it"):
-        run(["unpack", str(golden_rec), str(tmp_path / "out")])
-    assert run(["unpack", str(golden_rec), str(tmp_path / "out"), "--force"]) == 0
+        data("unpack", golden_rec, tmp_path / "out")
+    assert data("unpack", golden_rec, tmp_path / "out", "--force") == 0
     assert mine.read_text() == "mine" and len(list((tmp_path / "out").rglob("*.jpg"))) == 12
 
 
@@ -85,7 +84,7 @@ def test_unpack_of_a_damaged_pack_writes_the_rest_and_ends_with_1(
     with golden_rec.open("r+b") as file:
         file.seek(offset)
         file.write(b"\0")
-    assert run(["unpack", str(golden_rec), str(tmp_path / "out")]) == 1
+    assert data("unpack", golden_rec, tmp_path / "out") == 1
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 11
 
 
@@ -93,7 +92,7 @@ def test_the_im2rec_layout_is_unpacked_too(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "x.rec") as writer:
         for key, label in enumerate((5, 3, 5)):
             writer.write(key, Record(0, float(label), key, 0, image(key)))
-    run(["unpack", str(tmp_path / "x.rec"), str(tmp_path / "out")])
+    data("unpack", tmp_path / "x.rec", tmp_path / "out")
     found = sorted(
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")
     )

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.cli.data import run
 from facerec.errors import DamagedDataError, MissingDataError, StorageError, UserError
 from facerec.images.decode import decode
 from facerec.loading.settings import DataSettings
@@ -23,6 +22,7 @@ from facerec.making import orl
 from facerec.making.orl import FILES, pack_orl
 from facerec.packs.pack import open_pack
 from facerec.packs.verification import load_verification
+from tests.making import data
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,10 @@ def test_the_command_makes_it_where_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FACEREC_DATA", str(tmp_path))
-    assert run(["orl"]) == 0
+    assert data("orl") == 0
     assert "30 identities, 300 images" in (said := capsys.readouterr().out)
     assert "900 pairs (450 genuine, 450 impostor) of 100 distinct images" in said
-    assert run(["orl", str(tmp_path / "orl")]) == 0
+    assert data("orl", tmp_path / "orl") == 0
     assert "was there already" in capsys.readouterr().out
 
 
@@ -122,7 +122,7 @@ def test_another_pack_is_replaced_only_by_force(tmp_path: Path, name: str) -> No
     with pytest.raises(UserError, match=rf"{name}: is already there, and not of the ORL faces; .*data\.root"):
         open_faces(DataSettings(kind="orl", root=str(tmp_path)))
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
-    assert run(["orl", str(tmp_path), "--force"]) == 0
+    assert data("orl", tmp_path, "--force") == 0
     assert len(open_pack(tmp_path)) == 300
 
 

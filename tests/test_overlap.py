@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from facerec.cli.data import run
 from facerec.errors import ConfigError, UserError
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.making.builder import PackBuilder
+from tests.making import data
 
 BOTH = range(30, 40)  # people of A (0 … 39) and of B (30 … 59)
 
@@ -62,7 +62,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def overlap(work: Path, first: str, second: str, out: Path, *options: str) -> list[dict[str, str]]:
     """The rows of pairs.csv."""
     model = ["--ckpt", str(work / "colours.pt"), "--allow-code", "--size", "16", "--device", "cpu"]
-    assert run(["overlap", str(work / first), str(work / second), str(out), *model, *options]) == 0
+    assert data("overlap", work / first, work / second, out, *model, *options) == 0
     with (out / "pairs.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -80,14 +80,14 @@ def test_people_in_both_are_found_whatever_they_are_called_and_left_out_of_one(
 
     listing = tmp_path / "both" / "drop.txt"
     assert listing.read_text().split() == [str(p - 30) for p in BOTH]
-    assert run(["filter", str(work / "B"), str(tmp_path / "B2"), "--drop", str(listing)]) == 0
+    assert data("filter", work / "B", tmp_path / "B2", "--drop", listing) == 0
     sources = [{"root": str(work / "A")}, {"root": str(tmp_path / "B2")}]
     faces = open_faces(DataSettings(kind="mix", sources=sources, size=32))
     assert faces.num_classes == 60, "each person of both packs has one class row now"
 
 
 def test_a_folder_per_identity_will_do_and_a_threshold_may_be_given(work: Path, tmp_path: Path) -> None:
-    assert run(["unpack", str(work / "B"), str(work / "folders")]) == 0
+    assert data("unpack", work / "B", work / "folders") == 0
     every = overlap(work, "A", "folders", tmp_path, "--at", "0.5")
     assert {row["second"] for row in every} == {f"b{p}" for p in BOTH}
     assert overlap(work, "A", "folders", tmp_path, "--at", every[3]["cosine"], "--force") in (

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.cli.data import run
 from facerec.cli.data_commands.published import SETS
 from facerec.errors import DamagedDataError, MissingDataError, UserError
 from facerec.making.pair_lists import lfw_image
 from facerec.making.published_sets import LAYOUTS
 from facerec.packs.verification import load_verification
 from tests import published_trees as trees
-from tests.making import image
+from tests.making import data, image
 
 # Of each .bin, where an image of it lies in the tiny tree: those of the left and of the right of a pair.
 BINS: dict[str, dict[str, tuple[trees.Path_of, trees.Path_of]]] = {
@@ -63,7 +62,7 @@ def test_pairs_have_the_published_order_folds_and_identities(
     root, out = tmp_path / "root", tmp_path / "out"
     root.mkdir()
     trees.TREES[name](root)
-    assert run([name, str(root), str(out), "--keep"]) == 0
+    assert data(name, root, out, "--keep") == 0
     said = capsys.readouterr().out
     for stem, (left, right) in BINS[name].items():
         made = load_verification(out / f"{stem}.bin")
@@ -80,7 +79,7 @@ def test_tinyface_becomes_gallery_probes_and_distractors(tmp_path: Path) -> None
     root, out = tmp_path / "root", tmp_path / "out"
     root.mkdir()
     trees.tinyface(root)
-    run(["tinyface", str(root), str(out), "--keep"])
+    data("tinyface", root, out, "--keep")
     made = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.jpg")}
     expected = {f"gallery/{k}/{k}_{i}.jpg": f"Gallery_Match/{k}_{i}.jpg" for k in (7, 8, 9) for i in (1, 2)}
     expected |= {f"probes/{k}/{k}_3.jpg": f"Probe/{k}_3.jpg" for k in (7, 8, 9)}
@@ -94,7 +93,7 @@ def test_all_missing_parts_are_named_at_once(tree: Path, tmp_path: Path) -> None
     shutil.rmtree(tree)
     tree.mkdir()
     with pytest.raises(MissingDataError, match=f"not the published tree of {name}, it lacks ") as refused:
-        run([name, str(tree), str(tmp_path / "out")])
+        data(name, tree, tmp_path / "out")
     said = str(refused.value).split("it lacks ")[1].split("; ")[0].split(", ")
     assert sorted(part.split("/")[0] for part in said) == parts
     assert not (tmp_path / "out").exists()
@@ -107,27 +106,27 @@ def test_a_missing_list_within_a_folder_that_is_there_is_named_alone(tmp_path: P
     with pytest.raises(
         MissingDataError, match=r"lacks Protocol/Split/FF/07, Protocol/Split/FP/03/diff\.txt;"
     ):
-        run(["cfp", str(tmp_path), str(tmp_path / "out")])
+        data("cfp", tmp_path, tmp_path / "out")
 
 
 def test_images_may_lie_elsewhere(tmp_path: Path) -> None:
     trees.calfw(tmp_path / "set")
     (tmp_path / "set/aligned images").rename(tmp_path / "mine")
     with pytest.raises(MissingDataError, match="lacks aligned images;"):
-        run(["calfw", str(tmp_path / "set"), str(tmp_path / "out")])
-    run(["calfw", str(tmp_path / "set"), str(tmp_path / "out"), "--images", str(tmp_path / "mine")])
+        data("calfw", tmp_path / "set", tmp_path / "out")
+    data("calfw", tmp_path / "set", tmp_path / "out", "--images", tmp_path / "mine")
     assert len(load_verification(tmp_path / "out/calfw.bin")) == 40
     (tmp_path / "mine/Cid_0001.jpg").unlink()
     (tmp_path / "mine/Cid_0002.jpg").unlink()
     with pytest.raises(MissingDataError, match=r"Cid_0002\.jpg: is in the list, but not there and 1 more"):
-        run(["calfw", str(tmp_path / "set"), str(tmp_path / "new"), "--images", str(tmp_path / "mine")])
+        data("calfw", tmp_path / "set", tmp_path / "new", "--images", tmp_path / "mine")
 
 
 def test_unaligned_images_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trees.cplfw(tmp_path)
     for path in (tmp_path / "aligned images").iterdir():
         path.write_bytes(image(1, (250, 160)))
-    run(["cplfw", str(tmp_path), str(tmp_path / "out")])
+    data("cplfw", tmp_path, tmp_path / "out")
     assert "250×160 pixels are hardly aligned faces, which models expect; --align finds" in caplog.text
 
 
@@ -181,7 +180,7 @@ def test_a_list_out_of_order_is_refused_in_a_line(
         assert old in text
         file.write_text(text.replace(old, new, 1))
     with pytest.raises(DamagedDataError, match=said) as refused:
-        run([name, str(tmp_path), str(tmp_path / "out")])
+        data(name, tmp_path, tmp_path / "out")
     assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
 
 
@@ -192,14 +191,14 @@ def test_a_matlab_file_of_another_set_is_refused(tmp_path: Path) -> None:
         (tmp_path / "probe_img_ID_pairs.mat").read_bytes()
     )
     with pytest.raises(DamagedDataError, match=r"is not the published MATLAB file \(KeyError 'splits'\)"):
-        run(["agedb", str(tmp_path), str(tmp_path / "out")])
+        data("agedb", tmp_path, tmp_path / "out")
 
 
 def test_cfp_as_published_gives_the_usual_7000_pairs(shared_data: Path, tmp_path: Path) -> None:
     root = shared_data / "cfp"
     if not root.is_dir():
         pytest.skip("no CFP in the shared data")
-    assert run(["cfp", str(root), str(tmp_path), "--keep"]) == 0
+    assert data("cfp", root, tmp_path, "--keep") == 0
     for stem, view in (("cfp_fp", "profile"), ("cfp_ff", "frontal")):
         made = load_verification(tmp_path / f"{stem}.bin")
         assert made.issame_N.tolist() == ([True] * 350 + [False] * 350) * 10 and made.folds == 10
@@ -221,23 +220,23 @@ def test_cfp_as_published_gives_the_usual_7000_pairs(shared_data: Path, tmp_path
 
 
 def test_sets_are_replaced_only_by_force(tree: Path, tmp_path: Path) -> None:
-    run([tree.name, str(tree), str(tmp_path / "out")])
+    data(tree.name, tree, tmp_path / "out")
     with pytest.raises(UserError, match="is already there; --force replaces it"):
-        run([tree.name, str(tree), str(tmp_path / "out")])
+        data(tree.name, tree, tmp_path / "out")
 
 
 def test_info_shows_the_faces_of_a_set_by_identity_or_else_by_pair(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.cplfw(tmp_path)
-    run(["cplfw", str(tmp_path), str(tmp_path), "--keep"])
+    data("cplfw", tmp_path, tmp_path, "--keep")
     capsys.readouterr()
     named, unnamed = tmp_path / "named.png", tmp_path / "unnamed.png"
-    run(["info", str(tmp_path / "cplfw.bin"), "--faces", str(named)])
+    data("info", tmp_path / "cplfw.bin", "--faces", named)
     assert "faces       3 identities, up to 2 images each, on" in capsys.readouterr().out
     assert Image.open(named).size == (2 * 114 + 2, 3 * 130 + 2)
     (tmp_path / "cplfw.people.tsv").unlink()
-    run(["info", str(tmp_path / "cplfw.bin"), "--faces", str(unnamed)])
+    data("info", tmp_path / "cplfw.bin", "--faces", unnamed)
     assert "faces       the first 25 of 40 pairs, on" in capsys.readouterr().out
     assert Image.open(unnamed).size == (2 * 114 + 2, 25 * 130 + 2)
 
@@ -246,7 +245,7 @@ def test_info_of_a_list_shows_its_labels(tmp_path: Path, capsys: pytest.CaptureF
     trees.cplfw(tmp_path)
     lines = [f"aligned images/{name}_{i}.jpg\t{name}\n" for name in trees.NAMES for i in (1, 2)]
     (tmp_path / "list.txt").write_text("".join(lines))
-    run(["info", str(tmp_path / "list.txt"), "--faces", str(tmp_path / "faces.png")])
+    data("info", tmp_path / "list.txt", "--faces", tmp_path / "faces.png")
     said = capsys.readouterr().out
     assert "images      6 images of 3 identities from" in said and "6 of 6 sampled: JPEG 112×112 RGB" in said
     assert "faces       3 identities, up to 2 images each, on" in said

@@ -17,7 +17,6 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from facerec.cli.data import run
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError
 from facerec.images.augment import AugmentSettings
 from facerec.images.decode import decode
@@ -28,6 +27,7 @@ from facerec.loading.settings import DataSettings
 from facerec.loading.sources import SOURCES, open_faces
 from facerec.loading.sources.synthetic import SyntheticImages
 from facerec.registry import build
+from tests.making import data
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path.stem != "base")
@@ -137,7 +137,7 @@ def test_nothing_that_leads_out_of_a_folder_or_blocks_is_trained_on(hostile: Pat
 
 
 def test_nothing_that_leads_out_of_a_folder_or_blocks_is_packed(hostile: Path, tmp_path: Path) -> None:
-    assert run(["pack", str(hostile), str(tmp_path / "out")]) == 0
+    assert data("pack", hostile, tmp_path / "out") == 0
     report = (tmp_path / "out" / "report.csv").read_text()
     for name in ("Eve", "Bo/out key.jpg", "Bo/out face.png", "Bo/zero.png"):
         assert f"{name},dropped,a link that leads out of" in report
