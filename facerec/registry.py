@@ -209,13 +209,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 def _spoken(hint: Any) -> str:
     """Return a type hint in words: ``one of fp32, bf16, fp16``, ``a number or null``."""
-    words = {
-        float: "a number",
-        int: "an integer",
-        bool: "true or false",
-        str: "text",
-        types.NoneType: "null",
-    }
+    words = {float: "a number", int: "an integer", bool: "true or false", str: "text", types.NoneType: "null"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"

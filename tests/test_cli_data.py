@@ -9,16 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from facerec.cli.base import reported
 from facerec.errors import FacerecError, UserError
 from facerec.making.audit import Finding, audit
 from facerec.packs.recordio import RecordReader
-from tests.making import data, overwrite
+from tests.making import DAMAGE, damaged_pack, data, overwrite
 
 
 @pytest.fixture
@@ -211,30 +211,16 @@ def test_verify_of_a_verification_pack_names_its_damaged_images(
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    changes=st.lists(st.tuples(st.integers(0, 72_211), st.binary(min_size=1, max_size=9)), max_size=4),
-    cut=st.one_of(st.none(), st.integers(0, 72_211)),
-    indexed=st.booleans(),
-)
+@given(**DAMAGE)
 def test_verify_finds_every_record_that_cannot_be_read(
-    recordio_files: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    changes: list[tuple[int, bytes]],
-    cut: int | None,
-    indexed: bool,
+    recordio_files: Path, tmp_path_factory: pytest.TempPathFactory, indexed: bool, **damage: Any
 ) -> None:
-    folder = tmp_path_factory.mktemp("damaged")
-    rec = bytearray((recordio_files / "insightface_layout.rec").read_bytes())
-    for at, wrong in changes:
-        rec[at : at + len(wrong)] = wrong
-    (folder / "a.rec").write_bytes(rec[:cut])
-    if indexed:
-        shutil.copy(recordio_files / "insightface_layout.idx", folder / "a.idx")
-    found = findings(folder / "a.rec")
-    if found or not indexed or not rec[:cut]:
+    path = damaged_pack(recordio_files, tmp_path_factory.mktemp("damaged"), indexed=indexed, **damage)
+    found = findings(path)
+    if found or not indexed or not path.stat().st_size:
         assert all("\n" not in f"{finding.where}{finding.reason}" for finding in found)
         return
-    with RecordReader(folder / "a.rec") as reader:
+    with RecordReader(path) as reader:
         assert all(reader[key].payload is not None for key in range(17))
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -73,10 +72,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _in_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_source(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source)
-    yield
-    logging.getLogger().handlers.clear()
 
 
 def line(command: str, folder: Path) -> list[str]:

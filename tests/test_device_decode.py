@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from facerec.errors import ConfigError, DamagedDataError
 from facerec.images import device_decode
@@ -19,24 +18,16 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
 from facerec.packs.pack import open_pack
+from tests.making import image
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 30, 32
-
-
-def encoded_image(
-    i: int, kind: str = "JPEG", size: tuple[int, int] = (SIZE, SIZE), mode: str = "RGB", **save
-) -> bytes:
-    coarse = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
-    image.save(buffer, kind, **save)
-    return buffer.getvalue()
+small = partial(image, size=(SIZE, SIZE))
 
 
 def garbled(i: int) -> bytes:
     """A JPEG with its head and end in order, whose scan asks for a Huffman table that is not there."""
-    whole = bytearray(encoded_image(i))
+    whole = bytearray(small(i))
     whole[whole.index(b"\xff\xda") + 6] = 0x33
     return bytes(whole)
 
@@ -47,15 +38,13 @@ class Mixed(LabelledImages):
     def __init__(self, **other: bytes) -> None:
         self.title, self.root = "mixed", Path("/mixed")
         self.label_N, self.classes = np.arange(COUNT) // 3, np.arange(COUNT // 3)
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        self.files = [encoded_image(i) for i in range(COUNT)]
-        self.files[3] = encoded_image(3, "PNG")
-        self.files[7] = encoded_image(7, mode="L")
-        self.files[8] = encoded_image(8, exif=exif)
-        self.files[9] = encoded_image(9, mode="CMYK")
-        self.files[11] = encoded_image(11, progressive=True)
-        self.files[12] = encoded_image(12) + b"padding"
+        self.files = [small(i) for i in range(COUNT)]
+        self.files[3] = small(3, kind="PNG")
+        self.files[7] = small(7, mode="L")
+        self.files[8] = small(8, orientation=6)
+        self.files[9] = small(9, mode="CMYK")
+        self.files[11] = small(11, progressive=True)
+        self.files[12] = small(12) + b"padding"
         for i, content in other.items():
             self.files[int(i[1:])] = content
 
@@ -80,8 +69,8 @@ def test_batches_are_those_of_the_threads(workers: int) -> None:
     _, ours = prepared(Mixed(), "device", workers=workers)
     _, theirs = prepared(Mixed(), "threads")
     assert len(ours) == len(theirs) == 4
-    for (image, label, batch), (their_image, their_label, their_batch) in zip(ours, theirs, strict=True):
-        assert torch.equal(image, their_image)  # on a CPU the decoders agree to the bit
+    for (ours_BCHW, label, batch), (their_image, their_label, their_batch) in zip(ours, theirs, strict=True):
+        assert torch.equal(ours_BCHW, their_image)  # on a CPU the decoders agree to the bit
         assert torch.equal(label, their_label)
         assert batch.sizes == their_batch.sizes and batch.position == their_batch.position
         assert len(batch.image_BHWC) == 0 and batch.undecoded is not None and their_batch.undecoded is None
@@ -96,7 +85,7 @@ def test_ordinary_files_are_left_to_the_device_and_others_are_not() -> None:
 
 
 def test_images_of_another_size_are_resized_to_cover_and_cropped() -> None:
-    given = [encoded_image(1, size=shape) for shape in ((64, 64), (90, 40), (20, 33), (32, 32))]
+    given = [small(1, size=shape) for shape in ((64, 64), (90, 40), (20, 33), (32, 32))]
     for size in ((32, 32), (48, 32)):
         files = [for_device(one) for one in given]
         assert all(one is not None for one in files)
@@ -112,16 +101,16 @@ def test_damage_that_only_the_device_meets_stops_the_run_and_is_named() -> None:
     with pytest.raises(DamagedDataError, match=r"^key 5 of /mixed: .*data\.on_error=skip"):
         prepared(Mixed(_5=damaged), "device")
     with pytest.raises(DamagedDataError, match=r"^key 6 of /mixed: .*data\.on_error=skip"):
-        prepared(Mixed(_6=encoded_image(6)[:200]), "device")
+        prepared(Mixed(_6=small(6)[:200]), "device")
 
 
 def test_damaged_images_are_replaced_with_their_labels_and_mirrors() -> None:
-    damage = {"_5": garbled(5), "_6": encoded_image(6)[:200], "_14": b"", "_29": garbled(29)}
+    damage = {"_5": garbled(5), "_6": small(6)[:200], "_14": b"", "_29": garbled(29)}
     loader, ours = prepared(Mixed(**damage), "device", on_error="skip")
     other, theirs = prepared(Mixed(**damage), "threads", on_error="skip")
     assert loader.skipped == other.skipped == 4
-    for (image, label, batch), (their_image, their_label, their_batch) in zip(ours, theirs, strict=True):
-        assert torch.equal(image, their_image)
+    for (ours_BCHW, label, batch), (their_image, their_label, their_batch) in zip(ours, theirs, strict=True):
+        assert torch.equal(ours_BCHW, their_image)
         assert torch.equal(label, their_label)
         assert torch.equal(batch.mirror_B, their_batch.mirror_B)
         assert np.array_equal(batch.index_B, their_batch.index_B)

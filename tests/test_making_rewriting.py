@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from facerec.errors import FacerecError, MissingDataError, UserError
@@ -23,7 +22,7 @@ from facerec.making.audit import audit
 from facerec.making.rewriting import plain_name, repair
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
-from tests.making import data, image, overwrite, report
+from tests.making import DAMAGE, damaged_pack, data, image, overwrite, report
 
 
 @pytest.fixture
@@ -244,29 +243,13 @@ def test_a_pack_of_damage_alone_cannot_be_repaired(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    changes=st.lists(
-        st.tuples(st.integers(0, 72_211), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4
-    ),
-    cut=st.one_of(st.none(), st.integers(0, 72_211)),
-    indexed=st.booleans(),
-)
+@given(**DAMAGE)
 def test_a_repaired_pack_is_sound_whatever_happened(
-    recordio_files: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    changes: list[tuple[int, bytes]],
-    cut: int | None,
-    indexed: bool,
+    recordio_files: Path, tmp_path_factory: pytest.TempPathFactory, **damage: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
-    rec = bytearray((recordio_files / "insightface_layout.rec").read_bytes())
-    for at, wrong in changes:
-        rec[at : at + len(wrong)] = wrong
-    (folder / "a.rec").write_bytes(rec[:cut])
-    if indexed:
-        shutil.copy(recordio_files / "insightface_layout.idx", folder / "a.idx")
     try:
-        built, *_ = repair(folder / "a.rec", folder / "out")
+        built, *_ = repair(damaged_pack(recordio_files, folder, **damage), folder / "out")
     except FacerecError:
         assert not (folder / "out" / "train.rec").exists()
         return

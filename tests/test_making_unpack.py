@@ -10,7 +10,7 @@ import pytest
 from facerec.errors import DamagedDataError, UserError
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
-from tests.making import data, image
+from tests.making import data, image, overwrite
 
 
 @pytest.fixture
@@ -80,10 +80,7 @@ def test_unpack_refuses_two_images_of_one_name_and_a_folder_in_use(golden_rec: P
 def test_unpack_of_a_damaged_pack_writes_the_rest_and_ends_with_1(
     golden_rec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offset = int(open_pack(golden_rec).offset_N[3])
-    with golden_rec.open("r+b") as file:
-        file.seek(offset)
-        file.write(b"\0")
+    overwrite(golden_rec, int(open_pack(golden_rec).offset_N[3]), b"\0")
     assert data("unpack", golden_rec, tmp_path / "out") == 1
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 11
 

@@ -111,12 +111,7 @@ def test_nothing_happens_without_glibc(system: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("given", "after"),
-    [
-        ({}, "1000"),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "active"}, None),
-    ],
+    ("given", "after"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_threads_wait_briefly_unless_the_user_has_said_how(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], after: str | None

@@ -12,10 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facerec.errors import (
-    StorageError,
-    UserError,
-)
+from facerec.errors import StorageError, UserError
 from facerec.packs import framing
 from facerec.packs.recordio import Record, RecordReader, RecordWriter, pack, unpack
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import pickletools
 import re
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from facerec.errors import DamagedDataError, MissingDataError, StorageError
 from facerec.images.decode import decode
 from facerec.packs.verification import load_verification, verification_set, write_verification
 from facerec.pickles.stand_ins import Forbidden
+from tests.making import little
 from tests.pickled_packs import IMAGES, ISSAME, VARIANTS
 
 
@@ -60,12 +58,6 @@ def test_a_written_pack_reads_back_and_is_a_plain_pickle(tmp_path: Path) -> None
     assert path.stat().st_mode & 0o777 == 0o644
     assert path.stat().st_size < sum(map(len, IMAGES))  # equal images once
     assert [entry.name for entry in path.parent.iterdir()] == ["mine.bin"]
-
-
-def test_writing_is_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
-    for name in ("a.bin", "b.bin"):
-        write_verification(tmp_path / name, [bytes(bytearray(one)) for one in IMAGES], ISSAME)
-    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +133,7 @@ def test_operations_that_no_pack_needs_are_refused(pack, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        b"c_codecs\nencode\n(Vabc\nVzip\ntR.",
-        b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
-    ],
+    "data", [b"c_codecs\nencode\n(Vabc\nVzip\ntR.", b"c_codecs\nencode\n(Vabc\nVrot13\ntR."]
 )
 def test_encode_knows_latin1_only(pack, data: bytes) -> None:
     with pytest.raises(Forbidden, match="only latin1"):
@@ -171,25 +159,6 @@ def test_arrays_of_anything_but_numbers_are_refused(pack) -> None:
     for array in (np.array(["abc"]), np.zeros(2, [("a", "i4")]), np.zeros(1, "M8[s]"), np.zeros(2, complex)):
         with pytest.raises(DamagedDataError, match=r"it holds an array of|the pickle asks for a dict"):
             load_verification(pack(pickle.dumps((IMAGES, array), 2)))
-
-
-def peak_of(path: Path) -> tuple[str, int]:
-    """Load `path` in a process of its own; its error and its peak memory in bytes above that of importing."""
-    code = (
-        "import sys, json, resource\n"
-        "from facerec.packs.verification import load_verification\n"
-        "from facerec.errors import FacerecError\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "before, said = peak(), ''\n"
-        "try: load_verification(sys.argv[1])\n"
-        "except FacerecError as error: said = str(error)\n"
-        "print(json.dumps([said, peak() - before]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, timeout=60
-    )
-    said, peak = json.loads(done.stdout)
-    return said, peak
 
 
 BOMBS = {
@@ -241,20 +210,15 @@ def test_equal_long_images_are_compared_once_however_often_they_are_held(pack) -
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_small_file_cannot_ask_for_much_memory(pack, kind: str) -> None:
-    said, peak = peak_of(pack(BOMBS[kind]))
-    assert re.search(r"toy\.bin is no (pickle, or not a whole one|verification pack)", said)
-    assert peak < 100e6
+    said = r"toy\.bin is no (pickle, or not a whole one|verification pack)"
+    with little(100_000_000), pytest.raises(DamagedDataError, match=said):
+        load_verification(pack(BOMBS[kind]))
 
 
 def test_what_is_no_pickle_is_said_to_be_none(pack) -> None:
-    for data in (b"<html>not found</html>", b"\x00" * 100, b"hello", b"PK\x03\x04" + bytes(60)):
+    for data in (b"", b"<html>not found</html>", b"\x00" * 100, b"hello", b"PK\x03\x04" + bytes(60)):
         with pytest.raises(DamagedDataError, match=r"toy\.bin is no pickle, or not a whole one"):
             load_verification(pack(data))
-
-
-def test_an_empty_file_is_damaged(pack) -> None:
-    with pytest.raises(DamagedDataError, match=r"toy\.bin is no pickle"):
-        load_verification(pack(b""))
 
 
 @pytest.mark.parametrize("kind", ["python 2", "protocol 4", "issame array", "array of objects"])
@@ -263,22 +227,6 @@ def test_a_cut_file_is_damaged_wherever_it_is_cut(pack, kind: str) -> None:
     for length in {0, 1, 2, 10, *range(100, len(whole) - 1, 997), len(whole) - 40, len(whole) - 1}:
         with pytest.raises(DamagedDataError, match=r"toy\.bin"):
             load_verification(pack(whole[:length]))
-
-
-def test_any_flipped_byte_gives_a_set_or_a_clear_error(pack) -> None:
-    rng = np.random.default_rng(3)
-    whole = VARIANTS["images as arrays, old NumPy"]
-    outcomes = set()
-    for at in rng.integers(0, len(whole), 300):
-        broken = bytearray(whole)
-        broken[at] ^= 1 << rng.integers(0, 8)
-        try:
-            load_verification(pack(bytes(broken)))
-            outcomes.add("set")
-        except DamagedDataError as error:
-            assert "toy.bin" in str(error)
-            outcomes.add("error")
-    assert outcomes == {"set", "error"}
 
 
 @pytest.mark.parametrize(
@@ -333,9 +281,8 @@ def test_lfw_is_read_within_two_seconds_and_half_a_gigabyte(lfw_root: Path) -> N
     loaded = load_verification(lfw_root / "lfw.bin")
     assert time.perf_counter() - started < 2
     assert (len(loaded), len(loaded.images), int(loaded.issame_N.sum())) == (6000, 7701, 3000)
-    said, peak = peak_of(lfw_root / "lfw.bin")
-    assert said == ""
-    assert peak < 250e6
+    with little(250_000_000):
+        load_verification(lfw_root / "lfw.bin")
 
 
 def test_a_pack_of_python_2_is_part_of_the_one_of_python_3(lfw_root: Path) -> None:

@@ -324,9 +324,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "calfw": Layout(("aligned images",), ("pairs_CALFW.txt",), partial(_two_lines, "calfw"), _before_number),
     "cplfw": Layout(("aligned images",), ("pairs_CPLFW.txt",), partial(_two_lines, "cplfw"), _before_number),
     "xqlfw": Layout(
-        ("xqlfw_aligned_112", "lfw_original_imgs_min_qual0.85variant11"),
-        ("xqlfw_pairs.txt",),
-        _xqlfw,
+        ("xqlfw_aligned_112", "lfw_original_imgs_min_qual0.85variant11"), ("xqlfw_pairs.txt",), _xqlfw
     ),
     "rfw": Layout(("data",), tuple(f"txts/{group}/{group}_pairs.txt" for group in _GROUPS), _rfw),
     "tinyface": Layout((".",), _TINYFACE, _tinyface, below=("Gallery_Match", "Probe", "Gallery_Distractor")),

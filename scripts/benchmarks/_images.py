@@ -109,9 +109,7 @@ def _decoders() -> dict[str, Callable[[bytes], object]]:
         import cv2
     except ImportError:
         return decoders
-    return decoders | {
-        "cv2": lambda one: cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR_RGB),
-    }
+    return decoders | {"cv2": lambda one: cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR_RGB)}
 
 
 def _decode_only(encoded: list[bytes], threads: int) -> int:

@@ -110,11 +110,7 @@ KINDS: Final[dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list
         plain_pairs_txt,
         [b"2\t1\nAnn\t1\t2\nAnn\t1\tBob\t3\nCleo\t1\t4\nCleo\t2\tDan\t1\n", b"1\nAnn 1 2\nAnn 1 Bob 2"],
     ),
-    "people_txt": (
-        pair_lists.read_people_txt,
-        plain_people_txt,
-        [b"2\n2\nAnn\t1\nBob\t3\n1\nCleo\t2\n"],
-    ),
+    "people_txt": (pair_lists.read_people_txt, plain_people_txt, [b"2\n2\nAnn\t1\nBob\t3\n1\nCleo\t2\n"]),
     "csv": (
         lambda path: [tuple(pair) for pair in pair_lists.read_csv(path)],
         plain_csv,
