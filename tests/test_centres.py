@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from facerec.errors import DamagedDataError, UserError
-from facerec.evaluation.identities import centres_of, embed_units
-from facerec.evaluation.statistics import centres
-from facerec.evaluation.statistics.centres import (
+from facerec.evaluation import identities
+from facerec.evaluation.identities import (
+    centres_of,
     chance_cosine,
     cosines_without,
+    embed_units,
     halves_cosine,
     pairs_alike,
     robust_centre,
@@ -80,7 +81,7 @@ def test_one_image_or_two_are_all_of_their_centre() -> None:
 
 @pytest.mark.parametrize("block", [3, 7, 4096])
 def test_pairs_alike_are_those_of_all_products(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(centres, "BLOCK", block)
+    monkeypatch.setattr(identities, "BLOCK", block)
     one_CD, other_GD = 5 * units(0, 20, 4), units(1, 11, 4)
     cosine_CG = unit_rows(one_CD) @ other_GD.T
     for found, cosine in (

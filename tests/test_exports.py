@@ -14,7 +14,7 @@ import torch
 
 from facerec.backbones import create_backbone
 from facerec.errors import CheckpointError, ConfigError, FacerecError
-from facerec.evaluation.threshold import choose_threshold
+from facerec.evaluation.details import choose_threshold
 from facerec.evaluation.verify import verify
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import hub

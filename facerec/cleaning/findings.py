@@ -17,8 +17,10 @@ from facerec.cleaning.copies import Looks, near_copies, same_looks
 from facerec.cleaning.decisions import KEEP, KINDS, Decision
 from facerec.cleaning.judging import Limit, Thresholds, judge
 from facerec.errors import counted
-from facerec.evaluation.identities import EmbeddedImages, by_identity
-from facerec.evaluation.statistics.centres import (
+from facerec.evaluation.identities import (
+    BY_CHANCE,
+    EmbeddedImages,
+    by_identity,
     chance_cosine,
     halves_cosine,
     pairs_alike,
@@ -31,7 +33,6 @@ from facerec.vectors import row_norms
 
 Floats = npt.NDArray[np.float32]
 
-_BY_CHANCE: Final = 0.01  # of all identities that are proposed to be merged, or to be in a test, wrongly
 _MISSED: Final = 0.05  # part of what is known to be of one person that a threshold may pass over
 _CLUSTER: Final = 3  # images that make a second person of an identity
 _TOO_FEW: Final = "not searched for, too few identities to choose a threshold from"
@@ -186,7 +187,7 @@ class Search:
     def _merges(self, half_H: Floats) -> None:
         """Pairs of identities that are one person, the most alike first; chains of them are cut."""
         centre_CD, count = self.centres.sum_CD, int((self.count_C > 0).sum())
-        chance = chance_cosine([centre_CD], count * (count - 1) / 2, _BY_CHANCE * count, self.seed)
+        chance = chance_cosine([centre_CD], count * (count - 1) / 2, BY_CHANCE * count, self.seed)
         limit = self._together("merge", half_H, chance)
         if limit is None:
             return
@@ -219,7 +220,7 @@ class Search:
             self._image("leak", int(self.embedded.position_R[row]), "the same image", cosine=1.0, other=name)
         comparisons = len(self.centres.sum_CD) * len(test.embedded.unit_RD)
         falling_P = np.sort(self.found.impostor_P)[::-1]
-        chance = tail_value(falling_P, _BY_CHANCE * len(self.centres.sum_CD) / max(comparisons, 1))
+        chance = tail_value(falling_P, BY_CHANCE * len(self.centres.sum_CD) / max(comparisons, 1))
         wide = self.found.limits.get("outlier")
         own_R = self.found.own_R if wide is None else self.found.own_R[self.found.own_R >= wide.least]
         limit = self._together("leak", own_R, chance)
@@ -247,7 +248,7 @@ class Search:
             self.found.notes.append(f"{kind}: {_TOO_FEW}")
             return None
         elif max(known) == chance:
-            said = f"which strangers reach by chance in {100 * _BY_CHANCE:g} of 100 identities"
+            said = f"which strangers reach by chance in {100 * BY_CHANCE:g} of 100 identities"
             limit = Limit(chance, said)
         else:
             said = f"which {100 * (1 - _MISSED):g} % of what is known to be one person reach"

@@ -1,4 +1,5 @@
-"""Details of a verification result: operating points, calibration, rejection by quality, rates of groups.
+"""Details of a verification result: operating points, one of them for use, calibration, rejection by
+quality, rates of groups.
 
 Shape suffixes: N pairs; "2" is the two images of a pair.
 """
@@ -6,18 +7,18 @@ Shape suffixes: N pairs; "2" is the two images of a pair.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from facerec.errors import ConfigError, DamagedDataError, counted
+from facerec.errors import ConfigError, DamagedDataError, counted, require
 from facerec.evaluation.notes import warn
 from facerec.evaluation.results import Series, Table
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.calibration import FITS, cross_fitted, reliability
+from facerec.evaluation.statistics.calibration import FITS, cross_fitted, logistic, reliability
 from facerec.evaluation.statistics.operating import (
     Point,
     error_versus_reject,
@@ -25,10 +26,10 @@ from facerec.evaluation.statistics.operating import (
     interval_text,
     largest_gap,
     operating_points,
-    point_to_judge,
 )
 from facerec.evaluation.statistics.separation import Floats, Separation
 from facerec.evaluation.verify import VerificationResult
+from facerec.models.threshold import Threshold
 from facerec.packs.text import is_number, text_lines
 from facerec.packs.verification import VerificationSet
 
@@ -139,24 +140,35 @@ def detailed(result: VerificationResult, side: Side, settings: EvalSettings) -> 
     """The result with its details, as entries of results.json, tables and curves."""
     separation = Separation.of(result.distance_N, result.issame_N)
     points = operating_points(separation, result.values.get("tar_at_far_interval") or {})
-    details: dict[str, Any] = {"operating_points": {key: one._asdict() for key, one in points.items()}}
-    tables = [_points_table(points)] if points else []
-    curves: list[Series] = []
-    notes: list[str] = []
-    if settings.calibration is not None and separation.both_kinds:
-        _calibrate(result, settings.calibration, details, curves, tables)
-    elif settings.calibration is not None:
-        notes += warn("not calibrated: all pairs are of one kind")
-    judged = point_to_judge(points)
-    if judged is not None:
-        notes += _reject(result, side.quality_N2, settings.quality, judged, details, curves, tables)
+    entry = {"operating_points": {key: one._asdict() for key, one in points.items()}}
+    result = _with(result, entry, [_points_table(points)] if points else [])
+    if settings.calibration is not None:
+        result = _calibrated(result, settings.calibration)
+    usable = [key for key in points if float(key) >= 1e-3]
+    if (
+        usable
+    ):  # one threshold for groups and rejection: that at FMR 1e-3, or the smallest above it that there is
+        judged = usable[-1], points[usable[-1]].threshold
+        result = _rejected(result, side.quality_N2, settings.quality, *judged)
         for name, group_N2 in side.groups.items():
-            _compare_groups(result, name, group_N2, judged, details, tables)
+            result = _grouped(result, name, group_N2, *judged)
     elif side.groups or side.quality_N2 is not None:
-        notes += warn("no rates by group or quality: they need both kinds of pairs, ten impostors or more")
+        said = "no rates by group or quality: they need both kinds of pairs, ten impostors or more"
+        result = _with(result, {}, notes=warn(said))
+    return result
+
+
+def _with(
+    result: VerificationResult,
+    entry: Mapping[str, Any],
+    tables: Sequence[Table] = (),
+    curves: Sequence[Series] = (),
+    notes: Sequence[str] = (),
+) -> VerificationResult:
+    """The result with more details."""
     return replace(
         result,
-        details=details,
+        details={**result.details, **entry},
         tables=[*result.tables, *tables],
         curves=[*result.curves, *curves],
         notes=[*result.notes, *notes],
@@ -183,92 +195,70 @@ def _points_table(points: Mapping[str, Point]) -> Table:
     )
 
 
-def _calibrate(
-    result: VerificationResult,
-    method: str,
-    details: dict[str, Any],
-    curves: list[Series],
-    tables: list[Table],
-) -> None:
+def _calibrated(result: VerificationResult, method: str) -> VerificationResult:
     cosine_N, same_N = 1 - result.distance_N.astype(np.float64) / 2, result.issame_N
+    if same_N.all() or not same_N.any():
+        return _with(result, {}, notes=warn("not calibrated: all pairs are of one kind"))
     probability_N = cross_fitted(cosine_N, same_N, result.validated["accuracy"].fold_N, method)
     if probability_N is None:
-        warn("not calibrated: without one of the folds, pairs of one kind only are left")
-        return
+        said = "not calibrated: without one of the folds, pairs of one kind only are left"
+        return _with(result, {}, notes=warn(said))
     found = reliability(probability_N, same_N)
-    entry = {"method": method, **FITS[method](cosine_N, same_N)[1]}
-    entry |= {"ece": found.ece, "brier": found.brier, "log_loss": found.log_loss}
+    errors = {"ece": found.ece, "brier": found.brier, "log_loss": found.log_loss}
     bins = {"predicted": found.predicted_B.tolist(), "observed": found.observed_B.tolist()}
-    details["calibration"] = entry | {"reliability": bins}
-    curves.append(Series("reliability", {"x": found.predicted_B, "y": found.observed_B}))
-    text = "Probability of one identity at even odds, each pair judged by a fit to the other folds; "
-    tables.append(
-        Table(
-            f"Calibration, {method}",
-            text + "the function of all pairs is in results.json.",
-            ["Calibration error (ECE)", "Brier score", "Log loss, bits"],
-            [[f"{found.ece:.5f}", f"{found.brier:.5f}", f"{found.log_loss:.5f}"]],
-        )
+    entry = {"method": method, **FITS[method](cosine_N, same_N)[1], **errors, "reliability": bins}
+    table = Table(
+        f"Calibration, {method}",
+        "Probability of one identity at even odds, each pair judged by a fit to the other folds; the "
+        "function of all pairs is in results.json.",
+        ["Calibration error (ECE)", "Brier score", "Log loss, bits"],
+        [[f"{error:.5f}" for error in errors.values()]],
+    )
+    curve = Series("reliability", {"x": found.predicted_B, "y": found.observed_B})
+    return _with(result, {"calibration": entry}, [table], [curve])
+
+
+def _rejected(
+    result: VerificationResult, quality_N2: Floats | None, setting: str | None, fmr: str, threshold: float
+) -> VerificationResult:
+    if setting is None:
+        return result
+    quality = result.norm_2N.reshape(-1, 2) if quality_N2 is None else quality_N2
+    curve = error_versus_reject(result.distance_N, result.issame_N, quality, threshold)
+    if curve is None or not curve.fnmr_C[0]:
+        missing = f"no error to reject by quality: the FNMR at FMR {fmr} is 0"
+        return result if quality_N2 is None else _with(result, {}, notes=warn(missing))
+    rejected, fnmr = curve.rejected_C.tolist(), curve.fnmr_C.tolist()
+    entry = {"quality": setting, "fmr": fmr, "rejected": rejected, "fnmr": fnmr}
+    name = "embedding norm" if setting == "norm" else Path(setting).name
+    note = f"{name}, FMR {fmr}: area {curve.auc:.5f}, of a perfect measure {curve.best:.5f}"
+    shown = [0, 2, 4, 10]  # of the steps of 5 %
+    table = Table(
+        f"Error versus reject by {name}",
+        f"FNMR at FMR {fmr} after the pairs of lowest quality were rejected; area: its mean.",
+        [*(f"Rejected {curve.rejected_C[at]:.0%}" for at in shown), "Area", "Of a perfect measure"],
+        [[f"{one:.5f}" for one in (*curve.fnmr_C[shown], curve.auc, curve.best)]],
+    )
+    return _with(
+        result,
+        {"error_versus_reject": entry | {"auc": curve.auc, "auc_best": curve.best}},
+        [] if quality_N2 is None else [table],
+        [Series("erc", {"x": curve.rejected_C, "y": curve.fnmr_C, "note": note})],
     )
 
 
-def _reject(
-    result: VerificationResult,
-    quality_N2: Floats | None,
-    setting: str | None,
-    judged: tuple[str, Point],
-    details: dict[str, Any],
-    curves: list[Series],
-    tables: list[Table],
-) -> list[str]:
-    """Returns notes."""
-    if setting is None or (setting == "norm" and result.norm_2N is None):
-        return []
-    quality = quality_N2 if quality_N2 is not None else np.asarray(result.norm_2N).reshape(-1, 2)
-    curve = error_versus_reject(result.distance_N, result.issame_N, quality, judged[1].threshold)
-    if curve is None or not curve.fnmr_C[0]:
-        missing = f"no error to reject by quality: the FNMR at FMR {judged[0]} is 0"
-        return warn(missing) if quality_N2 is not None else []
-    details["error_versus_reject"] = {
-        "quality": setting,
-        "fmr": judged[0],
-        "rejected": curve.rejected_C.tolist(),
-        "fnmr": curve.fnmr_C.tolist(),
-        "auc": curve.auc,
-        "auc_best": curve.best,
-    }
-    name = "embedding norm" if setting == "norm" else Path(setting).name
-    note = f"{name}, FMR {judged[0]}: area {curve.auc:.5f}, of a perfect measure {curve.best:.5f}"
-    curves.append(Series("erc", {"x": curve.rejected_C, "y": curve.fnmr_C, "note": note}))
-    if quality_N2 is not None:
-        shown = [0, 2, 4, 10]  # of the steps of 5 %
-        tables.append(
-            Table(
-                f"Error versus reject by {name}",
-                f"FNMR at FMR {judged[0]} after the pairs of lowest quality were rejected; area: its mean.",
-                [*(f"Rejected {curve.rejected_C[at]:.0%}" for at in shown), "Area", "Of a perfect measure"],
-                [[f"{one:.5f}" for one in (*curve.fnmr_C[shown], curve.auc, curve.best)]],
-            )
-        )
-    return []
-
-
-def _compare_groups(
-    result: VerificationResult,
-    name: str,
-    group_N2: np.ndarray,
-    judged: tuple[str, Point],
-    details: dict[str, Any],
-    tables: list[Table],
-) -> None:
-    rates = group_rates(result.distance_N, result.issame_N, group_N2, judged[1].threshold)
+def _grouped(
+    result: VerificationResult, name: str, group_N2: np.ndarray, fmr: str, threshold: float
+) -> VerificationResult:
+    rates = group_rates(result.distance_N, result.issame_N, group_N2, threshold)
     gaps = {key: largest_gap(rates, key) for key in ("fnmr", "fmr")}
-    details.setdefault("groups", {})[name] = {
-        "fmr_target": judged[0],
-        "threshold": judged[1].threshold,
+    entry = {
+        "fmr_target": fmr,
+        "threshold": threshold,
         "groups": {one.group: dict(list(one._asdict().items())[1:]) for one in rates},
         "largest_gap": {
-            key: gap and {"highest": gap[0], "lowest": gap[1], "gap": gap[2]} for key, gap in gaps.items()
+            key: gap and dict(zip(("highest", "lowest", "gap"), gap, strict=True))
+            for key, gap in gaps.items()
         },
     }
     said = [
@@ -279,22 +269,61 @@ def _compare_groups(
         if gap is not None
     ]
     finding = "; ".join(said) or "no gap: pairs of fewer than two groups"
-    tables.append(
-        Table(
-            f"Groups by {name}",
-            f"Pairs of one group, at the threshold of all pairs at FMR {judged[0]}; exact 95 % intervals, "
-            "pairs taken as independent.",
-            [name, "Genuine", "FNMR", "Impostor", "FMR"],
-            [
-                [
-                    one.group,
-                    f"{one.genuine:,}",
-                    interval_text(one.fnmr, one.fnmr_interval),
-                    f"{one.impostor:,}",
-                    interval_text(one.fmr, one.fmr_interval),
-                ]
-                for one in rates
-            ],
-            f"{finding[:1].upper()}{finding[1:]}.",
-        )
+    rows = [
+        [
+            one.group,
+            f"{one.genuine:,}",
+            interval_text(one.fnmr, one.fnmr_interval),
+            f"{one.impostor:,}",
+            interval_text(one.fmr, one.fmr_interval),
+        ]
+        for one in rates
+    ]
+    table = Table(
+        f"Groups by {name}",
+        f"Pairs of one group, at the threshold of all pairs at FMR {fmr}; exact 95 % intervals, pairs taken "
+        "as independent.",
+        [name, "Genuine", "FNMR", "Impostor", "FMR"],
+        rows,
+        f"{finding[:1].upper()}{finding[1:]}.",
+    )
+    return _with(result, {"groups": {**result.details.get("groups", {}), name: entry}}, [table])
+
+
+def choose_threshold(name: str, result: VerificationResult, far: float | None = None) -> Threshold:
+    """The lowest threshold at which no more than `far` of the impostor pairs of a set are called same.
+
+    The probability is a logistic function of the cosine, fitted to all pairs as Platt proposed (Probabilistic
+    outputs for support vector machines, 1999), so that it stays finite where the kinds do not overlap;
+    genuine and impostor pairs weigh the same in sum.
+
+    Args:
+        name: of the set.
+        result: of the model on it.
+        far: above 0 and below 1; None: 1e-3, or the next power of ten that the set's impostor pairs support.
+
+    Raises:
+        ConfigError: the set has one kind of pairs only, or too few impostor pairs for `far`.
+    """
+    genuine, impostor = result.genuine_pairs, result.pairs - result.genuine_pairs
+    require(min(genuine, impostor) > 0, "eval.targets", name, "holds one kind of pairs: no threshold")
+    if far is None:
+        far = next((one for one in (1e-3, 1e-2, 1e-1) if one * impostor >= 1), 0.5)
+    require(0 < far < 1, "far", far, "must be above 0 and below 1")
+    hint = f"the {impostor:,} impostor pairs of {name} support {1 / impostor:.2g} and more"
+    require(far * impostor >= 1 - 1e-9, "far", far, hint)
+    separation = Separation.of(result.distance_N, result.issame_N)
+    distance = min(separation.threshold_at_far(far), 4.0)
+    same_N = result.issame_N.astype(bool)
+    slope, intercept = logistic(1 - result.distance_N / 2, same_N)
+    return Threshold(
+        cosine=float(1 - distance / 2),
+        far=float(far),
+        tar=float((separation.genuine_G < distance).mean()),
+        set=name,
+        genuine=genuine,
+        impostor=impostor,
+        slope=slope,
+        intercept=intercept,
+        flip=result.flip,
     )

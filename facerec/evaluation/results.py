@@ -278,6 +278,11 @@ def flip_fact(flip: bool) -> tuple[str, str]:
     return "Flipped", "yes: f = e(image) + e(mirrored image)" if flip else "no"
 
 
+def interval_facts(intervals: Mapping[str, Interval], resampled: str) -> list[tuple[str, str]]:
+    """The fact of what is resampled and what is held fixed, where there are 95 % intervals."""
+    return [("Intervals", f"95 %, {resampled}")] if any(intervals.values()) else []
+
+
 def results_document(
     results: Mapping[str, Result],
     model: Model,

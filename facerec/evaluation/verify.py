@@ -36,7 +36,6 @@ from facerec.evaluation.statistics.distances import (
     answers,
     as_floats,
     check_shapes,
-    mean_norm,
     pair_distances,
 )
 from facerec.evaluation.statistics.folds import Folds, Thresholds, cross_validate
@@ -84,7 +83,7 @@ class VerificationResult(PairResult):
     """Impostor pairs called same, likewise."""
     validated: Mapping[str, Folds] = field(repr=False)
     """The folds of ``accuracy`` and of ``accuracy_exact``."""
-    norm_2N: Floats | None = field(default=None, repr=False)
+    norm_2N: Floats = field(repr=False)
     """Norm of each image's raw embedding, mean of its views."""
     details: dict[str, Any] = field(default_factory=dict, repr=False)
     """What `facerec.evaluation.details` adds to the entry of results.json."""
@@ -269,7 +268,8 @@ def verify(
         pairs=len(same),
         genuine_pairs=int(same.sum()),
         best_threshold=validated.threshold,
-        xnorm=mean_norm(compared.norm, plain.dtype),
+        # In double precision, where order does not matter, rounded as published.
+        xnorm=float(plain.dtype.type(compared.norm.mean(dtype=np.float64))),
         folds=count,
         fold_accuracy=validated.accuracy_F.tolist(),
         fold_threshold=validated.threshold_F.tolist(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a model says "same", as `facerec.evaluation.threshold.choose_threshold` chose it.
+    """Where a model says "same", as `facerec.evaluation.details.choose_threshold` chose it.
 
     Attributes:
         cosine: two faces are of one identity where their cosine is above it.

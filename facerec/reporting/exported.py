@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from facerec.errors import counted, require
+from facerec.evaluation.details import choose_threshold
 from facerec.evaluation.protocols.base import create_protocol
 from facerec.evaluation.results import Result
-from facerec.evaluation.threshold import choose_threshold
 from facerec.evaluation.verify import VerificationResult
 from facerec.images.images import Images
 from facerec.loading.opening import open_images

@@ -53,7 +53,7 @@ def overlap(options: Namespace) -> None:
         refuse_overwriting(path, options.force)
     first, second = open_identities(options.first), open_identities(options.second)
     how = {"flip": options.flip, "batch_size": options.batch_size, "precision": options.precision}
-    found = identities_in_both(opened_model(options), first, second, options.at, **how)
+    pairs, least = identities_in_both(opened_model(options), first, second, options.at, **how)
     counts = [np.bincount(faces.label_N, minlength=faces.num_classes) for faces in (first, second)]
     names_of = [[faces.label(i) for i in faces.first_images().tolist()] for faces in (first, second)]
     rows = [
@@ -63,15 +63,15 @@ def overlap(options: Namespace) -> None:
             *(names[c] for names, c in zip(names_of, (one, two), strict=True)),
             *(int(count[c]) for count, c in zip(counts, (one, two), strict=True)),
         )
-        for one, two, cosine in zip(*(part.tolist() for part in found.pairs), strict=True)
+        for one, two, cosine in zip(*(part.tolist() for part in pairs), strict=True)
     ]
-    both = sorted(set(found.pairs.second_K.tolist()))
+    both = sorted(set(pairs.second_K.tolist()))
     header = ("cosine", "first", "second", "first_name", "second_name", "first_images", "second_images")
-    with replacing_both(table, names) as (pairs, listing):
-        pairs.write(csv_lines([header, *rows]))
+    with replacing_both(table, names) as (file, listing):
+        file.write(csv_lines([header, *rows]))
         listing.write("".join(f"{second.classes[c]}\n" for c in both).encode("utf-8", "surrogateescape"))
     chance = "" if options.at is not None else ", which different people reach for 1 in 100 of them"
     print(
         f"{len(both):,} of {counted(second.num_classes, 'identity')} of {options.second} are likely in "
-        f"{options.first} (cosine {found.least:.3f} or more{chance}): {table}{f', {names}' if both else ''}"
+        f"{options.first} (cosine {least:.3f} or more{chance}): {table}{f', {names}' if both else ''}"
     )

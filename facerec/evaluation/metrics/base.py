@@ -79,11 +79,7 @@ def measure(metrics: Mapping[str, Metric], pairs: JudgedPairs) -> dict[str, Any]
     """The values by name, as results.json has them, and the deviations over folds (``accuracy_std``)."""
     values: dict[str, Any] = {}
     for name, metric in metrics.items():
-        value, deviation = metric.value(pairs), metric.deviation(pairs)
-        if isinstance(value, dict):
-            values[name] = {point: _finite(one) for point, one in value.items()}
-        else:
-            values[name] = _finite(value)
+        values[name], deviation = _finite(metric.value(pairs)), metric.deviation(pairs)
         if deviation is not None:
             values[f"{name}_std"] = deviation
     return values
@@ -99,18 +95,17 @@ def measured_intervals(
         metrics: names of the metrics.
         drawn: their values in resamples, from `bootstrap`.
     """
-    intervals: dict[str, Any] = {}
-    for name in metrics:
-        value, drawn_R = values[name], drawn.get(name)
+
+    def of(value: Value, drawn_R: Any) -> Any:
         if isinstance(value, dict):
-            points = drawn_R or {}
-            intervals[f"{name}_interval"] = {
-                point: interval(points[point]) if point in points else None for point in value
-            }
-        else:
-            intervals[f"{name}_interval"] = None if drawn_R is None else interval(drawn_R)
-    return intervals
+            return {point: of(one, (drawn_R or {}).get(point)) for point, one in value.items()}
+        return None if drawn_R is None else interval(drawn_R)
+
+    return {f"{name}_interval": of(values[name], drawn.get(name)) for name in metrics}
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: Value) -> Any:
+    """The value as JSON takes it."""
+    if isinstance(value, dict):
+        return {point: _finite(one) for point, one in value.items()}
     return None if value is None or not math.isfinite(value) else float(value)

@@ -21,7 +21,7 @@ from facerec.evaluation.metrics.tar_at_far import tar_at_far
 from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
-from facerec.evaluation.results import Number, Result, Series, numbers_at, rate_series
+from facerec.evaluation.results import Number, Result, Series, interval_facts, numbers_at, rate_series
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Rows, TopK, unit
 from facerec.evaluation.statistics.separation import Ints, Separation
@@ -172,17 +172,14 @@ class IdentificationResult(Result):
 
     def facts(self) -> list[tuple[str, str]]:
         """Protocol, probes, gallery and distractors."""
-        facts = [
+        resampled = "identities of the mated probes resampled, thresholds held fixed"
+        return [
             ("Protocol", self.protocol),
             ("Probes", f"{self.probes:,} ({self.mated_probes:,} with a mate in the gallery)"),
             ("Gallery", f"{counted(self.gallery, 'entry')} of {counted(self.identities, 'identity')}"),
             ("Distractors", f"{self.distractors:,}"),
+            *interval_facts(self.rank_interval, resampled),
         ]
-        if any(self.rank_interval.values()):
-            facts.append(
-                ("Intervals", "95 %, identities of the mated probes resampled, thresholds held fixed")
-            )
-        return facts
 
 
 def identify(

@@ -22,7 +22,14 @@ from facerec.evaluation.metrics.base import create_metrics, measure
 from facerec.evaluation.notes import unsupported, warn
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import identify
-from facerec.evaluation.results import PairResult, Result, flip_fact, histogram_series, rate_series
+from facerec.evaluation.results import (
+    PairResult,
+    Result,
+    flip_fact,
+    histogram_series,
+    interval_facts,
+    rate_series,
+)
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
@@ -166,17 +173,14 @@ class TemplateResult(PairResult):
 
     def facts(self) -> list[tuple[str, str]]:
         """Protocol, pairs, templates and how they were pooled."""
-        facts = [
+        resampled = "identities of the genuine pairs resampled, thresholds held fixed"
+        return [
             *self._pair_facts(),
             ("Templates", f"{self.templates:,} of {counted(self.images, 'image')}"),
             flip_fact(self.flip),
             ("Detector score", "as weight of each image" if self.detector_score else "not used"),
+            *interval_facts(self.tar_at_far_interval, resampled),
         ]
-        if any(self.tar_at_far_interval.values()):
-            facts.append(
-                ("Intervals", "95 %, identities of the genuine pairs resampled, thresholds held fixed")
-            )
-        return facts
 
 
 def judge_pairs(

@@ -19,7 +19,7 @@ from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import Folders
-from facerec.evaluation.results import Number, Result, Series, numbers_at
+from facerec.evaluation.results import Number, Result, Series, interval_facts, numbers_at
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, cosine_blocks, unit
 from facerec.evaluation.statistics.separation import Ints, accepted_at
@@ -121,14 +121,13 @@ class MegafaceResult(Result):
     def facts(self) -> list[tuple[str, str]]:
         """Protocol, probes and distractors."""
         probes = f"{self.probes:,} ({counted(self.identities, 'identity')}, {self.mate_pairs:,} mate pairs)"
-        facts = [
+        resampled = "identities of the probes resampled, distractors held fixed"
+        return [
             ("Protocol", self.protocol),
             ("Probes", probes),
             ("Distractors", f"{self.distractors:,}"),
+            *interval_facts(self.rank1_interval, resampled),
         ]
-        if any(self.rank1_interval.values()):
-            facts.append(("Intervals", "95 %, identities of the probes resampled, distractors held fixed"))
-        return facts
 
 
 def megaface(

@@ -117,8 +117,3 @@ def pair_distances(plain: Floats, mirrored: Floats | None) -> PairDistances:
             distance[pair] = _squared_distances(unit_rows(rows, norm_N=used))
         zero += int((used == 0).sum())
     return PairDistances(distance, plain_distance, norm.reshape(-1), zero)
-
-
-def mean_norm(norms: Floats, dtype: np.dtype[Any]) -> float:
-    """Mean in double precision, where order does not matter, rounded to `dtype` as published."""
-    return float(dtype.type(norms.mean(dtype=np.float64)))

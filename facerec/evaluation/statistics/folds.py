@@ -10,7 +10,7 @@ Shape suffixes: N pairs, F folds, J cells; "2" is impostor, genuine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -96,18 +96,11 @@ def fold_numbers(pairs: int, folds: int | Ints) -> tuple[Ints, int]:
     return fold_N, len(names)
 
 
-class Search(Protocol):
-    """Puts distances into cells, and chooses each fold's threshold from the counts of the cells."""
+def threshold_search(distance_N: Floats, thresholds: str) -> _Grid | _Exact:
+    """The search over the candidates that `thresholds` names, for these distances.
 
-    cells: int
-
-    def cell(self, distance_N: Floats) -> Ints: ...
-
-    def choose(self, count_F2J: Ints) -> tuple[Floats, Floats]: ...
-
-
-def threshold_search(distance_N: Floats, thresholds: str) -> Search:
-    """The search over the candidates that `thresholds` names, for these distances."""
+    It puts distances into `cells`, and chooses each fold's threshold from the counts of the cells.
+    """
     require(thresholds in ("grid", "exact"), "eval.thresholds", thresholds, "must be grid or exact")
     return _Grid() if thresholds == "grid" else _Exact(distance_N)
 

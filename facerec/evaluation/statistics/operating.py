@@ -10,11 +10,11 @@ Shape suffixes: N pairs, C points of a curve; "2" is the two images of a pair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from facerec.evaluation.metrics.tar_at_far import FAR_TARGETS, tar_at_far
+from facerec.evaluation.metrics.tar_at_far import tar_at_far
 from facerec.evaluation.statistics.bootstrap import Interval
 from facerec.evaluation.statistics.separation import Bools, Floats, Separation
 
@@ -142,15 +142,8 @@ def _remaining(missed_N: Floats, quality_N: Floats) -> Floats:
     return remaining_C
 
 
-def point_to_judge(points: Mapping[str, Point]) -> tuple[str, Point] | None:
-    """The common threshold of groups and rejection: at FMR 1e-3, or the smallest above it that there is."""
-    usable = [target for target in FAR_TARGETS if target in points and float(target) >= 1e-3]
-    return (usable[-1], points[usable[-1]]) if usable else None
-
-
-def interval_text(value: float | None, interval: Interval, digits: int = 5) -> str:
+def interval_text(value: float | None, interval: Interval) -> str:
     """``0.02300 (0.01800 to 0.02900)``; a dash where there is no value."""
     if value is None:
         return "–"
-    ends: Any = "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
-    return f"{value:.{digits}f}{ends}"
+    return f"{value:.5f}" + ("" if interval is None else f" ({interval[0]:.5f} to {interval[1]:.5f})")
