@@ -1,6 +1,6 @@
 """Run one benchmark: `scripts/benchmark NAME [--json FILE]`.
 
-Every other module of this folder but `table` and those that begin with ``_`` is a benchmark. It offers
+Every other module of this folder but `table` is a benchmark. It offers
 ``rows(options)``, which yields `table.Row`, and may offer ``add_options(parser)``.
 """
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _images import common_views, lfw_or_orl
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 from table import Row, best, in_processes, peak_memory
 
+from data import common_views, lfw_or_orl
 from facerec.backbones import create_backbone
 from facerec.evaluation.metrics.base import create_metrics
 from facerec.evaluation.protocols.identification import identify
