@@ -283,10 +283,10 @@ def why_not_writable(folder: Path) -> str:
         return error.strerror or type(error).__name__
 
 
-def require_writable(folder: Path, key: str = "output_dir") -> None:
-    """Raise `UserError` that names the setting where files cannot be put into `folder`."""
+def require_writable(folder: Path) -> None:
+    """Raise `UserError` where files cannot be put into the folder of a run."""
     if reason := why_not_writable(folder):
-        raise UserError(f"{key}={folder}: cannot be written ({reason})")
+        raise UserError(f"output_dir={folder}: cannot be written ({reason})")
 
 
 @contextlib.contextmanager

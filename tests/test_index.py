@@ -139,15 +139,6 @@ def test_the_second_opening_maps_the_cache_beside_the_index(tmp_path: Path) -> N
     assert not index.offset_N.flags.writeable
 
 
-def test_a_changed_index_is_parsed_again(tmp_path: Path) -> None:
-    path = tmp_path / "a.idx"
-    path.write_text("0\t0\n1\t4\n")
-    read_index(path)
-    path.write_text("0\t0\n1\t8\n")
-    os.utime(path, ns=(1, 1))
-    assert read_index(path).offset_N.tolist() == [0, 8]
-
-
 def test_another_index_of_the_same_size_and_time_is_parsed(tmp_path: Path) -> None:
     """Copies keep the time, and whole seconds are all that many archives know."""
     path = tmp_path / "a.idx"

@@ -283,16 +283,6 @@ def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals,
     assert after == before
 
 
-def test_what_a_killed_command_left_is_cleared_by_the_next(pack: Path, tmp_path: Path) -> None:
-    stage = tmp_path / "out" / ".making"
-    stage.mkdir(parents=True)
-    for name in ("train.rec", "train.idx", "ranges", "journal"):
-        (stage / name).write_bytes(b"half of something" * 9)
-    assert data("filter", pack, tmp_path / "out", "--min-images", "2") == 0
-    assert images_by_identity(open_pack(tmp_path / "out")) == images_by_identity(open_pack(pack))
-    assert not stage.exists()
-
-
 def test_info_writes_a_sheet_of_the_first_identities(
     pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,5 +300,3 @@ def test_info_writes_a_sheet_of_the_first_identities(
             with Image.open(io.BytesIO(bytes(opened.encoded(i)))) as face:
                 assert np.abs(pixels[top : top + 112, left : left + 112] - np.asarray(face)).max() <= 1
         assert pixels[130 * identity + 2 : 130 * identity + 16].max() == 255, "its name stands above"
-    with pytest.raises(UserError, match="--force"):
-        data("info", pack, "--faces", sheet)

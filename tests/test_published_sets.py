@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from facerec.cli.data_commands.published import SETS
-from facerec.errors import DamagedDataError, MissingDataError, UserError
+from facerec.errors import DamagedDataError, MissingDataError
 from facerec.making.pair_lists import lfw_image
 from facerec.making.published_sets import LAYOUTS
 from facerec.packs.verification import load_verification
@@ -185,12 +185,6 @@ def test_cfp_as_published_gives_the_usual_7000_pairs(shared_data: Path, tmp_path
             rows = made.index_2N[2 * pair : 2 * pair + 2]
             assert [made.images[row] for row in rows] == [path.read_bytes() for path in paths]
     assert made.identity_2N is not None and len(set(made.identity_2N.tolist())) == 500
-
-
-def test_sets_are_replaced_only_by_force(tree: Path, tmp_path: Path) -> None:
-    data(tree.name, tree, tmp_path / "out")
-    with pytest.raises(UserError, match="is already there; --force replaces it"):
-        data(tree.name, tree, tmp_path / "out")
 
 
 def test_info_shows_the_faces_of_a_set_by_identity_or_else_by_pair(

@@ -123,9 +123,9 @@ def fit_into(pixels_HWC: Pixels, out_HWC: Pixels) -> None:
     out_HWC[...] = pixels_HWC
 
 
-def decode_full_size(encoded: Encoded, max_pixels: int = MAX_PHOTOGRAPH_PIXELS) -> Pixels:
+def decode_full_size(encoded: Encoded) -> Pixels:
     """A photograph in its own size, upright: uint8 (height, width, 3), RGB; raises as `decode` does."""
-    return np.ascontiguousarray(_open(bytes(memoryview(encoded)), max_pixels))
+    return np.ascontiguousarray(_open(bytes(memoryview(encoded)), MAX_PHOTOGRAPH_PIXELS))
 
 
 def read_header(encoded: Encoded) -> Header:

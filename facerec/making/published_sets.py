@@ -121,7 +121,7 @@ def _require(name: str, root: Path, parts: Sequence[Path]) -> None:
 def _write_members(root: Path, members: Sequence[Member], out: Path, maker: FaceMaker, workers: int) -> None:
     """Write ``out/identity/image`` of every member; the folder is complete or not there."""
     paths = [member.path for member in members]
-    with storing(out), staging(out.absolute()) as stage:
+    with storing(out), staging(out.absolute()) as stage, staging(out.absolute()) as former:
         for member, face in zip(members, faces_of(root, paths, maker, workers, out.name), strict=True):
             ending = ".jpg" if face.startswith(b"\xff\xd8") else ".png"
             target = stage / member.identity / PurePosixPath(member.path).with_suffix(ending).name
@@ -130,11 +130,8 @@ def _write_members(root: Path, members: Sequence[Member], out: Path, maker: Face
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(face)
         if out.exists():
-            with staging(out.absolute()) as former:
-                publish(out, former / out.name)
-                publish(stage, out)
-        else:
-            publish(stage, out)
+            publish(out, former / out.name)
+        publish(stage, out)
 
 
 # Lists -----------------------------------------------------------------------------------------------------

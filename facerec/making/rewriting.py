@@ -1,4 +1,4 @@
-"""New packs out of old ones: repaired, filtered, merged, split. Bytes of images are never changed.
+"""New packs out of old ones: repaired, filtered, merged, split; or files. Bytes of images are never changed.
 
 Labels of the new pack are 0, 1, … in the order of the old ones, names those of the `.lst`, where there is
 one. All raise what `PackBuilder` raises: UserError where `out` holds a pack and no `force` is given,
@@ -7,18 +7,20 @@ StorageError where it cannot be written, MissingDataError where nothing is left 
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from facerec.errors import DamagedDataError, UserError, counted
+from facerec.files import publish, staging, storing
 from facerec.images.images import LabelledImages
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
@@ -31,21 +33,16 @@ from facerec.progress import Bar
 _log = logging.getLogger(__name__)
 
 
-class Repaired(NamedTuple):
-    """The new pack, the number of damaged records, and of those that the index does not list."""
-
-    built: Built
-    damaged: int
-    unlisted: int
-
-
 def repair(
     path: Path, out: Path, *, index: Path | None = None, force: bool = False, workers: int = 1
-) -> Repaired:
+) -> tuple[Built, int, int]:
     """Copy every sound image of a `.rec` into a new pack; ``report.csv`` names what was left behind.
 
     Everything is read and decoded (see `facerec.making.audit`); without an index that can be read the file is
     walked, and what follows damage is found again.
+
+    Returns:
+        The new pack, the number of damaged records, and of those that the index does not list.
     """
     sound = array("q")
     damaged = unlisted = 0
@@ -68,7 +65,7 @@ def repair(
                     payload = reader.record_at(offset_N.item(row)).payload
                     builder.add(image_name(listing, key, label_N[row], payload), payload)
                 builder.end_identity()
-        return Repaired(builder.finish(), damaged, unlisted)
+        return builder.finish(), damaged, unlisted
 
 
 def filter_pack(
@@ -292,3 +289,55 @@ def _identities(label_N: np.ndarray, title: str) -> Iterator[np.ndarray]:
         for begin, end in pairwise(borders.tolist()):
             yield order_N[begin:end]
             bar.update(end - begin)
+
+
+def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
+    """Write ``out/identity/image`` for every image; names are those of the `.lst`, else numbers.
+
+    They are written into a hidden folder beside `out`, which takes its place at the end. With `force` the
+    files of a folder that is there are replaced one by one, and its other files stay.
+
+    Returns:
+        The reasons why records could not be read.
+
+    Raises:
+        UserError: `out` holds something and no `force`; two images have one name; a name is too long.
+        DamagedDataError: the `.lst` is malformed.
+        StorageError: a file cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    in_use = out.is_dir() and any(out.iterdir())
+    if in_use and not force:
+        raise UserError(f"{out}: is not empty; --force writes into it, replacing files of the same names")
+    lst = pack.root.with_suffix(".lst")
+    damaged: list[str] = []
+    with storing(out), staging(out.absolute()) as stage:
+        for i in Bar(range(len(pack)), desc=f"unpacking {pack.title}", unit=" images"):
+            try:
+                content = pack.encoded(i)
+            except DamagedDataError as problem:
+                damaged.append(str(problem))
+                continue
+            target = stage / pack.name(i)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                raise UserError(
+                    f"{lst}: names two images {target.relative_to(stage)}; "
+                    "correct it, or move it away to have them numbered"
+                ) from None
+            except OSError as problem:
+                if problem.errno != errno.ENAMETOOLONG:
+                    raise
+                longest = max(target.relative_to(stage).parts, key=lambda part: len(os.fsencode(part)))
+                raise UserError(
+                    f"{lst}: identity {pack.label(i):.60}: the name {longest:.60}… "
+                    f"has {len(os.fsencode(longest))} bytes, a file's {os.pathconf(stage, 'PC_NAME_MAX')} at "
+                    "most; shorten it, or move that file away to have them numbered"
+                ) from None
+        files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
+        publish(stage, out, sorted(files) if in_use else None)
+    return damaged

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import operator
 from array import array
 from collections import Counter
@@ -190,21 +189,15 @@ def open_index(rec_path: Path, view: memoryview, idx_path: Path) -> RecordIndex:
     return _shared(rec_path, "scan", known, index)
 
 
-def rebuild(rec_path: Path, idx_path: Path) -> int:
-    """Write the index of a whole `.rec` from a walk through it; returns the number of records.
+def rebuild(rec_path: Path, view: memoryview, idx_path: Path) -> int:
+    """Write the index of the `.rec` mapped in `view` from a walk through it; returns the number of records.
 
     Raises:
-        MissingDataError: where there is no such `.rec`.
         DamagedDataError: where the `.rec` cannot be walked; an index that was there stays.
         StorageError: where the index cannot be written.
     """
     try:
-        with rec_path.open("rb") as file:
-            size = file.seek(0, 2)
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
         index = scan(view, f"indexing {rec_path.name}")
-    except OSError as problem:
-        raise MissingDataError(f"{rec_path}: {problem.strerror}; give the path of a .rec file") from None
     except framing.Broken as broken:
         raise DamagedDataError(
             f"{rec_path}: offset {broken.offset}: {broken.reason}; records behind it would get wrong keys, "

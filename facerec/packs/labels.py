@@ -29,17 +29,12 @@ _SAMPLED = 4096  # images inside the ranges whose own label is checked
 _LARGE = 500_000  # images; below it all headers are read
 
 
-def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "") -> np.ndarray:
-    """The label in each record at int64 `offset_K` (file order is fastest): float32, NaN where damaged.
-
-    `title` is that of the progress bar; none is shown without it.
-    """
-    from facerec.progress import Bar, shows_bars
+def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "reading labels") -> np.ndarray:
+    """The label in each record at int64 `offset_K` (file order is fastest): float32, NaN where damaged."""
+    from facerec.progress import Bar
 
     label_K = np.empty(len(offset_K), np.float32)
-    with Bar(
-        total=len(offset_K), desc=title, unit=" records", disable=not (title and shows_bars()), delay=1
-    ) as bar:
+    with Bar(total=len(offset_K), desc=title, unit=" records", delay=1) as bar:
         for start in range(0, len(offset_K), _BLOCK):
             rows = slice(start, start + _BLOCK)
             label_K[rows] = _block(reader, offset_K[rows])
@@ -115,7 +110,7 @@ def image_labels(
             if bool((agree_A | ~inside_A).all()):
                 return np.repeat(label_A, np.diff(anchor_A, append=count))
             _log.warning("%s: its identity records do not fit its images; reading every header", reader.path)
-    return own_labels(reader, offset_N, "reading labels")
+    return own_labels(reader, offset_N)
 
 
 def _anchors(range_I2: np.ndarray, first_key: int, count: int) -> np.ndarray:

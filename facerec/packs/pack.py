@@ -133,19 +133,12 @@ class Pack(LabelledImages):
         return Pack, (self.reader, self.title, self._damaged, False)  # the other process maps the same pages
 
 
-def open_pack(
-    root: str | Path,
-    *,
-    title: str | None = None,
-    index_path: str | Path | None = None,
-    damaged: OnDamage = "raise",
-) -> Pack:
+def open_pack(root: str | Path, *, title: str | None = None, damaged: OnDamage = "raise") -> Pack:
     """Open a face pack; its labels are read once, checked, and kept in a cache that later processes map.
 
     Args:
         root: the folder that holds ``train.rec`` (or one `.rec` of another name), or the `.rec` itself.
         title: for logs; default: the folder's name, or the file's where that is not ``train.rec``.
-        index_path: its `.idx`; default: beside it.
         damaged: at image records whose headers are damaged: ``raise``, or ``skip`` them with a warning.
             Damage inside an image shows when it is decoded.
 
@@ -161,7 +154,7 @@ def open_pack(
         )
     if title is None:
         title = (path.absolute().parent.name if path.stem == "train" else path.stem) or path.stem
-    return Pack(RecordReader(path, index_path), title, damaged)
+    return Pack(RecordReader(path), title, damaged)
 
 
 def find_rec(root: Path) -> Path:
@@ -206,7 +199,7 @@ def _read_labels(reader: RecordReader, damaged: OnDamage) -> tuple[dict[str, np.
     if is_run(key_N):
         own_N = labels.image_labels(reader, offset_N, int(key_N[0]), range_I2)
     else:
-        own_N = labels.own_labels(reader, offset_N, "reading labels")
+        own_N = labels.own_labels(reader, offset_N)
     with np.errstate(invalid="ignore"):
         right_N = (own_N >= 0) & (own_N == np.floor(own_N)) & (own_N < 2.0**62)
     skipped = 0

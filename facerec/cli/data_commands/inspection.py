@@ -96,6 +96,7 @@ def rebuild_index(options: Namespace) -> None:
     """
     from facerec.packs.index import default_path, rebuild
     from facerec.packs.pack import find_rec
+    from facerec.packs.recordio import RecordReader
 
     path = find_rec(options.path)
     output = options.output or default_path(path)
@@ -103,4 +104,5 @@ def rebuild_index(options: Namespace) -> None:
         raise UserError(
             f"{output}: is already there; --force replaces it (and keeps it as {output.name}.old)"
         )
-    print(f"{output}: {counted(rebuild(path, output), 'record')}")
+    with RecordReader(path) as reader:
+        print(f"{output}: {counted(rebuild(path, reader.view, output), 'record')}")

@@ -167,7 +167,7 @@ def unpack_pack(options: Namespace) -> int:
     example:
       facerec-data unpack data/faces_webface_112x112 casia
     """
-    from facerec.making.unpacking import unpack
+    from facerec.making.rewriting import unpack
     from facerec.packs.pack import open_pack
 
     pack = open_pack(options.pack, damaged="skip")
