@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from facerec import launch
 from facerec.errors import FacerecError, LostContactError, UserError
@@ -194,6 +194,21 @@ def local_samples(x_G: Tensor, sizes: Sizes = None) -> Tensor:
         return x_G
     sizes = sizes or [len(x_G) // world_size()] * world_size()
     return x_G[sum(sizes[: rank()]) :][: sizes[rank()]]
+
+
+def local(x: Any) -> Any:
+    """Return the rows of a sharded tensor (a DTensor) that this rank holds; anything else as it is."""
+    return x.detach().to_local() if hasattr(x, "to_local") else x
+
+
+def own_part(parameter: Any) -> Any:
+    """Return the rows of a sharded parameter that this rank holds as a parameter of the same memory, always
+    the same one; a parameter that is not sharded as it is."""
+    if not hasattr(parameter, "to_local"):
+        return parameter
+    if not hasattr(parameter, "own_part"):
+        parameter.own_part = nn.Parameter(local(parameter), requires_grad=parameter.requires_grad)
+    return parameter.own_part
 
 
 class Gather(torch.autograd.Function):

@@ -19,7 +19,9 @@ from facerec.backbones.base import Backbone
 from facerec.backbones.iresnet import Block
 from facerec.backbones.recomputation import recompute_activations
 from facerec.cli.mistakes import config_folder
+from facerec.errors import ConfigError
 from facerec.training.run import assemble
+from facerec.training.settings import TrainerSettings
 
 # The smallest backbone of every family that torch can trace on small images.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -110,12 +112,15 @@ def test_a_run_says_what_compiling_costs_on_a_cpu(tmp_path: Path, caplog: pytest
     caplog.set_level(logging.INFO)
     settings = ["data=synthetic", "data.identities=4", "data.images=24", "data.size=32"]
     settings += ["backbone=mobilefacenet", "eval.targets=[]", "trainer.device=cpu"]
-    for given in ("false", "true"):
+    for given in ("false", "true", "reduce-overhead"):
         with hydra.initialize_config_dir(str(config_folder()), version_base=None):
             composed = hydra.compose(
                 "train", [*settings, f"trainer.compile={given}", f"output_dir={tmp_path}"]
             )
         config: Any = OmegaConf.to_container(composed, resolve=True)
         assemble(config, tmp_path)
-    (line,) = [message for message in caplog.messages if message.startswith("compile")]
-    assert "on a CPU the first steps take minutes" in line
+    plain, graphs = [message for message in caplog.messages if message.startswith("compile")]
+    assert "on a CPU the first steps take minutes" in plain and "CUDA graphs" not in plain
+    assert graphs.startswith(plain) and graphs.endswith("; reduce-overhead: it has no CUDA graphs")
+    with pytest.raises(ConfigError, match=r"^trainer\.accumulate=2: with trainer\.compile=reduce-overhead"):
+        TrainerSettings(compile="reduce-overhead", accumulate=2)

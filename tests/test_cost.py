@@ -75,6 +75,15 @@ def test_logits_computed_again_cost_a_third_more_operations_and_no_memory() -> N
     assert "kept" not in estimate(**LARGE, keep=5_120_000_000).memory["logits"]
 
 
+def test_a_sharded_backbone_by_hand() -> None:
+    cost, weights = estimate(**LARGE | PAIRS, state_tensors=2, fsdp=True, ema=True), 65_156_160 * 4
+    held = sum(amounts(cost, "backbone").values())
+    assert held == pytest.approx(
+        5 / 64 * weights + weights
+    )  # weights, gradient, two moments, average; gathered
+    assert sum(map(cost.value, cost.sent.values())) == pytest.approx(3 * 63 / 64 * weights)
+
+
 def test_the_backbone_by_hand() -> None:
     cost = estimate(**LARGE | PAIRS, state_tensors=2, half=True, activation=50e6)
     assert sum(amounts(cost, "backbone").values()) == (4 * 4 + 2) * 65_156_160

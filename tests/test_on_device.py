@@ -29,7 +29,7 @@ from facerec.cli.mistakes import config_folder
 from facerec.heads import HEADS, create_head
 from facerec.heads.base import Head
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.batch import prepare
+from facerec.loading.batch import mirror_and_normalise, prepare
 from facerec.loading.loader import Loader
 from facerec.models.model import Model
 from facerec.training.loop import Trainer
@@ -136,6 +136,19 @@ def test_batches_copied_beside_the_work_before_are_the_cpus(device: torch.device
             torch.testing.assert_close(tensor.cpu(), other, rtol=0, atol=1.2e-7)
 
 
+def test_one_kernel_mirrors_and_normalises_as_the_eager_code_does(device: torch.device) -> None:
+    torch._dynamo.reset()
+    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    fused = torch.compile(mirror_and_normalise, backend=backend, fullgraph=True)
+    channels = {"mean": [120.0, 110.0, 100.0], "std": [60.0, 59.0, 58.0], "channels": "bgr"}
+    for settings in ({}, channels):
+        input = Preprocessing(size=16, **settings)  # type: ignore[arg-type]
+        for batch in Loader(TinyFaces(), 7, size=16).batches(0):
+            (wanted, _), (got, label_B) = (prepare(batch, device, input, way) for way in (None, fused))
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+            assert got.stride() == wanted.stride() and torch.equal(label_B.cpu(), batch.label_B)
+
+
 # Training --------------------------------------------------------------------------------------------------
 
 PRECISIONS = [("cpu", "fp32"), ("cpu", "bf16")]
@@ -149,10 +162,13 @@ def test_a_loss_falls_in_every_precision(kind: str, precision: str, tmp_path: Pa
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_backbone_trains(precision: str, tmp_path: Path) -> None:
+def test_a_compiled_backbone_trains_as_eager_code_does(precision: str, mode: str, tmp_path: Path) -> None:
     require_gpu()
-    rows = train(tmp_path, "cuda", f"trainer.precision={precision}", "trainer.compile=true")
+    eager = train(tmp_path / "eager", "cuda", f"trainer.precision={precision}")
+    rows = train(tmp_path, "cuda", f"trainer.precision={precision}", f"trainer.compile={mode}")
+    assert rows[:4] == pytest.approx(eager[:4], rel=0.02 if precision == "fp32" else 0.1)
     assert sum(rows[-4:]) < 0.92 * sum(rows[:4])
 
 
@@ -276,7 +292,8 @@ def half_a_batch_each(folder: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_torchrun_trains_on_every_gpu_over_nccl(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["trainer.check_replicas=true", "trainer.fsdp=true"])
+def test_torchrun_trains_on_every_gpu_over_nccl(way: str, tmp_path: Path) -> None:
     require_gpu(2)
     from tests.test_cli_train import command
 
@@ -284,10 +301,11 @@ def test_torchrun_trains_on_every_gpu_over_nccl(tmp_path: Path) -> None:
     world_size = min(torch.cuda.device_count(), 4)
     torchrun = [f"--nproc-per-node={world_size}", "--no-python", "facerec-train"]
     settings = ["trainer.device=cuda", "trainer.batch_size=2", "trainer.max_steps=3", "head.sharded=true"]
-    checked = ["trainer.check_replicas=true", "trainer.sync_batch_norm=true", "output_dir=run"]
-    ended = command("torchrun", *torchrun, *TINY, *settings, *checked, cwd=tmp_path)
+    both = ["trainer.sync_batch_norm=true", "trainer.save_every=1", "output_dir=run"]
+    ended = command("torchrun", *torchrun, *TINY, *settings, *both, way, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert f"in each of {world_size} processes" in ended.stderr + ended.stdout
+    assert ("FSDP2" in ended.stderr + ended.stdout) == ("fsdp" in way)
 
 
 # Images and evaluation -------------------------------------------------------------------------------------

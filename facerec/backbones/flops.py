@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -199,9 +201,13 @@ def _weightless(backbone: nn.Module, dtype: torch.dtype | None = None) -> dict[s
     """Return parameters and buffers as shapes without values."""
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     return {
-        name: tensor.detach()
-        .to("meta", dtype=dtype if tensor.is_floating_point() else None)
-        .requires_grad_(tensor.requires_grad)
+        name: torch.empty_strided(
+            tensor.shape,  # of a sharded one that of the whole
+            tensor.stride(),
+            dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype,
+            device="meta",
+            requires_grad=tensor.requires_grad,
+        )
         for name, tensor in state.items()
     }
 
@@ -216,5 +222,18 @@ def _forward(
     height, width = (size, size) if isinstance(size, int) else size
     dtype = next((tensor.dtype for tensor in weightless.values() if tensor.is_floating_point()), None)
     images = torch.empty(batch, 3, height, width, device="meta", dtype=dtype)
-    with mode or _Shapes():
+    with mode or _Shapes(), _without_hooks(backbone):
         torch.func.functional_call(backbone, weightless, (images,))
+
+
+@contextlib.contextmanager
+def _without_hooks(backbone: nn.Module) -> Iterator[None]:
+    """Let modules compute without what else happens there: FSDP gathers weights, a teacher keeps features."""
+    hooks = [(m, m._forward_pre_hooks, m._forward_hooks) for m in backbone.modules()]
+    for module, _, _ in hooks:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, before, after in hooks:
+            module._forward_pre_hooks, module._forward_hooks = before, after

@@ -5,7 +5,8 @@ Shape suffixes: B batch, P part of it, H height, W width, C channels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -46,11 +47,15 @@ class Batch(NamedTuple):
     undecoded: Undecoded | None = None
 
 
-def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare(
+    batch: Batch, device: torch.device, input: Preprocessing, fused: Fused | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels of a batch on `device`.
 
     The bytes cross to the device before they become floats; out of pinned memory they do so while the device
     still works on the batch before (see `copied`). Nothing waits for the device, where it does not decode.
+    `fused` is `mirror_and_normalise`, compiled to one kernel; images that are augmented, each by what the
+    host has drawn for it, do without.
 
     Returns:
         Images (B, 3, H, W) float32, channels-last in memory, mirrored and augmented as the batch says, and
@@ -62,6 +67,8 @@ def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[t
     # First of all: an image that is replaced here brings its label and mirror along.
     decoded_BHWC = batch.image_BHWC if batch.undecoded is None else batch.undecoded.decode(device)
     image_BHWC, mirror_B, label_B = copied(device, decoded_BHWC, batch.mirror_B, batch.label_B)
+    if fused is not None and batch.augment is None:
+        return fused(image_BHWC, mirror_B, input), label_B
     out_BHWC = buffers.empty(image_BHWC.shape, torch.float32, device)
     # On a CPU image by image, in parts that fit into a core's cache: twice through memory otherwise.
     on_cpu = device.type == "cpu" and batch.augment is None
@@ -78,6 +85,18 @@ def prepare(batch: Batch, device: torch.device, input: Preprocessing) -> tuple[t
             image_PHWC = batch.augment(image_PHWC)
         input.normalise(image_PHWC, out_PHWC)
     return out_BHWC.permute(0, 3, 1, 2), label_B
+
+
+def mirror_and_normalise(
+    image_BHWC: torch.Tensor, mirror_B: torch.Tensor, input: Preprocessing
+) -> torch.Tensor:
+    """As `prepare` does it, without memory or words of its own, so that a compiler makes one kernel of it."""
+    image_BHWC = torch.where(mirror_B[:, None, None, None], image_BHWC.flip(2), image_BHWC)
+    image_BCHW = input.of_floats(image_BHWC.permute(0, 3, 1, 2).float())
+    return image_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+Fused: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Preprocessing], torch.Tensor]
 
 
 def _mirror_into(out_PHWC: torch.Tensor, mirror_P: list[bool], image_PHWC: torch.Tensor) -> None:

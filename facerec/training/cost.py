@@ -2,7 +2,8 @@
 
 A run logs them before it starts; `scripts/plan` prints them for a cluster that need not exist.
 
-Symbols: B samples of a rank, P world size, G = P·B, S samples that meet the class weights (G where these are
+Symbols: B samples of a rank, P world size, p = 1 / P where the
+backbone is sharded, else 1, G = P·B, S samples that meet the class weights (G where these are
 sharded, else B), D embedding size, R rows of class weights on this rank, K ≤ R rows that take part in a step,
 W parameters of the backbone, M multiply-adds of an image through it, a bytes that its backward pass needs of
 an image, T tensors that the optimizer keeps per parameter, A batches per step, r = (P − 1) / P.
@@ -83,6 +84,7 @@ def estimate(
     keep: bool | float = True,
     half: bool = False,
     frozen: bool = False,
+    fsdp: bool = False,
     ema: bool = False,
     activation: float = 0.0,
     block: int = 256 * 2**20,
@@ -99,6 +101,7 @@ def estimate(
         keep: keep the logits for the backward pass, or compute them again; a number: keep fewer bytes.
         half: the backbone computes in bf16 or fp16.
         frozen: the backbone is not trained.
+        fsdp: the ranks hold different rows of the backbone's weights.
         ema: a moving average of the backbone's weights is kept.
         block: bytes of a block of logits, see `facerec.heads.mechanism.class_sums`.
     """
@@ -110,10 +113,18 @@ def estimate(
     symbols: dict[str, float] = {"B": batch_size, "P": world_size, "G": world_size * batch_size}
     symbols |= {"S": samples, "A": accumulate}
     symbols |= {"D": embedding_size, "R": rows, "K": taking_part, "T": state_tensors}
-    symbols |= {"W": parameters, "M": multiply_adds, "a": activation, "r": 1 - 1 / world_size}
+    symbols |= {
+        "p": 1 / world_size if fsdp else 1,
+        "W": parameters,
+        "M": multiply_adds,
+        "a": activation,
+        "r": 1 - 1 / world_size,
+    }
 
-    backbone = {"weights": "W × 4"} | ({"half-precision copies": "W × 2"} if half else {})
-    backbone |= {"moving average": "W × 4"} if ema else {}
+    held = "p × W × 4" if fsdp else "W × 4"
+    backbone = {"weights": held} | ({"half-precision copies": "W × 2"} if half else {})
+    backbone |= {"gathered by block, all of them to evaluate": "W × 4"} if fsdp else {}
+    backbone |= {"moving average": held} if ema else {}
     head = {"weights": "R × D × 4", "state": "T × R × D × 4"}
     head["gradient"] = f"{accumulate if sampled else min(accumulate, 2)} × K × D × 4"
     if sampled:
@@ -124,8 +135,12 @@ def estimate(
     memory = {"backbone": backbone, "head": head, "logits": working}
     sent: Formulas = {}
     if not frozen:
-        backbone |= {"gradient": "W × 4", "state": "T × W × 4"}
-        sent["backbone's gradients, all-reduce"] = "2 × r × W × 4"
+        backbone |= {"gradient": held, "state": f"T × {held}"}
+        if fsdp:
+            sent["backbone's weights, all-gather forward and backward"] = "A × 2 × r × W × 4"
+            sent["backbone's gradients, reduce-scatter"] = "A × r × W × 4"
+        else:
+            sent["backbone's gradients, all-reduce"] = "2 × r × W × 4"
     if activation or frozen:
         memory["activations"] = {} if frozen else {"kept": "B × a"}
     if sharded:
@@ -148,6 +163,7 @@ def of_run(trainer: Trainer) -> Cost:
     # torch: `estimate` does without
     from facerec.backbones.flops import activation_bytes, multiply_adds
     from facerec.heads.mechanism.class_sums import block_bytes, kept_bytes
+    from facerec.training.parallel import is_sharded
 
     head, settings, device = trainer.head, trainer.settings, trainer.device
     memory, weight = getattr(head, "memory", "keep"), getattr(head, "weight", None)
@@ -169,6 +185,7 @@ def of_run(trainer: Trainer) -> Cost:
         keep=kept_bytes(device) if memory == "auto" else memory == "keep",
         half=half,
         frozen=trainer.start.frozen,
+        fsdp=is_sharded(backbone),
         ema=trainer.ema is not None,
         activation=activation_bytes(backbone, shape, half=half) if exact else 0,
         block=block_bytes(device),

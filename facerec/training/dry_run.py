@@ -128,7 +128,9 @@ def _without_data(
 
 def _require_memory(trainer: Trainer, forecast: cost.Cost) -> None:
     """Raise `FacerecError` where the step would need more memory than is free, before a system kills it."""
-    here = sum(p.nbytes for module in trainer.modules.values() for p in module.parameters())
+    here = sum(
+        distributed.local(p).nbytes for module in trainer.modules.values() for p in module.parameters()
+    )
     needed, free = forecast.memory_bytes() - here, free_memory(trainer.device)
     if free is not None and needed > free:
         raise FacerecError(

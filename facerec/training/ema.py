@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from facerec import distributed
+
 
 class WeightAverage:
     """a ← d·a + (1 − d)·w after each step, of all floating-point parameters and buffers of a module.
@@ -24,33 +26,38 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        state = module.state_dict(keep_vars=True)
-        self._raw = {name: x for name, x in state.items() if x.is_floating_point()}
-        self._average = {name: x.detach().clone() for name, x in self._raw.items()}
+        raw = {name: x for name, x in module.state_dict().items() if x.is_floating_point()}
+        self._state = {name: x.clone() for name, x in raw.items()}
+        self._raw, self._average = ([*map(distributed.local, s.values())] for s in (raw, self._state))
 
     @torch.no_grad()
     def update(self, number: int) -> None:
         """Take in the weights as they are; `number` counts the updates from 1."""
         decay = min(self.decay, (1 + number) / (10 + number))
-        torch._foreach_lerp_([*self._average.values()], [*self._raw.values()], 1 - decay)
+        torch._foreach_lerp_(self._average, self._raw, 1 - decay)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Begin anew with the weights as they are."""
-        torch._foreach_copy_([*self._average.values()], [*self._raw.values()])
+        torch._foreach_copy_(self._average, self._raw)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the module have the averages; afterwards it has its own weights again, to the bit."""
-        before = [tensor.data for tensor in self._raw.values()]
+        self._swap()
         try:
-            for name, tensor in self._raw.items():
-                tensor.data = self._average[name]
             yield
         finally:
-            for tensor, data in zip(self._raw.values(), before, strict=True):
-                tensor.data = data
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the contents, since compiled code and FSDP know the memory of the weights."""
+        for raw, average in zip(self._raw, self._average, strict=True):
+            before = raw.clone()
+            raw.copy_(average)
+            average.copy_(before)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages, by the names that the module's state dict has."""
-        return self._average
+        return self._state

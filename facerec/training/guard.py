@@ -53,8 +53,11 @@ class Guard:
 
         One pass over parameters and buffers on their device, then one number for the host.
         """
-        tensors = [t for m in self.modules.values() for t in (*m.parameters(), *m.buffers())]
-        largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], float("inf"))
+        tensors = [
+            distributed.local(t) for m in self.modules.values() for t in (*m.parameters(), *m.buffers())
+        ]
+        numbers = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+        largest = torch._foreach_norm(numbers, float("inf"))
         bad = ~torch.stack([norm.float().to(self.device) for norm in largest]).isfinite().all()
         if distributed.all_reduce_max(bad.int()):
             raise self._error(f"step {step}: the weights are not finite")
@@ -84,7 +87,8 @@ def first_non_finite(modules: Mapping[str, nn.Module]) -> str | None:
     for what in ("gradient", "value"):
         for module_name, module in modules.items():
             for name, parameter in module.named_parameters():
-                tensor = parameter.grad if what == "gradient" else parameter
+                own = distributed.own_part(parameter)
+                tensor = own.grad if what == "gradient" else own
                 if tensor is not None and tensor.is_sparse:  # of sampled rows
                     tensor = tensor._values()
                 if tensor is not None and not bool(tensor.isfinite().all()):

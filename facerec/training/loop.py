@@ -25,7 +25,7 @@ from facerec.evaluation.verify import VerificationResult
 from facerec.heads import Head
 from facerec.heads.mechanism.sampling import updating_sampled_rows
 from facerec.images.preprocessing import Preprocessing
-from facerec.loading.batch import Batch, prepare
+from facerec.loading.batch import Batch, mirror_and_normalise, prepare
 from facerec.loading.loader import Loader
 from facerec.models import checkpoint
 from facerec.models.model import Model
@@ -76,6 +76,8 @@ class Trainer:
         self.modules: dict[str, nn.Module] = {}
         self.parts: dict[str, Any] = {}  # all that checkpoints name
         self.connect()
+        compiled = settings.compile and self.device.type == "cuda"
+        self.fused = torch.compile(mirror_and_normalise) if compiled else None
         self.scaler = parallel.make_scaler(self.device, enabled=settings.precision == "fp16")
         self.meter = Meter(self.device)
         self.parts |= {"scaler": self.scaler, "random": state.RandomState(), "meter": self.meter}
@@ -97,7 +99,7 @@ class Trainer:
         if wrap:
             self.embed: nn.Module = self.backbone  # a former wrap must be gone before the next
             bf16 = self.settings.gradient_exchange == "bf16"
-            ways = {"compile": self.settings.compile, "bf16_gradients": bf16}
+            ways: Any = {"compile": self.settings.compile, "bf16_gradients": bf16}
             self.embed = parallel.wrap_ddp(self.backbone, self.device, **ways)
         self.gradients = parallel.Gradients(self.backbone, self.head)
         self.modules |= {"backbone": self.backbone, "head": self.head}
@@ -204,7 +206,7 @@ class Trainer:
         for batch in batches:
             # Gradients are averaged over the ranks, whose batches may differ by an image.
             weight = len(batch.label_B) * self.loader.world_size / samples
-            image_BCHW, label_B = prepare(batch, self.device, self.input)
+            image_BCHW, label_B = prepare(batch, self.device, self.input, self.fused)
             with parallel.no_sync(self.embed, unless=batch is batches[-1]):
                 embedding_BD = self.forward(image_BCHW)
                 output = self.head(embedding_BD, label_B, batch.sizes)
@@ -226,6 +228,8 @@ class Trainer:
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Embed images in the run's precision; without gradient where the backbone is frozen."""
+        if isinstance(self.settings.compile, str) and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph writes where it wrote the batch before
         with autocast(self.device, self.settings.precision), torch.set_grad_enabled(not self.start.frozen):
             embedding_BD: Tensor = self.embed(image_BCHW)
         return embedding_BD
@@ -298,16 +302,20 @@ class Trainer:
             judge = partial(
                 evaluate_targets, self.model(), self.verification_sets, self.eval_settings, step=at.step
             )
-            self.results = judge(highest=at.highest)
+            with parallel.gathered(self.backbone):
+                self.results = judge(highest=at.highest)
             if self.ema is not None:
-                with self.ema.in_place():
+                with self.ema.in_place(), parallel.gathered(self.backbone):
                     self.averaged = judge(prefix="ema/")
             at.evaluated = at.step
             self.notify("evaluated", self.results)
-            if at.improved(self.results, self.eval_settings.select) and distributed.rank() == 0:
+            if at.improved(self.results, self.eval_settings.select):
                 unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
                 averages = {} if self.ema is None else {"ema": self.ema}
-                checkpoint.save(self.checkpoints / "best.pt", self.capture({**unsharded, **averages}))
+                best = self.capture({**unsharded, **averages}, whole=True)
+                if distributed.rank() == 0:
+                    checkpoint.save(self.checkpoints / "best.pt", best)
+                del best
             release_memory()
 
     def save(self) -> None:
@@ -345,11 +353,12 @@ class Trainer:
         """Return the backbone with its preprocessing."""
         return Model(self.backbone, self.input, step=self.position.step, epoch=self.position.epoch)
 
-    def capture(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the contents of a checkpoint."""
+    def capture(self, parts: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
+        """Return the contents of a checkpoint, with this rank's rows of sharded tensors or the whole ones."""
         input, faces = self.input.to_dict(), self.loader.faces
         began = self.stages.began(self.position.stage)
-        return state.capture(self.position, parts, config=self.config, input=input, faces=faces, began=began)
+        about: Any = {"config": self.config, "input": input, "faces": faces, "began": began}
+        return state.capture(self.position, parts, **about, whole=whole)
 
     def notify(self, event: str, *details: Any) -> None:
         """Pass an event on to all reporters; the first that cannot write ends the run."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facerec import distributed
+from facerec.backbones.base import Backbone
 from facerec.errors import ConfigError, FacerecError, UserError
 from facerec.heads import Head
 
@@ -24,17 +25,71 @@ _SYNC_BUFFERS = next(  # torch 2.14 has renamed it
 )
 
 
+def shard_backbone(backbone: Backbone, device: torch.device, *, bf16_gradients: bool = False) -> None:
+    """Leave each rank its rows of all parameters of `backbone` (FSDP2), which are gathered block by block.
+
+    The blocks are its `recomputable_parts`, what lies outside of them one more. Gradients arrive as the rows
+    of their average, rounded to bf16 on the way or not; buffers stay as they are on each rank. Zhao et al.
+    2023, "PyTorch FSDP", arXiv 2304.11277.
+
+    Raises:
+        ConfigError: a parameter that cannot be divided into rows.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # slow to load, as is what follows
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    backbone.to(memory_format=torch.contiguous_format)  # FSDP takes no others; images stay channels-last
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if bf16_gradients else None)
+    blocks = dict.fromkeys(module for module, _ in backbone.recomputable_parts() if module is not backbone)
+    try:
+        for module in (*blocks, backbone):
+            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not backbone)
+    except ValueError as error:  # a parameter without dimensions
+        reason = str(error).splitlines()[0]
+        raise ConfigError("trainer.fsdp", True, f"torch cannot shard this backbone: {reason}") from error
+
+
+def is_sharded(backbone: nn.Module) -> bool:
+    """Return True after `shard_backbone`."""
+    return hasattr(backbone, "unshard")
+
+
+@contextlib.contextmanager
+def gathered(backbone: Any) -> Iterator[None]:
+    """Give each rank all of a sharded backbone, to embed as many batches as it likes; all ranks call this."""
+    if not is_sharded(backbone):
+        yield
+        return
+    modules = [module for module in backbone.modules() if is_sharded(module)]
+    backbone.set_reshard_after_forward(False)
+    for module in modules:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+            module.set_reshard_after_forward(module is not backbone, recurse=False)
+
+
 def wrap_ddp(
-    backbone: nn.Module, device: torch.device, *, compile: bool = False, bf16_gradients: bool = False
+    backbone: nn.Module, device: torch.device, *, compile: bool | str = False, bf16_gradients: bool = False
 ) -> nn.Module:
     """Compile the backbone if wanted, and have its gradients averaged over the ranks, rounded to bf16 or not.
+
+    A backbone that is sharded already stays as it is.
 
     Its buffers are left alone: each rank's running statistics follow its own batches, and those of rank 0
     count (see `broadcast_buffers`). So a step has no other traffic than its gradients.
     """
-    embed: Any = torch.compile(backbone) if compile else backbone
+    embed: Any = backbone
+    if isinstance(compile, str):  # whose CUDA graphs are of one batch size each
+        embed = torch.compile(backbone, mode=compile, dynamic=False)
+    elif compile:
+        embed = torch.compile(backbone)
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
-    if distributed.world_size() == 1 or not trained:
+    if distributed.world_size() == 1 or not trained or is_sharded(backbone):
         return embed
     wrapped = DistributedDataParallel(
         embed,
@@ -140,14 +195,17 @@ def _differences(held: Mapping[str, Any]) -> Iterator[tuple[str, Any, int, Any]]
 class Gradients:
     """The gradients of a step on one rank.
 
-    Those of the backbone are averaged by `DistributedDataParallel`, those of replicated parameters of the
-    head by `reduce`; those of a shard of the class weights are complete as they are.
+    Those of the backbone are averaged by `DistributedDataParallel`, or of a sharded one by FSDP, those of
+    replicated parameters of the head by `reduce`; those of a shard of the class weights are complete as they
+    are.
     """
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
         sharded, replicated = _sharded_and_replicated(head)
         self._backbone_name = type(backbone).__name__
-        self._backbone = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        self._whole = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        self._backbone = {name: distributed.own_part(p) for name, p in self._whole.items()}
+        self._fsdp = is_sharded(backbone)
         self._sharded = [p for p in sharded.values() if p.requires_grad]
         self._replicated = [p for p in replicated.values() if p.requires_grad]
 
@@ -184,6 +242,8 @@ class Gradients:
 
     def reduce(self, batches: int) -> None:
         """Coalesce sparse gradients, and average those that `DistributedDataParallel` does not."""
+        for name, parameter in self._whole.items() if self._fsdp else ():
+            self._backbone[name].grad, parameter.grad = distributed.local(parameter.grad), None
         for parameter in (*self._replicated, *self._sharded):
             if parameter.grad is not None and parameter.grad.is_sparse:
                 # A single batch has every row once. Autograd does not keep the mark that says so, and without
@@ -197,8 +257,9 @@ class Gradients:
 
     def norm(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Return the norm of all gradients and the mean loss over all ranks, the same on each."""
-        replicated = nn.utils.get_total_norm(_values([*self._backbone.values(), *self._replicated]))
-        sharded = nn.utils.get_total_norm(_values(self._sharded))
+        of_replicas, of_shards = [*self._replicated], [*self._sharded]
+        (of_shards if self._fsdp else of_replicas).extend(self._backbone.values())
+        replicated, sharded = (nn.utils.get_total_norm(_values(ps)) for ps in (of_replicas, of_shards))
         if distributed.world_size() == 1:
             return torch.hypot(replicated, sharded) if self._sharded else replicated.to(loss.device), loss
         squares, total = distributed.all_reduce_sum(
@@ -211,6 +272,7 @@ class Gradients:
         gradients = _values(self._backbone.values())
         if part == "backbone":
             norm = nn.utils.get_total_norm(gradients)
+            norm = distributed.all_reduce_sum(norm.square()).sqrt() if self._fsdp else norm
         else:
             gradients += _values([*self._replicated, *self._sharded])
         torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))

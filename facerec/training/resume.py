@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facerec import distributed
 from facerec.errors import CheckpointError
 from facerec.images.images import LabelledImages
 from facerec.models.checkpoint import MODULES, Checkpoint, is_counter
@@ -124,12 +125,12 @@ def _indices(
 def _load_tensors(checkpoint: Checkpoint, parts: Mapping[str, Any], indices: Mapping[int, int]) -> Slots:
     """Load this rank's tensors of the modules; returns those of the optimizer, by the present indices."""
     present = shards_of(parts)
-    shards = {name: rows for name, rows in present.items() if name.startswith("head/")}
+    shards = {name: rows for name, rows in present.items() if not name.startswith("optimizer/")}
     for then, now in indices.items():
         if f"optimizer/{now}" in present:
             shards[f"optimizer/{then}"] = present[f"optimizer/{now}"]
     tensors = {
-        f"{section}/{name}": tensor
+        f"{section}/{name}": distributed.local(tensor)
         for section in MODULES
         if section in parts and (section != "ema" or checkpoint.has("ema"))
         for name, tensor in parts[section].state_dict().items()

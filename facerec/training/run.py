@@ -51,10 +51,6 @@ from facerec.training.teacher import Teacher, refuse_teacher
 
 log = logging.getLogger(__name__)
 
-_COMPILED_ON_CPU = (
-    "on a CPU the first steps take minutes (a C++ compiler run per fused kernel): it loses in short runs"
-)
-
 
 def assemble(
     config: Mapping[str, Any],
@@ -154,6 +150,9 @@ def assemble(
     for number, (before, stage) in enumerate(pairwise(plan), 1):
         with naming(number, stage.begin):
             stage.open(before, backbone.embedding_size)
+            for key in ("frozen", "freeze") if settings.fsdp else ():
+                old, new = (getattr(one.start, key) for one in (before, stage))
+                require(old == new, f"backbone.{key}", new, "stays the same in a run with trainer.fsdp=true")
         if distributed.rank() == 0 and stage.loader.faces is not before.loader.faces:
             warn_of_overlap(stage.loader.faces, verification_sets)
     stages = Stages(plan, trainable, seed)
@@ -166,6 +165,9 @@ def assemble(
     if taught.given and not start.frozen:
         refuse_teacher(taught, settings)
         teacher = Teacher(taught, backbone, head, loader, input, device, settings.precision)
+    if settings.fsdp and distributed.world_size() > 1 and not start.frozen:
+        bf16 = settings.gradient_exchange == "bf16"
+        parallel.shard_backbone(backbone, device, bf16_gradients=bf16)
     trainer = Trainer(
         settings=settings,
         schedule=plan[0].schedule,
@@ -360,8 +362,9 @@ def describe_run(trainer: Trainer) -> None:
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
         + (f" in each of {world_size} processes" if world_size > 1 else "")
+        + (", which hold the backbone by shards (FSDP2)" if parallel.is_sharded(backbone) else "")
         + f", {counted(torch.get_num_threads(), 'CPU thread')}, seed {config['seed']}",
-        "compile": _COMPILED_ON_CPU if settings.compile and trainer.device.type == "cpu" else "",
+        "compile": _compiled_on_cpu(settings) if trainer.device.type == "cpu" else "",
         "memory": largest.line(),
         "work": f"{work * world_size:.3g} FLOPs in all{least}",
         "input": str(trainer.input),
@@ -372,6 +375,14 @@ def describe_run(trainer: Trainer) -> None:
     for name, text in lines.items():
         if text:
             log.info("%-10s %s", name, text)
+
+
+def _compiled_on_cpu(settings: TrainerSettings) -> str:
+    if not settings.compile:
+        return ""
+    graphs = f"; {settings.compile}: it has no CUDA graphs" if isinstance(settings.compile, str) else ""
+    reason = "the first steps take minutes (a C++ compiler run per fused kernel): it loses in short runs"
+    return f"on a CPU {reason}{graphs}"
 
 
 def _cost(trainer: Trainer, stage: Stage) -> cost.Cost:

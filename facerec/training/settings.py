@@ -85,7 +85,9 @@ class TrainerSettings:
         profile: trace a few steps, and where their time goes, into the folder ``profile``.
         checkpoint_activations: recompute the activations of the backbone's blocks in the backward pass
             instead of keeping them: less memory for one more forward pass.
-        compile: `torch.compile` the backbone.
+        fsdp: shard the backbone's weights, gradients and optimizer state over the ranks (FSDP2).
+        compile: `torch.compile` the backbone, and on a GPU what prepares images; a mode of it records CUDA
+            graphs: ``reduce-overhead``, or ``max-autotune``, which also searches for the fastest kernels.
         threads: CPU threads of torch in this process; null: torch's own choice.
         reference: curve to compare the run with: a name of configs/references.yaml, or the folder of an
             earlier run; null: none.
@@ -114,13 +116,27 @@ class TrainerSettings:
     check_replicas: Free[_Every] = False
     profile: Free[bool] = False
     checkpoint_activations: Free[bool] = False
-    compile: Free[bool] = False
+    fsdp: Free[bool] = False
+    compile: Free[bool | Literal["reduce-overhead", "max-autotune"]] = False
     threads: Free[_Threads] = None
     reference: Free[_Path] = None
     dry_run: Free[bool] = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "trainer")
+        uncombined = {
+            "compile": "needs trainer.fsdp=false, whose gathering by block would break the graph",
+            "check_replicas": "needs trainer.fsdp=false, with which no rank has what another has",
+        }
+        for name, hint in uncombined.items() if self.fsdp else ():
+            require(not getattr(self, name), f"trainer.{name}", getattr(self, name), hint)
+        hint = "with trainer.fsdp=true nobody has tried its scaler; use bf16"
+        require(not (self.fsdp and self.precision == "fp16"), "trainer.precision", self.precision, hint)
+        hint = (
+            f"with trainer.compile={self.compile} a batch overwrites the gradients of the one before; use 1, "
+        )
+        graphs = isinstance(self.compile, str) and self.accumulate > 1
+        require(not graphs, "trainer.accumulate", self.accumulate, f"{hint}or trainer.compile=true")
 
     def steps(self, loader: Loader) -> int:
         """Return the number of optimizer steps of a whole run with one order of images."""
@@ -236,15 +252,19 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         (
             "for several processes",
             world_size > 1,
-            "trainer.save_in_background trainer.sync_batch_norm trainer.check_replicas "
+            "trainer.save_in_background trainer.sync_batch_norm trainer.check_replicas trainer.fsdp "
             "trainer.gradient_exchange",
         ),
-        ("for head.sharded=true", config["head"].get("sharded", False), "trainer.save_in_background"),
+        (
+            "for head.sharded=true or trainer.fsdp=true",
+            config["head"].get("sharded", False) or config["trainer"].get("fsdp"),
+            "trainer.save_in_background",
+        ),
         (
             "for a backbone that is trained",
             trained,
-            "trainer.checkpoint_activations trainer.ema backbone.freeze backbone.lr_scale backbone.lr_scales "
-            "backbone.freeze_batch_norm teacher.ckpt teacher.embeddings",
+            "trainer.checkpoint_activations trainer.fsdp trainer.ema backbone.freeze backbone.lr_scale "
+            "backbone.lr_scales backbone.freeze_batch_norm teacher.ckpt teacher.embeddings",
         ),
         (
             "for teacher.ckpt or teacher.embeddings",

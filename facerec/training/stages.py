@@ -277,9 +277,10 @@ class Stages:
             rows = self._build(trainer, position.stage + 1)
             if rows == "start anew" and getattr(trainer.head, "init", None) == "class_means":
                 start = StartSettings()
-                fine_tuning.prepare_start(
-                    start, trainer.backbone, trainer.head, trainer.loader, trainer.input, trainer.device
-                )
+                with parallel.gathered(trainer.backbone):
+                    fine_tuning.prepare_start(
+                        start, trainer.backbone, trainer.head, trainer.loader, trainer.input, trainer.device
+                    )
                 trainer.set_modes()
             parallel.broadcast_buffers(trainer.backbone)  # which each rank has followed on its own
             trainer.warm_up()

@@ -13,6 +13,7 @@ from torch import nn
 from facerec import __version__, distributed
 from facerec.evaluation.judgement import better
 from facerec.evaluation.results import Result
+from facerec.heads.mechanism.sharding import Shard
 from facerec.images.images import LabelledImages
 from facerec.models.checkpoint import Rows
 from facerec.training.optimizers.groups import matches
@@ -59,12 +60,14 @@ def capture(
     input: Mapping[str, Any],
     faces: LabelledImages,
     began: Mapping[str, Any] | None = None,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Return the state of a run in plain containers and tensors.
 
     `parts` have a state_dict: backbone, head, ema, and for a resume optimizer and scaler too. Of `faces` the
     labels or names of the classes and the fingerprint are kept. `began` are the settings of the run where
-    `config` are those of a stage.
+    `config` are those of a stage. Of sharded tensors there are this rank's rows (see `shards_of`), or with
+    `whole`, which all ranks call, all of them.
     """
     classes = faces.classes
     names = torch.from_numpy(np.array(classes)) if isinstance(classes, np.ndarray) else list(classes)
@@ -77,7 +80,14 @@ def capture(
         "fingerprint": faces.fingerprint,
         **asdict(position),
         **({} if began is None else {"began": dict(began)}),
-        **{name: part.state_dict() for name, part in parts.items()},
+        **{name: _state(part, whole) for name, part in parts.items()},
+    }
+
+
+def _state(part: Any, whole: bool) -> dict[str, Any]:
+    state = part.state_dict().items()
+    return {
+        k: x.full_tensor() if whole and hasattr(x, "full_tensor") else distributed.local(x) for k, x in state
     }
 
 
@@ -105,13 +115,16 @@ class RandomState:
 
 
 def shards_of(parts: Mapping[str, Any]) -> dict[str, Rows]:
-    """The rows that this rank holds of sharded tensors: keys ``head/NAME`` and ``optimizer/INDEX``."""
-    head, optimizer = parts["head"], parts["optimizer"]
-    index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    shards: dict[str, Rows] = {}
-    for name in head.sharded_parameters:
-        shards[f"head/{name}"] = shards[f"optimizer/{index.get(id(getattr(head, name)))}"] = tuple(head.shard)
-    return shards
+    """The rows that this rank holds of sharded tensors: keys ``head/NAME``, ``backbone/NAME``, ``ema/NAME``
+    and ``optimizer/INDEX``."""
+    head, rank, world_size = parts["head"], distributed.rank(), distributed.world_size()
+    shards: dict[str, Rows] = {f"head/{name}": tuple(head.shard) for name in head.sharded_parameters}
+    for name, parameter in parts["backbone"].named_parameters():
+        if hasattr(parameter, "to_local"):
+            here = Shard.of(len(parameter), rank, world_size)
+            shards[f"backbone/{name}"] = shards[f"ema/{name}"] = (here.start, here.stop, len(parameter))
+    trained = (name.replace(".", "/", 1) for g in parts["optimizer"].param_groups for name in g["names"])
+    return shards | {f"optimizer/{i}": shards[name] for i, name in enumerate(trained) if name in shards}
 
 
 def set_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool, freeze: Sequence[str] = ()) -> None:

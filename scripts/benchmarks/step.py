@@ -22,14 +22,14 @@ import torch
 from head import arcface
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from table import Row
+from table import Row, best
 from torch import Tensor, nn
 
 from facerec.backbones.flops import multiply_adds
 from facerec.backbones.prelu import PReLU
 from facerec.cli.mistakes import config_folder
 from facerec.device import matmul_speed, peak_memory, wait_for
-from facerec.loading.batch import Batch
+from facerec.loading.batch import Batch, prepare
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble
 
@@ -45,7 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=4, help="after a first that is left out (default %(default)s)"
     )
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="of ours")
-    parser.add_argument("--compile", action="store_true", help="also ours compiled; takes minutes more")
+    parser.add_argument(
+        "--compile", default="", help="also ours with these of trainer.compile, with commas; minutes more"
+    )
     parser.add_argument("--checkpoint", action="store_true", help="also ours recomputing its activations")
     parser.add_argument("--quick", action="store_true", help="mobilefacenet, 8 images, 1,000 classes")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
@@ -69,22 +71,28 @@ def step_rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
         trainer, steps = build_trainer(name, options, Path(folder))
         ways["plain"] = PlainStep(trainer)
         ways[options.precision] = lambda batches: timed_step(trainer, batches)
-        for way, wanted in (("compile", options.compile), ("checkpoint_activations", options.checkpoint)):
-            if wanted:
-                other, _ = build_trainer(name, options, Path(folder), f"trainer.{way}=true")
-                ways[f"{options.precision}, {way}"] = lambda batches, other=other: timed_step(other, batches)
+        others = [f"compile={mode}" for mode in options.compile.split(",") if mode]
+        for way in [*others, *(["checkpoint_activations=true"] if options.checkpoint else [])]:
+            other, _ = build_trainer(name, options, Path(folder), f"trainer.{way}")
+            ways[f"{options.precision}, {way}"] = lambda batches, other=other: timed_step(other, batches)
+            if other.fused is not None:
+                yield prepare_row(other, steps[0][0])
         clocks: dict[str, list[Clock]] = {way: [] for way in ways}
         for batches_of_step in steps:
             for way, step in ways.items():
                 clocks[way].append(step(batches_of_step))
     fastest = {way: min(taken[1:], key=lambda clock: clock.total) for way, taken in clocks.items()}
-    plain = fastest.pop("plain")
+    plain, eager = fastest.pop("plain"), clocks[options.precision][-1].loss
     floor = speed / (3 * 2 * multiply_adds(trainer.backbone))
     for way, ours in fastest.items():
         title = f"{name} {way}, B={options.batch}"
         yield Row(title, options.batch / ours.total, "img/s", floor, options.batch / plain.total)
         for part in PARTS:
             yield Row(f"  {part}", 1e3 * ours.seconds[part], "ms", reference=1e3 * plain.seconds[part])
+        if way != options.precision:
+            yield Row(
+                "  loss of the last step, eager code's beside it", clocks[way][-1].loss, "", reference=eager
+            )
     if options.device.type == "cuda":
         yield Row(
             f"{name}, B={options.batch}, peak memory of all ways", peak_memory(options.device) / 1e6, "MB"
@@ -98,6 +106,7 @@ class Clock:
     device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     since: float = field(default_factory=time.perf_counter)
+    loss: float = 0.0
 
     def spent(self, part: str) -> None:
         """Add the time since the previous call to `part`."""
@@ -164,6 +173,7 @@ def timed_step(trainer: Trainer, batches_of_step: list[Batch]) -> Clock:
         clock.spent("backward")
         result = update(loss, batches)
         clock.spent("optimizer")
+        clock.loss = float(loss)
         return result
 
     wrapped = {"forward": timed_forward, "update_weights": timed_update}
@@ -177,6 +187,21 @@ def timed_step(trainer: Trainer, batches_of_step: list[Batch]) -> Clock:
             del trainer.__dict__[key]
     clock.spent("rest")
     return clock
+
+
+def prepare_row(trainer: Trainer, batch: Batch) -> Row:
+    """Measure mirroring and normalising by one compiled kernel, beside the eager code."""
+    milliseconds = []
+    for fused in (trainer.fused, None):
+
+        def work(fused: Any = fused) -> None:
+            prepare(batch, trainer.device, trainer.input, fused)
+            wait_for(trainer.device)
+
+        work()  # compiles
+        milliseconds.append(1e3 * best(work, 10))
+    title = f"mirror and normalise, one kernel beside eager code, B={len(batch.label_B)}"
+    return Row(title, milliseconds[0], "ms", reference=milliseconds[1])
 
 
 # The reference ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from facerec.models.checkpoint import checkpoint_path
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
 from facerec.reporting.run_folder import written_line
+from facerec.training.parallel import is_sharded
 from facerec.training.reporter import Run
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class ResultFiles(Logger):
     written: Sequence[Path] = ()
 
     def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
-        kept = checkpoint_path(run.checkpoints, run.position.step, sharded=bool(run.head.sharded_parameters))
+        sharded = bool(run.head.sharded_parameters) or is_sharded(run.embed)
+        kept = checkpoint_path(run.checkpoints, run.position.step, sharded=sharded)
         document = results_document(results, run.model(), ckpt=str(kept))
         if run.averaged:
             document["ema"] = {name: result.to_dict() for name, result in run.averaged.items()}

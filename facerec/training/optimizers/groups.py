@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from facerec import distributed
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -53,8 +55,8 @@ def parameter_groups(
         decay_biases: weight decay on all parameters but those of norms.
 
     Returns:
-        Groups with ``params``, their ``names`` (``head.weight``) for checkpoints, ``weight_decay``,
-        ``lr_scale`` and a ``name`` for the log; none is empty.
+        Groups with ``params`` (of sharded ones the rows of this rank), their ``names`` (``head.weight``) for
+        checkpoints, ``weight_decay``, ``lr_scale`` and a ``name`` for the log; none is empty.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for module_name, module in modules.items():
@@ -66,6 +68,6 @@ def parameter_groups(
                 shown = ("decay" if decay else "no decay") + (f", lr × {scale:g}" if scale != 1 else "")
                 new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale, "name": shown}
                 group = groups.setdefault((scale, decay), new)
-                group["params"].append(parameter)
+                group["params"].append(distributed.own_part(parameter))
                 group["names"].append(name)
     return list(groups.values())
