@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 # Words of other programs for settings and subcommands of facerec-data; of each line, the last that exists is
 # meant by any other.
@@ -129,14 +130,28 @@ def require(condition: bool, key: str, value: object, hint: str) -> None:
 
 
 def setting_text(value: object) -> str:
-    """Return a setting as it is typed: ``null``, ``true``, ``false``, and all else as it is."""
+    """Return a setting as it is typed: ``null``, ``true``, ``[a,b]``, ``{key: value}``, all else as it is."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {setting_text(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(setting_text, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def settings_text(settings: Mapping[str, object]) -> str:
+    """Return settings in one line: ``s=64.0, sharded=false``."""
+    return ", ".join(f"{key}={setting_text(value)}" for key, value in settings.items())
 
 
 def counted(number: int, one: str) -> str:
     """Return a number with its noun: ``1 identity``, ``2,000 identities``."""
     many = f"{one[:-1]}ies" if one.endswith("y") else f"{one}s"
     return f"{number:,} {one if number == 1 else many}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time: ``1:02:03``, ``12 days, 1:02:03``; a dash where it is not known."""
+    return "–" if seconds is None else str(timedelta(seconds=round(min(seconds, 8e13))))  # the most it takes
 
 
 def printable(text: str) -> str:

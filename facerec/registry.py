@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -176,8 +175,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         for option in arguments:
             try:
                 return _checked(key, value, option)
-            except ConfigError:
-                continue
+            except ConfigError as error:  # of one in a list, or of a number that is not finite
+                if error.hint != f"must be {_spoken(option)}" and not isinstance(value, str):
+                    raise
     elif origin is Literal:
         if value in arguments:
             return value
@@ -189,12 +189,13 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
             return origin(_checked(f"{key}[{i}]", one, item) for i, one in enumerate(value))
     elif origin is dict or hint is dict:
         if isinstance(value, Mapping):
-            return dict(value)
+            item = arguments[1] if arguments else Any
+            return {name: _checked(f"{key}.{name}", one, item) for name, one in value.items()}
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if abs(value) <= sys.float_info.max:
+            if abs(value) <= 1e12:
                 return float(value)
-            raise ConfigError(key, value, "must be a finite number")
+            raise ConfigError(key, value, "must be a finite number, from -1e12 to 1e12")
     elif hint is int:
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
         if number and value == int(value):

@@ -282,6 +282,7 @@ def test_a_list_of_data_sets_is_a_mixture_of_their_settings(
         (["data=[casia,webface5m]"], r"data.sources\[1\]: data=webface5m: no such data; did you mean"),
         (["data=[casia,mix]"], r"data.sources\[1\]: is a mixture itself"),
         (["data=[mix]"], r"data.sources\[0\]: is a mixture itself"),
+        (["data=[casia,webface4m]", "data.root=C"], "data.root=C: is of one data set; each of several has"),
     ],
 )
 def test_a_source_that_there_is_not_is_refused_by_its_place(settings: list[str], said: str) -> None:

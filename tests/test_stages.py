@@ -375,6 +375,7 @@ def test_all_ranks_change_alike_and_go_on_to_the_bit(tmp_path: Path) -> None:
         ("[{step: 1, data.shuffle: block}]", "stage 1 (step 1): data.shuffle=block: changes images or their"),
         ("[{epoch: 0.5, data.root: faces2}]", "stage 1 (epoch 0.5): data.root=faces2: changes images or"),
         ("[{epoch: 1, data: casia}]", "data=casia: data.root=faces is that of before; give data.root, too"),
+        ("[{epoch: 1, data: [faces], data.root: C}]", "stage 1 (epoch 1): data.root=C: is of one data set"),
         ("[{step: 1, without: head.m}]", "stage 1 (step 1): without=head.m: must be a list of settings"),
         ("[{epoch: 1, data.root: nowhere}]", "stage 1 (epoch 1): data.root=nowhere: there is no such folder"),
         ("[{step: 1, head: triplet}]", "stage 1 (step 1): head"),

@@ -107,6 +107,15 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_folded(tmp_path: Path) -
     assert len(runs.folds) == 2 and list(runs.varied) == ["seed", "optimizer.lr"]
 
 
+def test_a_list_is_shown_as_it_was_typed_and_not_with_all_that_it_stands_for(tmp_path: Path) -> None:
+    for name in ("B", "C"):
+        sources = [{"kind": "folder", "root": one, "name": None, "options": {}} for one in ("A", name)]
+        given = ["data=mix", f"data.sources=[A,{name}]"]
+        made_run(tmp_path / name, {"lfw": entry(0.8)}, *given, data={"kind": "mix", "sources": sources})
+    runs = Runs(find_runs([tmp_path]))
+    assert {one.settings["data.sources"] for one in runs.folds} == {"[A,B]", "[A,C]"}
+
+
 def test_the_mean_is_over_the_same_sets_in_each_run(tmp_path: Path) -> None:
     made_run(tmp_path / "0", {"lfw": entry(0.9), "cfp": entry(0.7)}, "head.m=0.3", head={"m": 0.3})
     made_run(tmp_path / "1", {"lfw": entry(0.95)}, "head.m=0.4", head={"m": 0.4})

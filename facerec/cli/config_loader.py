@@ -23,7 +23,12 @@ from facerec.bounded_yaml import require_bounded
 from facerec.cli.foreign_code import entries, refuse_foreign_code
 from facerec.cli.from_run import FromRun
 from facerec.cli.mistakes import no_such_choice
-from facerec.errors import UserError, nearest, synonyms
+from facerec.errors import UserError, nearest, require, synonyms
+
+NO_ROOT = (
+    "is of one data set; each of several has its own path ('data=[/data/a,/data/b]'), and eval.root is the "
+    "folder of the targets"
+)
 
 
 class _Repository(ConfigRepository):
@@ -112,11 +117,13 @@ class ConfigLoader(ConfigLoaderImpl):
         """Replace each of `data.sources` by the settings that it names; the first gives root and targets.
 
         Raises:
-            UserError: a source is neither the name of a data set nor a path.
+            UserError: a source is neither the name of a data set nor a path; a `data.root` beside them.
         """
         node = OmegaConf.select(config, "data.sources")
         if not isinstance(node, ListConfig):
             return
+        before = self.origin != type(self).origin or self.repeated is not None  # of a former stage, or run
+        require(before or config.data.root is None, "data.root", config.data.root, NO_ROOT)
         from facerec.loading.settings import OF_A_SOURCE
 
         given: Any = OmegaConf.to_container(node, resolve=False)

@@ -14,9 +14,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from facerec.cli.config_loader import ConfigLoader
+from facerec.cli.config_loader import NO_ROOT, ConfigLoader
 from facerec.cli.explain import as_user_error
 from facerec.cli.overrides import mixture
+from facerec.errors import require
 from facerec.training.stages import SECTIONS, entries, naming
 
 _WORD = re.compile(r"[A-Za-z_][\w/]*")
@@ -56,6 +57,8 @@ def compose_stages(given: Any) -> list[dict[str, Any]]:
                     }
                 except (HydraException, OmegaConfBaseException) as error:
                     raise as_user_error(error) from error
+                mixed = "data.root" in settings and plain["data"]["kind"] == "mix"
+                require(not mixed, "data.root", settings.get("data.root"), NO_ROOT)
                 composed.append(plain)
     finally:
         loader.repeated, loader.origin = repeated, ConfigLoader.origin

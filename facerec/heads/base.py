@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from facerec import distributed
-from facerec.errors import require
+from facerec.errors import require, settings_text
 from facerec.heads.mechanism import ranges
 from facerec.heads.mechanism.batch import Samples, check_batch, inverse_norm, step_statistics
 from facerec.heads.mechanism.class_sums import ClassSums, Memory, class_sums
@@ -108,7 +108,7 @@ class Head(nn.Module):
         return {name: value for name, value in values.items() if value is not None}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
+        return settings_text(self.settings())
 
 
 class ClassHead(Head):

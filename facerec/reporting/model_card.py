@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from facerec.errors import settings_text
 from facerec.evaluation.results import Result
 from facerec.models.model import Model
 
@@ -79,9 +80,9 @@ def _listed(config: Mapping[str, Any]) -> str:
     for key in ("backbone", "head", "optimizer", "schedule", "trainer"):
         section = config.get(key, {})
         told = {k: v for k, v in section.items() if isinstance(v, int | float | str) and v is not False}
-        plain = [(k, v) for k, v in told.items() if "/" not in str(v)]  # paths of another machine
+        plain = {k: v for k, v in told.items() if "/" not in str(v)}  # paths of another machine
         if plain:
-            lines.append(f"- {key}: " + ", ".join(f"{k}={v}" for k, v in plain))
+            lines.append(f"- {key}: {settings_text(plain)}")
     return "\n".join(lines) or "not recorded in the file that this was exported from"
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from facerec.errors import counted
+from facerec.errors import counted, duration
 from facerec.files import replacing
 from facerec.images.preprocessing import Preprocessing
 from facerec.reporting.charts import charts_of
@@ -89,7 +88,7 @@ def _lead(record: RunRecord) -> str:
     if not steps:
         return "No step has been logged yet."
     last, seconds = steps[-1], record.seconds
-    took = f" in {timedelta(seconds=round(seconds))}" if seconds is not None else ""
+    took = f" in {duration(seconds)}" if seconds is not None else ""
     loss = f", loss {last['loss']:.4g}" if last.get("loss") is not None else ""
     epochs = "1 epoch" if last["epoch"] == 1 else f"{last['epoch']:.4g} epochs"
     return f"{counted(last['step'], 'step')}, {epochs}{took}{loss}."
@@ -110,7 +109,7 @@ def _starts(record: RunRecord) -> list[dict[str, Any]]:
             }
             starts.append(began | {"ended": "at work, or killed"})
         elif starts:
-            spent = timedelta(seconds=round(row["seconds"]))
+            spent = duration(row["seconds"])
             starts[-1]["ended"] = f"{row['why']} at step {row['step']:,}, after {spent}"
     return starts
 
@@ -135,7 +134,7 @@ def _provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     row = record.starts[-1]
     seconds = record.seconds
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-    time = "–" if seconds is None else f"{timedelta(seconds=round(seconds))} in all its parts"
+    time = "–" if seconds is None else f"{duration(seconds)} in all its parts"
     return [
         (
             "Command",

@@ -258,4 +258,5 @@ def _value(record: RunRecord, key: str) -> str:
         return record.given.get(key) or str(node.get("name", "–"))
     if node is None:
         return record.given.get(key, "–")
-    return setting_text(node)
+    typed = record.given.get(key) if isinstance(node, list) else None  # [a,b], of sources with all settings
+    return typed or setting_text(node)

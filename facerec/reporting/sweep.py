@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from facerec.errors import UserError, printable
+from facerec.errors import UserError, duration, printable
 from facerec.files import csv_lines, replacing
 from facerec.reporting import run_folder
 from facerec.reporting.text_table import as_markdown
@@ -79,7 +78,7 @@ def write_sweep(
     header = ["run", *runs.varied, *runs.columns.values(), "time", "device-hours", "state"]
     rows = []
     for fold in runs.folds:
-        time = "–" if fold.seconds is None else str(timedelta(seconds=round(fold.seconds)))
+        time = duration(fold.seconds)
         cost = "–" if fold.device_hours is None else f"{fold.device_hours:.3g}"
         numbers = [fold.text(column) for column in runs.columns]
         rows.append([",".join(fold.names), *fold.settings.values(), *numbers, time, cost, fold.state])

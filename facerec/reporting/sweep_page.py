@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from facerec.errors import ConfigError, counted
+from facerec.errors import ConfigError, counted, duration
 from facerec.reporting.charts import Chart
 from facerec.reporting.report import page
 from facerec.reporting.run_charts import over_steps
@@ -132,7 +131,7 @@ def _row(runs: Runs, fold: Fold, best: bool) -> dict[str, Any]:
         "best": best,
         "settings": list(fold.settings.items()),
         "cells": cells,
-        "time": "–" if fold.seconds is None else str(timedelta(seconds=round(fold.seconds))),
+        "time": duration(fold.seconds),
         "cost": "–" if fold.device_hours is None else f"{fold.device_hours:.3g}",
         "state": fold.state,
     }

@@ -8,7 +8,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from facerec import distributed
 from facerec.device import free_memory, peak_memory, wait_for
-from facerec.errors import FacerecError, MissingDataError, counted, require
+from facerec.errors import FacerecError, MissingDataError, counted, duration, require
 from facerec.loading.settings import DataSettings, of_source
 from facerec.loading.sources import open_faces
 from facerec.registry import build
@@ -65,7 +64,7 @@ def dry_run(config: Mapping[str, Any], composed: Sequence[Mapping[str, Any]] = (
     )
     speed = f"{counted(per_step, 'image')}, {per_step / later:,.3g} per second"
     _say("step", f"first {first:.3g} s, then {later:.3g} s for {speed}")
-    whole = timedelta(seconds=round(steps * later))
+    whole = duration(steps * later)
     _say("whole run", f"{counted(steps, 'step')}: {whole}{_hours(steps * later, world_size)} at that speed")
     _say("not tried", "; ".join(unchecked))
     _say("dry run", "ends here: no run folder, no checkpoint and no record is left")

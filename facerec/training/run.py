@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from facerec.backbones.base import on_meta_device
 from facerec.backbones.flops import require_batches_of_one
 from facerec.backbones.recomputation import recompute_activations
 from facerec.device import matmul_speed, number_format, resolve_device, seed_everything
-from facerec.errors import ConfigError, UserError, counted, require
+from facerec.errors import ConfigError, UserError, counted, duration, require, settings_text
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.judgement import check_select
 from facerec.evaluation.metrics.base import create_metrics
@@ -345,18 +344,17 @@ def describe_run(trainer: Trainer) -> None:
     speed = matmul_speed(trainer.device, settings.precision)
     trainer.meter.flops = step.flops_per_sample()
     trainer.meter.peak_flops = speed
-    seconds = round(work / speed)
     least = (
-        f", at least {timedelta(seconds=seconds)} at {speed / 1e12:.3g} TFLOP/s per process, the speed of "
+        f", at least {duration(work / speed)} at {speed / 1e12:.3g} TFLOP/s per process, the speed of large "
+        "matrix products here"
     )
-    least = f"{least}large matrix products here" if seconds else ""
     lines = {
         "data": loader.faces.describe(),
         "backbone": f"{config['backbone']['name']}, {parameters / 1e6:.2f} M parameters, "
         f"{step.symbols['M'] / 1e9:.2f} GFLOPs (multiply-adds) at {'×'.join(map(str, shape))}",
         "head": f"{config['head']['name']}: {trainer.head.extra_repr()}",
         "optimizer": describe(trainer.optimizer),
-        "schedule": f"{schedule.pop('name')} {schedule}, {counted(steps, 'step')} per epoch, "
+        "schedule": f"{schedule.pop('name')}: {settings_text(schedule)}; {counted(steps, 'step')} per epoch, "
         f"{all_steps:,} in all",
         "stages": "; ".join(f"{n} at {s.begin}: {s.changes(before)}" for n, (before, s) in later),
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
@@ -366,7 +364,7 @@ def describe_run(trainer: Trainer) -> None:
         + f", {counted(torch.get_num_threads(), 'CPU thread')}, seed {config['seed']}",
         "compile": _compiled_on_cpu(settings) if trainer.device.type == "cpu" else "",
         "memory": largest.line(),
-        "work": f"{work * world_size:.3g} FLOPs in all{least}",
+        "work": f"{work * world_size:.3g} FLOPs in all" + (least if work > speed else ""),
         "input": str(trainer.input),
         "evaluation": ", ".join(f"{s.name} ({counted(len(s), 'pair')})" for s in trainer.verification_sets)
         or "none (eval.targets is empty)",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
-from facerec.errors import require
+from facerec.errors import require, setting_text
 from facerec.evaluation.settings import EvalSettings
 from facerec.images.augment import AugmentSettings
 from facerec.loading.settings import DataSettings
@@ -43,7 +43,7 @@ _Scale = Annotated[float, Range(lambda x: x > 0, "must be above 0 (or frozen=tru
 _Scales = Annotated[
     dict[str, float] | None,
     Range(
-        lambda scales: all(isinstance(x, int | float) and x > 0 for x in (scales or {}).values()),
+        lambda scales: all(x > 0 for x in (scales or {}).values()),
         "must be factors above 0 by pattern (or freeze=[PATTERN]), or null",
     ),
 ]
@@ -284,7 +284,7 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
             section, _, name = key.rpartition(".")
             given = augment if section == "data.augment" else config.get(section) or {}
             if name in given and given[name] != defaults(_SETTINGS[section])[name]:
-                idle.setdefault(f"{key}={given[name]}", use)
+                idle.setdefault(f"{key}={setting_text(given[name])}", use)
     return [f"{setting} ({use})" for setting, use in idle.items()]
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from facerec.errors import ConfigError, counted
+from facerec.errors import ConfigError, counted, settings_text
 from facerec.registry import Registry
 from facerec.settings import Applied, NotNegative, Positive, check_ranges
 from facerec.training.optimizers.groups import parameter_groups
@@ -96,7 +96,7 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
         f"{counted(len(group['params']), 'tensor')}, weight decay {group['weight_decay']:g}"
         for group in optimizer.param_groups
     )
-    return f"{type(optimizer).__name__} {known} ({groups})"
+    return f"{type(optimizer).__name__}: {settings_text(known)} ({groups})"
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
