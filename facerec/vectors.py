@@ -24,10 +24,10 @@ def row_norms(rows_ND: Rows) -> Rows:
         return _library(rows_ND).linalg.vector_norm(rows_ND, dim=-1)
     with np.errstate(over="ignore", invalid="ignore"):
         norm_N = np.sqrt(np.einsum("...d,...d->...", rows_ND, rows_ND))
-    for row in map(tuple, np.argwhere(~((norm_N > 1e-15) & (norm_N < np.inf)))):
-        largest = np.abs(rows_ND[row]).max(initial=0).astype(np.float64)
-        if 0 < largest < np.inf:
-            norm_N[row] = largest * np.linalg.norm(rows_ND[row] / largest)
+        for row in map(tuple, np.argwhere(~((norm_N > 1e-15) & (norm_N < np.inf)))):
+            largest = np.abs(rows_ND[row]).max(initial=0).astype(np.float64)
+            if 0 < largest < np.inf:
+                norm_N[row] = largest * np.linalg.norm(rows_ND[row] / largest)
     return norm_N
 
 
@@ -36,7 +36,8 @@ def unit_rows(rows_ND: Rows, what: str = "", *, first: int = 0, norm_N: Rows | N
 
     Args:
         rows_ND: (…, D) floating-point numbers.
-        what: refuse rows that are not finite, under this name (``template 17``, counted from `first`).
+        what: refuse rows that are not finite, or whose norm is not, which else become NaN or zero, under this
+            name (``template 17``, counted from `first`).
         norm_N: the rows' norms, where they are known.
 
     Raises:
@@ -45,8 +46,9 @@ def unit_rows(rows_ND: Rows, what: str = "", *, first: int = 0, norm_N: Rows | N
     library: Any = _library(rows_ND)
     norm_N = row_norms(rows_ND) if norm_N is None else norm_N
     if what and not (finite_N := library.isfinite(norm_N)).all():
-        row = first + int(library.nonzero(~finite_N)[0][0])
-        raise NonFiniteError(f"{what} {row} is not finite; check the model")
+        row, more = first + int(library.nonzero(~finite_N)[0][0]), int((~finite_N).sum()) - 1
+        which = f"{what} {row}" + (f" and {more:,} more of {len(norm_N):,}" if more else "")
+        raise NonFiniteError(f"{which} is not finite, or too long for its precision; check the model")
     return rows_ND / library.where(norm_N == 0, 1, norm_N)[..., None]
 
 

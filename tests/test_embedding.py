@@ -162,8 +162,24 @@ def test_an_embedding_that_is_not_finite_is_named(images):
             embedding[3, 1] = float("nan")
             return embedding
 
-    with pytest.raises(NonFiniteError, match=r"image 3 of faces is not finite, and 2 more"):
+    said = (
+        rf"image 3 of faces, and of {-(-len(images) // 20) - 1} more of {len(images)} images, is not finite"
+    )
+    with pytest.raises(NonFiniteError, match=said):
         embed_images(Model(Broken()), images, name="faces", batch_size=20)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_an_embedding_too_long_for_float32_is_named_in_place_of_a_zero_row(images, flip):
+    class Huge(nn.Module):
+        def forward(self, image_BCHW):
+            huge = 2e38 if flip else 3e38  # each view is finite, their sum or norm is not
+            return torch.full((len(image_BCHW), 3), huge / 3**0.5 if flip else huge)
+
+    with pytest.raises(NonFiniteError, match=r"image 0 of faces, .* or longer than float32 holds"):
+        embed_images(Model(Huge()), images, name="faces", flip=flip)
+    with pytest.raises(NonFiniteError, match=r"embedding 0 and 1 more of 2 is not finite, or too long"):
+        Model(Huge()).embed(np.zeros((2, 112, 112, 3), np.uint8), flip=flip)
 
 
 def test_what_cannot_be_embedded_is_refused(model):

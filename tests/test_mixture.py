@@ -351,8 +351,12 @@ RUN = [
 
 
 def test_a_mixture_of_nothing_is_one_line(tmp_path: Path) -> None:
-    assert "data.sources: must be given on the command line" in failed(train(tmp_path, "data=mix"))
-    assert "data.sources=[]: must name one data set or more" in failed(train(tmp_path, "data=[]"))
+    assert "data.sources: must be given on the command line" in failed(
+        command("facerec-train", "data=mix", cwd=tmp_path)
+    )
+    assert "data.sources=[]: must name one data set or more" in failed(
+        command("facerec-train", "data=[]", cwd=tmp_path)
+    )
 
 
 def test_a_run_over_two_packs_resumes_to_the_bit_where_they_were_moved_to(
@@ -361,18 +365,26 @@ def test_a_run_over_two_packs_resumes_to_the_bit_where_they_were_moved_to(
     for name in IDENTITIES:
         (tmp_path / name).symlink_to(packs / name)
         (tmp_path / f"{name}2").symlink_to(packs / name)
-    once = train(tmp_path, *RUN, "output_dir=once", "trainer.max_steps=7")
+    once = command("facerec-train", *RUN, "output_dir=once", "trainer.max_steps=7", cwd=tmp_path)
     assert once.returncode == 0, once.stderr
     assert "2 sources: 6 identities, 31 images per epoch" in once.stdout
-    assert train(tmp_path, *RUN, "output_dir=parts", "trainer.max_steps=3").returncode == 0
+    assert (
+        command("facerec-train", *RUN, "output_dir=parts", "trainer.max_steps=3", cwd=tmp_path).returncode
+        == 0
+    )
 
     refused = [*RUN, "output_dir=parts", "trainer.max_steps=7"]
-    assert "data.weights=[1.0, 1.0] (was [1, 2])" in failed(
-        train(tmp_path, *refused, "data.weights=[1.0,1.0]")
+    assert "data.weights[0]=nan: must be a finite number" in failed(
+        command("facerec-train", *refused, "data.weights=[nan,1]", cwd=tmp_path)
     )
-    assert "its identity 0 is A/0, that of the data is B/0" in failed(train(tmp_path, *refused, "data=[B,A]"))
+    assert "data.weights=[1.0,1.0] (was [1,2])" in failed(
+        command("facerec-train", *refused, "data.weights=[1.0,1.0]", cwd=tmp_path)
+    )
+    assert "its identity 0 is A/0, that of the data is B/0" in failed(
+        command("facerec-train", *refused, "data=[B,A]", cwd=tmp_path)
+    )
     moved = "data.sources=[{data: rec, root: A2, name: A},{data: rec, root: B2, name: B}]"
-    second = train(tmp_path, *refused, "data=mix", moved)
+    second = command("facerec-train", *refused, "data=mix", moved, cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     one, two = (torch.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("once", "parts"))
     for part in ("backbone", "head"):

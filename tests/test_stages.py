@@ -118,7 +118,7 @@ def test_each_stage_is_announced_and_said_in_a_line_where_it_begins(whole: Path)
         "stage 3    at step 5, epoch 1.67: head.sample_rate=0.7 (was 1.0), head.s=32 (was 64.0), "
         "data.augment.blur=0.5 (was 0.0), optimizer.lr=0.01 (was 0.05); class rows kept",
         "stage 4    at step 6, epoch 2: head.name=subcenter (was arcface), "
-        "schedule.name=cosine (was constant), backbone.freeze=['conv1'] (was []); "
+        "schedule.name=cosine (was constant), backbone.freeze=[conv1] (was []); "
         "class rows start anew",
     ]
 
@@ -404,7 +404,7 @@ def test_a_mixture_takes_over_between_two_epochs_and_its_sources_are_said(work: 
     make_faces(work / "more", ("dora", "emil"))
     run = train(work, "output_dir=x", "trainer.epochs=2", "stages=[{epoch: 1, data: [faces, more]}]")
     assert run.returncode == 0, run.stderr
-    assert "data.sources=['faces', 'more'] (was not set); class rows start anew" in run.stdout
+    assert "data.sources=[faces,more] (was not set); class rows start anew" in run.stdout
     assert len(last(work / "x")["head"]["weight"]) == 5
 
 

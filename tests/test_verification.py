@@ -203,6 +203,9 @@ def test_embeddings_that_are_not_finite_are_named(value):
         verify(plain, issame)
     with pytest.raises(NonFiniteError, match="embedding of the mirrored image in row 613"):
         verify(mirrored, issame, flipped_2ND=plain)
+    long = np.full_like(plain, 3e38 / plain.shape[1] ** 0.5)  # its norm is finite, that of the sum is not
+    with pytest.raises(NonFiniteError, match="sum of the embeddings of both views in row 0 "):
+        verify(long, issame, flipped_2ND=long)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

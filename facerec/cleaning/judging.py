@@ -212,7 +212,7 @@ def read_weights(path: Path, faces: LabelledImages) -> Floats:
             "--centres head needs the pack it was trained on"
         )
     weight = weight.float().numpy().reshape(len(weight), -1, weight.shape[-1])
-    unit_CKD: Floats = unit_rows(weight)
+    unit_CKD: Floats = unit_rows(weight, "class row")
     return unit_CKD
 
 

@@ -27,6 +27,7 @@ from facerec.images.images import MAX_PIXELS, Images
 from facerec.models.model import Model
 from facerec.progress import Bar
 from facerec.threads import ordered_map
+from facerec.vectors import row_norms
 
 PORTION = 8192  # images embedded before they are used: 32 MB of embeddings of length 512, both views
 _AHEAD = 8  # batches decoded or being decoded while one is in the model
@@ -133,7 +134,7 @@ def embed_images(
 
     Raises:
         DamagedDataError: naming an image that cannot be decoded.
-        NonFiniteError: naming the first image whose embedding is not finite.
+        NonFiniteError: naming the first image whose embedding, or its norm, is not finite.
     """
     if not isinstance(images, Images):
         images = HeldImages(images, where or (lambda image: f"image {image} of {name}"))
@@ -158,16 +159,20 @@ def embed_images(
     if distributed.world_size() > 1:
         views_VPD = _gather(views_VPD, error, (1 + flip, shard), model.device)[:, : len(position_P)]
     assert views_VPD is not None
-    finite_P = np.isfinite(views_VPD).all(axis=(0, 2))
+    embedded = _embedded(views_VPD)
+    with np.errstate(over="ignore", invalid="ignore"):
+        summed_PD = embedded.summed_PD
+    finite_P = np.isfinite([row_norms(rows_PD) for rows_PD in (*views_VPD, summed_PD)]).all(0)
     if not finite_P.all():
-        first = images.where(int(position_P[int(np.argmin(finite_P))]))
+        first, more = images.where(int(position_P[np.argmin(finite_P)])), int((~finite_P).sum()) - 1
+        others = f", and of {more:,} more of {counted(len(finite_P), 'image')}," if more else ""
         raise NonFiniteError(
-            f"the embedding of {first} is not finite, and {int((~finite_P).sum()) - 1} more; "
+            f"the embedding of {first}{others} is not finite, or longer than float32 holds; "
             "check the model's weights, and its precision"
         )
     if model.cache is not None and key is not None:
         model.cache.store(key, views_VPD)
-    return _embedded(views_VPD)
+    return embedded
 
 
 def _embedded(views_VPD: Embeddings) -> Embedded:

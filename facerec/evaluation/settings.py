@@ -13,7 +13,7 @@ USUAL_METRICS = ("accuracy", "auc", "eer", "tar_at_far")
 
 _ZeroOff = Annotated[int, Range(lambda n: n >= 0, "must be 0 (off) or more")]
 _Folds = Annotated[int | None, Range(lambda n: n is None or n >= 2, "must be 2 or more, or null")]
-_Resamples = Annotated[int, Range(lambda n: n >= 0, "must be 0 (none) or a number of resamples")]
+_Resamples = Annotated[int, Range(lambda n: 0 <= n <= 10**6, "must be 0 (none) to 1,000,000")]
 _Seed = Annotated[int, Range(lambda n: n >= 0, "must be 0 or more")]
 
 

@@ -90,6 +90,7 @@ class Model:
 
         Raises:
             UserError: for images of another type or size.
+            NonFiniteError: where `normalise` meets an embedding that is not finite.
         """
         image_BHWC = torch.as_tensor(images_BHWC)
         wanted = (*self.input.shape, 3)
@@ -107,7 +108,7 @@ class Model:
                     embedding_BD = embedding_BD + self.forward(chunk_BHWC.flip(2), precision)
                 parts.append(embedding_BD.cpu())
         embedding_BD = torch.cat(parts)
-        return unit_rows(embedding_BD) if normalise else embedding_BD
+        return unit_rows(embedding_BD, "embedding") if normalise else embedding_BD
 
     def forward(self, image_BHWC: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Raw embeddings, float32 (B, D), of uint8 images on its device; call within `evaluating`."""

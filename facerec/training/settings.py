@@ -48,6 +48,7 @@ _Scales = Annotated[
     ),
 ]
 _Batches = Annotated[int, Range(lambda n: n >= 0, "must be a number of batches, or 0 for none")]
+_Kept = Annotated[int, Range(lambda n: 1 <= n <= 1000, "must be 1 to 1,000")]
 _Path = Annotated[str | None, Range(lambda path: path != "", "must be a path, or null for none")]
 
 
@@ -109,7 +110,7 @@ class TrainerSettings:
     resume: Free[Literal["auto"] | str | None] = "auto"
     log_every: Free[Count] = 20
     save_every: Free[CountOrNull] = None
-    keep_last: Free[Count] = 2
+    keep_last: Free[_Kept] = 2
     save_in_background: Free[bool] = False
     sync_batch_norm: Applied[bool] = False
     gradient_exchange: Applied[Literal["fp32", "bf16"]] = "fp32"

@@ -112,8 +112,10 @@ def pair_distances(plain: Floats, mirrored: Floats | None) -> PairDistances:
         if mirrored is not None:
             norm[1, at] = row_norms(mirrored[at])
             _check_finite(norm[1, at], start, "embedding of the mirrored image")
-            rows = rows + mirrored[at]
+            with np.errstate(over="ignore"):
+                rows = rows + mirrored[at]
             used = row_norms(rows)
+            _check_finite(used, start, "sum of the embeddings of both views")
             distance[pair] = _squared_distances(unit_rows(rows, norm_N=used))
         zero += int((used == 0).sum())
     return PairDistances(distance, plain_distance, norm.reshape(-1), zero)
