@@ -29,7 +29,7 @@ from facerec.making.builder import PackBuilder
 from facerec.making.rewriting import merge
 from facerec.packs.pack import open_pack
 from facerec.randomness import permute
-from tests.folder_run import TINY, make_faces, train
+from tests.folder_run import TINY, make_faces
 from tests.making import image
 from tests.several import run_ranks
 from tests.several import train as train_ranks
