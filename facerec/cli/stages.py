@@ -57,7 +57,7 @@ def compose_stages(given: Any) -> list[dict[str, Any]]:
                     }
                 except (HydraException, OmegaConfBaseException) as error:
                     raise as_user_error(error) from error
-                mixed = "data.root" in settings and plain["data"]["kind"] == "mix"
+                mixed = "data.root" in settings and config.data.kind == "mix"
                 require(not mixed, "data.root", settings.get("data.root"), NO_ROOT)
                 composed.append(plain)
     finally:

@@ -162,7 +162,8 @@ def embed_images(
     embedded = _embedded(views_VPD)
     with np.errstate(over="ignore", invalid="ignore"):
         summed_PD = embedded.summed_PD
-    finite_P = np.isfinite([row_norms(rows_PD) for rows_PD in (*views_VPD, summed_PD)]).all(0)
+    norm_VP = np.stack([row_norms(rows_PD) for rows_PD in (*views_VPD, summed_PD)])
+    finite_P: npt.NDArray[np.bool_] = np.isfinite(norm_VP).all(axis=0)
     if not finite_P.all():
         first, more = images.where(int(position_P[np.argmin(finite_P)])), int((~finite_P).sum()) - 1
         others = f", and of {more:,} more of {counted(len(finite_P), 'image')}," if more else ""
