@@ -144,22 +144,15 @@ def test_a_rank_that_fails_alone_says_why_and_no_other_covers_it(tmp_path: Path)
     assert "facerec/training" not in ended.stderr, "no traceback of ours"
 
 
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        (["head=nonsense"], "head=nonsense: no such head"),
-        pytest.param(["-m", "seed=1,2"], "-m: not under torchrun", marks=pytest.mark.slow),
-    ],
-)
-def test_a_mistake_under_torchrun_is_said_in_a_line_without_traceback(
-    tmp_path: Path, mistake: list[str], message: str
-) -> None:
-    ended = torchrun(*mistake, "output_dir=out", cwd=tmp_path)
+def test_a_mistake_under_torchrun_is_said_in_a_line_without_traceback(tmp_path: Path) -> None:
+    ended = torchrun("head=nonsense", "output_dir=out", cwd=tmp_path)
     assert ended.returncode != 0
     lines = [line for line in ended.stderr.splitlines() if line.startswith("facerec-train")]
     # The second process waits for the first to say it; on a busy machine not always for long enough.
     assert 1 <= len(lines) <= 2
-    assert all(line.replace("[1]", "").startswith(f"facerec-train: {message}") for line in lines)
+    assert all(
+        line.replace("[1]", "").startswith("facerec-train: head=nonsense: no such head") for line in lines
+    )
     assert "facerec/cli" not in ended.stderr, "no traceback of ours"
     assert not list(tmp_path.iterdir())
 

@@ -71,18 +71,25 @@ def run(
     )
 
 
-def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, site: Path) -> None:
-    done = run("train", tmp_path, *SETTINGS, packages=site)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Path:
+    """The folder of a training with the installed plugin."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run("train", folder, *SETTINGS, packages=site)
     assert done.returncode == 0, done.stderr
-    log = (tmp_path / "run" / "train.log").read_text()
+    return folder / "run"
+
+
+def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, finished: Path, site: Path) -> None:
+    log = (finished / "train.log").read_text()
     assert re.search(r"head +widening", log) and re.search(r"backbone +plain", log) and "RMSprop" in log
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == [1e-3, 1e-3 * 0.5**2]
     assert rows[-1]["loss"] > 0 and "accuracy" in rows[-1]
     assert "6 widths of stripes, 36 images" in log
-    lines = (tmp_path / "run" / "losses.csv").read_text().splitlines()
+    lines = (finished / "losses.csv").read_text().splitlines()
     assert lines == [f"{row['step']},{round(row['loss'], 4)}" for row in rows]
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last = finished / "checkpoints" / "last.pt"
     assert isinstance(checkpoint.load(last)["backbone"]["layers.0.weight"], torch.Tensor)
     without = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors")
     assert without.returncode == 2 and without.stderr.count("\n") == 1
@@ -93,9 +100,8 @@ def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, site: Path)
     assert done.stdout.splitlines()[-1].startswith("x.safetensors ")
 
 
-def test_an_installed_plugin_judges(tmp_path: Path, site: Path) -> None:
-    assert run("train", tmp_path, *SETTINGS, packages=site).returncode == 0
-    ckpt = "ckpt=run/checkpoints/last.pt"
+def test_an_installed_plugin_judges(tmp_path: Path, finished: Path, site: Path) -> None:
+    ckpt = f"ckpt={finished}/checkpoints/last.pt"
     done = run("evaluate", tmp_path, ckpt, "eval=stripes", "output_dir=judged", packages=site)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "judged" / "results.json").read_text())["targets"]["stripes"]

@@ -5,7 +5,6 @@ Shape suffixes: N images, C identities, H height, W width, C channels (RGB).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 from abc import ABC, abstractmethod
@@ -66,10 +65,12 @@ class Images(ABC):
         return ""
 
     def sample(self, count: int) -> Iterator[Encoded]:
-        """Yield some encoded images, evenly spread; nothing in place of those that cannot be read."""
+        """Yield some encoded images, evenly spread; nothing at all, ``b""``, for a damaged one."""
         for i in np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist():
-            with contextlib.suppress(DamagedDataError):
+            try:
                 yield self.encoded(i)
+            except DamagedDataError:
+                yield b""
 
     @abstractmethod
     def describe(self) -> str:

@@ -45,7 +45,7 @@ def summarise(path: Path) -> Iterator[str]:
     unused = f"{gaps:,} of them unused" if gaps else "no gaps"
     keys = f"keys {pack.key(0)} … {pack.key(len(pack) - 1)} are images"
     layout = keys if pack.layout == "InsightFace" else "every record is an image"
-    encoded = list(_sample(pack))
+    encoded = list(pack.sample(_SAMPLE))
     sizes = np.array([len(one) for one in encoded])
     yield _line(
         "file", f"{pack.root}, {_bytes(pack.root.stat().st_size)}, {counted(len(pack.reader), 'record')}"
@@ -80,15 +80,6 @@ def _histogram(count_C: np.ndarray) -> Iterator[str]:
         if step >= int(step_C.min()):
             bar = "#" * -(-many * _BAR // max(identities.max(), 1))
             yield f"{'':<12}{low if low == high else f'{low}-{high}':>11} {many:>9,} {bar}"
-
-
-def _sample(pack: Pack) -> Iterator[Encoded]:
-    """Yield some images, evenly spread; nothing in place of a damaged one."""
-    for i in np.unique(np.linspace(0, len(pack) - 1, _SAMPLE).astype(int)).tolist():
-        try:
-            yield pack.encoded(i)
-        except DamagedDataError:
-            yield b""
 
 
 def _formats(images: list[Encoded]) -> Iterator[str]:
