@@ -154,6 +154,15 @@ def duration(seconds: float | None) -> str:
     return "–" if seconds is None else str(timedelta(seconds=round(min(seconds, 8e13))))  # the most it takes
 
 
+def size_text(n: float) -> str:
+    """Return bytes in the unit that people read: 1 GB = 10⁹ bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 999.5:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
 def printable(text: str) -> str:
     """Escape control characters, which names out of files may hold and a terminal would obey."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -9,8 +9,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from facerec.errors import UserError
-from facerec.training.cost import Cost, estimate, size
+from facerec.errors import UserError, size_text
+from facerec.training.cost import Cost, estimate
 
 _FP32_USE = 0.8  # part of the fp32 peak that large products reach
 _PASSES = 25  # times that the logits are read or written, counted in facerec.heads.mechanism.class_sums
@@ -25,15 +25,15 @@ def sizes(o: argparse.Namespace, cost: Cost) -> Iterator[Row]:
     yield "rows taking part, K", f"max(⌈{o.sample_rate:g} × R⌉, G), R at most", f"{taking_part:,}"
     yield "parameters of the backbone, W", o.backbone, f"{int(cost.symbols['W']):,}"
     yield "multiply-adds per image, M", o.backbone, f"{cost.symbols['M'] / 1e9:.2f} G"
-    yield "bytes of activations per image, a", o.backbone, size(cost.symbols["a"])
+    yield "bytes of activations per image, a", o.backbone, size_text(cost.symbols["a"])
     yield "steps per epoch", f"{o.images:,} / G", f"{o.images // samples:,}"
 
 
 def memory(o: argparse.Namespace, cost: Cost) -> Iterator[Row]:
     for part, formulas in cost.memory.items():
         for name, formula in formulas.items():
-            yield f"{part}: {name}", formula, size(cost.value(formula))
-    yield f"in all, of {o.memory:g} GB", "sum", size(sum(map(cost.total, cost.memory.values())))
+            yield f"{part}: {name}", formula, size_text(cost.value(formula))
+    yield f"in all, of {o.memory:g} GB", "sum", size_text(sum(map(cost.total, cost.memory.values())))
 
 
 def step_time(o: argparse.Namespace, cost: Cost) -> Iterator[Row]:
@@ -59,9 +59,9 @@ def step_time(o: argparse.Namespace, cost: Cost) -> Iterator[Row]:
         "products of the head, fp32", f"{cost.flops['head']} / ({_FP32_USE} × {o.fp32:g} TFLOP/s)", head
     )
     yield row("passes over the logits", f"{passes} / {o.bandwidth:g} TB/s", logits)
-    arithmetic = f"{size(sum(traffic.values()))} / {o.network:g} GB/s + {waits} × {o.latency:g} µs"
+    arithmetic = f"{size_text(sum(traffic.values()))} / {o.network:g} GB/s + {waits} × {o.latency:g} µs"
     yield row("collectives of the head", arithmetic, exchange)
-    arithmetic = f"{size(reduced)} / {o.network:g} GB/s − 2/3 of the backbone"
+    arithmetic = f"{size_text(reduced)} / {o.network:g} GB/s − 2/3 of the backbone"
     yield row("all-reduce beyond the backward pass", arithmetic, beyond)
     rate = cost.symbols["S"] / step
     yield "a step", "sum", f"{step * 1e3:.0f} ms"
@@ -73,9 +73,9 @@ def step_time(o: argparse.Namespace, cost: Cost) -> Iterator[Row]:
 def checkpoint(o: argparse.Namespace, cost: Cost) -> Iterator[Row]:
     copies = 1 + o.state_tensors
     everything = cost.value(f"{copies} × 4 × {o.identities} × D") + cost.value(f"{copies} × 4 × W")
-    yield "on disk", f"{copies} × 4 × ({o.identities:,} × D + W)", size(everything)
-    yield "written per process", f"{copies} × 4 × R × D", size(cost.value(f"{copies} × 4 × R × D"))
-    yield "time", f"{size(everything)} / {o.storage:g} GB/s", f"{everything / o.storage / 1e9:.1f} s"
+    yield "on disk", f"{copies} × 4 × ({o.identities:,} × D + W)", size_text(everything)
+    yield "written per process", f"{copies} × 4 × R × D", size_text(cost.value(f"{copies} × 4 × R × D"))
+    yield "time", f"{size_text(everything)} / {o.storage:g} GB/s", f"{everything / o.storage / 1e9:.1f} s"
 
 
 OPTIONS: dict[str, tuple[int | float | str, str]] = {
@@ -130,8 +130,8 @@ def main(arguments: list[str]) -> None:
         half=True,
         activation=activation_bytes(backbone, half=True),
     )
-    sent = [(name, formula, size(cost.value(formula))) for name, formula in cost.sent.items()]
-    sent.append(("in all", "sum", size(cost.total(cost.sent))))
+    sent = [(name, formula, size_text(cost.value(formula))) for name, formula in cost.sent.items()]
+    sent.append(("in all", "sum", size_text(cost.total(cost.sent))))
     tables = {
         "sizes": list(sizes(o, cost)),
         "memory of a GPU, bytes": list(memory(o, cost)),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from facerec.errors import size_text
 from facerec.heads import create_head
 from facerec.heads.mechanism.sampling import updating_sampled_rows
-from facerec.training.cost import Cost, estimate, of_run, size
+from facerec.training.cost import Cost, estimate, of_run
 from tests.tiny_run import tiny_trainer
 
 PLAN = Path(__file__).parents[1] / "scripts" / "plan.py"
@@ -161,14 +162,8 @@ def test_a_trainer_knows_its_cost(tmp_path: Path, head: str) -> None:
 
 
 def test_sizes_read_well() -> None:
-    assert [size(n) for n in (0, 999, 1000, 547e6, 41_481_249_280, 999.9e9)] == [
-        "0 bytes",
-        "999 bytes",
-        "1 kB",
-        "547 MB",
-        "41.5 GB",
-        "1 TB",
-    ]
+    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1 kB", 547e6: "547 MB", 41_481_249_280: "41.5 GB"}
+    assert {n: size_text(n) for n in (*sizes, 999.9e9)} == sizes | {999.9e9: "1 TB"}
 
 
 def plan(*arguments: str) -> None:

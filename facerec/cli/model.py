@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facerec.cli.base import Parser
-from facerec.errors import ConfigError, counted
+from facerec.errors import ConfigError, counted, size_text
 
 if TYPE_CHECKING:
     from facerec.models.model import Model
@@ -75,12 +75,11 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
     from facerec.backbones.flops import inference_bytes, multiply_adds
     from facerec.models.networks import ForeignNetwork
     from facerec.models.onnx_network import OnnxNetwork
-    from facerec.training.cost import size
 
     foreign = isinstance(model.backbone, ForeignNetwork)
     assert model.path is not None
     files = model.backbone.files if isinstance(model.backbone, ForeignNetwork) else [model.path]
-    yield "model", f"{model.path}, {size(sum(Path(one).stat().st_size for one in files))}"
+    yield "model", f"{model.path}, {size_text(sum(Path(one).stat().st_size for one in files))}"
     yield "backbone", str(model.config.get("backbone", {}).get("name", type(model.backbone).__name__))
     yield "input", f"{model.input}{'' if model.knows_input else ' (not in the file: the usual one)'}"
     image_BHWC = np.zeros((1, *model.input.shape, 3), np.uint8)
@@ -90,14 +89,14 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
     parameters = sum(one.numel() for one in model.backbone.parameters())
     state = [*model.backbone.parameters(), *model.backbone.buffers()]
     if parameters:
-        yield "parameters", f"{parameters:,}; {size(sum(one.nbytes for one in state))} in memory"
+        yield "parameters", f"{parameters:,}; {size_text(sum(one.nbytes for one in state))} in memory"
     if not foreign:
         yield (
             "FLOPs",
             f"{multiply_adds(model.backbone, model.input.shape) / 1e9:.3f} G multiply-adds an image",
         )
         held = inference_bytes(model.backbone, model.input.shape)
-        yield "activations", f"{size(held)} an image, at most at once"
+        yield "activations", f"{size_text(held)} an image, at most at once"
     yield "threshold", "none" if model.threshold is None else str(model.threshold)
 
 
@@ -106,7 +105,6 @@ def _speeds(model: Model, batches: list[int], precision: str) -> list[str]:
 
     from facerec.models.speed import measure
     from facerec.reporting.text_table import aligned
-    from facerec.training.cost import size
 
     where = str(model.device)
     if model.device.type == "cpu":
@@ -115,6 +113,6 @@ def _speeds(model: Model, batches: list[int], precision: str) -> list[str]:
     rows = [[f"batch ({where}, {precision})", "latency", "images/s", "peak memory"]]
     for batch in batches:
         speed = measure(model, batch, precision=precision)
-        peak = "–" if speed.peak is None else size(speed.peak)
+        peak = "–" if speed.peak is None else size_text(speed.peak)
         rows.append([f"{batch}", f"{1000 * speed.seconds:.1f} ms", f"{speed.images_per_second:.1f}", peak])
     return [line.rstrip() for line in aligned(rows)]

@@ -48,17 +48,11 @@ def deal(
     require(2 <= count <= rarer, "--folds", count, limits)
     if identity_2N is not None:
         group_N = _linked(identity_2N)
-        for fewer in range(count, 1, -1):
-            fold_N = _disjoint(same_N, group_N, fewer, seed)
-            if fold_N is not None and fewer == count:
-                return fold_N
-            if fold_N is not None:
-                break
-        hint = (
-            f"--folds {fewer} keeps them apart"
-            if fold_N is not None
-            else "no number of folds keeps them apart"
-        )
+        options = ((many, _disjoint(same_N, group_N, many, seed)) for many in range(count, 1, -1))
+        possible, fold_N = next((one for one in options if one[1] is not None), (0, None))
+        if possible == count:
+            return fold_N
+        hint = f"--folds {possible} keeps them apart" if possible else "no number of folds keeps them apart"
         largest = np.bincount(group_N).max() / len(group_N)
         log.warning(
             "identities are in several folds: impostor pairs link %.0f %% of the pairs to each other; %s",

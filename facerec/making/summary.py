@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from facerec.errors import DamagedDataError, MissingDataError, counted
+from facerec.errors import DamagedDataError, MissingDataError, counted, size_text
 from facerec.files import replacing
 from facerec.images.decode import Encoded, decode, read_header
 from facerec.images.images import Images, LabelledImages
@@ -48,7 +48,7 @@ def summarise(path: Path) -> Iterator[str]:
     encoded = list(pack.sample(_SAMPLE))
     sizes = np.array([len(one) for one in encoded])
     yield _line(
-        "file", f"{pack.root}, {_bytes(pack.root.stat().st_size)}, {counted(len(pack.reader), 'record')}"
+        "file", f"{pack.root}, {size_text(pack.root.stat().st_size)}, {counted(len(pack.reader), 'record')}"
     )
     yield _line("layout", f"{pack.layout} ({layout})")
     yield _line(
@@ -110,15 +110,10 @@ def _index(index: RecordIndex, path: Path) -> str:
     return f"{path.name}, {counted(len(index), 'line')}, {keys}; {origins[index.origin]}{cache}"
 
 
-def _bytes(count: int) -> str:
-    exponent = min((len(str(count)) - 1) // 3, 4)
-    return f"{count / 1000**exponent:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[exponent]}"
-
-
 def _verification_lines(path: Path) -> Iterator[str]:
     pack = load_verification(path)
     same = int(np.count_nonzero(pack.issame_N))
-    yield _line("file", f"{path}, {_bytes(path.stat().st_size)}")
+    yield _line("file", f"{path}, {size_text(path.stat().st_size)}")
     yield _line("pairs", f"{len(pack):,}: {same:,} genuine, {len(pack) - same:,} impostor")
     yield _line("images", f"{2 * len(pack):,}, {len(pack.images):,} of them distinct")
 

@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from facerec.errors import size_text
+
 if TYPE_CHECKING:
     from facerec.training.loop import Trainer
 
@@ -57,14 +59,14 @@ class Cost:
     def line(self) -> str:
         """Return one line for the log."""
         parts = {part: self.total(formulas) for part, formulas in self.memory.items()}
-        memory = ", ".join(f"{part} {size(n)}" for part, n in parts.items() if n)
+        memory = ", ".join(f"{part} {size_text(n)}" for part, n in parts.items() if n)
         unknown = "" if "activations" in parts else " and the activations that blocks recompute"
         flops = self.total(self.flops)
         head = self.value(self.flops["head"]) / max(flops, 1)
-        sent = f", {size(self.total(self.sent))} sent" if self.sent else ""
+        sent = f", {size_text(self.total(self.sent))} sent" if self.sent else ""
         return (
-            f"{size(self.memory_bytes())} per process ({memory}){unknown}, beside Python's and torch's own; "
-            f"a step: {flops / 1e12:.3g} TFLOPs (head {head:.0%}){sent}"
+            f"{size_text(self.memory_bytes())} per process ({memory}){unknown}, beside Python's and torch's "
+            f"own; a step: {flops / 1e12:.3g} TFLOPs (head {head:.0%}){sent}"
         )
 
 
@@ -190,12 +192,3 @@ def of_run(trainer: Trainer) -> Cost:
         activation=activation_bytes(backbone, shape, half=half) if exact else 0,
         block=block_bytes(device),
     )
-
-
-def size(n: float) -> str:
-    """Return bytes in the unit that people read: 1 GB = 10⁹ bytes."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n < 999.5:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"

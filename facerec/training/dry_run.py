@@ -15,7 +15,7 @@ import torch
 
 from facerec import distributed
 from facerec.device import free_memory, peak_memory, wait_for
-from facerec.errors import FacerecError, MissingDataError, counted, duration, require
+from facerec.errors import FacerecError, MissingDataError, counted, duration, require, size_text
 from facerec.loading.settings import DataSettings, of_source
 from facerec.loading.sources import open_faces
 from facerec.registry import build
@@ -56,11 +56,11 @@ def dry_run(config: Mapping[str, Any], composed: Sequence[Mapping[str, Any]] = (
 
     world_size, steps = trainer.loader.world_size, trainer.settings.steps(trainer.loader)
     per_step = trainer.settings.batch_size * trainer.settings.accumulate * world_size
-    on_device = f"{cost.size(peak)} on {trainer.device}, " if trainer.device.type == "cuda" else ""
+    on_device = f"{size_text(peak)} on {trainer.device}, " if trainer.device.type == "cuda" else ""
     _say(
         "memory",
-        f"peak {on_device}{cost.size(peak_host)} in main memory, Python's and torch's own in it "
-        f"(forecast without those: {cost.size(forecast.memory_bytes())})",
+        f"peak {on_device}{size_text(peak_host)} in main memory, Python's and torch's own in it "
+        f"(forecast without those: {size_text(forecast.memory_bytes())})",
     )
     speed = f"{counted(per_step, 'image')}, {per_step / later:,.3g} per second"
     _say("step", f"first {first:.3g} s, then {later:.3g} s for {speed}")
@@ -133,8 +133,8 @@ def _require_memory(trainer: Trainer, forecast: cost.Cost) -> None:
     needed, free = forecast.memory_bytes() - here, free_memory(trainer.device)
     if free is not None and needed > free:
         raise FacerecError(
-            f"trainer.dry_run=true: beside the weights a step takes {cost.size(needed)} by the forecast, and "
-            f"{cost.size(free)} are free ({trainer.device}); lower trainer.batch_size or head.sample_rate, "
+            f"trainer.dry_run=true: beside the weights a step takes {size_text(needed)} by the forecast, and "
+            f"{size_text(free)} are free ({trainer.device}); lower trainer.batch_size or head.sample_rate, "
             "shard over more processes, or take trainer.precision=bf16 or trainer.checkpoint_activations=true"
         )
 
