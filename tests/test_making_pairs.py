@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from facerec.errors import ConfigError, DamagedDataError, FacerecError, MissingDataError, UserError
 from facerec.images.decode import decode
-from facerec.making.drawn_pairs import draw_pairs
+from facerec.making.folds import draw_pairs
 from facerec.making.pair_lists import (
     lfw_image,
     read_csv,

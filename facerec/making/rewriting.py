@@ -24,8 +24,7 @@ from facerec.files import publish, staging, storing
 from facerec.images.images import LabelledImages
 from facerec.making.audit import audit
 from facerec.making.builder import Built, PackBuilder
-from facerec.packs.listing import Listing, image_name
-from facerec.packs.pack import Pack
+from facerec.packs.pack import Listing, Pack, image_name
 from facerec.packs.recordio import RecordReader
 from facerec.packs.text import plain_name
 from facerec.progress import Bar

@@ -14,8 +14,7 @@ from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.images.images import Images, LabelledImages
 from facerec.loading.folders import FileImages, require_inside
 from facerec.loading.opening import warn_of_unaligned
-from facerec.making.dealing import deal
-from facerec.making.drawn_pairs import draw_pairs
+from facerec.making.folds import deal, draw_pairs
 from facerec.making.pair_lists import Pair
 from facerec.packs.text import stays_inside
 from facerec.packs.verification import write_verification
@@ -85,7 +84,7 @@ def write_listed(
 
     Args:
         root: the folder that the paths of the list start from.
-        folds: their number, where the list gives it; those to deal, see `dealing.deal`.
+        folds: their number, where the list gives it; those to deal, see `folds.deal`.
         keep_order: the pairs stay as they are listed; else they are dealt into folds.
         seed: of the dealing.
         identity: of an image by its path; where it contradicts an answer of the list, none is kept.

@@ -14,8 +14,7 @@ from facerec.loading.opening import open_images
 from facerec.making import pair_lists
 from facerec.packs import verification
 from facerec.packs.index import read_index
-from facerec.packs.listing import Listing
-from facerec.packs.pack import read_property
+from facerec.packs.pack import Listing, read_property
 from tests.fuzzing.plain import (
     SAME,
     TEMPLATES,

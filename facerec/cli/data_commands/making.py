@@ -91,7 +91,7 @@ def pairs(options: Namespace) -> None:
     """
     from facerec.files import refuse_overwriting
     from facerec.loading.folders import FolderImages
-    from facerec.making.dealing import balance
+    from facerec.making.folds import balance
     from facerec.making.pair_lists import read_csv, read_pairs_txt
     from facerec.making.verification_sets import write_drawn, write_listed
     from facerec.packs.pack import open_pack
