@@ -12,13 +12,14 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 from scipy.stats import t, ttest_1samp
 
 import facerec
 from facerec.evaluation.statistics.comparison import holm
+from facerec.making.published_sets import LAYOUTS
 
 # One set of parameters for all seeds, chosen beforehand; small margins, as 32 pixels and few images are hard.
 HEADS = {
@@ -108,16 +109,10 @@ def prepare(cfp: Path, lfw: Path, out: Path, least: int) -> None:
     ``both`` holds CFP's identities of folds 1 to 8 and LFW's of at least so many images, ``few`` four images
     (two in profile) of each of CFP's, ``held`` CFP's other identities; the pairs are those of folds 9 and 10.
     """
-    lists = {}
-    for view in "FP":
-        lines = (cfp / f"Protocol/Pair_list_{view}.txt").read_text().split("\n")
-        named = dict(line.replace("../Data/Images/", "").split() for line in lines if line.strip())
-        lists[view] = {number: placed(Path(path)) for number, path in named.items()}
-    pairs: dict[str, list[str]] = {view: [] for view in "FP"}
-    for view, fold, answer in product("FP", ("09", "10"), ("same", "diff")):
-        text = (cfp / f"Protocol/Split/F{view}/{fold}/{answer}.txt").read_text()
-        for first, second in (line.split(",") for line in text.split()):
-            pairs[view].append(f"{lists['F'][first]},{lists[view][second]},{int(answer == 'same')}\n")
+    pairs = {
+        name: [f"{placed(Path(a))},{placed(Path(b))},{int(same)}\n" for a, b, same in listed.pairs[-1400:]]
+        for name, listed in LAYOUTS["cfp"].read(cfp, cfp / "Data/Images").items()
+    }
     held = {
         name.partition("/")[0] for both in pairs.values() for line in both for name in line.split(",")[:2]
     }
@@ -134,12 +129,12 @@ def prepare(cfp: Path, lfw: Path, out: Path, least: int) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(image, target)
         (out / "held.part").rename(out / "held")
-    for view, lines in pairs.items():
-        listing, target = out / f"cfp_f{view.lower()}.csv", out / f"cfp_f{view.lower()}.bin"
+    for name, lines in pairs.items():
+        listing = (out / name).with_suffix(".csv")
         listing.write_text("".join(lines))
-        if not target.is_file():
+        if not (out / name).is_file():
             written = ["--csv", str(listing), "--keep", "--keep-order", "--folds", "2"]
-            command("data", "pairs", str(out / "held"), str(target), *written)
+            command("data", "pairs", str(out / "held"), str(out / name), *written)
 
 
 def placed(image: Path) -> str:
