@@ -7,9 +7,7 @@ StorageError where it cannot be written, MissingDataError where nothing is left 
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -300,7 +298,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
         The reasons why records could not be read.
 
     Raises:
-        UserError: `out` holds something and no `force`; two images have one name; a name is too long.
+        UserError: `out` holds something and no `force`; two images have one name.
         DamagedDataError: the `.lst` is malformed.
         StorageError: a file cannot be written.
     """
@@ -327,15 +325,6 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
                 raise UserError(
                     f"{lst}: names two images {target.relative_to(stage)}; "
                     "correct it, or move it away to have them numbered"
-                ) from None
-            except OSError as problem:
-                if problem.errno != errno.ENAMETOOLONG:
-                    raise
-                longest = max(target.relative_to(stage).parts, key=lambda part: len(os.fsencode(part)))
-                raise UserError(
-                    f"{lst}: identity {pack.label(i):.60}: the name {longest:.60}… "
-                    f"has {len(os.fsencode(longest))} bytes, a file's {os.pathconf(stage, 'PC_NAME_MAX')} at "
-                    "most; shorten it, or move that file away to have them numbered"
                 ) from None
         files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
         publish(stage, out, sorted(files) if in_use else None)
