@@ -33,14 +33,6 @@ class FaceFile(NamedTuple):
     found: Face | None = None
 
 
-class FacePixels(NamedTuple):
-    """The pixels of a face, uint8 RGB (size, size, 3), None where there is none; else as `FaceFile`."""
-
-    image_HWC: np.ndarray | None
-    note: str = ""
-    found: Face | None = None
-
-
 @dataclass(frozen=True)
 class FaceMaker:
     """The settings by which photographs become faces.
@@ -87,32 +79,34 @@ class FaceMaker:
         except MemoryError:
             return FaceFile(None, "too large for the memory of this machine")
 
-    def face(self, encoded: Encoded) -> FacePixels:
+    def face(self, encoded: Encoded) -> tuple[np.ndarray | None, str, Face | None]:
         """The face in an encoded photograph, as pixels.
+
+        Returns:
+            uint8 RGB (size, size, 3), None where there is none; the other two as of `FaceFile`.
 
         Raises:
             DamagedDataError: it is no image, or a damaged one.
         """
         if self.detector is None:
-            return FacePixels(decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS))
+            return decode(encoded, self.size, MAX_PHOTOGRAPH_PIXELS), "", None
         image_HWC = decode_full_size(encoded)
         found = self.detector.detect(image_HWC)
         faces = [face for face in found if face.side >= self.min_face]
         if not faces:
+            largest = max((one.side for one in found), default=None)
             note = "no face found"
-            if found:
-                note = (
-                    f"no face of {self.min_face} pixels; the largest has {max(one.side for one in found):.0f}"
-                )
+            if largest is not None:
+                note = f"no face of {self.min_face} pixels; the largest has {largest:.0f}"
             if self.no_face == "drop":
-                return FacePixels(None, note)
-            return FacePixels(self._cropped(image_HWC), f"{note}; cropped at the centre")
+                return None, note, None
+            return self._cropped(image_HWC), f"{note}; cropped at the centre", None
         face = choose(faces, (image_HWC.shape[0], image_HWC.shape[1]))
         note = f"{len(faces)} faces found" if len(faces) > 1 else ""
         if note and self.several == "drop":
-            return FacePixels(None, note, face)
+            return None, note, face
         note = f"{note}; took the largest and most central" if note else ""
-        return FacePixels(self._aligned(image_HWC, face), note, face)
+        return self._aligned(image_HWC, face), note, face
 
     def _fits(self, encoded: Encoded) -> bool:
         """Return True if an image's header says that it can be stored as it is; raises DamagedDataError."""
