@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,14 @@ from PIL import Image
 from facerec.device import release_memory
 from facerec.errors import DamagedDataError
 from facerec.images.decode import decode, decode_into
+from facerec.packs.pack import open_pack
 from tests.test_images import as_pillow_sees, file_of, photograph
 
 
 def test_lfw_images_have_the_pixels_of_pil(lfw_root: Path) -> None:
-    lines = (lfw_root / "train.idx").read_text().splitlines()[1:401:8]
-    offsets = [int(line.split("\t")[1]) for line in lines]
-    with (lfw_root / "train.rec").open("rb") as file:
-        for offset in offsets:
-            file.seek(offset)
-            _, length = struct.unpack("<II", file.read(8))
-            encoded = file.read(length & 0x1FFFFFFF)[24:]
-            assert np.array_equal(decode(encoded), as_pillow_sees(encoded))
+    pack = open_pack(lfw_root)
+    for i in range(0, 400, 8):
+        assert np.array_equal(decode(pack.encoded(i)), as_pillow_sees(bytes(pack.encoded(i))))
 
 
 def test_jpeg_goes_straight_into_a_slot_of_a_batch_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
