@@ -1,4 +1,7 @@
-"""Atomic file writes: a file is complete under its name or absent; what killed processes left is removed."""
+"""Atomic file writes: a file is complete under its name or absent; what killed processes left is removed.
+
+What cannot be made or written is an OSError; `storing`, and so `replacing`, makes a StorageError of it.
+"""
 
 from __future__ import annotations
 
@@ -105,11 +108,7 @@ def _cell(value: object) -> object:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a complete line to a file of lines: in one write, or not at all; first, one cut off is removed.
-
-    Raises:
-        OSError: it could not be written; see `storing`.
-    """
+    """Append a complete line to a file of lines: in one write or not at all; one cut off is removed first."""
     with path.open("ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -129,11 +128,7 @@ def sync(file: BinaryIO) -> None:
 
 
 class Unfinished:
-    """A file being written under a temporary name beside `target`, locked as long as it is open.
-
-    Raises:
-        OSError: it cannot be made, here and in every method; see `storing`.
-    """
+    """A file being written under a temporary name beside `target`, locked as long as it is open."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -161,11 +156,7 @@ class Unfinished:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Make a folder under a temporary name beside `target`, to be renamed; what is left of it is removed.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Make a folder under a temporary name beside `target`, to be renamed; what is left of it is removed."""
     with _parents(target), contextlib.ExitStack() as stack:
         stage = _temporary(target)
         stack.callback(shutil.rmtree, stage, ignore_errors=True)  # before: Ctrl-C may come at any moment
@@ -178,11 +169,7 @@ def staging(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def nameless(folder: Path) -> Iterator[BinaryIO]:
-    """Open a file without a name in `folder`, which is made: however the process ends, nothing is left of it.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Open a file without a name in `folder`, which is made; however the process ends, nothing is left."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         yield file
@@ -196,7 +183,6 @@ def resumable_staging(stage: Path, journal: str, *, wait: bool = False) -> Itera
 
     Raises:
         BlockingIOError: another process has it, and no `wait`.
-        OSError: it cannot be made.
     """
     with _parents(stage), _locked(stage, wait):
         try:

@@ -1,6 +1,7 @@
 """Lists of pairs and of people that others made: LFW's `pairs.txt` and `people.txt`, and CSV files.
 
-Each reader raises MissingDataError where there is no such file, DamagedDataError where it is malformed.
+Each reader raises MissingDataError where there is no such file, and DamagedDataError where a line, which it
+names, is not as it must be, or nothing is listed.
 """
 
 from __future__ import annotations
@@ -44,9 +45,6 @@ def read_pairs_txt(path: Path, folds: int | None = None) -> Folds:
 
     Args:
         folds: their number in a list without a first line that says it (RFW).
-
-    Raises:
-        DamagedDataError: naming the line that is not that.
     """
     lines = _lines(path)
     if folds is None:
@@ -89,11 +87,7 @@ def read_pairs_txt(path: Path, folds: int | None = None) -> Folds:
 
 
 def read_people_txt(path: Path) -> list[dict[str, int]]:
-    """Read LFW's `people.txt`: of each set, the names and their numbers of images.
-
-    Raises:
-        DamagedDataError: naming the line that is not in order.
-    """
+    """Read LFW's `people.txt`: of each set, the names and their numbers of images."""
     lines = _lines(path)
     number = 0
 
@@ -123,9 +117,6 @@ def read_csv(path: Path) -> list[Pair]:
     """Read a CSV of two paths and a label: 1, true, same or yes for one identity; 0, false, different or no.
 
     A first line without a dot or a slash in its paths is taken for a header.
-
-    Raises:
-        DamagedDataError: naming the line that is not that, or there are no pairs.
     """
     pairs: list[Pair] = []
     contradicted: list[tuple[int, Pair]] = []
@@ -148,10 +139,8 @@ def read_csv(path: Path) -> list[Pair]:
 def read_labels(path: Path) -> dict[str, list[str]]:
     """Read a CSV of lines ``path,label``: the paths of each label, in the order of the list.
 
-    A first line whose path has no dot and no slash is taken for a header.
-
-    Raises:
-        DamagedDataError: naming the line that is not that, leads out of the folder or lists a path again.
+    A path must lie below the folder and be listed once. A first line whose path has no dot and no slash is
+    taken for a header.
     """
     labels: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
