@@ -22,6 +22,7 @@ from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from facerec.training.run import assemble
 from facerec.training.settings import TrainerSettings
+from tests.tiny_run import tiny_trainer
 
 # The smallest backbone of every family that torch can trace on small images.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -124,3 +125,17 @@ def test_a_run_says_what_compiling_costs_on_a_cpu(tmp_path: Path, caplog: pytest
     assert graphs.startswith(plain) and graphs.endswith("; reduce-overhead: it has no CUDA graphs")
     with pytest.raises(ConfigError, match=r"^trainer\.accumulate=2: with trainer\.compile=reduce-overhead"):
         TrainerSettings(compile="reduce-overhead", accumulate=2)
+
+
+@pytest.mark.slow
+def test_a_mode_of_the_compiler_trains_as_eager_code_does(tmp_path: Path) -> None:
+    """On a CPU without its CUDA graphs; tests/test_on_device.py has them."""
+    options: dict[str, Any] = {"dropout": 0.0, "trainer_max_steps": 3}
+    eager, compiled = (
+        tiny_trainer(tmp_path / str(mode), trainer_compile=mode, **options)
+        for mode in (False, "reduce-overhead")
+    )
+    for trainer in (eager, compiled):
+        trainer.fit()
+    for name, value in eager.backbone.state_dict().items():
+        torch.testing.assert_close(compiled.backbone.state_dict()[name], value, rtol=1e-4, atol=1e-5)

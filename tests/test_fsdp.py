@@ -96,7 +96,7 @@ WAYS = {
         *("teacher.ckpt=teacher.pt", "teacher.features=1", "trainer.precision=bf16", "optimizer.lr=0.002"),
         "teacher.layers={blocks.0: blocks.0}",
     ],
-    "exchanged in bf16": ["trainer.gradient_exchange=bf16"],
+    "exchanged in bf16": ["trainer.gradient_exchange=bf16", "optimizer.lr=0.002"],
 }
 
 
