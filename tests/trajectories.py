@@ -81,7 +81,9 @@ def images_and_labels(seed: int, count: int, size: int, classes: int) -> tuple[T
     return torch.from_numpy(image_BHWC), torch.from_numpy(rng.integers(0, classes, count))
 
 
-def exactly(batch: Batch, device: torch.device, input: Preprocessing, fused: None) -> tuple[Tensor, Tensor]:
+def exactly(
+    batch: Batch, device: torch.device, input: Preprocessing, fused: None = None
+) -> tuple[Tensor, Tensor]:
     """Prepare a batch as `facerec.loading.batch.prepare` does, in float64."""
     out_BHWC = torch.empty(batch.image_BHWC.shape)
     image_BCHW = input.normalise(batch.image_BHWC, out_BHWC)
