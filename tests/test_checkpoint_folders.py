@@ -17,7 +17,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
 from facerec.models.checkpoint import RunCheckpoints, newest_checkpoint, open_checkpoint
 from facerec.models.checkpoint.dcp_metadata import stored_tensors
-from facerec.models.pretrained import load_pretrained
+from facerec.models.weights import load_pretrained
 from tests.several import run_ranks
 from tests.test_parallel import first_half
 

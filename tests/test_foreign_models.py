@@ -23,7 +23,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
 from facerec.models.export import export
 from facerec.models.model import Model
-from facerec.models.opening import kind_of
+from facerec.models.weights import kind_of
 from tests.foreign_files import (
     SIZE,
     WIDTH,
@@ -224,10 +224,10 @@ def test_the_content_says_what_a_file_is_and_not_its_name(
     save_file(tiny.state_dict(), tmp_path / "b.pth")
     shutil.copy(ours, tmp_path / "c.onnx")
     torch.save(tiny.state_dict(), tmp_path / "d.pth", _use_new_zipfile_serialization=False)
-    assert kind_of(tmp_path / "a.pth").name == "onnx"
-    assert kind_of(tmp_path / "b.pth").name == "safetensors"
-    assert kind_of(tmp_path / "c.onnx").name == "checkpoint"
-    assert kind_of(tmp_path / "d.pth").name == "checkpoint"
+    assert kind_of(tmp_path / "a.pth") == "onnx"
+    assert kind_of(tmp_path / "b.pth") == "safetensors"
+    assert kind_of(tmp_path / "c.onnx") == "checkpoint"
+    assert kind_of(tmp_path / "d.pth") == "checkpoint"
     assert load_model(tmp_path / "c.onnx", device="cpu").step == 1234
 
 

@@ -20,8 +20,8 @@ from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.export import export
 from facerec.models.model import Model
-from facerec.models.pretrained import load_pretrained
 from facerec.models.recognition import recognise
+from facerec.models.weights import load_pretrained
 from tests.test_published_backbones import fill
 
 State = dict[str, Tensor]

@@ -20,8 +20,8 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models.export import export
 from facerec.models.model import Model
 from facerec.models.onnx_network import OnnxNetwork
-from facerec.models.pretrained import load_pretrained
 from facerec.models.unfolding import unfold_batch_norms
+from facerec.models.weights import load_pretrained
 from tests.test_published_backbones import fill
 
 SMALL: dict[str, Any] = {"embedding_size": 16, "input_size": 32}

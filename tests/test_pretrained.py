@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.errors import CheckpointError
 from facerec.models import checkpoint
-from facerec.models.lineages import LINEAGES, Lineage
-from facerec.models.pretrained import load_pretrained, read_weights
 from facerec.models.recognition import recognise
+from facerec.models.weights import load_pretrained
 
 SMALL = {"embedding_size": 8, "input_size": 32}
 State = dict[str, Tensor]
@@ -225,21 +224,15 @@ def test_files_without_weights_are_named(
 
 def test_a_checkpoint_without_tensors_says_what_it_holds(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "x.pt", {"step": 3, "epoch": 1})
-    with pytest.raises(CheckpointError, match=r"ckpt=.*x\.pt: has no weights; .* this holds step, epoch"):
-        read_weights(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"x\.pt: has no weights; .* this holds step, epoch"):
+        load_pretrained(small(), tmp_path / "x.pt")
 
 
-def test_another_lineage_is_a_table_of_its_names(
-    tmp_path: Path, trained: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    theirs = {name.replace("conv", "kernel").replace("bn", "norm"): value for name, value in trained.items()}
-    assert theirs.keys() != trained.keys()
-    torch.save(
-        {"their_network": theirs, "larger": {str(i): torch.ones(1) for i in range(999)}}, tmp_path / "w"
-    )
-    names = {"kernel": "conv", "norm": "bn"}
-    monkeypatch.setitem(LINEAGES, "theirs", Lineage(("their_network",), names))
-    assert same(read_weights(tmp_path / "w"), trained)
+def test_the_wrapper_of_a_lineage_counts_more_than_a_larger_one(tmp_path: Path, trained: State) -> None:
+    torch.save({"net": trained, "larger": {str(i): torch.ones(1) for i in range(999)}}, tmp_path / "w")
+    backbone = small()
+    load_pretrained(backbone, tmp_path / "w")
+    assert same(backbone.state_dict(), trained)
 
 
 @pytest.mark.parametrize("name", sorted({*BACKBONES.names()} - {"timm"}))

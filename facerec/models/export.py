@@ -108,7 +108,7 @@ def store_threshold(path: Path, threshold: Threshold) -> None:
             proto.metadata_props.add(key=key, value=value)
         content = proto.SerializeToString()
     else:
-        state, metadata = read_safetensors(path, str(path))
+        state, metadata = read_safetensors(path)
         content = _saved(state, metadata | as_metadata(settings))
     with replacing(path) as file:
         file.write(content)

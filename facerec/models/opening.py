@@ -1,4 +1,4 @@
-"""Open a model file of any kind: `KINDS` is the table. Its content decides the kind; nothing in it is run.
+"""Open a model file of any kind. Its content decides the kind; nothing in it is run.
 
 Checkpoints and state dicts are read by `pickles.torch_file`; safetensors and ONNX files hold numbers and a
 graph of known operators, which onnxruntime runs in a process with limits (`onnx_network`). The network a
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,9 +27,8 @@ from facerec.models.lineages import usual_preprocessing
 from facerec.models.model import Model
 from facerec.models.recognition import nearest, network_settings, recognise
 from facerec.models.threshold import Threshold
-from facerec.models.weights import fitted_backbone, is_onnx, is_safetensors, read_safetensors, tensors_in
+from facerec.models.weights import built, fitted_backbone, kind_of, read, tensors_in
 from facerec.pickles.stand_ins import are_settings, shown
-from facerec.pickles.torch_file import ARCHIVE, archive_names
 from facerec.registry import build
 
 log = logging.getLogger("facerec.evaluation")
@@ -44,7 +43,6 @@ class Request(NamedTuple):
     device: torch.device
     input: Settings
     backbone: Settings  # with a name, or empty
-    allow_code: bool
     weights: Literal["raw", "ema"] = "raw"
 
     @property
@@ -93,55 +91,29 @@ def load_model(
             raise ConfigError(f"backbone.{key}", chosen[key], "needs backbone=NAME, the network it is of")
         chosen = {}
     kind = kind_of(path)
-    if chosen and kind.brings_network:
+    if chosen and kind == "torchscript":
         raise ConfigError("backbone", chosen["name"], f"{path} brings its own network; leave it out")
     where = resolve_device(device, key="device", own=False)
-    given = {key: getattr(checked, key) for key in given}
-    model = kind.open(Request(path, where, given, chosen, allow_code, weights))
+    request = Request(path, where, {key: getattr(checked, key) for key in given}, chosen, weights)
+    match kind:
+        case "onnx":
+            model = _open_onnx(request)
+        case "torchscript":
+            model = _open_torchscript(request, allow_code)
+        case "torch.export":
+            hint = "export it to ONNX, or save its state_dict()"
+            raise CheckpointError(f"{request.where}: is a program of torch.export; {hint}")
+        case _:
+            model = _open_weights(request)
     if model.weights != weights:
         raise ConfigError("weights", weights, f"{path} has no averaged weights (trainer.ema); leave it out")
     return model
 
 
-# Kinds of files -------------------------------------------------------------------------------------------
-
-
-class Kind(NamedTuple):
-    """A kind of model files, recognised by path, first bytes, and names within if it is an archive."""
-
-    name: str
-    recognises: Callable[[Path, bytes, frozenset[str]], bool]
-    open: Callable[[Request], Model]
-    brings_network: bool = False
-
-
-def kind_of(path: Path) -> Kind:
-    """The first of `KINDS` that recognises a file; raises `CheckpointError` where there is none."""
-    if checkpoint.is_folder(path):
-        return KINDS[-1]
-    if hub.is_folder(path):
-        return Kind("hub", lambda *file: True, _open_hub_folder)
-    checkpoint.require_file(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-        names = archive_names(path) if start.startswith(ARCHIVE) else frozenset()
-        return next(kind for kind in KINDS if kind.recognises(path, start, names))
-    except OSError as error:
-        raise CheckpointError(f"ckpt={path}: cannot be read: {error.strerror}") from error
-
-
 # Checkpoints of ours --------------------------------------------------------------------------------------
 
 
-def _open_pickle(request: Request) -> Model:
-    """Open a checkpoint of ours, or a state dict."""
-    state = checkpoint.load(request.path)
-    ours = "config" in state and ("backbone" in state or "input" in state)
-    return _open_checkpoint(request, state) if ours else _open_weights(request, state, {})
-
-
-def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
+def _open_checkpoint(request: Request, state: Mapping[Any, Any]) -> Model:
     config = _settings_in(request, state, "config")
     settings = _settings_in(request, config, "backbone")
     missing = [key for key in ("backbone", "input") if not isinstance(state.get(key), Mapping)]
@@ -150,11 +122,7 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
             f"{request.where}: has no {' and no '.join(missing or ['config.backbone.name'])}, so it is not a "
             "checkpoint of a training run; give its checkpoints/best.pt or checkpoints/last.pt"
         )
-    if settings["name"] not in (known := BACKBONES.names()):
-        raise CheckpointError(
-            f"{request.where}: its backbone {shown(settings['name'])} is none of {', '.join(known)}; "
-            + plugins.hint(config.get("plugins"))
-        )
+    _require_known(request, settings["name"], config.get("plugins"))
     if request.backbone and request.backbone["name"] != settings["name"]:
         raise ConfigError(
             "backbone", request.backbone["name"], f"the checkpoint says {settings['name']}; leave it out"
@@ -182,12 +150,16 @@ def _open_checkpoint(request: Request, state: Mapping[str, Any]) -> Model:
     )
 
 
+def _require_known(request: Request, name: str, needed: Any = None) -> None:
+    """Raise `CheckpointError` unless the backbone that a file names is there; `needed`: its plugins."""
+    if name not in (known := BACKBONES.names()):
+        unknown = f"its backbone {shown(name)} is none of {', '.join(known)}"
+        raise CheckpointError(f"{request.where}: {unknown}; {plugins.hint(needed)}")
+
+
 def _preprocessing(request: Request, recorded: Settings) -> Preprocessing:
     """The preprocessing recorded in a file, with the given (and checked) settings in place of its own."""
-    try:
-        return build(Preprocessing, "input", {**recorded, **request.input})
-    except ConfigError as error:
-        raise CheckpointError(f"{request.where}: its preprocessing cannot be used: {error}") from error
+    return built(Preprocessing, "input", {**recorded, **request.input}, request.where)
 
 
 def _settings_in(request: Request, container: Settings, key: str) -> dict[str, Any]:
@@ -213,34 +185,16 @@ def _ready(backbone: nn.Module, request: Request) -> nn.Module:
 # Weights of known backbones -------------------------------------------------------------------------------
 
 
-def _open_safetensors(request: Request) -> Model:
-    return _open_described(request, *read_safetensors(request.path, request.where))
-
-
-def _open_hub_folder(request: Request) -> Model:
-    metadata = hub.metadata_of(request.path)
+def _open_weights(request: Request) -> Model:
+    """Open weights of the backbone that was asked for, that their metadata name, or that they fit."""
+    content, metadata = read(request.path)
     request = request._replace(path=hub.weights_in(request.path))
-    if request.path.suffix != ".safetensors":
-        return _open_described(request, checkpoint.load(request.path), metadata)
-    weights, own = read_safetensors(request.path, request.where)
-    return _open_described(request, weights, own | metadata)
-
-
-def _open_described(request: Request, weights: Mapping[Any, Any], metadata: Settings) -> Model:
-    """Open weights with the backbone that their metadata names, where none was asked for."""
-    recorded = _metadata(request, metadata, "backbone")
+    if "config" in content and ("backbone" in content or "input" in content):
+        return _open_checkpoint(request, content)
+    recorded = hub.recorded(metadata, "backbone", request.where)
     if not request.backbone and isinstance(recorded.get("name"), str):
-        if recorded["name"] not in (known := BACKBONES.names()):
-            raise CheckpointError(
-                f"{request.where}: its backbone {shown(recorded['name'])} is none of {', '.join(known)}; "
-                + plugins.hint()
-            )
+        _require_known(request, recorded["name"])
         request = request._replace(backbone=recorded)
-    return _open_weights(request, weights, metadata)
-
-
-def _open_weights(request: Request, content: Mapping[Any, Any], metadata: Settings) -> Model:
-    """Open a state dict, bare or wrapped, of the backbone that was asked for or that it fits."""
     weights = tensors_in(content, request.where)
     settings, backbone = _backbone_for(weights, request)
     lineage, usual = usual_preprocessing(weights)
@@ -255,19 +209,16 @@ def _backbone_for(weights: Mapping[str, Tensor], request: Request) -> tuple[dict
 
     An image size that was asked for is used if the weights fit a network for it.
     """
-    name = request.backbone.get("name")
-    if name is not None:
-        BACKBONES.builder(name)  # a wrong name is refused before anything else
-    known = recognise(weights, None if name is None else [name])
-    if name is None and known is None:
+    known = recognise(weights, [request.backbone["name"]] if request.backbone else None)
+    settings = (network_settings(request.backbone) if request.backbone else {}) | (known or {})
+    if not settings:
         raise CheckpointError(
             f"{request.where}: its weights fit none of the known backbones at their usual settings"
             f"{nearest(weights)}; give backbone=NAME (and its settings) if it is one of them, else export "
             "the network to ONNX"
         )
-    if name is None:
-        log.info("%s: recognised as weights of backbone=%s", request.where, (known or {})["name"])
-    settings = {**(network_settings(request.backbone) if name is not None else {}), **(known or {})}
+    if not request.backbone:
+        log.info("%s: recognised as weights of backbone=%s", request.where, settings["name"])
     wanted = request.input.get("size")
     size = wanted if wanted is not None else request.backbone.get("input_size") if known else None
     if size is not None:
@@ -289,7 +240,8 @@ def _open_onnx(request: Request) -> Model:
     from facerec.models.onnx_weights import backbone_of, settings_for
 
     network = OnnxNetwork(request.path, request.device)
-    shape = _own_size(request, _metadata(request, network.metadata, "input"), network.size)
+    recorded = hub.recorded(network.metadata, "input", request.where)
+    shape = _own_size(request, recorded, network.size)
     size = network.probe(shape)
     made_for = {**network.outside, "size": _short(shape)}
     if not request.backbone:
@@ -297,15 +249,14 @@ def _open_onnx(request: Request) -> Model:
         return _finished(request, network, f"an ONNX network{inside}", size, made_for, network.metadata)
     config, backbone = backbone_of(network, dict(request.backbone))
     what = f"an ONNX network, rebuilt as {config['backbone']['name']}"
-    recorded = _metadata(request, network.metadata, "input")
     made_for, metadata = settings_for(network, backbone, made_for, recorded)
     return _finished(request, _ready(backbone, request), what, size, made_for, metadata, config)
 
 
-def _open_torchscript(request: Request) -> Model:
+def _open_torchscript(request: Request, allow_code: bool) -> Model:
     from facerec.models.networks import ScriptedNetwork
 
-    if not request.allow_code:
+    if not allow_code:
         raise CheckpointError(
             f"{request.where}: is TorchScript, a program that can read and write files as you can; if you "
             "trust where it comes from, allow_code=true (--allow-code) runs it; else ask for ONNX or "
@@ -315,12 +266,6 @@ def _open_torchscript(request: Request) -> Model:
     shape = _own_size(request, {}, None)
     size = network.probe(shape)
     return _finished(request, network, "a TorchScript program", size, {"size": _short(shape)}, {})
-
-
-def _refuse_program(request: Request) -> Model:
-    raise CheckpointError(
-        f"{request.where}: is a program of torch.export; export it to ONNX, or save its state_dict()"
-    )
 
 
 def _own_size(request: Request, recorded: Settings, fixed: tuple[int, int] | None) -> tuple[int, int]:
@@ -349,14 +294,14 @@ def _finished(
     what: str,
     embedding_size: int,
     made_for: Settings,
-    metadata: Settings,
+    metadata: Mapping[str, str],
     config: Settings | None = None,
 ) -> Model:
     """The model with its preprocessing: of its metadata, else the usual one, and the given settings."""
-    recorded = _metadata(request, metadata, "input")
+    recorded = hub.recorded(metadata, "input", request.where)
     prepared = _preprocessing(request, {**made_for, **recorded, "size": made_for["size"]})
     step = metadata.get("facerec.step", "")
-    threshold = _threshold(request, _metadata(request, metadata, "threshold"))
+    threshold = hub.recorded(metadata, "threshold", request.where)
     log.info("%s: %s, %d numbers per face", request.where, what, embedding_size)
     if not recorded:
         asked = {"mean", "std", "channels"} - request.input.keys()
@@ -374,27 +319,5 @@ def _finished(
         path=request.path,
         config=config or {},
         knows_input=bool(recorded) and "facerec.guessed" not in metadata,
-        threshold=threshold,
+        threshold=built(Threshold, "threshold", threshold, request.where) if threshold else None,
     )
-
-
-def _threshold(request: Request, recorded: Settings) -> Threshold | None:
-    try:
-        return build(Threshold, "threshold", dict(recorded)) if recorded else None
-    except ConfigError as error:
-        raise CheckpointError(f"{request.where}: its threshold cannot be used: {error}") from error
-
-
-def _metadata(request: Request, metadata: Settings, name: str) -> dict[str, Any]:
-    """The settings that `facerec-export` recorded under a name; empty for other files."""
-    return hub.recorded(metadata, name, request.where)
-
-
-KINDS = (
-    Kind("torchscript", lambda *file: "constants.pkl" in file[2], _open_torchscript, brings_network=True),
-    Kind("torch.export", lambda *file: "archive_format" in file[2], _refuse_program),
-    Kind("checkpoint", lambda *file: file[1].startswith(ARCHIVE), _open_pickle),
-    Kind("safetensors", is_safetensors, _open_safetensors),
-    Kind("onnx", is_onnx, _open_onnx),
-    Kind("checkpoint", lambda *file: True, _open_pickle),
-)

@@ -79,8 +79,7 @@ def _candidates(weights: Iterable[str], names: Iterable[str] | None) -> Iterator
         parameters = inspect.signature(BACKBONES.builder(name)).parameters.values()
         if not any(parameter.default is inspect.Parameter.empty for parameter in parameters):
             yield (("name", name),)
-    lineage = lineage_of(weights)
-    for settings in lineage[1].networks if lineage is not None else ():
+    for settings in lineage_of(weights).networks:
         wanted = names is None or settings["name"] in names
         if wanted and (settings["name"] != "timm" or _has_timm()):
             yield tuple(settings.items())
@@ -124,9 +123,8 @@ def nearest(weights: Mapping[str, Tensor]) -> str:
     Of a lineage whose networks are timm's, where that is not installed, name the package.
     """
     lineage = lineage_of(weights)
-    timm = lineage is not None and any(one["name"] == "timm" for one in lineage[1].networks)
-    if lineage is not None and timm and not _has_timm():
-        return f", but are of {lineage[0]}, whose networks are timm's: pip install 'facerec[timm]'"
+    if any(one["name"] == "timm" for one in lineage.networks) and not _has_timm():
+        return f", but are of {lineage.name}, whose networks are timm's: pip install 'facerec[timm]'"
     best: tuple[float, str] = (0.0, "")
     theirs = Counter(leaf.key for leaf in structure.leaves(shapes_of(weights)))
     for settings in _candidates(weights, None):

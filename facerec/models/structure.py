@@ -57,11 +57,13 @@ class Found(NamedTuple):
         absorbed: names of its batch norms that were folded into the layer before: they pass what they get,
             plus that layer's bias.
         left_out: entries of the file that are of other modules.
+        note: on what was done for that, for the log.
     """
 
     weights: dict[str, Tensor]
     absorbed: list[str]
     left_out: list[str]
+    note: str = ""
 
 
 def leaves(shapes: Mapping[str, Shape]) -> list[Leaf]:

@@ -118,7 +118,7 @@ def assemble(
     seed_everything(seed)
     backbone = BACKBONES.from_section(architecture)
     if start.pretrained and resume is None:
-        from facerec.models.pretrained import load_pretrained
+        from facerec.models.weights import load_pretrained
 
         absorbed = load_pretrained(backbone, Path(start.pretrained), input)
         if absorbed:
