@@ -16,7 +16,7 @@ from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
 from facerec.models.checkpoint import RunCheckpoints, newest_checkpoint, open_checkpoint
-from facerec.models.checkpoint.dcp_metadata import stored_tensors
+from facerec.models.checkpoint.folder import stored_tensors
 from facerec.models.weights import load_pretrained
 from tests.several import run_ranks
 from tests.test_parallel import first_half

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from facerec.errors import CheckpointError, DamagedCheckpointError
-from facerec.files import replacing, sync
+from facerec.files import replacing
 from facerec.models.checkpoint.sections import Checkpoint, split
 from facerec.pickles import torch_file
 from facerec.pickles.stand_ins import Broken, Inert, shown
@@ -28,13 +28,7 @@ def save(path: Path | str, state: Mapping[str, Any]) -> None:
         StorageError: it could not be written; a former file of that name is untouched.
     """
     with replacing(Path(path)) as file:
-        write(file, state)
-
-
-def write(file: BinaryIO, state: Mapping[str, Any]) -> None:
-    """Write `state` to an open file, as far as the disk: whatever cannot be written fails here."""
-    torch.save(dict(state), file)
-    sync(file)
+        torch.save(dict(state), file)
 
 
 def load_file(path: Path) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError
-from facerec.files import replacing
-from facerec.models.checkpoint.file import load_file, write
+from facerec.files import replacing, sync
+from facerec.models.checkpoint.file import load_file
 from facerec.models.checkpoint.folder import FolderSave, is_folder, remove
 from facerec.models.checkpoint.sections import Rows, counter
 
@@ -21,7 +23,7 @@ Read = TypeVar("Read")
 
 _FILE = "last.pt"
 _FILES = re.compile(r"last(?:\.(\d+))?\.pt")
-_FOLDERS = re.compile(r"last-(\d+)(?:\.(?:saving|again))?")  # again: as earlier versions called the former
+_FOLDERS = re.compile(r"last-(\d+)(?:\.saving)?")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -35,10 +37,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     Copied files have any modification time, so the step decides. Files are read for theirs only where there
     are folders too, which is so for a few saves after the world size has changed from or to 1.
     """
-    ages = {
-        path: int(name[1] or 0) for path in folder.glob("last*.pt") if (name := _FILES.fullmatch(path.name))
-    }
-    files = sorted(filter(Path.is_file, ages), key=ages.__getitem__)
+    names = {path: _FILES.fullmatch(path.name) for path in folder.glob("last*.pt") if path.is_file()}
+    ages = {path: int(name[1] or 0) for path, name in names.items() if name}
+    files = sorted(ages, key=ages.__getitem__)
     folders = [path for path in folder.glob("last-*") if _FOLDERS.fullmatch(path.name) and is_folder(path)]
     if not folders:
         return files
@@ -129,7 +130,8 @@ class RunCheckpoints:
         path = self.folder / _FILE
         names = [path, *(path.with_name(f"last.{i}.pt") for i in range(1, self.keep))]
         with replacing(path) as file:
-            write(file, state)
+            torch.save(dict(state), file)
+            sync(file)  # what cannot be written fails before a former state is renamed
             for newer, older in reversed(list(pairwise(names))):
                 if newer.is_file():
                     newer.replace(older)

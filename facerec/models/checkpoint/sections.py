@@ -84,9 +84,10 @@ class Checkpoint(ABC):
             DamagedCheckpointError: it is damaged; `tensors` may be filled in part.
             CheckpointError: a tensor is missing or of another size.
         """
-        rows = {name: rows_of(name, tensor, shards) for name, tensor in tensors.items()}
+        first: dict[str, int] = {}
         for name, tensor in tensors.items():
-            shard = rows[name]
+            shard = rows_of(name, tensor, shards)
+            first[name] = shard[0] if shard else 0
             needed = (shard[2], *tensor.shape[1:]) if shard else tuple(tensor.shape)
             there = self.sizes.get(name)
             if there != needed:
@@ -95,8 +96,7 @@ class Checkpoint(ABC):
                 )
                 raise CheckpointError(f"ckpt={self.path}: {wrong}")
         for name, tensor in tensors.items():
-            shard = rows[name]
-            self._copy(name, tensor, shard[0] if shard else 0)
+            self._copy(name, tensor, first[name])
 
     @abstractmethod
     def _read(self, name: str) -> Tensor:
