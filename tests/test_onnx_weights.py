@@ -20,7 +20,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models.export import export
 from facerec.models.model import Model
 from facerec.models.onnx_network import OnnxNetwork
-from facerec.models.unfolding import unfold_batch_norms
+from facerec.models.onnx_weights import unfold_batch_norms
 from facerec.models.weights import load_pretrained
 from tests.test_published_backbones import fill
 

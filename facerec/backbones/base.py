@@ -147,6 +147,18 @@ def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
     return x
 
 
+@contextlib.contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Set eval mode, and each submodule's own mode (frozen or not) afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 class _Undrawn(TorchFunctionMode):
     """Leaves normal numbers undrawn; without memory torch loads its compiler for them."""
 

@@ -13,13 +13,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from facerec.backbones.base import in_eval_mode
+
 aten = torch.ops.aten
-_PRODUCTS = {
-    aten.mm: 0,
-    aten.bmm: 0,
-    aten.addmm: 1,
-    aten.baddbmm: 1,
-}  # and which argument is the first factor
+# Products of matrices, and which argument is the first factor.
+_PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 
 
 def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
@@ -28,15 +26,9 @@ def multiply_adds(backbone: nn.Module, size: int | Sequence[int] = 112) -> int:
     Papers and model zoos of the field call a multiply-add one FLOP. Their figures (6.33 G for iresnet50, 0.45
     for mbf) also count batch norm and PReLU: half a percent to three percent more.
     """
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
     counted = _Counted()
-    try:
-        with torch.no_grad():
-            _forward(backbone, _weightless(backbone), 1, size, counted)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), in_eval_mode(backbone):
+        _forward(backbone, _weightless(backbone), 1, size, counted)
     return counted.multiply_adds
 
 

@@ -103,7 +103,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
 def _speeds(model: Model, batches: list[int], precision: str) -> list[str]:
     import torch
 
-    from facerec.models.speed import measure
+    from facerec.models.model import measure
     from facerec.reporting.text_table import aligned
 
     where = str(model.device)

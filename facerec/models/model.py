@@ -6,31 +6,26 @@ Shape suffixes: B batch, H height, W width, C channels, D embedding size.
 from __future__ import annotations
 
 import contextlib
+import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from facerec.backbones.base import in_eval_mode
 from facerec.device import autocast
 from facerec.errors import UserError
-from facerec.images.images import Images
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.threshold import Threshold
 from facerec.vectors import unit_rows
 
-
-class Cache(Protocol):
-    """Embeddings kept between runs: see `facerec.evaluation.embedding_cache`."""
-
-    def look_up(
-        self, images: Images, position_P: npt.NDArray[np.integer], name: str, *, flip: bool, precision: str
-    ) -> tuple[Path | None, npt.NDArray[np.float32] | None]: ...
-    def store(self, path: Path, embedding_VPD: npt.NDArray[np.float32]) -> None: ...
+if TYPE_CHECKING:
+    from facerec.evaluation.embedding_cache import EmbeddingCache
 
 
 @dataclass(eq=False)
@@ -58,7 +53,7 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict)
     knows_input: bool = True
     weights: Literal["raw", "ema"] = "raw"
-    cache: Cache | None = None
+    cache: EmbeddingCache | None = None
     threshold: Threshold | None = None
 
     @property
@@ -119,11 +114,42 @@ class Model:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Set eval mode without gradients, and each submodule's own mode (frozen or not) afterwards."""
-        modes = [(module, module.training) for module in self.backbone.modules()]
-        self.backbone.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        with in_eval_mode(self.backbone), torch.inference_mode():
+            yield
+
+
+class Speed(NamedTuple):
+    """Speed of batches of one size: median seconds for a batch, images per second, peak bytes on CUDA."""
+
+    batch: int
+    seconds: float
+    images_per_second: float
+    peak: int | None
+
+
+def measure(model: Model, batch: int, *, seconds: float = 1.0, precision: str = "fp32") -> Speed:
+    """Time the forward pass of `batch` uint8 images on the model's device: the median after a warm-up.
+
+    Args:
+        seconds: to measure for; five passes at least.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+    """
+    cuda = model.device.type == "cuda"
+    image_BHWC = torch.randint(0, 256, (batch, *model.input.shape, 3), dtype=torch.uint8, device=model.device)
+
+    def run() -> float:
+        start = time.perf_counter()
+        model.forward(image_BHWC, precision).cpu()  # waits for the device
+        return time.perf_counter() - start
+
+    with model.evaluating():
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(model.device)
+        run()
+        end = time.perf_counter() + seconds
+        taken = [run() for _ in range(5)]
+        while time.perf_counter() < end:
+            taken.append(run())
+    median = statistics.median(taken)
+    peak = torch.cuda.max_memory_allocated(model.device) if cuda else None
+    return Speed(batch, median, batch / median, peak)

@@ -1,18 +1,24 @@
 """ONNX networks as weights of a known backbone that can be trained: found by structure, compared by outputs.
 
-Shape suffixes: B images, C channels, H height, W width, D embedding size.
+Batch norms that were folded into the layer before are rebuilt so that they only add a bias. In training they
+would divide by the deviation of the batch, which the folded layer has already done, and the network would be
+another one; `unfold_batch_norms` gives them the statistics of what they get.
+
+Shape suffixes: B images, C channels, H height, W width, M values of a channel, D embedding size.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from facerec.backbones.base import Backbone, create_backbone
+from facerec import distributed
+from facerec.backbones.base import Backbone, create_backbone, in_eval_mode
 from facerec.errors import CheckpointError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import hub, structure
@@ -93,24 +99,21 @@ def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Ten
     ways = structure.matches(layers, backbone, folded=True)
     if not ways:
         raise CheckpointError(f"{network.where}: does not fit the backbone{_hint(layers)}")
-    training, differences = backbone.training, []
+    differences = []
     for way in ways:
         backbone.load_state_dict(before | way.weights)
-        backbone.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), in_eval_mode(backbone):
             got_BD = backbone(image_BCHW.to(next(backbone.parameters()).device)).cpu()
-        backbone.train(training)
         same_size = got_BD.shape == expected_BD.shape
         off_BD = unit_rows(got_BD) - unit_rows(expected_BD) if same_size else torch.tensor(torch.inf)
         differences.append(float(off_BD.abs().max()))
         if differences[-1] <= _LARGEST:
+            norms = f"{len(way.absorbed)} batch norms were folded into the layer before"
             log.info(
                 "%s: an ONNX network of the backbone's structure; unit embeddings differ by %.1e at most; %s",
                 network.where,
                 differences[-1],
-                f"{len(way.absorbed)} batch norms were folded into the layer before"
-                if way.absorbed
-                else "whole",
+                norms if way.absorbed else "whole",
             )
             if (inside := network.inside) is not None:
                 log.info(
@@ -134,3 +137,52 @@ def _hint(layers: dict[str, Tensor]) -> str:
         return f", and is none of the known backbones{nearest(layers)}"
     sizes = [f"backbone.{key}={value}" for key, value in known.items() if key != "name"]
     return f"; it fits backbone={known['name']} {' '.join(sizes)}"
+
+
+# Unfold ----------------------------------------------------------------------------------------------------
+
+
+def unfold_batch_norms(backbone: nn.Module, names: Sequence[str], run: Callable[[], object]) -> None:
+    """Set the statistics of the batch norms called `names` to those of the images that `run` embeds.
+
+    Args:
+        run: runs the backbone in eval mode over images, under torch.distributed each rank its share of them.
+    """
+    named = [backbone.get_submodule(name) for name in names]
+    norms = [norm for norm in named if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)]
+    sums = [torch.zeros(2, norm.num_features, dtype=torch.float64) for norm in norms]
+    counts = torch.zeros(len(norms), dtype=torch.float64)
+
+    def note(i: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+            x_CM = given[0].detach().double().transpose(0, 1).flatten(1)
+            sums[i] += torch.stack([x_CM.sum(1), (x_CM**2).sum(1)]).cpu()
+            counts[i] += x_CM.shape[1]
+
+        return hook
+
+    hooks = [norm.register_forward_pre_hook(note(i)) for i, norm in enumerate(norms)]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm, total, count in zip(norms, sums, counts, strict=True):
+        mean_2C = distributed.all_reduce_sum(total) / distributed.all_reduce_sum(count)
+        _set_statistics(norm, mean_2C[0], (mean_2C[1] - mean_2C[0] ** 2).clamp(min=0))
+
+
+@torch.no_grad()
+def _set_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean_C: Tensor, var_C: Tensor) -> None:
+    """New running statistics of a batch norm whose outputs stay the same in eval mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    if not norm.affine:  # it has nothing that could take the old statistics' place
+        return
+    device = norm.weight.device
+    mean_C, var_C = mean_C.to(device), var_C.to(device)
+    scale_C = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift_C = norm.bias.double() - scale_C * norm.running_mean.double()
+    norm.weight.copy_(scale_C * (var_C + norm.eps).sqrt())
+    norm.bias.copy_(shift_C + scale_C * mean_C)
+    norm.running_mean.copy_(mean_C)
+    norm.running_var.copy_(var_C)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from facerec.backbones.base import Backbone
+from facerec.backbones.base import Backbone, in_eval_mode
 
 # A counter that old and converted files lack; batch norm with a momentum never reads it.
 COUNTER = "num_batches_tracked"
@@ -267,17 +267,13 @@ def _data_flow(backbone: Backbone, names: list[str]) -> list[frozenset[int]] | N
             return result
 
         hooks.append(module.register_forward_hook(note))
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
+    device = next(backbone.parameters()).device
     try:
-        with torch.no_grad(), _NoteSources():
-            device = next(backbone.parameters()).device
+        with torch.no_grad(), in_eval_mode(backbone), _NoteSources():
             backbone(torch.zeros(1, 3, *backbone.input_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()
-        for module in training:
-            module.training = True
     return [before[i] for i in range(len(names))] if len(before) == len(names) else None
 
 

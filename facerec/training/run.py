@@ -36,7 +36,6 @@ from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_checkpoint, newest_checkpoint
 from facerec.models.model import Model
-from facerec.models.unfolding import unfold_batch_norms
 from facerec.progress import say
 from facerec.registry import build
 from facerec.training import cost, fine_tuning, parallel
@@ -236,6 +235,8 @@ def _unfold(
     position_P = np.linspace(0, len(faces) - 1, min(len(faces), 256)).astype(int)
     name = "statistics of batch norm"
     model = Model(backbone, input)
+    from facerec.models.onnx_weights import unfold_batch_norms
+
     unfold_batch_norms(
         backbone, absorbed, lambda: embed_images(model, faces, positions=position_P, name=name, flip=False)
     )
