@@ -128,6 +128,12 @@ def initialise(
                 draw(parameter, **options) if name == "weight" else nn.init.zeros_(parameter)
 
 
+def projection(incoming: int, outgoing: int, stride: int) -> nn.Sequential:
+    """Return the 1×1 convolution and batch norm by which a residual unit takes its input to other shapes."""
+    convolution = nn.Conv2d(incoming, outgoing, 1, stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outgoing))
+
+
 def require_fraction(name: str, value: float) -> None:
     """Raise `ConfigError` unless the setting `name` is 0 or more and less than 1."""
     require(0 <= value < 1, f"backbone.{name}", value, "must be 0 or more and less than 1")
@@ -162,9 +168,7 @@ def in_eval_mode(network: nn.Module) -> Iterator[None]:
 class _Undrawn(TorchFunctionMode):
     """Leaves normal numbers undrawn; without memory torch loads its compiler for them."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "").endswith("normal_"):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]

@@ -68,18 +68,14 @@ class _Mode(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return function(*args, **(kwargs or {}))
 
 
 class _Shapes(_Mode):
     """Makes the shapes that `_RESULTS` knows; torch's own way to these loads its compiler, too."""
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = _RESULTS[function](*args) if function in _RESULTS else None
         return super().__torch_dispatch__(function, types, args, kwargs) if made is None else made
 
@@ -139,9 +135,7 @@ class _Counted(_Shapes):
         super().__init__()
         self.multiply_adds = 0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = function.overloadpacket
         if function not in _RESULTS and operation not in _PRODUCTS:
             with self:
@@ -165,9 +159,7 @@ class _Held(_Mode):
         self.now = self.most = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in own}
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(function, types, args, kwargs)
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):

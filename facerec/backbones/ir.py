@@ -17,6 +17,7 @@ from facerec.backbones.base import (
     Backbone,
     in_full_precision,
     initialise,
+    projection,
     register_members,
     require_fraction,
 )
@@ -55,9 +56,7 @@ class Unit(nn.Module):
         super().__init__()
         self.shortcut_layer: nn.Module
         if incoming != channels:
-            self.shortcut_layer = nn.Sequential(
-                nn.Conv2d(incoming, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            self.shortcut_layer = projection(incoming, channels, stride)
         else:
             self.shortcut_layer = nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity()
         layers = [nn.BatchNorm2d(incoming), nn.Conv2d(incoming, channels, 3, 1, 1, bias=False)]

@@ -15,6 +15,7 @@ from facerec.backbones.base import (
     Backbone,
     in_full_precision,
     initialise,
+    projection,
     register_members,
     require_fraction,
 )
@@ -34,11 +35,8 @@ class Block(nn.Module):
         self.prelu = PReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
-        self.downsample = None
-        if stride > 1 or incoming != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(incoming, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        projected = stride > 1 or incoming != channels
+        self.downsample = projection(incoming, channels, stride) if projected else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.prelu(self.bn2(self.conv1(self.bn1(x))))

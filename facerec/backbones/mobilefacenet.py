@@ -1,12 +1,14 @@
-"""MobileFaceNet of the paper (1804.07573, Table 1), and InsightFace's ``mbf``, twice as wide.
+"""MobileFaceNet of the paper (1804.07573, Table 1), InsightFace's ``mbf``, twice as wide, and one with ReLU6.
 
 The entry names are those of TreB1eN/InsightFace_Pytorch and face.evoLVe (conv1, conv2_dw, conv_23, conv_3,
-…, linear, bn), and for ``mbf`` those of arcface_torch, below ``layers.N``, ``conv_sep`` and ``features``.
+…, linear, bn), for ``mbf`` those of arcface_torch, below ``layers.N``, ``conv_sep`` and ``features``, and for
+``mobilefacenet_relu`` those of foamliu/MobileFaceNet (conv1, dw_conv, conv2, gdconv, conv3, bn, features).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -140,3 +142,87 @@ class MBF(Backbone):
         convolution, flatten, linear, norm = self.features.get_submodule("layers").children()
         x = flatten(convolution(self.conv_sep(self.layers(image_BCHW))))
         return in_full_precision(x, linear, norm)
+
+
+# With ReLU6 ------------------------------------------------------------------------------------------------
+
+# Width inside over the channels before, channels, blocks, stride of the first.
+_RELU_STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+
+def _relu6_convolution(
+    incoming: int, outgoing: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    layer = nn.Conv2d(incoming, outgoing, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outgoing), nn.ReLU6(inplace=True))
+
+
+class Separable(nn.Module):
+    """3×3 depthwise convolution and 1×1 convolution, each with batch norm and ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.depthwise(x)).relu_()
+        return self.bn2(self.pointwise(x)).relu_()
+
+
+class InvertedResidual(nn.Module):
+    """Expand, 3×3 depthwise, project back; plus the input where the shape stays (1801.04381)."""
+
+    recomputable = ("forward",)
+
+    def __init__(self, incoming: int, outgoing: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = incoming * expansion
+        self.residual = stride == 1 and incoming == outgoing
+        self.conv = nn.Sequential(
+            _relu6_convolution(incoming, width, 1),
+            _relu6_convolution(width, width, 3, stride, width),
+            nn.Conv2d(width, outgoing, 1, bias=False),
+            nn.BatchNorm2d(outgoing),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out.add_(x) if self.residual else out
+
+
+@BACKBONES.register("mobilefacenet_relu")
+class MobileFaceNetReLU(Backbone):
+    """MobileFaceNet with ReLU6; its published weights are of D = 128 and want ImageNet's mean and deviation.
+
+    Args:
+        embedding_size: D.
+        input_size: pixels, multiples of 16; 112 is published.
+    """
+
+    preprocessing = MappingProxyType({"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]})
+
+    def __init__(self, embedding_size: int = 512, input_size: int | list[int] = 112) -> None:
+        super().__init__(embedding_size, input_size)
+        height, width = (side // 16 for side in self.input_size)
+        self.conv1 = _relu6_convolution(3, 64, 3, 2)
+        self.dw_conv = Separable(64)
+        self.conv2 = _relu6_convolution(128, 512, 1)
+        depthwise = nn.Conv2d(512, 512, (height, width), groups=512, bias=False)
+        self.gdconv = nn.Sequential(OrderedDict({"depthwise": depthwise, "bn": nn.BatchNorm2d(512)}))
+        self.conv3 = nn.Conv2d(512, embedding_size, 1)
+        self.bn = nn.BatchNorm2d(embedding_size)
+        blocks = []
+        incoming = 64
+        for expansion, channels, count, stride in _RELU_STAGES:
+            for i in range(count):
+                blocks.append(InvertedResidual(incoming, channels, 1 if i else stride, expansion))
+                incoming = channels
+        self.features = nn.Sequential(*blocks)
+        initialise(self, nn.init.kaiming_normal_, mode="fan_out")
+
+    def _embed(self, image_BCHW: Tensor) -> Tensor:
+        x = self.conv2(self.features(self.dw_conv(self.conv1(image_BCHW))))
+        return in_full_precision(self.gdconv(x), self.conv3, self.bn).flatten(1)

@@ -16,6 +16,7 @@ from facerec.backbones.base import (
     Backbone,
     in_full_precision,
     initialise,
+    projection,
     register_members,
     require_fraction,
 )
@@ -38,11 +39,8 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, outgoing, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outgoing)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride > 1 or incoming != outgoing:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(incoming, outgoing, 1, stride, bias=False), nn.BatchNorm2d(outgoing)
-            )
+        projected = stride > 1 or incoming != outgoing
+        self.downsample = projection(incoming, outgoing, stride) if projected else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))

@@ -280,9 +280,7 @@ def _data_flow(backbone: Backbone, names: list[str]) -> list[frozenset[int]] | N
 class _NoteSources(TorchFunctionMode):
     """Notes on each tensor of which modules' outputs it was computed."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         sources = _sources((*args, *(kwargs or {}).values()))
         for one in result if isinstance(result, list | tuple) else [result]:
