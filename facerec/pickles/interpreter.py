@@ -77,6 +77,7 @@ class Reader:
         text: make str of Python 2's byte strings where they are ASCII.
 
     Attributes:
+        file: the buffer, at the next pickle.
         inert: names of unknown functions that were called, in the order of their first call.
     """
 
@@ -90,7 +91,7 @@ class Reader:
         text: bool = False,
     ) -> None:
         self.inert: dict[str, None] = {}
-        self._file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
+        self.file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
         self._stored, self._plain_only, self._in_text = stored, plain_only, text
         self._budget = len(data)
         self._builders: dict[str, Builder] = {
@@ -103,29 +104,19 @@ class Reader:
             **(builders or {}),
         }
 
-    @property
-    def position(self) -> int:
-        """Of the next pickle in the buffer."""
-        position: int = self._file.tell()
-        return position
-
-    @position.setter
-    def position(self, position: int) -> None:
-        self._file.seek(position)
-
     def run(self) -> Any:
-        """The value of the pickle at `position`; raises `Broken` or `Forbidden`."""
+        """Return the value of the next pickle in the buffer; raises `Broken` or `Forbidden`."""
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
-        begin = self.position
+        begin = self.file.tell()
         try:
             for _ in range(OPERATIONS):
-                begin = self.position
-                name, read = _OPERATIONS.get(self._file.read(1), ("", None))
+                begin = self.file.tell()
+                name, read = _OPERATIONS.get(self.file.read(1), ("", None))
                 if name == "STOP":
                     break
-                self._do(name, None if read is None else read(self._file))
+                self._do(name, None if read is None else read(self.file))
             else:
                 raise Broken(f"it has more than {OPERATIONS:,} operations")
             value = self._stack[-1]
@@ -169,16 +160,24 @@ class Reader:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items = [stack.pop() for _ in range(int(name[-1]))]
                 stack.append(tuple(items[::-1]))
-            case "TUPLE" | "LIST" | "DICT":
-                self._collect(name)
+            case "TUPLE":
+                items = self._since_mark()
+                self._stack.append(tuple(items))
+            case "LIST":
+                items = self._since_mark()
+                self._stack.append(items)
+            case "DICT" | "EMPTY_DICT":
+                items = self._since_mark() if name == "DICT" else []
+                if self._plain_only:
+                    raise Forbidden(
+                        "the pickle asks for a dict; only bytes, numbers, lists and arrays are read"
+                    )
+                self._stack.append({})
+                self._set(items)
             case "APPEND":
                 self._extend([stack.pop()])
             case "APPENDS":
                 self._extend(self._since_mark())
-            case "EMPTY_DICT":
-                self._below.append(stack)
-                self._stack = []
-                self._collect("DICT")
             case "SETITEM":
                 value = stack.pop()
                 self._set([stack.pop(), value])
@@ -202,7 +201,7 @@ class Reader:
             case "PROTO" if argument <= 5:
                 pass
             case _:
-                raise Broken(f"before byte {self.position:,} stands no operation that data need")
+                raise Broken(f"before byte {self.file.tell():,} stands no operation that data need")
 
     def _recall(self, number: int) -> None:
         value = self._memo[number]
@@ -219,16 +218,6 @@ class Reader:
         items = self._stack
         self._stack = self._below.pop()
         return items
-
-    def _collect(self, kind: str) -> None:
-        items = self._since_mark()
-        if kind != "DICT":
-            self._stack.append(items if kind == "LIST" else tuple(items))
-            return
-        if self._plain_only:
-            raise Forbidden("the pickle asks for a dict; only bytes, numbers, lists and arrays are read")
-        self._stack.append({})
-        self._set(items)
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]

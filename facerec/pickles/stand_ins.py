@@ -76,37 +76,30 @@ def text(value: Any) -> str:
 
 def check_nesting(value: Any) -> None:
     """Refuse containers that hold themselves, or each other so often that printing them takes for ever."""
-    size: dict[int, int] = {}  # by id: elements, those of shared containers as often as they are held
-    way: list[tuple[int, list[Any]]] = []  # the containers that are being looked at, and what is left in them
-    within: set[int] = set()
-    todo: Any = (value,)
-    while True:
-        if todo is not None:
-            if id(todo) in within:
+    size: dict[
+        int, int
+    ] = {}  # by id: elements, shared containers as often as they are held; 0: not known yet
+
+    def measure(container: Any, depth: int) -> int:
+        if (known := size.get(id(container))) is not None:
+            if not known:
                 raise Broken("a container in it holds itself")
-            if len(way) > NESTING:
-                raise Broken(f"its containers are nested more than {NESTING} deep")
-            inner = todo.values() if type(todo) is dict else todo.flat if type(todo) is np.ndarray else todo
-            size[id(todo)] = len(inner) + 1
-            within.add(id(todo))
-            way.append((id(todo), [item for item in inner if _holds(item)]))
-        here, left = way[-1]
-        todo = left[-1] if left else None
-        if todo is None:
-            within.discard(here)
-            way.pop()
-            if not way:
-                return
-        elif id(todo) in size and id(todo) not in within:
-            left.pop()
-            size[here] += size[id(todo)]
-            if size[here] > OPERATIONS:
-                raise Broken("its containers hold each other too often")
-            todo = None
+            return known
+        if depth > NESTING:
+            raise Broken(f"its containers are nested more than {NESTING} deep")
+        size[id(container)] = 0
+        flat = container.flat if type(container) is np.ndarray else container
+        inner = flat.values() if type(flat) is dict else flat
+        count = len(inner) + 1
+        for item in inner:
+            if type(item) in (list, tuple, dict) or (type(item) is np.ndarray and item.dtype.hasobject):
+                count += measure(item, depth + 1)
+                if count > OPERATIONS:
+                    raise Broken("its containers hold each other too often")
+        size[id(container)] = count
+        return count
 
-
-def _holds(value: Any) -> bool:
-    return type(value) in (list, tuple, dict) or (type(value) is np.ndarray and value.dtype.hasobject)
+    measure((value,), 0)
 
 
 def are_settings(value: Any) -> bool:

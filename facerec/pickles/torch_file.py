@@ -185,19 +185,19 @@ def _read_before_zip(data: mmap.mmap) -> Content:
     if (reader.run(), reader.run()) != _MAGIC:
         raise Broken("not a file of torch.save")
     reader.run()  # the machine it was written on
-    object_ = reader.position
+    object_ = data.tell()
     reader.run()  # the storages come behind the objects made of them: read once for their types, then again
     names = reader.run()
     for name in names if type(names) is list else ():
         dtype, count = types[text(name)]
-        if int.from_bytes(data[reader.position : reader.position + 8], "little") != count:
+        if data.read(8) != count.to_bytes(8, "little"):
             raise Broken("a storage of another length than the pickle has")
-        begin, reader.position = reader.position + 8, reader.position + 8 + dtype.itemsize * count
-        if reader.position > len(data):
+        size = dtype.itemsize * count
+        if size > len(data) - data.tell():
             raise Broken("its storages are cut")
-        parts[name] = torch.empty(reader.position - begin, dtype=torch.uint8)
-        memoryview(parts[name].numpy())[:] = data[begin : reader.position]  # type: ignore[arg-type]
-    reader.position = object_
+        parts[name] = torch.empty(size, dtype=torch.uint8)
+        memoryview(parts[name].numpy())[:] = data.read(size)  # type: ignore[arg-type]
+    data.seek(object_)
     return Content(reader.run(), list(reader.inert))
 
 
