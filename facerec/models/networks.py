@@ -95,31 +95,27 @@ class ForeignNetwork(nn.Module):
                     continue
                 self._distance = float((embedding_BD[1:] - embedding_BD[:1]).norm(dim=1).max())
                 if not self._distance > 0:
-                    log.warning(
-                        "%s: gives different images the same embedding, or none that is finite", self.where
-                    )
+                    alike = "%s: gives different images the same embedding, or none that is finite"
+                    log.warning(alike, self.where)
                 if not self._alike(again_BD, embedding_BD):
                     raise CheckpointError(f"{self.where}: gives an image another embedding each time")
-                self._choose_batch(declared or count, shape, free=count == 1 and not declared)
+                if count == 1 and not declared:  # any size, unless one fails
+                    for several in _COMPARED:
+                        self._compare(several, shape)
+                else:
+                    self.batch = count
+                    if reason := self._dependence(count, shape):
+                        raise CheckpointError(
+                            f"{self.where}: takes batches of {count} only, and the embedding of an image "
+                            f"depends on the others there ({reason}); export it in inference mode, or for a "
+                            "batch of one"
+                        )
                 return embedding_BD.shape[1]
         size = "×".join(map(str, shape))
         raise CheckpointError(
             f"{self.where}: gives no embeddings (B, D) for images (B, 3, {size}): {reasons[0]}; if it is "
             "made for another size, set input.size"
         )
-
-    def _choose_batch(self, count: int, shape: tuple[int, int], *, free: bool) -> None:
-        """Take the smallest batch size it takes for its only one, or any size where that is one image."""
-        if free:
-            for several in _COMPARED:
-                self._compare(several, shape)
-            return
-        self.batch = count
-        if reason := self._dependence(count, shape):
-            raise CheckpointError(
-                f"{self.where}: takes batches of {count} only, and the embedding of an image depends on the "
-                f"others there ({reason}); export it in inference mode, or for a batch of one"
-            )
 
     def _compare(self, count: int, shape: Sequence[int]) -> None:
         """Fall back to batches of one unless the rows of a batch of `count` are those of its images alone."""

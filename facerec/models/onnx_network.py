@@ -34,6 +34,12 @@ _SECONDS: Final = 60.0  # for opening a network (as long again per GiB), and for
 _SECONDS_IMAGE: Final = 5.0  # more for each image of a batch
 _PIXELS: Final = 2.0  # a mean or deviation beyond this is one of pixels
 _MEMORY: Final = 8 << 30  # bytes, besides four times the size of the network's files
+_TYPES: Final = {  # of inputs; a network of uint8 prepares the pixels itself
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+}
 
 
 class OnnxNetwork(ForeignNetwork):
@@ -79,21 +85,14 @@ class OnnxNetwork(ForeignNetwork):
         self.files = [path, *map(Path, answer["files"])]
         self._names: list[str] = answer["outputs"]
         inputs = answer["inputs"]
-        kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-        kinds["tensor(uint8)"] = "uint8"  # it prepares the pixels itself
-        name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
+        self._name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
         self._last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # channels-last, as of TensorFlow
-        batch, channels, *size = [shape[i] for i in ((0, 3, 1, 2) if self._last else range(len(shape)))] or [
-            0,
-            0,
-        ]
-        if len(size) != 2 or (isinstance(channels, int) and channels != 3) or kind not in kinds:
+        batch, channels, *size = [shape[i] for i in (0, 3, 1, 2)] if self._last else (shape or [0, 0])
+        if len(size) != 2 or (isinstance(channels, int) and channels != 3) or kind not in _TYPES:
             taken = ", ".join(" ".join(map(str, one)) for one in inputs)
-            raise CheckpointError(
-                f"{self.where}: takes {taken}; a network of faces takes one input of floats or uint8 "
-                "(N, 3, height, width)"
-            )
-        self._name, self._type = name, kinds[kind]
+            hint = "a network of faces takes one input of floats or uint8 (N, 3, height, width)"
+            raise CheckpointError(f"{self.where}: takes {taken}; {hint}")
+        self._type = _TYPES[kind]
         self.inside = _inside(answer["preparation"])
         self.outside = _outside(self.inside)
         self.takes_pixels = self._type == "uint8" or self.outside.get("std") == 1
@@ -119,9 +118,8 @@ class OnnxNetwork(ForeignNetwork):
 
     def _run(self, image_BCHW: Tensor) -> list[Output]:
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise UserError(
-                f"{self.where}: keeps the precision it was exported with; leave precision at fp32"
-            )
+            hint = "leave precision at fp32"
+            raise UserError(f"{self.where}: keeps the precision it was exported with; {hint}")
         image = image_BCHW.permute(0, 2, 3, 1) if self._last else image_BCHW
         given = np.ascontiguousarray(image.cpu().numpy(), dtype=self._type)
         names = self._names if self._output is None else [self._names[self._output]]

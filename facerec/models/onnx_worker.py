@@ -55,12 +55,8 @@ def external_files(path: Path, tensors: Iterable[Any]) -> list[Path]:
     return found
 
 
-def tensors_in(path: Path) -> list[Any]:
-    """All tensors, wherever in the network they are."""
-    return _tensors_in(_parsed(path))
-
-
-def _parsed(path: Path) -> Any:
+def parsed(path: Path) -> Any:
+    """The network in a file; raises `Refused` for what is none."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -73,7 +69,8 @@ def _parsed(path: Path) -> Any:
         raise Refused("is damaged, or no ONNX") from error
 
 
-def _tensors_in(model: Any) -> list[Any]:
+def tensors_in(model: Any) -> list[Any]:
+    """All tensors, wherever in the network they are."""
     import onnx
 
     found = []
@@ -94,8 +91,8 @@ def _tensors_in(model: Any) -> list[Any]:
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Open the session of onnxruntime; returns it and a description of the network."""
     path = Path(request["path"])
-    model = _parsed(path)
-    tensors = _tensors_in(model)
+    model = parsed(path)
+    tensors = tensors_in(model)
     files = external_files(path, tensors)
     numbers = sum(math.prod(tensor.dims) for tensor in tensors)
     preparation = _preparation(model, path.absolute().parent)
@@ -125,13 +122,13 @@ def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def _run(session: Any, request: dict[str, Any], images: Any) -> tuple[dict[str, Any], list[Any]]:
+def _run(session: Any, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[Any]]:
     """Run a batch; outputs come as float32, those that cannot be embeddings as their shape alone."""
     import numpy as np
 
+    images = np.frombuffer(content, request["type"]).reshape(request["shape"])
     results = session.run(request["outputs"], {request["input"]: images})
-    described: list[Any] = []
-    arrays = []
+    described, arrays = [], []
     for one in results:
         good = isinstance(one, np.ndarray) and one.dtype.kind == "f"
         good = good and one.size <= _MOST_NUMBERS * len(images)
@@ -263,34 +260,30 @@ def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """
     import numpy as np
 
-    model = _parsed(path)
-    files = external_files(path, _tensors_in(model))  # refuses others than those of its folder
+    model = parsed(path)
+    files = external_files(path, tensors_in(model))  # refuses others than those of its folder
     left = _SHARED * sum(file.stat().st_size for file in (path, *files)) + 2**20
-    graph = model.graph
-    numbers = _Constants(graph, path.absolute().parent)
+    numbers = _Constants(model.graph, path.absolute().parent)
     layers: list[dict[str, Any]] = []
     made_by: dict[str, dict[str, Any]] = {}
 
-    for node in graph.node:
+    for node in model.graph.node:
         inputs = list(node.input)
         options = _options(node)
         kind = node.op_type
         if numbers.note(node, options) and inputs[0] in made_by:
             made_by[node.output[0]] = made_by[inputs[0]]
         arrays = [numbers(name) if name else None for name in inputs[1:]]
+        weight, bias, *_ = *arrays, None, None
         layer: dict[str, Any] | None = None
-        if kind == "Conv" and arrays and arrays[0] is not None:
-            layer = {"weight": arrays[0], "bias": arrays[1] if len(arrays) > 1 else None}
-        elif kind == "Gemm" and arrays and arrays[0] is not None and not options.get("transA"):
-            weight = arrays[0] if options.get("transB") else arrays[0].T
-            bias = arrays[1] if len(arrays) > 1 else None
-            layer = {
-                "weight": weight * options.get("alpha", 1.0),
-                "bias": None if bias is None else bias.reshape(-1) * options.get("beta", 1.0),
-            }
-        elif kind == "MatMul" and arrays and arrays[0] is not None and arrays[0].ndim == 2:
-            layer = {"weight": arrays[0].T, "bias": None}
-            made_by[node.output[0]] = layer
+        if kind == "Conv" and weight is not None:
+            layer = {"weight": weight, "bias": bias}
+        elif kind == "Gemm" and weight is not None and not options.get("transA"):
+            weight = (weight if options.get("transB") else weight.T) * options.get("alpha", 1.0)
+            bias = None if bias is None else bias.reshape(-1) * options.get("beta", 1.0)
+            layer = {"weight": weight, "bias": bias}
+        elif kind == "MatMul" and weight is not None and weight.ndim == 2:
+            layer = made_by[node.output[0]] = {"weight": weight.T, "bias": None}
         elif kind == "Add" and len(inputs) == 2:
             for one, other in (inputs, inputs[::-1]):
                 product, bias = made_by.get(one), numbers(other)
@@ -299,8 +292,8 @@ def _layers(path: Path) -> tuple[dict[str, Any], list[Any]]:
         elif kind == "BatchNormalization" and len(arrays) == 4 and all(one is not None for one in arrays):
             layer = dict(zip(("weight", "bias", "running_mean", "running_var"), arrays, strict=True))
             layer["running_var"] = layer["running_var"] + (options.get("epsilon", 1e-5) - 1e-5)
-        elif kind == "PRelu" and arrays and arrays[0] is not None:
-            layer = {"weight": arrays[0].reshape(-1)}
+        elif kind == "PRelu" and weight is not None:
+            layer = {"weight": weight.reshape(-1)}
         if layer is not None:
             layers.append(layer)
             left -= sum(array.nbytes for array in layer.values() if array is not None)
@@ -326,22 +319,6 @@ def _allow(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _answer(
-    connection: Connection, session: Any, request: dict[str, Any]
-) -> tuple[Any, dict[str, Any], list[Any]]:
-    """The session, opened by the first request; the answer; and its arrays."""
-    if session is None:
-        sys.path[:] = request["sys_path"]
-        _limit_memory(request["memory"])
-        return *_open(request), []
-    if "layers" in request:
-        return session, *_layers(Path(request["layers"]))
-    import numpy as np
-
-    images = np.frombuffer(connection.recv_bytes(), request["type"]).reshape(request["shape"])
-    return session, *_run(session, request, images)
-
-
 def main(connection: Connection) -> None:
     """Answer requests until the other side has ended."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -355,7 +332,14 @@ def main(connection: Connection) -> None:
         _allow(request["seconds"])
         arrays: list[Any] = []
         try:
-            session, answer, arrays = _answer(connection, session, request)
+            if session is None:
+                sys.path[:] = request["sys_path"]
+                _limit_memory(request["memory"])
+                session, answer = _open(request)
+            elif "layers" in request:
+                answer, arrays = _layers(Path(request["layers"]))
+            else:
+                answer, arrays = _run(session, request, connection.recv_bytes())
         except Refused as error:
             answer = {"refused": str(error)}
         # onnxruntime's errors have no base class.
