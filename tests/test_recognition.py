@@ -19,8 +19,7 @@ from facerec.errors import ConfigError, DamagedDataError, MissingDataError, User
 from facerec.images.face_maker import FaceMaker
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.export import export
-from facerec.models.model import Model
-from facerec.models.threshold import Threshold
+from facerec.models.model import Model, Threshold
 from facerec.recognition.gallery import Match
 
 from .foreign_files import SIZE, onnx_file, pixels

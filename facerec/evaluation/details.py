@@ -29,7 +29,7 @@ from facerec.evaluation.statistics.operating import (
 )
 from facerec.evaluation.statistics.separation import Floats, Separation
 from facerec.evaluation.verify import VerificationResult
-from facerec.models.threshold import Threshold
+from facerec.models.model import Threshold
 from facerec.packs.text import is_number, text_lines
 from facerec.packs.verification import VerificationSet
 

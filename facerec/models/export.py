@@ -25,10 +25,9 @@ from facerec.errors import FacerecError, UserError, require
 from facerec.files import replacing
 from facerec.models import hub
 from facerec.models.hub import as_metadata
-from facerec.models.model import Model
+from facerec.models.model import Model, Threshold
 from facerec.models.networks import ForeignNetwork
 from facerec.models.recognition import network_settings
-from facerec.models.threshold import Threshold
 from facerec.models.weights import read_safetensors
 from facerec.vectors import unit_rows
 

@@ -24,9 +24,8 @@ from facerec.errors import CheckpointError, ConfigError
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, hub
 from facerec.models.lineages import usual_preprocessing
-from facerec.models.model import Model
+from facerec.models.model import Model, Threshold
 from facerec.models.recognition import nearest, network_settings, recognise
-from facerec.models.threshold import Threshold
 from facerec.models.weights import built, fitted_backbone, kind_of, read, tensors_in
 from facerec.pickles.stand_ins import are_settings, shown
 from facerec.registry import build

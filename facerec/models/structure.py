@@ -213,40 +213,28 @@ def _renamed(
     result: dict[str, Tensor] = {}
     absorbed = []
     for i, ours in enumerate(network.leaves):
-        if (theirs := placed[i]) is None:
-            result |= _passing(backbone, ours.name)
+        if (theirs := placed[i]) is None:  # a batch norm that changes nothing
+            norm: Any = backbone.get_submodule(ours.name)
+            ones, zeros = torch.ones(ours.key[1]), torch.zeros(ours.key[1])
+            passing = {"weight": ones, "running_var": ones - norm.eps}
+            result |= {f"{ours.name}.{role}": passing.get(role, zeros) for role in ours.shapes}
             absorbed.append(ours.name)
             continue
         for role in (*ours.shapes, COUNTER):
             name, given = f"{ours.name}.{role}", weights.get(f"{theirs.name}.{role}")
             if given is not None and name in state:
                 result[name] = given.reshape(state[name].shape)
-        if not ours.is_norm and "bias" in ours.shapes.keys() - theirs.shapes.keys():
-            result[f"{ours.name}.bias"] = torch.zeros(ours.shapes["bias"])
-        if ours.is_norm and "weight" in ours.shapes.keys() - theirs.shapes.keys():
-            result[f"{ours.name}.weight"] = torch.ones(ours.key[1])
-            result[f"{ours.name}.bias"] = torch.zeros(ours.key[1])
-    for i, norm in network.norm_of.items():
+        for role in ours.shapes.keys() - theirs.shapes.keys():
+            result[f"{ours.name}.{role}"] = torch.full(ours.shapes[role], float(role == "weight"))
+    for i, behind in network.norm_of.items():
         theirs = placed[i]
         if theirs is not None and "bias" in theirs.shapes.keys() - network.leaves[i].shapes.keys():
-            bias, name = weights[f"{theirs.name}.bias"].flatten(), network.leaves[norm].name
-            if placed[norm] is None:
+            bias, name = weights[f"{theirs.name}.bias"].flatten(), network.leaves[behind].name
+            if placed[behind] is None:
                 result[f"{name}.bias"] = bias.clone()
             else:
                 result[f"{name}.running_mean"] = result[f"{name}.running_mean"] - bias
     return result, absorbed
-
-
-def _passing(backbone: Backbone, name: str) -> dict[str, Tensor]:
-    """Entries of a batch norm that changes nothing."""
-    norm = backbone.get_submodule(name)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    (width,) = (norm.num_features,)
-    zeros, ones = torch.zeros(width), torch.ones(width)
-    entries = {"running_mean": zeros, "running_var": ones - norm.eps}
-    if norm.affine:
-        entries |= {"weight": ones, "bias": zeros}
-    return {f"{name}.{role}": value for role, value in entries.items()}
 
 
 # Data flow -------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ import PIL.Image
 from facerec.errors import DamagedDataError, MissingDataError, UserError, require
 from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, decode, pixels_of, ppm, read_file
 from facerec.images.face_maker import FaceMaker
+from facerec.models.model import Threshold
 from facerec.models.opening import load_model
-from facerec.models.threshold import Threshold
 from facerec.threads import ordered_map
 
 Image: TypeAlias = str | Path | bytes | npt.NDArray[np.uint8] | PIL.Image.Image

@@ -22,9 +22,8 @@ from facerec.images.images import Images
 from facerec.loading.opening import open_images
 from facerec.models import hub
 from facerec.models.export import export, store_threshold
-from facerec.models.model import Model, measure
+from facerec.models.model import Model, Threshold, measure
 from facerec.models.opening import load_model
-from facerec.models.threshold import Threshold
 from facerec.registry import build
 from facerec.reporting.model_card import CardSettings, model_card
 from facerec.reporting.text_table import aligned

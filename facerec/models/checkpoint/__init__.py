@@ -16,7 +16,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from facerec.models.checkpoint.file import FileCheckpoint, load_file
+from facerec.models.checkpoint.file import MODULES as MODULES
+from facerec.models.checkpoint.file import Checkpoint, FileCheckpoint, load_file
+from facerec.models.checkpoint.file import Rows as Rows
+from facerec.models.checkpoint.file import counter as counter
+from facerec.models.checkpoint.file import is_counter as is_counter
 from facerec.models.checkpoint.file import require_file as require_file
 from facerec.models.checkpoint.file import save as save
 from facerec.models.checkpoint.folder import FolderCheckpoint
@@ -25,11 +29,6 @@ from facerec.models.checkpoint.run import RunCheckpoints as RunCheckpoints
 from facerec.models.checkpoint.run import checkpoint_path as checkpoint_path
 from facerec.models.checkpoint.run import list_checkpoints as list_checkpoints
 from facerec.models.checkpoint.run import newest_checkpoint as newest_checkpoint
-from facerec.models.checkpoint.sections import MODULES as MODULES
-from facerec.models.checkpoint.sections import Checkpoint
-from facerec.models.checkpoint.sections import Rows as Rows
-from facerec.models.checkpoint.sections import counter as counter
-from facerec.models.checkpoint.sections import is_counter as is_counter
 
 
 def is_checkpoint(path: Path) -> bool:

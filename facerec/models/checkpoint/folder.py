@@ -21,8 +21,7 @@ from torch import Tensor
 
 from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError, DamagedDataError, StorageError
-from facerec.models.checkpoint.file import load_file, save
-from facerec.models.checkpoint.sections import Checkpoint, Rows, rows_of, split
+from facerec.models.checkpoint.file import Checkpoint, Rows, load_file, rows_of, save, split
 from facerec.pickles import torch_file
 from facerec.pickles.interpreter import Reader
 from facerec.pickles.stand_ins import Broken, Global, Inert, numbers, shown, text

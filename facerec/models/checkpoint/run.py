@@ -14,9 +14,8 @@ import torch
 from facerec import distributed
 from facerec.errors import CheckpointError, DamagedCheckpointError
 from facerec.files import replacing, sync
-from facerec.models.checkpoint.file import load_file
+from facerec.models.checkpoint.file import Rows, counter, load_file
 from facerec.models.checkpoint.folder import FolderSave, is_folder, remove
-from facerec.models.checkpoint.sections import Rows, counter
 
 log = logging.getLogger(__name__)
 Read = TypeVar("Read")
