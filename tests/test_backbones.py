@@ -7,7 +7,6 @@ import re
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,18 +21,9 @@ from facerec.backbones.flops import activation_bytes, multiply_adds
 from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from tests.backbone_families import FAMILIES, PUBLISHED_FAMILIES
+from tests.test_published_backbones import images, weightless
 
 SIZE = 32  # pixels; enough for every family, and quick
-
-
-def weightless(name: str, **parameters: Any) -> nn.Module:
-    with torch.device("meta"):
-        return create_backbone(name, **parameters)
-
-
-def images(count: int, height: int = SIZE, width: int = SIZE) -> Tensor:
-    values = np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32)
-    return torch.from_numpy(values) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -200,21 +190,6 @@ def test_stochastic_depth_leaves_branches_out_and_keeps_the_mean() -> None:
     assert set(kept_BNE.flatten().tolist()) == {0.0, 2.0}
     assert kept_BNE.mean().item() == pytest.approx(1, abs=0.1)
     assert torch.equal(block.eval()._kept(branch_BNE), branch_BNE)
-
-
-@pytest.mark.parametrize(
-    "name", ["mobilefacenet", *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED_FAMILIES)]
-)
-def test_the_compiler_takes_it_as_one_graph(built: dict[str, nn.Module], name: str) -> None:
-    backbone = built[name].eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(backbone, backend="eager", fullgraph=True)
-    image_BCHW = images(2)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(compiled(image_BCHW), backbone(image_BCHW), rtol=0.02, atol=0.02)
-    backbone.train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        compiled(image_BCHW).sum().backward()  # a graph break would raise
 
 
 @pytest.mark.parametrize("name", ["mobilefacenet", "ir_50", "vit_t"])

@@ -111,14 +111,6 @@ def test_weights_load_out_of_any_wrapper(tmp_path: Path, trained: State, kind: s
     assert same(backbone.state_dict(), expected)
 
 
-def test_safetensors_load(tmp_path: Path, trained: State) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.save_file(trained, tmp_path / "weights.safetensors")
-    backbone = small()
-    load_pretrained(backbone, tmp_path / "weights.safetensors")
-    assert same(backbone.state_dict(), trained)
-
-
 def test_what_is_left_out_is_said(tmp_path: Path, trained: State, caplog: pytest.LogCaptureFixture) -> None:
     torch.save({**prefixed(trained, "model."), **KERNEL}, tmp_path / "weights.ckpt")
     with caplog.at_level(logging.INFO):

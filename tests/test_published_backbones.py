@@ -56,64 +56,6 @@ PUBLISHED = {
     "vit_l": (255_684_352, 282, 25.3),
 }
 
-# A few entries by which published files of a family are known.
-ENTRIES = {
-    "ir_50": {
-        "input_layer.2.weight": [64],
-        "body.0.res_layer.1.weight": [64, 64, 3, 3],
-        "body.3.shortcut_layer.0.weight": [128, 64, 1, 1],
-        "body.23.res_layer.4.running_var": [512],
-        "output_layer.3.weight": [512, 25088],
-    },
-    "ir_se_50": {
-        "body.0.res_layer.5.fc1.weight": [4, 64, 1, 1],
-        "body.23.res_layer.5.fc2.weight": [512, 32, 1, 1],
-    },
-    "adaface_ir_50": {"body.0.res_layer.3.weight": [64], "output_layer.4.running_mean": [512]},
-    "iresnet50": {
-        "prelu.weight": [64],
-        "layer1.0.downsample.0.weight": [64, 64, 1, 1],
-        "layer3.13.bn3.weight": [256],
-        "fc.weight": [512, 25088],
-        "features.running_var": [512],
-    },
-    "resnet50": {
-        "conv1.weight": [64, 3, 7, 7],
-        "layer4.2.conv3.weight": [2048, 512, 1, 1],
-        "bn_o1.weight": [2048],
-        "fc.weight": [512, 32768],
-        "bn_o2.bias": [512],
-    },
-    "mobilefacenet": {
-        "conv1.conv.weight": [64, 3, 3, 3],
-        "conv2_dw.prelu.weight": [64],
-        "conv_23.project.conv.weight": [64, 128, 1, 1],
-        "conv_4.model.5.conv_dw.bn.running_mean": [256],
-        "conv_6_sep.conv.weight": [512, 128, 1, 1],
-        "conv_6_dw.conv.weight": [512, 1, 7, 7],
-        "linear.weight": [512, 512],
-        "bn.weight": [512],
-    },
-    "mbf": {
-        "layers.1.layers.0.weight": [128, 2, 3, 3],
-        "layers.3.layers.3.layers.2.layers.1.bias": [128],
-        "conv_sep.layers.0.weight": [512, 256, 1, 1],
-        "features.layers.0.layers.0.weight": [512, 1, 7, 7],
-        "features.layers.3.running_mean": [512],
-    },
-    "sphere20": {"conv1_1.bias": [64], "relu3_9.weight": [256], "fc5.weight": [512, 25088]},
-    "sphere64": {"conv3_33.weight": [256, 256, 3, 3], "relu4_7.weight": [512]},
-    "vit_t": {
-        "pos_embed": [1, 144, 256],
-        "mask_token": [1, 1, 256],
-        "patch_embed.proj.weight": [256, 3, 9, 9],
-        "blocks.11.attn.qkv.weight": [768, 256],
-        "feature.0.weight": [256, 36864],
-        "feature.3.running_var": [512],
-    },
-}
-
-
 # What the published code of each network computes from the weights of `fill` and the images of `images`.
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "published_backbones.json").read_text())
 
@@ -123,7 +65,7 @@ def weightless(name: str, **parameters: Any) -> nn.Module:
         return create_backbone(name, **parameters)
 
 
-def images(count: int, height: int, width: int) -> Tensor:
+def images(count: int, height: int = 32, width: int = 32) -> Tensor:
     values = np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32)
     return torch.from_numpy(values) * 2 - 1
 
@@ -151,20 +93,18 @@ def test_every_published_name_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_entries_are_those_of_the_published_network(name: str) -> None:
+def test_parameters_and_entries_are_as_many_as_in_the_published_network(name: str) -> None:
     backbone = weightless(name)
-    state = backbone.state_dict()
     parameters, entries, _ = PUBLISHED[name]
-    assert (sum(p.numel() for p in backbone.parameters()), len(state)) == (parameters, entries)
-    found = {entry: list(state[entry].shape) for entry in ENTRIES.get(name, {})}
-    assert found == ENTRIES.get(name, {})
+    counted = sum(p.numel() for p in backbone.parameters()), len(backbone.state_dict())
+    assert counted == (parameters, entries)
 
 
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in PUBLISHED_FAMILIES else [pytest.mark.slow]) for name in GOLDEN],
 )
-def test_it_computes_what_the_published_code_computes(name: str) -> None:
+def test_it_computes_what_the_published_code_computes_from_entries_of_the_same_names(name: str) -> None:
     height, width = GOLDEN[name]["input_size"]
     backbone = create_backbone(name, input_size=[height, width]).eval()
     with torch.inference_mode():

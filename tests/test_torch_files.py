@@ -72,27 +72,6 @@ def test_a_file_whose_checksums_were_never_computed_is_read(tmp_path: Path) -> N
     assert checkpoint.load(tmp_path / "x.pt")["a"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_every_flipped_bit_of_a_checkpoint_is_seen_or_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    state = {"weight": torch.arange(60.0), "step": 7, "name": "text"}
-    checkpoint.save(path, state)
-    whole = path.read_bytes()
-    seen = 0
-    for bit in range(0, 8 * len(whole), 37):
-        broken = bytearray(whole)
-        broken[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(broken)
-        try:
-            loaded = checkpoint.load(path)
-        except CheckpointError as error:
-            assert "x.pt: " in str(error)
-            seen += 1
-        else:
-            assert torch.equal(loaded.pop("weight"), state["weight"])
-            assert loaded == {"step": 7, "name": "text"}
-    assert seen > 50
-
-
 # What a file asks for ------------------------------------------------------------------------------------
 
 
