@@ -32,6 +32,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return last
 
 
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(saved, tmp_path / "last-00000003"))
+
+
 def test_the_backbone_alone_can_be_read_whole(saved: Path) -> None:
     backbone = open_checkpoint(saved).read("backbone")
     expected = torch.load(saved.parents[2] / "half.pt")
@@ -47,10 +53,8 @@ class Thief:
 
 
 def test_a_metadata_file_that_names_code_is_refused_and_runs_nothing(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "last-00000003"
-    shutil.copytree(saved, folder)
     loot = tmp_path / "loot"
     monkeypatch.setenv("FACEREC_TEST_THIEF", str(loot))
     (folder / ".metadata").write_bytes(pickle.dumps(Thief()))
@@ -82,10 +86,8 @@ def test_the_newest_state_is_the_one_of_most_steps_whatever_the_times_of_its_fil
         assert newest_checkpoint(tmp_path) == expected
 
 
-def test_a_metadata_file_changes_no_class_of_the_process_that_reads_it(saved: Path, tmp_path: Path) -> None:
+def test_a_metadata_file_changes_no_class_of_the_process_that_reads_it(folder: Path) -> None:
     """pickle's BUILD sets attributes on whatever stands there, a class too: of Path, for every path after."""
-    folder = tmp_path / "last-00000003"
-    shutil.copytree(saved, folder)
     whole = (folder / ".metadata").read_bytes()
     before = vars(PosixPath).copy()
     for module, name in (("pathlib", "PosixPath"), ("torch", "Size"), ("collections", "OrderedDict")):
@@ -108,11 +110,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_what_a_metadata_file_claims_is_held_against_the_files(
-    saved: Path, tmp_path: Path, claim: str
-) -> None:
-    folder = tmp_path / "last-00000003"
-    shutil.copytree(saved, folder)
+def test_what_a_metadata_file_claims_is_held_against_the_files(folder: Path, claim: str) -> None:
     content = (folder / ".metadata").read_bytes()
     true, false = CLAIMS[claim]
     assert true in content
@@ -122,9 +120,7 @@ def test_what_a_metadata_file_claims_is_held_against_the_files(
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x05."])
-def test_damaged_folders_are_said_to_be_damaged(saved: Path, tmp_path: Path, damage: bytes) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(saved, folder)
+def test_damaged_folders_are_said_to_be_damaged(saved: Path, folder: Path, damage: bytes) -> None:
     (folder / ".metadata").write_bytes(damage)
     with pytest.raises(CheckpointError, match="damaged"):
         stored_tensors(folder)

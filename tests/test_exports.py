@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def judged(model: Model, out: Path, pairs: Path | None = None, **given: Any) -> Iterator[str]:
+    """The lines of an export as a hub folder, judged on these pairs."""
+    section = {"protocol": "verification", "targets": [str(pairs)], "bootstrap": 50, "batch_size": 32}
+    defaults = {"eval": section if pairs else {}, "far": None, "calibration": None, "card": {}}
+    return export_and_judge(model, out, format="hub", options=PLAIN, **defaults | given)
+
+
 def cosines(one: Model, other: Model, images: np.ndarray) -> np.ndarray:
     return (one.embed(images) * other.embed(images)).sum(1).numpy()
 
@@ -109,19 +117,8 @@ def test_the_original_and_what_was_written_stand_in_one_table(
     model: Model, pairs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "face"
-    section = {"protocol": "verification", "targets": [str(pairs)], "bootstrap": 50, "batch_size": 32}
-    lines = list(
-        export_and_judge(
-            model,
-            out,
-            format="hub",
-            eval=section,
-            far=None,
-            calibration=str(pairs),
-            card={"license": "mit", "data_license": None, "limits": None},
-            options=PLAIN,
-        )
-    )
+    card = {"license": "mit", "data_license": None, "limits": None}
+    lines = list(judged(model, out, pairs, calibration=str(pairs), card=card))
     assert lines[0] == str(out)
     text = "\n".join(lines)
     assert "float32 (N, 3, 32, 32), BGR, (x − 120.0) / [50.0, 60.0, 70.0]" in text
@@ -144,12 +141,8 @@ def test_the_original_and_what_was_written_stand_in_one_table(
 
 
 def test_a_far_that_is_out_of_reach_leaves_no_file(model: Model, pairs: Path, tmp_path: Path) -> None:
-    section = {"protocol": "verification", "targets": [str(pairs)], "bootstrap": 0, "batch_size": 32}
-    lines = export_and_judge(
-        model, tmp_path / "x", format="hub", eval=section, far=1e-4, calibration=None, card={}, options=PLAIN
-    )
     with pytest.raises(ConfigError, match=r"far=0\.0001: the 60 impostor pairs of noisy support"):
-        next(lines)
+        next(judged(model, tmp_path / "x", pairs, far=1e-4))
     assert not list(tmp_path.iterdir())
 
 
@@ -164,21 +157,14 @@ def test_a_file_that_was_written_but_not_judged_is_named(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("facerec.reporting.exported.store_threshold", interrupted)
-    section = {"protocol": "verification", "targets": [str(pairs)], "bootstrap": 0, "batch_size": 32}
-    lines = export_and_judge(
-        model, tmp_path / "x", format="hub", eval=section, far=None, calibration=None, card={}, options=PLAIN
-    )
     with pytest.raises(KeyboardInterrupt):
-        next(lines)
+        next(judged(model, tmp_path / "x", pairs))
     assert f"{tmp_path / 'x'}: was written, but not judged, so it has no threshold and no card" in caplog.text
 
 
 def test_a_threshold_needs_targets(model: Model, tmp_path: Path) -> None:
-    lines = export_and_judge(
-        model, tmp_path / "x", format="hub", eval={}, far=0.1, calibration=None, card={}, options=PLAIN
-    )
     with pytest.raises(ConfigError, match=r"far=0\.1: needs eval\.targets"):
-        next(lines)
+        next(judged(model, tmp_path / "x", far=0.1))
 
 
 # Thresholds -----------------------------------------------------------------------------------------------

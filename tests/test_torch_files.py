@@ -217,18 +217,14 @@ def test_an_archive_whose_names_are_no_text_is_damaged(tmp_path: Path) -> None:
 SMALL = {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}
 
 
-def ours(tmp_path: Path, **changes: Any) -> Path:
+TIMM = {"name": "timm", "model": "resnet10t", "embedding_size": 8, "input_size": 32}
+
+
+def ours(tmp_path: Path, network: dict[str, Any] = SMALL, **said: Any) -> Path:
+    """A checkpoint with the weights of a network, that says other things of it."""
     torch.manual_seed(0)
-    weights = create_backbone(**SMALL).state_dict()
-    settings = {**SMALL, **changes}
-    state = {
-        "backbone": weights,
-        "config": {"backbone": settings},
-        "input": {"size": 32},
-        "classes": [],
-        "step": 3,
-    }
-    checkpoint.save(tmp_path / "best.pt", state)
+    state = {"backbone": create_backbone(**network).state_dict(), "input": {"size": 32}, "classes": []}
+    checkpoint.save(tmp_path / "best.pt", state | {"config": {"backbone": network | said}, "step": 3})
     return tmp_path / "best.pt"
 
 
@@ -268,43 +264,25 @@ def test_a_stored_network_never_looks_for_weights_elsewhere(
 
     monkeypatch.setattr(socket.socket, "connect", never)
     monkeypatch.setattr(socket, "getaddrinfo", never)
-    settings = {"name": "timm", "model": "resnet10t", "embedding_size": 8, "input_size": 32}
-    state = {
-        "backbone": create_backbone(**settings).state_dict(),
-        "config": {"backbone": {**settings, "imagenet": True}},
-        "input": {"size": 32},
-        "classes": [],
-    }
-    checkpoint.save(tmp_path / "best.pt", state)
-    assert load_model(tmp_path / "best.pt", device="cpu").config["backbone"]["name"] == "timm"
+    path = ours(tmp_path, TIMM, imagenet=True)
+    assert load_model(path, device="cpu").config["backbone"]["name"] == "timm"
     for options in (
         {"pretrained": True},
         {"checkpoint_path": "/etc/hostname"},
         {"pretrained_cfg": {"url": "http://localhost/x"}},
     ):
-        state["config"]["backbone"] = {**settings, "options": options}
-        checkpoint.save(tmp_path / "best.pt", state)
         with pytest.raises(CheckpointError, match=r"best\.pt: .*takes weights from elsewhere"):
-            load_model(tmp_path / "best.pt", device="cpu")
+            load_model(ours(tmp_path, TIMM, options=options), device="cpu")
     for model in ("hf-hub:someone/model", "local-dir:/etc"):
-        state["config"]["backbone"] = {**settings, "model": model}
-        checkpoint.save(tmp_path / "best.pt", state)
         with pytest.raises(CheckpointError, match="timm has no such model"):
-            load_model(tmp_path / "best.pt", device="cpu")
+            load_model(ours(tmp_path, TIMM, model=model), device="cpu")
 
 
 def test_a_stored_network_of_a_billion_layers_is_given_up(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    settings = {"name": "timm", "model": "resnet10t", "embedding_size": 8, "input_size": 32}
-    state = {
-        "backbone": create_backbone(**settings).state_dict(),
-        "config": {"backbone": {**settings, "options": {"layers": [10**9, 1, 1, 1]}}},
-        "input": {"size": 32},
-        "classes": [],
-    }
-    checkpoint.save(tmp_path / "best.pt", state)
+    path = ours(tmp_path, TIMM, options={"layers": [10**9, 1, 1, 1]})
     with pytest.raises(CheckpointError, match=r"best\.pt: its \d+ entries are too few"):
-        load_model(tmp_path / "best.pt", device="cpu")
+        load_model(path, device="cpu")
 
 
 class Evil:

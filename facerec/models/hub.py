@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from facerec.errors import CheckpointError, FacerecError, UserError
 from facerec.files import replacing
 from facerec.images.preprocessing import Preprocessing
@@ -53,15 +55,14 @@ def recorded(metadata: Mapping[str, Any], name: str, where: str) -> dict[str, An
 def write(folder: Path, weights: bytes, settings: Mapping[str, Any]) -> None:
     """Write weights and settings; the card is `write_card`'s."""
     input = Preprocessing(**settings["input"])
-    channels = {key: _three(getattr(input, key)) for key in ("mean", "std")}
     prepared = {
         "do_resize": True,
         "size": dict(zip(("height", "width"), input.shape, strict=True)),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [one / 255 for one in channels["mean"]],
-        "image_std": [one / 255 for one in channels["std"]],
+        "image_mean": (np.broadcast_to(input.mean, 3) / 255).tolist(),
+        "image_std": (np.broadcast_to(input.std, 3) / 255).tolist(),
         "channels": input.channels,
         "alignment": "five points on the ArcFace template",
     }
@@ -160,10 +161,6 @@ def _config(folder: Path) -> dict[str, Any]:
             if isinstance(config, dict):
                 return config
     raise CheckpointError(f"ckpt={path}: is damaged, or no configuration of a model")
-
-
-def _three(value: float | list[float]) -> list[float]:
-    return [value] * 3 if isinstance(value, float) else value
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

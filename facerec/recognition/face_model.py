@@ -5,6 +5,7 @@ Shape suffixes: B images, H height, W width, D embedding size.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable
 from functools import cached_property
@@ -83,13 +84,7 @@ class FaceModel:
         several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
         faces = ordered_map(lambda numbered: self._face(*numbered, align), enumerate(several))
         batches: list[npt.NDArray[np.float32]] = []
-        batch: list[np.ndarray] = []
-        for face in faces:
-            batch.append(face)
-            if len(batch) == _BATCH:
-                batches.append(self._embed(batch))
-                batch = []
-        if batch:
+        while batch := list(itertools.islice(faces, _BATCH)):
             batches.append(self._embed(batch))
         require(bool(batches), "images", "[]", "must be one image or more")
         return np.concatenate(batches)
