@@ -22,16 +22,14 @@ from facerec.models.export import export
 from facerec.models.model import Model
 from facerec.models.recognition import recognise
 from facerec.models.weights import load_pretrained
-from tests.test_published_backbones import fill
+from tests.test_published_backbones import filled
 
 State = dict[str, Tensor]
 
 
 def made(name: str, eps: dict[str, float] | None = None, **settings: Any) -> nn.Module:
     """A backbone with weights that depend on its names alone, and batch norms with these eps."""
-    backbone = create_backbone(name, **settings).eval()
-    with torch.no_grad():
-        fill(backbone.state_dict())
+    backbone = filled(name, **settings)
     for entry, module in backbone.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eps = next((value for part, value in (eps or {}).items() if part in entry), module.eps)

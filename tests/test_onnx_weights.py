@@ -22,16 +22,9 @@ from facerec.models.model import Model
 from facerec.models.onnx_network import OnnxNetwork
 from facerec.models.onnx_weights import unfold_batch_norms
 from facerec.models.weights import load_pretrained
-from tests.test_published_backbones import fill
+from tests.test_published_backbones import filled
 
 SMALL: dict[str, Any] = {"embedding_size": 16, "input_size": 32}
-
-
-def made(name: str) -> nn.Module:
-    backbone = create_backbone(name, **SMALL).eval()
-    with torch.no_grad():
-        fill(backbone.state_dict())
-    return backbone
 
 
 def exported(backbone: nn.Module, path: Path) -> Path:
@@ -70,7 +63,7 @@ def raw(backbone: nn.Module) -> torch.Tensor:
 def test_a_known_network_becomes_a_backbone_with_equal_outputs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    original = made(name)
+    original = filled(name, **SMALL)
     path = exported(original, tmp_path / "net.onnx")
     backbone = create_backbone(name, **SMALL)
     with caplog.at_level(logging.INFO):
@@ -82,7 +75,7 @@ def test_a_known_network_becomes_a_backbone_with_equal_outputs(
 
 
 def test_a_batch_norm_that_was_folded_away_trains_on_after_it_is_unfolded(tmp_path: Path) -> None:
-    original = made("mobilefacenet")
+    original = filled("mobilefacenet", **SMALL)
     batch = torch.from_numpy(images(64)).permute(0, 3, 1, 2).float() / 127.5 - 1
     for module in original.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -114,10 +107,7 @@ def test_a_batch_norm_that_was_folded_away_trains_on_after_it_is_unfolded(tmp_pa
 
 
 def test_an_onnx_network_opens_as_the_backbone_that_is_asked_for(tmp_path: Path) -> None:
-    original = create_backbone("mbf", embedding_size=64).eval()
-    with torch.no_grad():
-        fill(original.state_dict())
-    path = exported(original, tmp_path / "w600k_mbf.onnx")
+    path = exported(filled("mbf", embedding_size=64), tmp_path / "w600k_mbf.onnx")
     model = load_model(path, device="cpu", backbone={"name": "mbf"})
     assert not isinstance(model.backbone, OnnxNetwork)
     assert model.config["backbone"] == {"name": "mbf", "embedding_size": 64, "input_size": 112}
@@ -128,7 +118,7 @@ def test_an_onnx_network_opens_as_the_backbone_that_is_asked_for(tmp_path: Path)
 
 
 def test_another_network_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
-    path = exported(made("mbf"), tmp_path / "net.onnx")
+    path = exported(filled("mbf", **SMALL), tmp_path / "net.onnx")
     backbone = create_backbone("mobilefacenet", **SMALL)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     with pytest.raises(
@@ -139,7 +129,7 @@ def test_another_network_is_refused_and_nothing_is_loaded(tmp_path: Path) -> Non
 
 
 def test_equal_layers_with_another_function_are_found_out(tmp_path: Path) -> None:
-    path = exported(made("mobilefacenet"), tmp_path / "net.onnx")
+    path = exported(filled("mobilefacenet", **SMALL), tmp_path / "net.onnx")
     model = onnx.load(path)
     (old,) = {node.input[0] for node in model.graph.node if node.op_type == "Flatten"}
     model.graph.node.insert(len(model.graph.node) - 3, onnx.helper.make_node("Abs", [old], ["abs"]))
@@ -151,7 +141,7 @@ def test_equal_layers_with_another_function_are_found_out(tmp_path: Path) -> Non
 
 
 def test_numbers_that_a_file_only_claims_are_refused_in_a_line(tmp_path: Path) -> None:
-    path = exported(made("mobilefacenet"), tmp_path / "net.onnx")
+    path = exported(filled("mobilefacenet", **SMALL), tmp_path / "net.onnx")
     model = onnx.load(path)
     model.graph.initializer[2].dims[:] = [1 << 40, 1 << 20]
     onnx.save(model, path)
@@ -230,7 +220,7 @@ number = np.float32
 def test_preprocessing_inside_is_left_out_of_the_backbone_and_done_before_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, nodes: list[Any], wanted: dict[str, Any]
 ) -> None:
-    original = made("mobilefacenet")
+    original = filled("mobilefacenet", **SMALL)
     path = exported(original, tmp_path / "net.onnx")
     with_nodes_before(path, nodes)
     expected = Model(original, Preprocessing(size=32, **wanted)).embed(images(), flip=False)
@@ -251,7 +241,7 @@ def test_preprocessing_inside_is_left_out_of_the_backbone_and_done_before_it(
 
 
 def test_an_export_with_its_preprocessing_inside_is_rebuilt_without(tmp_path: Path) -> None:
-    model = Model(made("mobilefacenet"), Preprocessing(120, [128, 127, 126], "bgr", 32))
+    model = Model(filled("mobilefacenet", **SMALL), Preprocessing(120, [128, 127, 126], "bgr", 32))
     path = export(model, tmp_path / "ready.onnx", "onnx", preprocessing=True)
     rebuilt = load_model(path, device="cpu", backbone={"name": "mobilefacenet"})
     assert rebuilt.input == model.input and rebuilt.knows_input
@@ -261,7 +251,7 @@ def test_an_export_with_its_preprocessing_inside_is_rebuilt_without(tmp_path: Pa
 
 
 def test_a_factor_below_0_or_another_reader_is_no_preprocessing(tmp_path: Path) -> None:
-    path = exported(made("mobilefacenet"), tmp_path / "net.onnx")
+    path = exported(filled("mobilefacenet", **SMALL), tmp_path / "net.onnx")
     with_nodes_before(path, [("Mul", [number(-1)])])
     assert OnnxNetwork(path, torch.device("cpu")).inside is None
     with pytest.raises(CheckpointError, match="it does more to the images or to the embeddings"):

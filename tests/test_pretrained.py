@@ -73,7 +73,6 @@ WRAPPED: dict[str, Callable[[State], dict[str, Any]]] = {
     },
     "InsightFace": lambda state: {"epoch": 1, "state_dict_backbone": state, "state_dict_softmax_fc": KERNEL},
     "Lightning (AdaFace)": lambda state: {"epoch": 1, "state_dict": {**prefixed(state, "model."), **KERNEL}},
-    "CVLface": lambda state: prefixed(state, "net."),
     "a key called model": lambda state: {"model": prefixed(state, "module."), "optimizer": {"state": {}}},
     "two wrappers": lambda state: {"model": {"state_dict": state}},
     "a wrapper of any name": lambda state: {
@@ -97,8 +96,12 @@ WRAPPED: dict[str, Callable[[State], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-@pytest.mark.parametrize("kind", WRAPPED)
+OBJECTS = ("beside a Namespace and NumPy's numbers", "parameters and attributes")
+
+
+@pytest.mark.parametrize(
+    ("kind", "zipped"), [*((kind, True) for kind in WRAPPED), *((kind, False) for kind in OBJECTS)]
+)
 def test_weights_load_out_of_any_wrapper(tmp_path: Path, trained: State, kind: str, zipped: bool) -> None:
     torch.save(WRAPPED[kind](trained), tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
     backbone = small()

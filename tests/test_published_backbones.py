@@ -88,6 +88,14 @@ def fill(state: dict[str, Tensor]) -> None:
             value.copy_(0.2 * uniform - 0.1)
 
 
+def filled(name: str, **settings: Any) -> nn.Module:
+    """A backbone in eval mode with the weights of `fill`."""
+    backbone = create_backbone(name, **settings).eval()
+    with torch.no_grad():
+        fill(backbone.state_dict())
+    return backbone
+
+
 def test_every_published_name_is_there() -> None:
     assert {*PUBLISHED, "timm"} <= {*BACKBONES.names()}
 
@@ -106,9 +114,8 @@ def test_parameters_and_entries_are_as_many_as_in_the_published_network(name: st
 )
 def test_it_computes_what_the_published_code_computes_from_entries_of_the_same_names(name: str) -> None:
     height, width = GOLDEN[name]["input_size"]
-    backbone = create_backbone(name, input_size=[height, width]).eval()
+    backbone = filled(name, input_size=[height, width])
     with torch.inference_mode():
-        fill(backbone.state_dict())
         unit_BD = F.normalize(backbone(images(2, height, width)))
     expected = torch.tensor(GOLDEN[name]["unit_embedding"])
     torch.testing.assert_close(unit_BD[:, : expected.shape[1]], expected, rtol=0, atol=2e-5)

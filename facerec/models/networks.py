@@ -68,9 +68,8 @@ class ForeignNetwork(nn.Module):
         try:
             return self._embed(image_BCHW, count)
         except _NoEmbeddingsError as error:
-            raise CheckpointError(
-                f"{self.where}: gives no embeddings for {counted(count, 'image')}: {error}"
-            ) from error
+            images = counted(count, "image")
+            raise CheckpointError(f"{self.where}: gives no embeddings for {images}: {error}") from error
 
     def probe(self, shape: tuple[int, int]) -> int:
         """Run it on images of `shape` to choose its output and batch size; returns the embedding size D.
@@ -127,11 +126,7 @@ class ForeignNetwork(nn.Module):
             log.warning("%s: is right for one image at a time only (of %d: %s)", self.where, count, reason)
 
     def _dependence(self, count: int, shape: Sequence[int]) -> str | None:
-        """Compare a batch with the same one in another order, and with some of its images alone.
-
-        Returns:
-            None where their rows are alike, else what is wrong.
-        """
+        """What is wrong where a batch in another order, or some of its images alone, give other rows."""
         image_BCHW = patterns(count, shape, self.takes_pixels)
         some = sorted({0, count // 2, count - 1})
         try:

@@ -149,12 +149,9 @@ def _shown(settings: _Settings) -> str:
 
 
 def _layer(key: tuple[str, tuple[int, ...]]) -> str:
-    kind = (
-        "batch norm"
-        if key[0] == "running_mean"
-        else {1: "vector", 2: "linear or 1×1"}.get(len(key[1]), "conv")
-    )
-    return f"{kind} {'×'.join(map(str, key[1]))}"
+    role, shape = key
+    kind = {1: "vector", 2: "linear or 1×1"}.get(len(shape), "conv")
+    return f"{'batch norm' if role == 'running_mean' else kind} {'×'.join(map(str, shape))}"
 
 
 class Match(NamedTuple):
@@ -177,11 +174,8 @@ class Match(NamedTuple):
         return not (self.missing or self.unexpected or self.misshapen)
 
     def __str__(self) -> str:
-        parts = (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape or type", self.misshapen),
-        )
+        found = (self.missing, self.unexpected, self.misshapen)
+        parts = zip(("missing", "unexpected", "of another shape or type"), found, strict=True)
         return "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in parts if names)
 
 
@@ -199,11 +193,8 @@ def compare(weights: Mapping[str, Tensor], expected: Shapes, foreign: Iterable[s
             misshapen.append(f"{name} {list(given)} for {list(shape)}")
         elif value is not None and not (value.is_floating_point() or name.endswith(COUNTER)):
             misshapen.append(f"{name} of {value.dtype}")  # quantised numbers, or complex ones
-    missing = [
-        name
-        for name in expected
-        if name not in found and not name.endswith(COUNTER) and not name.startswith(foreign)
-    ]
+    absent = [name for name in expected if name not in found]
+    missing = [name for name in absent if not (name.endswith(COUNTER) or name.startswith(foreign))]
     unscaled = []
     for name in [name.removesuffix(".weight") for name in missing if name.endswith(".weight")]:
         if f"{name}.bias" in missing and f"{name}.running_mean" in found:
