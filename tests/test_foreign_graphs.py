@@ -93,7 +93,7 @@ def test_a_size_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_use_for_a_network_of_its_own_is_refused(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "net.onnx")
-    with pytest.raises(CheckpointError, match=r"net\.onnx: is no ir_50, and is none of the known backbones"):
+    with pytest.raises(CheckpointError, match=r"net\.onnx: is no ir_50; it is none of the known backbones"):
         load_model(path, device="cpu", backbone={"name": "ir_50"})
     model = load_model(path, device="cpu")
     with pytest.raises(UserError, match="keeps the precision it was exported with; leave precision at fp32"):

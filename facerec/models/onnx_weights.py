@@ -24,7 +24,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models import hub, structure
 from facerec.models.networks import patterns
 from facerec.models.onnx_network import OnnxNetwork
-from facerec.models.recognition import nearest, network_settings, recognise
+from facerec.models.recognition import hint, network_settings, recognise
 from facerec.registry import build
 from facerec.vectors import unit_rows
 
@@ -82,7 +82,7 @@ def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[st
     layers = network.layers()
     known = recognise(layers, [settings["name"]], folded=True, size=network.size)
     if known is None:
-        raise CheckpointError(f"{network.where}: is no {settings['name']}{_hint(layers)}")
+        raise CheckpointError(f"{network.where}: is no {settings['name']}; it {hint(layers, folded=True)}")
     settings = {**network_settings(settings), **known}
     backbone = create_backbone(**settings)
     load_network(backbone, network, layers)
@@ -98,7 +98,7 @@ def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Ten
     image_BCHW = network.prepared(image_BCHW)
     ways = structure.matches(layers, backbone, folded=True)
     if not ways:
-        raise CheckpointError(f"{network.where}: does not fit the backbone{_hint(layers)}")
+        raise CheckpointError(f"{network.where}: does not fit the backbone; it {hint(layers, folded=True)}")
     differences = []
     for way in ways:
         backbone.load_state_dict(before | way.weights)
@@ -129,14 +129,6 @@ def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Ten
         f"{network.where}: has the layers of the backbone, but gives other embeddings (unit vectors differ "
         f"by {min(differences):.2g}): it does more to the images or to the embeddings, or is another network"
     )
-
-
-def _hint(layers: dict[str, Tensor]) -> str:
-    known = recognise(layers, folded=True)
-    if known is None:
-        return f", and is none of the known backbones{nearest(layers)}"
-    sizes = [f"backbone.{key}={value}" for key, value in known.items() if key != "name"]
-    return f"; it fits backbone={known['name']} {' '.join(sizes)}"
 
 
 # Unfold ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import inspect
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -255,6 +256,21 @@ def _known(
     with on_meta_device():
         backbone = create_backbone(**_settings(settings, embedding_size, input_size))
     return shapes_of(backbone.state_dict()), backbone.foreign
+
+
+def hint(weights: Mapping[str, Tensor], *, folded: bool = False, size: str = "backbone.input_size") -> str:
+    """Say which known backbone weights fit, in settings as they are typed; `size` sets that of the images."""
+    known = recognise(weights, folded=folded)
+    if known is None:
+        return f"is none of the known backbones{nearest(weights) if folded else ''}"
+    name, keys = known.pop("name"), {"input_size": size}
+    settings = [typed(keys.get(key, f"backbone.{key}"), value) for key, value in known.items()]
+    return f"fits backbone={name} {' '.join(settings)}"
+
+
+def typed(key: str, value: object) -> str:
+    """Return a setting as it is typed in a shell."""
+    return shlex.quote(f"{key}={value}".replace(", ", ","))
 
 
 def few(names: Iterable[object], count: int = 3) -> str:

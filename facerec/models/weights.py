@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -16,7 +15,7 @@ from facerec.errors import CheckpointError, ConfigError, counted
 from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint, hub, structure
 from facerec.models.lineages import of_our_eps, usual_preprocessing
-from facerec.models.recognition import compare, few, network_settings, recognise
+from facerec.models.recognition import compare, few, hint, network_settings, typed
 from facerec.pickles.stand_ins import Inert, are_settings, shown
 from facerec.pickles.torch_file import ARCHIVE, archive_names
 from facerec.registry import build
@@ -221,7 +220,7 @@ def _warn_of_other_input(
     wanted = built(Preprocessing, "input", usual, where)
     known = {key: getattr(wanted, key) for key in ("channels", "mean", "std") if key in usual}
     if input is not None and (other := {k: v for k, v in known.items() if v != getattr(input, k)}):
-        words = " ".join(_typed(f"input.{key}", value) for key, value in other.items())
+        words = " ".join(typed(f"input.{key}", value) for key, value in other.items())
         log.warning("%s: weights%s, from images prepared otherwise; say %s", where, lineage, words)
 
 
@@ -276,7 +275,9 @@ def _require_fit(
             f"{where}: its names are none that is known, and its entries fit the backbone in {len(found)} or "
             "more ways by order and shapes; export the network to ONNX, whose outputs tell which is right"
         )
-    raise CheckpointError(f"{where}: {misfit}: {match}{_hint(weights, where)}")
+    # The images of a training run have the size of its backbone, too.
+    size = "data.size" if where.startswith("backbone.") else "backbone.input_size"
+    raise CheckpointError(f"{where}: {misfit}: {match}; it {hint(weights, size=size)}")
 
 
 def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Backbone:
@@ -308,19 +309,3 @@ def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _hint(weights: Mapping[str, Tensor], where: str) -> str:
-    known = recognise(weights)
-    if known is None:
-        return "; it is none of the known backbones"
-    settings = {f"backbone.{key}": value for key, value in known.items()}
-    settings = {"backbone": settings.pop("backbone.name"), **settings}
-    if where.startswith("backbone."):  # of a training run, whose images have that size, too
-        settings["data.size"] = settings.pop("backbone.input_size")
-    return f"; it fits {' '.join(_typed(key, value) for key, value in settings.items())}"
-
-
-def _typed(key: str, value: object) -> str:
-    """A setting as it is typed in a shell."""
-    return shlex.quote(f"{key}={value}".replace(", ", ","))
