@@ -100,10 +100,8 @@ def _by_structure(
     """The settings with the sizes under which the order and the shapes of entries fit in one way."""
     ours = structure.leaves(_known(settings, 512, 112)[0])
     for theirs in parts:
-        biased = sum(leaf.may_hold_norm(folded) for leaf in theirs)
         missing = _fixed(settings) - Counter(leaf.key for leaf in theirs)
-        only_norms = all(role == "running_mean" for role, _ in missing)
-        if not len(theirs) <= len(ours) <= len(theirs) + biased or not only_norms or missing.total() > biased:
+        if len(theirs) > len(ours) or not structure.were_folded(missing, theirs, folded):
             continue
         widths = dict.fromkeys(leaf.key[1][0] for leaf in reversed(theirs) if len(leaf.key[1]) == 2)
         for embedding_size in widths:

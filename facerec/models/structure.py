@@ -127,12 +127,14 @@ def could_fit(theirs: Sequence[Leaf], ours: Sequence[Leaf], *, folded: bool = Fa
     """Compare the modules without their order; batch norms may be missing where there are biases."""
     if any(not leaf.shapes.keys() <= {*_ROLES} for leaf in theirs):
         return False
-    difference = Counter(leaf.key for leaf in ours)
-    difference.subtract(leaf.key for leaf in theirs)
+    present, needed = (Counter(leaf.key for leaf in one) for one in (theirs, ours))
+    return present <= needed and were_folded(needed - present, theirs, folded)
+
+
+def were_folded(missing: Counter[tuple[str, Shape]], theirs: Sequence[Leaf], folded: bool) -> bool:
+    """Return True where only batch norms are missing, and as many layers or more may hold them."""
     biased = sum(leaf.may_hold_norm(folded) for leaf in theirs)
-    missing = {key: count for key, count in difference.items() if count}
-    only_norms = all(count > 0 and role == "running_mean" for (role, _), count in missing.items())
-    return only_norms and sum(missing.values()) <= biased
+    return missing.total() <= biased and all(role == "running_mean" for role, _ in missing)
 
 
 class _Network(NamedTuple):
