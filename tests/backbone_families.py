@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
 
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.backbones.base import Backbone, on_meta_device
@@ -31,3 +35,8 @@ PUBLISHED_FAMILIES = (  # those held against the published networks, and traced 
     *("adaface_ir_18", "ir_50", "ir_se_50", "iresnet18", "mbf", "mobilefacenet", "resnet50", "sphere20"),
     "vit_t",
 )
+
+
+def slow_but(quick: Collection[str], names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, those that are not quick for the slow suite."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]

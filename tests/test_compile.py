@@ -22,22 +22,8 @@ from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from facerec.training.run import assemble
 from facerec.training.settings import TrainerSettings
+from tests.backbone_families import PUBLISHED_FAMILIES, slow_but
 from tests.tiny_run import tiny_trainer
-
-# The smallest backbone of every family that torch can trace on small images.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "iresnet18": {"input_size": 32},
-    "ir_50": {"input_size": 16},
-    "ir_se_50": {"input_size": 16},
-    "adaface_ir_18": {"input_size": 16},
-    "mobilefacenet": {"input_size": 16},
-    "mbf": {"input_size": 16},
-    "resnet50": {"input_size": 32},
-    "sphere20": {"input_size": 16},
-    "vit_t": {"input_size": 32, "drop_path": 0.1},
-}
-QUICK = {"iresnet18", "sphere20"}
-EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +31,10 @@ def _forget_graphs() -> None:
     torch._dynamo.reset()
 
 
-def made(name: str, **parameters: Any) -> tuple[Backbone, Tensor]:
+def made(name: str) -> tuple[Backbone, Tensor]:
     """A backbone in training, and images for it, as the trainer holds them."""
     torch.manual_seed(0)
-    backbone = create_backbone(name, embedding_size=8, **{**FAMILIES[name], **parameters}).train()
+    backbone = create_backbone(name, embedding_size=8, input_size=32).train()
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image_BCHW = torch.randn(4, 3, *backbone.input_size)
     return backbone, image_BCHW.contiguous(memory_format=torch.channels_last)
@@ -60,7 +46,7 @@ def graphs_and_breaks(module: torch.nn.Module, image_BCHW: Tensor) -> tuple[int,
     return found.graph_count, found.graph_break_count
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_but(("iresnet18", "sphere20"), PUBLISHED_FAMILIES))
 def test_a_backbone_is_one_graph(name: str) -> None:
     assert graphs_and_breaks(*made(name)) == (1, 0)
 

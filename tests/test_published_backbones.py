@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facerec.backbones import BACKBONES, create_backbone
 from facerec.backbones.flops import multiply_adds
-from tests.backbone_families import PUBLISHED_FAMILIES
+from tests.backbone_families import PUBLISHED_FAMILIES, slow_but
 
 # Parameters and state-dict entries at 512-d and 112×112, counted on the published code, and GFLOPs: those of
 # InsightFace's table for its networks and their likes, of the papers' layer tables for the others.
@@ -108,10 +108,7 @@ def test_parameters_and_entries_are_as_many_as_in_the_published_network(name: st
     assert counted == (parameters, entries)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in PUBLISHED_FAMILIES else [pytest.mark.slow]) for name in GOLDEN],
-)
+@pytest.mark.parametrize("name", slow_but(PUBLISHED_FAMILIES, GOLDEN))
 def test_it_computes_what_the_published_code_computes_from_entries_of_the_same_names(name: str) -> None:
     height, width = GOLDEN[name]["input_size"]
     backbone = filled(name, input_size=[height, width])
@@ -121,13 +118,7 @@ def test_it_computes_what_the_published_code_computes_from_entries_of_the_same_n
     torch.testing.assert_close(unit_BD[:, : expected.shape[1]], expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in PUBLISHED_FAMILIES else [pytest.mark.slow])
-        for name in PUBLISHED
-    ],
-)
+@pytest.mark.parametrize("name", slow_but(PUBLISHED_FAMILIES, PUBLISHED))
 def test_gflops_are_the_published_ones(name: str) -> None:
     assert multiply_adds(weightless(name)) / 1e9 == pytest.approx(PUBLISHED[name][2], rel=0.03)
 

@@ -18,12 +18,11 @@ from facerec.backbones.recomputation import recompute_activations
 from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError
 from facerec.training.run import assemble
-from tests.backbone_families import RECOMPUTABLE
+from tests.backbone_families import RECOMPUTABLE, slow_but
 
 # What is random besides.
 RANDOM: dict[str, dict[str, Any]] = {"iresnet18": {"dropout": 0.3}, "vit_t": {"drop_path": 0.5}}
-QUICK = ["iresnet18", "mobilefacenet", "sphere20", "vit_t"]
-EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RECOMPUTABLE]
+QUICK = ("iresnet18", "mobilefacenet", "sphere20", "vit_t")
 
 
 def two_alike(name: str) -> tuple[Backbone, Backbone]:
@@ -57,7 +56,7 @@ def train(backbone: Backbone, steps: int = 2, dtype: torch.dtype | None = None) 
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_but(QUICK, RECOMPUTABLE))
 def test_training_is_the_same_to_the_bit_and_saves_less(name: str, dtype: torch.dtype | None) -> None:
     plain, frugal = two_alike(name)
     expected_BD, held = train(plain, dtype=dtype)
