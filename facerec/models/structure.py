@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from facerec.backbones.base import Backbone, in_eval_mode
 
@@ -272,17 +273,12 @@ class _NoteSources(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        sources = _sources((*args, *(kwargs or {}).values()))
-        for one in result if isinstance(result, list | tuple) else [result]:
+        sources = _sources((args, kwargs))
+        for one in tree_leaves(result):
             if isinstance(one, Tensor) and sources:
-                one.sources = sources | getattr(one, "sources", frozenset())  # type: ignore[attr-defined]
+                one.sources = sources | _sources(one)  # type: ignore[attr-defined]
         return result
 
 
 def _sources(value: Any) -> frozenset[int]:
-    if isinstance(value, list | tuple):
-        return frozenset().union(*map(_sources, value))
-    found: frozenset[int] = (
-        getattr(value, "sources", frozenset()) if isinstance(value, Tensor) else frozenset()
-    )
-    return found
+    return frozenset().union(*(getattr(one, "sources", ()) for one in tree_leaves(value)))
