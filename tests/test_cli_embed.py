@@ -25,7 +25,7 @@ from facerec.errors import (
     MissingDataError,
     UserError,
 )
-from facerec.evaluation import any_images, embedding_files
+from facerec.evaluation import embedding, embedding_files
 from facerec.packs.verification import load_verification, write_verification
 from tests.foreign_files import SIZE, WIDTH, colour_file, expected, onnx_file, pixels, png, red_identities
 from tests.test_cli_train import command, failed, process
@@ -100,7 +100,7 @@ def test_what_does_not_fit_one_portion_is_the_same(
     folder: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = embed(folder, tmp_path / "whole.npy", network)
-    monkeypatch.setattr(any_images, "PORTION", 3)
+    monkeypatch.setattr(embedding, "HELD", 3)
     monkeypatch.setattr(embedding_files, "_BLOCK", 2)
     close(embed(folder, tmp_path / "parts.npy", network), whole)
     assert listed(tmp_path / "parts.names.csv") == listed(tmp_path / "whole.names.csv")

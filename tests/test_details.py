@@ -12,12 +12,15 @@ from scipy.stats import beta, binom
 from facerec.errors import ConfigError, DamagedDataError
 from facerec.evaluation.details import Side, detailed, read_side
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.calibration import cross_fitted, fit_isotonic, fit_logistic, reliability
 from facerec.evaluation.statistics.operating import (
+    cross_fitted,
     error_versus_reject,
+    fit_isotonic,
+    fit_logistic,
     group_rates,
     largest_gap,
     operating_points,
+    reliability,
 )
 from facerec.evaluation.statistics.separation import Separation
 from facerec.evaluation.verify import VerificationResult, verify

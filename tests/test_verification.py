@@ -13,14 +13,13 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from facerec.errors import ConfigError, NonFiniteError, StorageError, UserError
-from facerec.evaluation.notes import log_notes
 from facerec.evaluation.protocols.verification import (
     Verification,
     evaluate_set,
     evaluate_targets,
     load_targets,
 )
-from facerec.evaluation.results import results_document, write_results
+from facerec.evaluation.results import log_notes, results_document, write_results
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.folds import cross_validate
 from facerec.evaluation.verify import verify

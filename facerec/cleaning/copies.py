@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from facerec.evaluation.any_images import Portion
+from facerec.evaluation.embedding import Portion
 
 _SIDE: Final = 16
 _ALIKE: Final = 0.99  # correlation of thumbnails: a copy in another quality or size has 0.995 and more

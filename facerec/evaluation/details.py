@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 
 from facerec.errors import ConfigError, DamagedDataError, counted, require
-from facerec.evaluation.notes import warn
-from facerec.evaluation.results import Series, Table
+from facerec.evaluation.results import Series, Table, warn
 from facerec.evaluation.settings import EvalSettings
-from facerec.evaluation.statistics.calibration import FITS, cross_fitted, logistic, reliability
 from facerec.evaluation.statistics.operating import (
+    FITS,
     Point,
+    cross_fitted,
     error_versus_reject,
     group_rates,
     interval_text,
     largest_gap,
+    logistic,
     operating_points,
+    reliability,
 )
 from facerec.evaluation.statistics.separation import Floats, Separation
 from facerec.evaluation.verify import VerificationResult

@@ -12,7 +12,8 @@ import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,18 @@ import torch
 
 from facerec import distributed
 from facerec.device import copied, number_format
-from facerec.errors import FacerecError, NonFiniteError, UserError, counted
+from facerec.errors import (
+    DamagedDataError,
+    FacerecError,
+    MissingDataError,
+    NonFiniteError,
+    UserError,
+    counted,
+    require,
+)
 from facerec.evaluation.settings import EvalSettings
-from facerec.images.decode import Encoded, Pixels, ppm
+from facerec.images.decode import Encoded, Pixels, decode_full_size, fit_into, ppm
+from facerec.images.face_maker import FaceMaker
 from facerec.images.images import MAX_PIXELS, Images
 from facerec.models.model import Model
 from facerec.progress import Bar
@@ -30,6 +40,8 @@ from facerec.threads import ordered_map
 from facerec.vectors import row_norms
 
 PORTION = 8192  # images embedded before they are used: 32 MB of embeddings of length 512, both views
+HELD: Final = 1024  # images of any size decoded while as many are in the model: 2 × 38 MB at 112×112
+_SLICE: Final = 16  # of these per task of a thread
 _AHEAD = 8  # batches decoded or being decoded while one is in the model
 _CPU_BATCH = 32  # of more, MobileFaceNet's activations leave the cache, and an image takes twice as long
 
@@ -262,3 +274,102 @@ def _gather(
         mine.transpose(0, 1).to(device if distributed.carries(device) else "cpu")
     )
     return gathered_PVD.transpose(0, 1).cpu().numpy()
+
+
+class Portion(NamedTuple):
+    """Some distinct images of a set.
+
+    Attributes:
+        positions: of the images that were embedded.
+        images: their pixels, uint8 RGB of the model's size.
+        embedding_PD: float32 e + e' (e without flip), not normalised; None where there are none.
+        failed: why each of the others could not be decoded, or has no face.
+        resized: how many were of another size.
+    """
+
+    positions: list[int]
+    images: list[Pixels]
+    embedding_PD: Embeddings | None
+    failed: dict[int, DamagedDataError | MissingDataError]
+    resized: int
+
+
+def embed_any(
+    model: Model,
+    images: Images,
+    *,
+    flip: bool = True,
+    batch_size: int = 128,
+    precision: str = "fp32",
+    align: bool = False,
+) -> Iterator[Portion]:
+    """Embed each distinct image, of any size, see `embed_images`; `model.cache` keeps portions.
+
+    Images that cannot be decoded are passed over and named. The next images are decoded meanwhile.
+
+    Args:
+        align: find the face in each image and align it (extra ``align``); else they are aligned already, and
+            resized by the short side and cut from the middle where their size is another.
+
+    Raises:
+        NonFiniteError: an embedding, named.
+    """
+    maker = _aligning(model) if align else None
+    distinct_P = np.arange(len(images)) if images.first_N is None else np.unique(images.first_N)
+
+    def prepare(first: int) -> list[_Prepared]:
+        some = distinct_P[first : first + _SLICE].tolist()
+        return [_prepared(images, i, model.input.shape, maker) for i in some]
+
+    slices = range(0, len(distinct_P), _SLICE)
+    with contextlib.closing(ordered_map(prepare, slices, ahead=HELD // _SLICE)) as done:
+        prepared = chain.from_iterable(done)
+        for first in range(0, len(distinct_P), HELD):
+            some = distinct_P[first : first + HELD].tolist()
+            faces = dict(zip(some, islice(prepared, len(some)), strict=True))
+            kept = {i: face.image_HWC for i, face in faces.items() if face.image_HWC is not None}
+            positions, pixels, embedding_PD = list(kept), list(kept.values()), None
+            if kept:
+                embedding_PD = embed_images(
+                    model,
+                    pixels,
+                    name=f"embedding {some[0]:,} of {len(images):,}",
+                    where=lambda i, kept=positions: images.where(kept[i]),  # type: ignore[misc]
+                    flip=flip,
+                    batch_size=batch_size,
+                    precision=precision,
+                ).summed_PD
+            failed = {i: face.error for i, face in faces.items() if face.error is not None}
+            resized = sum(face.resized for face in faces.values())
+            yield Portion(positions, pixels, embedding_PD, failed, resized)
+
+
+class _Prepared(NamedTuple):
+    """An image for the model, or why there is none."""
+
+    image_HWC: Pixels | None
+    error: DamagedDataError | MissingDataError | None = None
+    resized: bool = False
+
+
+def _aligning(model: Model) -> FaceMaker:
+    from facerec.images.detection import Mtcnn
+
+    height, width = model.input.shape
+    only = "aligns to squares only; align before, or leave out"
+    require(height == width, "--align", f"{height}×{width}", only)
+    return FaceMaker(height, detector=Mtcnn())
+
+
+def _prepared(images: Images, image: int, shape: tuple[int, ...], maker: FaceMaker | None) -> _Prepared:
+    try:
+        encoded = images.encoded(image)
+        if maker is not None:
+            image_HWC, note, _ = maker.face(encoded)
+            return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
+        image_HWC = decode_full_size(encoded)
+    except (DamagedDataError, MissingDataError) as error:
+        return _Prepared(None, error)
+    fitted_HWC = np.empty((*shape, 3), np.uint8)
+    fit_into(image_HWC, fitted_HWC)
+    return _Prepared(fitted_HWC, resized=image_HWC.shape != fitted_HWC.shape)

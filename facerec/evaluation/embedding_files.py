@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, counted, require
-from facerec.evaluation.any_images import embed_any
-from facerec.evaluation.embedding import Embeddings
+from facerec.evaluation.embedding import Embeddings, embed_any
 from facerec.files import csv_lines, nameless, refuse_overwriting, replacing, replacing_both, storing
 from facerec.images.images import Images
 from facerec.models.model import Model

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from facerec.errors import DamagedDataError, UserError, counted
-from facerec.evaluation.any_images import Portion, embed_any
+from facerec.evaluation.embedding import Portion, embed_any
 from facerec.evaluation.statistics.search import BLOCK, cosine_blocks, unit
 from facerec.files import nameless, storing
 from facerec.images.images import Images, LabelledImages

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from facerec.errors import ConfigError, counted, require
-from facerec.evaluation.notes import Caution, logger
+from facerec.evaluation.results import Caution, logger
 from facerec.evaluation.statistics.folds import GRID_J, Folds
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from facerec.errors import DamagedDataError, counted
-from facerec.evaluation.notes import warn
+from facerec.evaluation.results import warn
 from facerec.images.images import LabelledImages
 from facerec.loading.sources.mix import MixedImages
 from facerec.models.model import Model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from facerec import distributed
 from facerec.errors import counted
 from facerec.evaluation.metrics import Metric
 from facerec.evaluation.statistics.bootstrap import Interval
@@ -21,6 +23,9 @@ from facerec.files import replacing
 if TYPE_CHECKING:
     from facerec.models.model import Model
     from facerec.packs.verification import VerificationSet
+
+
+logger = logging.getLogger("facerec.evaluation")
 
 
 @dataclass(frozen=True)
@@ -318,3 +323,49 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+# Notes ---------------------------------------------------------------------------------------------------
+
+
+class Caution(str):
+    """A note that questions the numbers themselves."""
+
+    __slots__ = ()
+
+
+def warn(note: str, name: str = "") -> list[str]:
+    """Log a caution on rank 0, of the test `name`, and return it as the notes of a result."""
+    if distributed.rank() == 0:
+        logger.warning("%s", f"{name}: {note}" if name else note)
+    return [Caution(note)]
+
+
+def alike_notes(separation: Separation) -> list[str]:
+    """A caution where genuine and impostor pairs all have one distance."""
+    said = "all pairs are equally far apart: the embeddings tell nobody from anybody, and no number means "
+    return warn(f"{said}anything") if separation.alike else []
+
+
+def unsupported(values: Mapping[str, float | None], what: str, count: int, of: str) -> list[str]:
+    """A note on the values that are None for want of trials."""
+    missing = [key for key, value in values.items() if value is None]
+    return [f"{what} {', '.join(missing)} needs more than the {count} {of}"] if missing else []
+
+
+def log_notes(results: Mapping[str, Result], said: set[tuple[str, str]] | None = None) -> None:
+    """Log the protocol, interval and notes that go with the numbers; cautions were logged when found.
+
+    `said` keeps what was logged before of each test, which is left out, but for the interval.
+    """
+    said = set() if said is None else said
+    for name, result in results.items():
+        number = result.headline
+        lines = [result.protocol, *(note for note in result.notes if not isinstance(note, Caution))]
+        for line in lines:
+            if (name, line) not in said:
+                logger.info("%s: %s", name, line)
+        said.update((name, line) for line in lines)
+        if result.interval_over is not None and number is not None and number.interval is not None:
+            found = (name, number.phrase, *number.interval, result.interval_over)
+            logger.info("%s: %s %.5f to %.5f (95 %% interval over %s)", *found)

@@ -19,27 +19,32 @@ from facerec.errors import counted, require
 from facerec.evaluation.judgement import judge, trusted
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure, measured_intervals
-from facerec.evaluation.notes import unsupported, warn
 from facerec.evaluation.results import (
     HardPair,
     HardPairs,
     Number,
     PairResult,
+    alike_notes,
     flip_fact,
     histogram_series,
     rate_series,
+    unsupported,
+    warn,
 )
 from facerec.evaluation.settings import USUAL_METRICS
 from facerec.evaluation.statistics.bootstrap import Interval, numbered_identities
 from facerec.evaluation.statistics.bootstrap import bootstrap as resample
-from facerec.evaluation.statistics.distances import (
+from facerec.evaluation.statistics.folds import Folds, Thresholds, cross_validate
+from facerec.evaluation.statistics.separation import (
+    Bools,
+    Floats,
+    Ints,
+    Separation,
     answers,
     as_floats,
     check_shapes,
     pair_distances,
 )
-from facerec.evaluation.statistics.folds import Folds, Thresholds, cross_validate
-from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separation
 
 if TYPE_CHECKING:
     import torch
@@ -285,7 +290,7 @@ def verify(
         flip=mirrored is not None,
         protocol=_protocol(count, mirrored is not None, thresholds),
         notes=[
-            *pairs.separation.alike(),
+            *alike_notes(pairs.separation),
             *_notes(compared.zero, values.get("tar_at_far", {}), pairs.separation),
             *judged.notes,
         ],

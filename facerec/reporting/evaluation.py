@@ -13,9 +13,8 @@ import numpy as np
 from facerec import distributed
 from facerec.errors import CheckpointError, ConfigError
 from facerec.evaluation.embedding_cache import EmbeddingCache
-from facerec.evaluation.notes import log_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol, create_protocol
-from facerec.evaluation.results import Result, write_results
+from facerec.evaluation.results import Result, log_notes, write_results
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.models.model import Model
 from facerec.models.opening import load_model

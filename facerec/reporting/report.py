@@ -17,8 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 import facerec
-from facerec.evaluation.notes import Caution
-from facerec.evaluation.results import HardPair, Number, Table
+from facerec.evaluation.results import Caution, HardPair, Number, Table
 from facerec.evaluation.statistics.comparison import Comparison
 from facerec.files import replacing
 from facerec.reporting.charts import COLOURS, Chart, charts_of, filters_of

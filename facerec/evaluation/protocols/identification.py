@@ -18,10 +18,17 @@ import torch
 from facerec.errors import MissingDataError, UserError, counted, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.metrics.tar_at_far import tar_at_far
-from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
-from facerec.evaluation.results import Number, Result, Series, interval_facts, numbers_at, rate_series
+from facerec.evaluation.results import (
+    Number,
+    Result,
+    Series,
+    interval_facts,
+    numbers_at,
+    rate_series,
+    unsupported,
+)
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Rows, TopK, unit
 from facerec.evaluation.statistics.separation import Ints, Separation

@@ -19,16 +19,18 @@ from facerec.errors import DamagedDataError, counted, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.metrics import JudgedPairs
 from facerec.evaluation.metrics.base import create_metrics, measure
-from facerec.evaluation.notes import unsupported, warn
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import identify
 from facerec.evaluation.results import (
     PairResult,
     Result,
+    alike_notes,
     flip_fact,
     histogram_series,
     interval_facts,
     rate_series,
+    unsupported,
+    warn,
 )
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
@@ -229,7 +231,7 @@ def judge_pairs(
         intervals |= dict(zip(supported, found, strict=True))
     scored = next((far for far in reversed(supported) if float(far) >= 1e-4), None)
     impostors = len(separation.impostor_I)
-    notes = separation.alike() + unsupported(tars, "TAR at FAR", impostors, "impostor pairs")
+    notes = alike_notes(separation) + unsupported(tars, "TAR at FAR", impostors, "impostor pairs")
     zero = int((~unit_TD.any(axis=1)).sum())
     if zero:
         notes += warn(

@@ -15,11 +15,10 @@ import torch
 
 from facerec.errors import UserError, counted, require
 from facerec.evaluation.embedding import embed_portions
-from facerec.evaluation.notes import unsupported
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
 from facerec.evaluation.protocols.identification import Folders
-from facerec.evaluation.results import Number, Result, Series, interval_facts, numbers_at
+from facerec.evaluation.results import Number, Result, Series, interval_facts, numbers_at, unsupported
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.search import Highest, PrefixMaxima, Rows, cosine_blocks, unit
 from facerec.evaluation.statistics.separation import Ints, accepted_at

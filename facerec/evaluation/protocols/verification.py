@@ -18,10 +18,9 @@ from facerec.errors import ConfigError, MissingDataError, require
 from facerec.evaluation.details import detailed, read_side
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.judgement import check_supported, one_sided
-from facerec.evaluation.notes import warn
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
-from facerec.evaluation.results import Result
+from facerec.evaluation.results import Result, warn
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.folds import USUAL_FOLDS, fold_numbers

@@ -17,10 +17,9 @@ import numpy.typing as npt
 from facerec.errors import DamagedDataError, MissingDataError, require
 from facerec.evaluation.embedding import embed_portions
 from facerec.evaluation.judgement import one_sided
-from facerec.evaluation.notes import warn
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
-from facerec.evaluation.results import Result
+from facerec.evaluation.results import Result, warn
 from facerec.evaluation.statistics.folds import fold_numbers
 from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool

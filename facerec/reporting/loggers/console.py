@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from facerec.errors import counted
-from facerec.evaluation.notes import log_notes
-from facerec.evaluation.results import Result
+from facerec.evaluation.results import Result, log_notes
 from facerec.progress import Bar, shows_bars
 from facerec.reporting.evaluated import Evaluated, by_one_yardstick
 from facerec.reporting.loggers import LOGGERS
