@@ -70,8 +70,8 @@ def test_resampling_identities_equals_copying_their_pairs(thresholds):
             assert ours["tar_at_far"][target][resample] == pytest.approx(tar, abs=1e-12)
 
 
-@pytest.mark.parametrize("large", [0, 2, 20])
-def test_resampling_pairs_equals_drawing_them_one_by_one_in_distribution(large, monkeypatch):
+@pytest.mark.parametrize(("large", "thresholds"), [(0, "grid"), (2, "grid"), (20, "exact")])
+def test_resampling_pairs_equals_drawing_them_one_by_one_in_distribution(large, thresholds, monkeypatch):
     """Whether all groups of pairs are drawn by their counts, or some, or none."""
     monkeypatch.setattr("facerec.evaluation.statistics.bootstrap._LARGE", large)
     rng = np.random.default_rng(0)
@@ -83,12 +83,13 @@ def test_resampling_pairs_equals_drawing_them_one_by_one_in_distribution(large, 
     for _ in range(500):
         drawn = np.concatenate([rng.choice(np.flatnonzero(fold_N == fold), 90) for fold in range(10)])
         separation = Separation.of(distance[drawn], same[drawn])
-        naive["accuracy"].append(cross_validate(distance[drawn], same[drawn]).accuracy)
+        naive["accuracy"].append(cross_validate(distance[drawn], same[drawn], 10, thresholds).accuracy)
         naive["auc"].append(auc(separation))
         naive["eer"].append(eer(separation))
         for target, tar in tar_at_far(separation, ("1e-1", "1e-2")).items():
             naive[target].append(tar)
-    ours = bootstrap(distance, same, metrics=create_metrics(USUAL_METRICS), resamples=4000, seed=0)
+    how = {"metrics": create_metrics(USUAL_METRICS), "resamples": 4000, "seed": 0}
+    ours = bootstrap(distance, same, 10, thresholds, **how)
     ours |= ours.pop("tar_at_far")
     for name, value in naive.items():
         deviation = np.std(value)
@@ -134,12 +135,12 @@ def test_a_fold_that_no_identity_was_drawn_of_does_not_count():
 
 def test_rates_are_resampled_by_identity():
     cluster = np.repeat(np.arange(30), 10)
-    hit = (cluster % 3 > 0)[None]  # each identity is always or never found
-    (low, high), *_ = rate_intervals(hit, cluster, resamples=2000, seed=0)
+    hit = {"rank": cluster % 3 > 0}  # each identity is always or never found
+    low, high = rate_intervals(hit, cluster, resamples=2000, seed=0)["rank"]
     sd = np.sqrt(2 / 9 / 30)
     assert low == pytest.approx(2 / 3 - 1.96 * sd, abs=0.03)
     assert high == pytest.approx(2 / 3 + 1.96 * sd, abs=0.03)
-    assert rate_intervals(hit, cluster, resamples=0, seed=0) == [None]
+    assert rate_intervals(hit, cluster, resamples=0, seed=0) == {"rank": None}
 
 
 def test_results_say_what_was_resampled():

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from facerec.errors import DamagedDataError, UserError
 from facerec.evaluation import identities
@@ -29,6 +27,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.folders import FolderImages
 from facerec.models.model import Model
 from facerec.vectors import unit_rows
+from tests.colours import Colours
 from tests.making import image
 
 
@@ -126,14 +125,6 @@ def test_an_exponential_tail_is_continued() -> None:
     assert value == pytest.approx(-0.05 * np.log(1e-8), rel=0.02)
 
 
-class Thumbnails(nn.Module):
-    """A backbone whose embedding is the image, 8×8, without its mean."""
-
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        small_BD = nn.functional.avg_pool2d(image_BCHW, 2).flatten(1)
-        return small_BD - small_BD.mean(1, keepdim=True)
-
-
 def test_centres_of_a_set_are_of_its_sound_images(tmp_path: Path) -> None:
     """Identity 1 has a file that is no image, 3 has no other."""
     photographs, scratch = tmp_path / "photographs", tmp_path / "scratch"
@@ -141,7 +132,7 @@ def test_centres_of_a_set_are_of_its_sound_images(tmp_path: Path) -> None:
     for seed, name in enumerate(("0/a", "0/b", "0/c", "1/a", "1/b", "2/a", "3/a")):
         (photographs / name[0]).mkdir(parents=True, exist_ok=True)
         (photographs / f"{name}.jpg").write_bytes(image(seed) if name not in ("1/b", "3/a") else b"nothing")
-    model = Model(Thumbnails(), Preprocessing(size=16))
+    model = Model(Colours(), Preprocessing(size=16))
     faces = FolderImages(photographs)
     embedded = embed_units(model, faces, scratch, batch_size=4)
     assert embedded.position_R.tolist() == [0, 1, 2, 3, 5] and list(embedded.damaged) == [4, 6]
@@ -160,4 +151,4 @@ def test_a_set_without_a_sound_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(DamagedDataError, match="0 of 1 image could be embedded: "):
-        embed_units(Model(Thumbnails(), Preprocessing(size=16)), FolderImages(tmp_path))
+        embed_units(Model(Colours(), Preprocessing(size=16)), FolderImages(tmp_path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import resource
 import signal
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from facerec import create_backbone, load_model
@@ -22,38 +20,17 @@ from facerec.images.decode import decode
 from facerec.models import checkpoint
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import write_verification
+from tests.colours import photograph, write_colours
 from tests.making import overwrite, report
 
 PEOPLE, IMAGES = 40, 6
 
 
-class Colours(nn.Module):
-    """A network that knows people by the colours of 8×8 fields."""
-
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        small_BD = nn.functional.avg_pool2d(image_BCHW, 2).flatten(1)
-        return small_BD - small_BD.mean(1, keepdim=True)
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "colours.pt"
-    torch.jit.trace(Colours(), torch.zeros(2, 3, 16, 16)).save(str(path))
+    write_colours(path)
     return path
-
-
-def pixels(person: int, number: int) -> np.ndarray:
-    """An image of a person: its fields, in other lights from image to image."""
-    fields, light = (
-        np.random.default_rng(seed).uniform(0, 255, (8, 8, 3)) for seed in ([person], [person, number, 1])
-    )
-    return np.kron(0.65 * fields + 0.35 * light, np.ones((4, 4, 1))).astype(np.uint8)
-
-
-def photograph(person: int, number: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels(person, number)).save(file, kind)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

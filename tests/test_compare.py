@@ -2,19 +2,14 @@
 
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import product
 from math import comb
-from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import simplejpeg
 import torch
-from omegaconf import OmegaConf
 from scipy.stats import chi2
 
 from facerec.backbones import create_backbone
@@ -25,9 +20,8 @@ from facerec.evaluation.verify import verify
 from facerec.models import checkpoint
 from facerec.packs.verification import write_verification
 from facerec.reporting.evaluated import distinct_names
-from facerec.reporting.evaluation import evaluate_checkpoint
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from tests.test_cli_train import command
+from tests.test_protocols import evaluate
 
 
 def made_result(noise, pairs=400, seed=0, **settings):
@@ -171,23 +165,11 @@ def runs(tmp_path_factory):
     return paths
 
 
-def evaluate(ckpt, folder, *overrides):
-    """facerec-eval without the process."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(
-            "eval", ["device=cpu", f"output_dir={folder}", *overrides, "eval.bootstrap=20"]
-        )
-    config.ckpt = ckpt
-    plain = OmegaConf.to_container(config, resolve=True)
-    evaluate_checkpoint(plain, folder)
-    return json.loads((folder / "results.json").read_text())
-
-
 def test_several_checkpoints_give_one_table_one_report_and_one_results_file(runs, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    written = evaluate([str(path) for path in runs], tmp_path / "both")
+    _, written = evaluate([str(path) for path in runs], tmp_path / "both")
     assert [model["name"] for model in written["models"]] == ["m=0.3, s=32", "it's"]
-    alone = evaluate(str(runs[1]), tmp_path / "one")
+    _, alone = evaluate(str(runs[1]), tmp_path / "one")
     assert {key: written["models"][1][key] for key in alone} == alone  # the layout of one model, in the list
     assert set(alone) == {"targets", "ckpt", "step", "preprocessing"}
     (found,) = written["comparisons"]["made"]
@@ -214,7 +196,7 @@ def test_other_protocols_are_compared_too(runs, tmp_path):
             )
             (tmp_path / part / identity / "1.jpg").write_bytes(simplejpeg.encode_jpeg(face))
     folders = [f"eval.{part}={tmp_path / part}" for part in ("gallery", "probes")]
-    written = evaluate([str(path) for path in runs], tmp_path / "out", "eval=identification", *folders)
+    _, written = evaluate([str(path) for path in runs], tmp_path / "out", "eval=identification", *folders)
     (found,) = written["comparisons"]["identification"]
     assert found["decided"] == "mated probes found at rank 1" and found["decisions"] == 2
     report = (tmp_path / "out" / "report.html").read_text()
@@ -231,11 +213,8 @@ def test_the_command_takes_a_list_with_equals_signs_and_quotes(runs, tmp_path):
     renamed = tmp_path / "m=0.5" / "best model.pt"
     renamed.parent.mkdir()
     renamed.write_bytes(runs[0].read_bytes())
-    command = [sys.executable, "-c", "from facerec.cli.evaluate import main; main()"]
     settings = [f"ckpt=[{renamed},{runs[1]}]", "device=cpu", "eval.bootstrap=0", "eval.figures=false"]
-    done = subprocess.run(
-        [*command, *settings, f"output_dir={tmp_path / 'out'}"], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = command("facerec-eval", *settings, f"output_dir={tmp_path / 'out'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *_, lead, wrote, then = done.stdout.splitlines()
     assert lead.startswith("made: best are ") and lead.endswith(" alike, accuracy 1.00000.")

@@ -1,17 +1,20 @@
 """Embedding many images, and models rebuilt from checkpoints: nothing depends on how the work is cut up."""
 
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 import simplejpeg
 import torch
 from torch import nn
 
-from facerec import create_backbone, load_model
-from facerec.errors import CheckpointError, ConfigError, DamagedDataError, NonFiniteError, UserError
+from facerec import create_backbone, distributed, load_model
+from facerec.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedDataError,
+    FacerecError,
+    NonFiniteError,
+    UserError,
+)
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.protocols.verification import evaluate_set
 from facerec.images.decode import decode
@@ -19,6 +22,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models import checkpoint
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
+from tests.several import run_ranks
 
 
 def jpegs(count, size=112, seed=0):
@@ -198,54 +202,41 @@ def test_bf16_is_near_and_comes_as_float32(model, images):
     np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
 
 
-PROCESS = """
-    import pathlib, sys
-    import numpy as np, torch, torch.distributed as dist
-    from torch import nn
-    from facerec.errors import DamagedDataError, FacerecError
-    from facerec.evaluation.embedding import embed_images
-    from facerec.images.preprocessing import Preprocessing
-    from facerec.models.model import Model
-
-    rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+def small_model():
     torch.manual_seed(0)
-    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Preprocessing(size=8))
+    return Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Preprocessing(size=8))
+
+
+def embedded_on_ranks(folder):
+    """Write what each rank gets, and how it fails where an image is damaged or a model breaks."""
+    model, rank = small_model(), distributed.rank()
     images = list(np.load(folder / "images.npy"))
     for number in (17, 2, 1):
         embedded = embed_images(model, images[:number], batch_size=4)
-        np.savez(folder / f"{number}_of_rank{rank}.npz", plain=embedded.plain_PD,
-        mirrored=embedded.mirrored_PD)
-    try:
-        embed_images(model, [*images[:16], b"damaged"], name="faces")
-    except DamagedDataError as error:
-        (folder / f"error_of_rank{rank}").write_text(str(error))
-    try:
-        embed_images(model if rank != 1 else Model(nn.Linear(3, 3), Preprocessing(size=8)), images)
-    except (FacerecError, RuntimeError) as error:
-        (folder / f"failure_of_rank{rank}").write_text(f"{type(error).__name__}: {error}")
-    dist.barrier()  # a process that ends while another still talks to it takes that one along
-    dist.destroy_process_group()
-"""
+        np.save(folder / f"{number}_of_rank{rank}.npy", [embedded.plain_PD, embedded.mirrored_PD])
+    broken = Model(nn.Linear(3, 3), Preprocessing(size=8))
+    for name, one, given in (
+        ("error", model, [*images[:16], b"damaged"]),
+        ("failure", model if rank != 1 else broken, images),
+    ):
+        with pytest.raises((FacerecError, RuntimeError)) as caught:
+            embed_images(one, given, name="faces")
+        (folder / f"{name}_of_rank{rank}").write_text(f"{caught.typename}: {caught.value}")
 
 
 def test_any_number_of_processes_gives_every_process_the_same(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
-    processes = [subprocess.Popen([*command, str(rank), "3", str(tmp_path)]) for rank in range(3)]
-    assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]
-    torch.manual_seed(0)
-    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Preprocessing(size=8))
+    run_ranks(3, tmp_path, embedded_on_ranks)
     for number in (17, 2, 1):
-        expected = embed_images(model, list(images[:number]))
+        expected = embed_images(small_model(), list(images[:number]))
         for rank in range(3):
-            with np.load(tmp_path / f"{number}_of_rank{rank}.npz") as stored:
-                close(stored["plain"], expected.plain_PD)
-                close(stored["mirrored"], expected.mirrored_PD)
+            plain, mirrored = np.load(tmp_path / f"{number}_of_rank{rank}.npy")
+            close(plain, expected.plain_PD)
+            close(mirrored, expected.mirrored_PD)
     for rank in range(3):  # the damaged image is in the last rank's part, and stops all of them
-        assert "image 16 of faces" in (tmp_path / f"error_of_rank{rank}").read_text()
+        error = (tmp_path / f"error_of_rank{rank}").read_text()
+        assert error.startswith("DamagedDataError: ") and "image 16 of faces" in error
         failure = (tmp_path / f"failure_of_rank{rank}").read_text()  # one whose model fails stops all, too
         assert failure.startswith(
             "RuntimeError" if rank == 1 else "FacerecError: process 1 failed: RuntimeError"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import subprocess
-import sys
-import textwrap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facerec import load_model
-from facerec.errors import ConfigError
+from facerec import distributed, load_model
+from facerec.errors import ConfigError, DamagedDataError
 from facerec.evaluation.embedding import Embedded, embed_images
 from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.models.model import Model
 from tests.foreign_files import onnx_file, pixels, png
+from tests.several import run_ranks
 
 IMAGES = [png(one) for one in pixels(6)]
 
@@ -189,40 +187,24 @@ def test_a_folder_that_cannot_be_written_costs_no_numbers(
         EmbeddingCache("", model)
 
 
-PROCESS = """
-    import logging, pathlib, sys
-    import numpy as np, torch, torch.distributed as dist
-    from facerec import load_model
-    from facerec.errors import DamagedDataError
-    from facerec.evaluation.embedding import embed_images
-    from facerec.evaluation.embedding_cache import EmbeddingCache
-
-    rank, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
-    logging.basicConfig(filename=folder / f"log{rank}", format="%(message)s", level=logging.INFO)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = load_model(folder / "net.onnx", device="cpu")
-    model.cache = EmbeddingCache(folder / "kept", model)
+def embedded_on_ranks(folder: Path) -> None:
+    """Write what each rank gets twice, what it logs, and how it fails where an image is damaged."""
+    rank = distributed.rank()
+    logging.basicConfig(filename=folder / f"log{rank}", format="%(message)s", level=logging.INFO, force=True)
+    model = opened(folder / "net.onnx", folder / "kept")
     images = list(np.load(folder / "images.npy"))
     for turn in range(2):
         np.save(folder / f"{turn}_{rank}.npy", embed_images(model, images).summed_PD)
-    try:
+    with pytest.raises(DamagedDataError, match="image 5 of faces"):
         embed_images(model, [*images, b"damaged"], name="faces")
-    except DamagedDataError as error:
-        (folder / f"error{rank}").write_text(str(error))
-    dist.barrier()  # a process that ends while the other still talks to it takes that one along
-    dist.destroy_process_group()
-"""
 
 
 def test_of_several_processes_the_first_one_keeps_and_all_are_given(network: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", pixels(5))
-    command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
-    running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [one.wait(timeout=100) for one in running] == [0, 0]
+    run_ranks(2, tmp_path, embedded_on_ranks)
     expected = embed_images(load_model(network, device="cpu"), list(pixels(5))).summed_PD
     for name in ("0_0", "0_1", "1_0", "1_1"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-5, atol=1e-6)
     looks = [line.split()[2] for line in (tmp_path / "log0").read_text().splitlines() if "cache" in line]
     assert looks == ["miss,", "hit,", "miss,"]
     assert "embedding cache" not in (tmp_path / "log1").read_text()
-    assert all("image 5 of faces" in (tmp_path / f"error{rank}").read_text() for rank in range(2))

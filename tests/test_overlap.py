@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import nn
 
 from facerec.errors import ConfigError, UserError
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.making.builder import PackBuilder
+from tests.colours import photograph, write_colours
 from tests.making import data
 
 BOTH = range(30, 40)  # people of A (0 … 39) and of B (30 … 59)
-
-
-class Colours(nn.Module):
-    """A network that knows people by the colours of 8×8 fields."""
-
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        small_BD = nn.functional.avg_pool2d(image_BCHW, 2).flatten(1)
-        return small_BD - small_BD.mean(1, keepdim=True)
-
-
-def photograph(person: int, number: int) -> bytes:
-    """An image of a person: its fields, in other lights from image to image."""
-    fields, light = (
-        np.random.default_rng(seed).uniform(0, 255, (8, 8, 3)) for seed in ([person], [person, number, 1])
-    )
-    file = io.BytesIO()
-    pixels = np.kron(0.65 * fields + 0.35 * light, np.ones((4, 4, 1))).astype(np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def make_pack(out: Path, people: range, first: int, images: int) -> None:
@@ -55,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("overlap")
     make_pack(folder / "A", range(40), 0, 4)
     make_pack(folder / "B", range(30, 60), 10, 3)
-    torch.jit.trace(Colours(), torch.zeros(2, 3, 16, 16)).save(str(folder / "colours.pt"))
+    write_colours(folder / "colours.pt")
     return folder
 
 

@@ -36,7 +36,7 @@ def ckpt(tmp_path_factory):
     }
     path = tmp_path_factory.mktemp("run") / "best.pt"
     checkpoint.save(path, state)
-    return path
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def faces(tmp_path_factory):
 def evaluate(ckpt, folder, *overrides):
     """facerec-eval without the process: the composed configuration, then the evaluation."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("eval", [f"ckpt={ckpt}", "device=cpu", f"output_dir={folder}", *overrides])
+        usual = ["device=cpu", f"output_dir={folder}", "eval.bootstrap=20"]
+        config = hydra.compose("eval", [*usual, *overrides])
+    config.ckpt = ckpt
     plain = OmegaConf.to_container(config, resolve=True)
     score = evaluate_checkpoint(plain, folder)
     return score, json.loads((folder / "results.json").read_text())
@@ -76,7 +78,7 @@ def evaluate(ckpt, folder, *overrides):
 
 def test_ytf(ckpt, faces, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    overrides = ["eval=ytf", f"eval.root={faces}/videos", "eval.frames=1", "eval.bootstrap=20"]
+    overrides = ["eval=ytf", f"eval.root={faces}/videos", "eval.frames=1"]
     score, written = evaluate(ckpt, tmp_path, *overrides)
     entry = written["targets"]["ytf"]
     assert score == entry["accuracy"]

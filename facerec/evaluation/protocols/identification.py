@@ -241,18 +241,18 @@ def identify(
     found_P = np.where(first_P, -score_PK[mated_P, 0], np.inf)
     separation = Separation(found_P, -score_PK[~mated_P, 0])
     tpir = tar_at_far(separation, FPIR_TARGETS)
-    named = [rank for rank in NAMED_RANKS if rank <= ranks]
-    supported = [target for target, rate in tpir.items() if rate is not None]
-    hits = [rank_P[mated_P] <= rank for rank in named]
-    hits += [found_P < separation.threshold_at_far(float(target)) for target in supported]
-    intervals = rate_intervals(np.stack(hits), probe_P[mated_P], resamples=bootstrap, seed=seed)
-    tpir_interval = dict(zip(supported, intervals[len(named) :], strict=True))
+    rank = {str(rank): cmc[rank - 1] for rank in NAMED_RANKS if rank <= ranks}
+    hits = {at: rank_P[mated_P] <= int(at) for at in rank}
+    hits |= {
+        at: found_P < separation.threshold_at_far(float(at)) for at, rate in tpir.items() if rate is not None
+    }
+    intervals = rate_intervals(hits, probe_P[mated_P], resamples=bootstrap, seed=seed)
     return IdentificationResult(
-        rank={str(rank): cmc[rank - 1] for rank in named},
-        rank_interval={str(rank): one for rank, one in zip(named, intervals, strict=False)},
+        rank=rank,
+        rank_interval={at: intervals[at] for at in rank},
         cmc=cmc,
         tpir_at_fpir=tpir,
-        tpir_at_fpir_interval={target: tpir_interval.get(target) for target in tpir},
+        tpir_at_fpir_interval={at: intervals.get(at) for at in tpir},
         probes=len(probe),
         mated_probes=int(mated_P.sum()),
         gallery=len(gallery_G),

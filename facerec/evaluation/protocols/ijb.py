@@ -221,15 +221,16 @@ def judge_pairs(
     separation = pairs.separation
     values = measure(chosen, pairs)
     tars = values["tar_at_far"]
-    supported = [far for far, tar in tars.items() if tar is not None]
     genuine_G = distance_N[same_N]
-    accepted = {far: genuine_G < separation.threshold_at_far(float(far)) for far in supported}
+    accepted = {
+        far: genuine_G < separation.threshold_at_far(float(far))
+        for far, tar in tars.items()
+        if tar is not None
+    }
     intervals: dict[str, Interval] = dict.fromkeys(tars)
-    if identity_N is not None and supported:
-        hits = np.stack(list(accepted.values()))
-        found = rate_intervals(hits, identity_N[same_N], resamples=bootstrap, seed=seed)
-        intervals |= dict(zip(supported, found, strict=True))
-    scored = next((far for far in reversed(supported) if float(far) >= 1e-4), None)
+    if identity_N is not None:
+        intervals |= rate_intervals(accepted, identity_N[same_N], resamples=bootstrap, seed=seed)
+    scored = next((far for far in reversed(accepted) if float(far) >= 1e-4), None)
     impostors = len(separation.impostor_I)
     notes = alike_notes(separation) + unsupported(tars, "TAR at FAR", impostors, "impostor pairs")
     zero = int((~unit_TD.any(axis=1)).sum())

@@ -181,15 +181,15 @@ def megaface(
     if seen != count:
         raise UserError(f"{seen} distractors came, {count} were announced")
     maximum_PC = maxima.maximum_PC.numpy()
+    hits = {
+        str(cut): cosine_N > maximum_P[probe_N] for cut, maximum_P in zip(reached, maximum_PC.T, strict=True)
+    }
     rank1: dict[str, float | None] = {str(cut): None for cut in cuts}
-    hits = [cosine_N > maximum_PC[probe_N, number] for number in range(len(reached))]
-    rank1 |= {str(cut): float(hit_N.mean()) for cut, hit_N in zip(reached, hits, strict=True)}
+    rank1 |= {cut: float(hit_N.mean()) for cut, hit_N in hits.items()}
     accepted_N = cosine_N > float(highest.values()[allowed])
     tar = float(accepted_N.mean()) if 1 / impostors <= far else None
-    intervals = rate_intervals(
-        np.stack([*hits, accepted_N]), number_P[probe_N], resamples=bootstrap, seed=seed
-    )
-    rank1_interval = {str(cut): one for cut, one in zip(reached, intervals, strict=False)}
+    rates = hits if tar is None else {**hits, MEGAFACE_FAR: accepted_N}
+    intervals = rate_intervals(rates, number_P[probe_N], resamples=bootstrap, seed=seed)
     notes = unsupported(rank1, "rank-1 at", count, "distractors")
     notes += unsupported({MEGAFACE_FAR: tar}, "TAR at FAR", impostors, "impostor pairs")
     alone = len(probe) - len(np.unique(probe_N))
@@ -197,9 +197,9 @@ def megaface(
         notes.append(f"{counted(alone, 'probe')} without a mate (one image of the identity)")
     return MegafaceResult(
         rank1=rank1,
-        rank1_interval={cut: rank1_interval.get(cut) for cut in rank1},
+        rank1_interval={cut: intervals.get(cut) for cut in rank1},
         tar_at_far={MEGAFACE_FAR: tar},
-        tar_at_far_interval={MEGAFACE_FAR: None if tar is None else intervals[-1]},
+        tar_at_far_interval={MEGAFACE_FAR: intervals.get(MEGAFACE_FAR)},
         probes=len(probe),
         identities=int(number_P.max()) + 1,
         mate_pairs=len(probe_N),
@@ -208,7 +208,7 @@ def megaface(
         notes=notes,
         score_key=f"rank1_{reached[-1]}" if reached else "",
         decided="mates nearer than all distractors",
-        right_X=hits[-1] if hits else None,
+        right_X=hits[str(reached[-1])] if reached else None,
         curves=[Series("distractors", {"x": reached, "y": [rank1[str(cut)] for cut in reached]})],
     )
 

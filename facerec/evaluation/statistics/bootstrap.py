@@ -253,22 +253,24 @@ def interval(value_R: Floats) -> Interval:
     return float(low), float(high)
 
 
-def rate_intervals(hit_XN: Bools, cluster_N: npt.ArrayLike, *, resamples: int, seed: int) -> list[Interval]:
-    """95 % intervals of the fraction of hits among N trials, resampling the identities of the trials.
+def rate_intervals(
+    hit_N: Mapping[str, Bools], cluster_N: npt.ArrayLike, *, resamples: int, seed: int
+) -> dict[str, Interval]:
+    """95 % intervals of fractions of hits among N trials, resampling the identities of the trials.
 
     Thresholds and galleries are held fixed: the variation is that of the probes alone.
 
     Args:
-        hit_XN: X rates, a row of hits each.
+        hit_N: the hits of each rate, by its name.
         cluster_N: identity of each trial, numbers or names.
         resamples: 0 gives None for each.
     """
-    if not resamples or hit_XN.shape[1] == 0:
-        return [None] * len(hit_XN)
     number_N = np.unique(np.asarray(cluster_N), return_inverse=True)[1]
+    if not resamples or not hit_N or not len(number_N):
+        return dict.fromkeys(hit_N)
     size_I = np.bincount(number_N)
-    hits_XI = np.stack([np.bincount(number_N, hit_N, minlength=len(size_I)) for hit_N in hit_XN])
+    hits_XI = np.stack([np.bincount(number_N, one_N, minlength=len(size_I)) for one_N in hit_N.values()])
     rng = np.random.default_rng(seed)
     drawn = (_times_drawn(len(size_I), rows, rng) for rows in blocks(resamples, len(size_I)))
     rates = [(hits_XI @ times_RI.T) / (times_RI @ size_I) for times_RI in drawn]
-    return [interval(rate_R) for rate_R in np.concatenate(rates, axis=1)]
+    return dict(zip(hit_N, map(interval, np.concatenate(rates, axis=1)), strict=True))
