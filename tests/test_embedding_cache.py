@@ -87,12 +87,12 @@ def test_whatever_embeddings_depend_on_is_looked_at(
     assert said(caplog) == ["miss", "miss"]
 
 
-def test_batches_and_threads_do_not_matter(
+def test_batches_and_forms_do_not_matter(
     network: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     embed_images(opened(network, folder), IMAGES)
-    embed_images(opened(network, folder), IMAGES, batch_size=2, threads=1)
+    embed_images(opened(network, folder), IMAGES, batch_size=2)
     embed_images(opened(network, folder), [np.frombuffer(one, np.uint8) for one in IMAGES])
     assert said(caplog) == ["miss", "hit", "hit"]
 

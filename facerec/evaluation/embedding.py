@@ -125,7 +125,6 @@ def embed_images(
     batch_size: int = 128,
     flip: bool = True,
     precision: str = "fp32",
-    threads: int | None = None,
     where: Where | None = None,
 ) -> Embedded:
     """Raw embeddings of images, in their order.
@@ -141,7 +140,6 @@ def embed_images(
         batch_size: images that go through the backbone at once.
         flip: embed the horizontal mirrors, too.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` (autocast); embeddings are float32 always.
-        threads: that decode; None: one per core, eight at most.
         where: how errors name image i of a sequence.
 
     Raises:
@@ -163,7 +161,7 @@ def embed_images(
     mine_P = position_P[distributed.rank() * shard :][:shard]
     views_VPD, error = None, None
     try:
-        views_VPD = _embed_shard(model, images, mine_P, name, batch_size, flip, precision, threads)
+        views_VPD = _embed_shard(model, images, mine_P, name, batch_size, flip, precision)
     except Exception as caught:  # whatever it is, the other ranks must not wait for this one's shard
         if distributed.world_size() == 1:
             raise
@@ -200,13 +198,12 @@ def _embed_shard(
     batch_size: int,
     flip: bool,
     precision: str,
-    threads: int | None,
 ) -> Embeddings | None:
     """The embeddings of this rank's images, (V, P, D); None where it has none."""
     if not len(mine_P):
         return None
     largest = min(batch_size, _CPU_BATCH) if model.device.type == "cpu" else batch_size
-    batches = _decoded(images, mine_P, min(largest, len(mine_P)), model.input.shape, threads)
+    batches = _decoded(images, mine_P, min(largest, len(mine_P)), model.input.shape)
     progress = Bar(total=len(mine_P), desc=name, unit="images", leave=False)
     parts: list[torch.Tensor] = []
     queued: list[torch.Tensor] = []  # on the device, which the host waits for once a portion
@@ -233,11 +230,7 @@ def _embed_shard(
 
 
 def _decoded(
-    images: Images,
-    mine_P: npt.NDArray[np.integer],
-    batch_size: int,
-    shape: tuple[int, ...],
-    threads: int | None,
+    images: Images, mine_P: npt.NDArray[np.integer], batch_size: int, shape: tuple[int, ...]
 ) -> Generator[tuple[Pixels, int], None, None]:
     """Batches of decoded images (B, H, W, C), and how many of them are filled.
 
@@ -252,7 +245,7 @@ def _decoded(
             images.decode_into(image, batch_BHWC[row])
         return batch_BHWC, len(some)
 
-    return ordered_map(decode, range(0, len(mine_P), batch_size), threads, ahead=_AHEAD)
+    return ordered_map(decode, range(0, len(mine_P), batch_size), ahead=_AHEAD)
 
 
 def _gather(

@@ -26,7 +26,7 @@ from facerec.vectors import unit_rows
 _BLOCK: Final = 8192  # rows written at once
 
 _Blocks = Iterator[tuple[Embeddings, list[str], list[str]]]
-_Write = Callable[[Path, Path, tuple[int, int], _Blocks, dict[str, str]], list[Path]]
+_Write = Callable[[Path, tuple[int, int], _Blocks, dict[str, str]], list[Path]]
 
 
 class Written(NamedTuple):
@@ -78,7 +78,7 @@ def embed_to_file(
     """
     out = Path(out)
     require(batch_size >= 1, "--batch-size", batch_size, "must be 1 or more")
-    write, names, report = check_out(out, force=force)
+    write, report = check_out(out, force=force)
     row_N = np.full(len(images), -1, np.int64)  # of the growing file
     skipped: dict[int, str] = {}
     count = size = resized = 0
@@ -111,7 +111,7 @@ def embed_to_file(
             "facerec.normalised": json.dumps(normalise),
         }
         blocks = _blocks(embedding_PD, row_N, images, kept_N, normalise)
-        written = write(out, names, (len(kept_N), size), blocks, about)
+        written = write(out, (len(kept_N), size), blocks, about)
     report.unlink(missing_ok=True)  # one of an earlier run
     if skipped:
         with replacing(report) as listing:
@@ -121,17 +121,16 @@ def embed_to_file(
     return Written(len(kept_N), size, len(skipped), resized, written)
 
 
-def check_out(out: Path, *, force: bool) -> tuple[_Write, Path, Path]:
-    """Return the writer of `out`, the file of the names beside it, and that of the images left out.
+def check_out(out: Path, *, force: bool) -> tuple[_Write, Path]:
+    """Return the writer of `out`, and the file beside it of the images left out.
 
     Raises:
         UserError: the suffix is another one, its package is missing, or a file is there and no `force`.
     """
-    write = _writer(out)
-    names, report = out.with_suffix(".names.csv"), out.with_suffix(".skipped.csv")
-    for path in (out, report) if write is _write_parquet else (out, names, report):
+    write, report = _writer(out), out.with_suffix(".skipped.csv")
+    for path in (out, report) if write is _write_parquet else (out, _names(out), report):
         refuse_overwriting(path, force)
-    return write, names, report
+    return write, report
 
 
 def _unusable(where: str, error: DamagedDataError | MissingDataError) -> FacerecError:
@@ -173,21 +172,22 @@ def _blocks(
         yield embedding_ND, [images.name(row) for row in listed], [images.label(row) for row in listed]
 
 
-def _write_npy(
-    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, about: dict[str, str]
-) -> list[Path]:
-    with replacing_both(out, names) as (array, listing):
+def _names(out: Path) -> Path:
+    """The file of names beside an `.npy`."""
+    return out.with_suffix(".names.csv")
+
+
+def _write_npy(out: Path, shape: tuple[int, int], blocks: _Blocks, about: dict[str, str]) -> list[Path]:
+    with replacing_both(out, _names(out)) as (array, listing):
         np.lib.format.write_array_header_1_0(array, {"descr": "<f4", "fortran_order": False, "shape": shape})
         listing.write(csv_lines([("name", "label")]))
         for embedding_ND, name_N, label_N in blocks:
             array.write(np.ascontiguousarray(embedding_ND, dtype="<f4").data)
             listing.write(csv_lines(zip(name_N, label_N, strict=True)))
-    return [out, names]
+    return [out, _names(out)]
 
 
-def _write_parquet(
-    out: Path, names: Path, shape: tuple[int, int], blocks: _Blocks, about: dict[str, str]
-) -> list[Path]:
+def _write_parquet(out: Path, shape: tuple[int, int], blocks: _Blocks, about: dict[str, str]) -> list[Path]:
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -5,7 +5,7 @@ Shape suffixes: N pairs, F folds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from facerec.evaluation.results import Number, Result
     from facerec.evaluation.settings import EvalSettings
 
-RESOLVED: Final = (
-    20  # thresholds of the grid among the middle 90 % of the distances, or more: then it will do
-)
+RESOLVED: Final = 20  # thresholds of the grid among the middle 90 % of the distances: then it will do
 
 
 class Judgement(NamedTuple):
@@ -81,11 +79,17 @@ def unresolved(distance_N: Floats, grid: Folds, exact: Folds) -> list[Caution]:
     ]
 
 
+def trusted(key: str, judged_by: str) -> bool:
+    """True for a number that models may be compared by, where their set is judged by another."""
+    doubtful = {"auc": ("accuracy", "accuracy_exact"), "accuracy_exact": ("accuracy",)}
+    return key not in doubtful.get(judged_by, ())
+
+
 def by_one_number(results: Sequence[Result]) -> list[Result]:
     """Results of several models on one set, all judged by the number that suits each of them."""
     keys = {result.score_key for result in results}
-    common = next((key for key in ("auc", "accuracy_exact") if key in keys), None)
-    return [result if common is None or len(keys) == 1 else result.judged_by(common) for result in results]
+    common = next((key for key in ("auc", "accuracy_exact") if len(keys) > 1 and key in keys), None)
+    return [result.judged_by(common) for result in results] if common else list(results)
 
 
 # The number that chooses best.pt ---------------------------------------------------------------------------
@@ -140,12 +144,3 @@ def _signed(number: Number | None) -> float:
     if number is None or number.value is None:
         return float("nan")
     return -number.value if number.lower_is_better else number.value
-
-
-def trusted(key: str, judged_by: str) -> bool:
-    """True for a number that models may be compared by, where their set is judged by another."""
-    doubtful: dict[str, Iterable[str]] = {
-        "auc": ("accuracy", "accuracy_exact"),
-        "accuracy_exact": ("accuracy",),
-    }
-    return key not in doubtful.get(judged_by, ())

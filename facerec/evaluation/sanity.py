@@ -60,6 +60,11 @@ class Reading:
     auc: float
     dprime_R: Floats
 
+    @property
+    def numbers(self) -> str:
+        """``d′ 1.234, AUC 0.9876``."""
+        return f"d′ {self.dprime:.3f}, AUC {self.auc:.4f}"
+
     def clearly_above(self, other: Reading) -> bool:
         """Return True if it separates better than `other` by far more than chance."""
         gain = self.dprime - other.dprime
@@ -120,31 +125,20 @@ def check_preprocessing(
     count = f"{counted(len(same_M), 'pair')} of {verification_set.name}"
     if max(given.auc, best.auc) < _CHANCE:
         logger.warning(
-            "the weights look wrong: on %s no common preprocessing separates identities better than chance "
-            "(AUC %.3f at best); they may be of another network of equal shapes",
-            count,
-            max(given.auc, best.auc),
+            f"the weights look wrong: on {count} no common preprocessing separates identities better than "
+            f"chance (AUC {max(given.auc, best.auc):.3f} at best); they may be of another network of "
+            "equal shapes"
         )
     if not best.clearly_above(given):
         logger.info(
-            "preprocessing checked on %s: no other common one reads clearly better (d′ %.3f; next %.3f, %s)",
-            count,
-            given.dprime,
-            best.dprime,
-            best.input,
+            f"preprocessing checked on {count}: no other common one reads clearly better "
+            f"(d′ {given.dprime:.3f}; next {best.dprime:.3f}, {best.input})"
         )
         return None
     logger.warning(
-        "the preprocessing looks wrong: on %s, %s separates identities clearly better (d′ %.3f, AUC %.4f) "
-        "than %s (d′ %.3f, AUC %.4f); if that is how the model was trained, say %s",
-        count,
-        best.input,
-        best.dprime,
-        best.auc,
-        model.input,
-        given.dprime,
-        given.auc,
-        _overrides(model.input, best.input),
+        f"the preprocessing looks wrong: on {count}, {best.input} separates identities clearly better "
+        f"({best.numbers}) than {model.input} ({given.numbers}); if that is how the model was trained, say "
+        f"{_overrides(model.input, best.input)}"
     )
     return best.input
 
