@@ -22,10 +22,10 @@ from facerec.evaluation.statistics.operating import (
     Point,
     cross_fitted,
     error_versus_reject,
+    fit_logistic,
     group_rates,
     interval_text,
     largest_gap,
-    logistic,
     operating_points,
     reliability,
 )
@@ -316,8 +316,6 @@ def choose_threshold(name: str, result: VerificationResult, far: float | None = 
     require(far * impostor >= 1 - 1e-9, "far", far, hint)
     separation = Separation.of(result.distance_N, result.issame_N)
     distance = min(separation.threshold_at_far(far), 4.0)
-    same_N = result.issame_N.astype(bool)
-    slope, intercept = logistic(1 - result.distance_N / 2, same_N)
     return Threshold(
         cosine=float(1 - distance / 2),
         far=float(far),
@@ -325,7 +323,6 @@ def choose_threshold(name: str, result: VerificationResult, far: float | None = 
         set=name,
         genuine=genuine,
         impostor=impostor,
-        slope=slope,
-        intercept=intercept,
         flip=result.flip,
+        **fit_logistic(1 - result.distance_N / 2, result.issame_N)[1],
     )

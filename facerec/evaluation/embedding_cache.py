@@ -64,7 +64,8 @@ class EmbeddingCache:
         }
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
         for file in _files(model):
-            digest.update(_file_digest(file))
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
         self._model = digest.hexdigest()
         self._made_from: dict[Path, str] = {}
 
@@ -147,8 +148,3 @@ def _files(model: Model) -> list[Path]:
     if model.path.is_dir():
         return sorted(one for one in model.path.rglob("*") if one.is_file())
     return model.backbone.files if isinstance(model.backbone, ForeignNetwork) else [model.path]
-
-
-def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

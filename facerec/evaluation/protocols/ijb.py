@@ -86,8 +86,7 @@ class Ijb(Protocol):
         meta = root / "meta" if (root / "meta").is_dir() else root
         lists = read_lists(meta, name)
         searches = _searches(meta, name, lists.id_T)
-        crops = FileImages(root / "loose_crop", lists.name_P, source=meta, contained=True)
-        images = AlignedCrops(crops, lists.landmarks_P52, height)
+        images = AlignedCrops(root / "loose_crop", lists, height, meta)
         pools = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
         for summed_BD in embed_portions(model, images, self, name):
             for pool in pools:
@@ -125,26 +124,19 @@ class Ijb(Protocol):
         return results
 
 
-class AlignedCrops(PixelImages):
-    """Images aligned by five points each (x, y in pixels), to squares of `size`."""
+class AlignedCrops(PixelImages, FileImages):
+    """The images of the lists, aligned by their landmarks to squares of `size`."""
 
-    def __init__(self, crops: FileImages, landmarks_P52: Floats, size: int) -> None:
-        self._crops, self._landmarks_P52, self._size = crops, landmarks_P52, size
-
-    def __len__(self) -> int:
-        return len(self._crops)
+    def __init__(self, root: Path, lists: IjbLists, size: int, source: Path) -> None:
+        super().__init__(root, lists.name_P, source=source, contained=True)
+        self._landmarks_P52, self._size = lists.landmarks_P52, size
 
     def pixels(self, i: int) -> Pixels:
         try:
-            return align(decode_full_size(self._crops.encoded(i)), self._landmarks_P52[i], self._size)
+            crop_HWC = decode_full_size(FileImages.encoded(self, i))
+            return align(crop_HWC, self._landmarks_P52[i], self._size)
         except DamagedDataError as error:
             raise DamagedDataError(f"{self.where(i)}: {error}") from error
-
-    def where(self, i: int) -> str:
-        return self._crops.where(i)
-
-    def describe(self) -> str:
-        return self._crops.describe()
 
 
 # Judging ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ from facerec.evaluation.statistics.folds import fold_numbers
 from facerec.evaluation.statistics.separation import Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool
 from facerec.evaluation.verify import verify
-from facerec.images.images import Images
 from facerec.loading.folders import FileImages, images_below, require_inside
 from facerec.models.model import Model
 from facerec.packs.text import is_number, numbered_lines, stays_inside, wrong_line
@@ -87,7 +86,8 @@ class Ytf(Protocol):
         )
         used = "all frames" if self.frames is None else f"{self.frames} frames a video, evenly spaced"
         # A video is shown by its first frame.
-        shown = EncodedFiles(FileImages(root, [frames[0] for frames in frames_V]))
+        first = FileImages(root, [frames[0] for frames in frames_V])
+        shown = [first.encoded(i) for i in range(len(first))]
         result = replace(
             result,
             flip=self.flip,
@@ -132,19 +132,6 @@ def read_splits(path: Path) -> VideoPairs:
         raise DamagedDataError(f"{path} holds no pairs")
     split, first_N, second_N, same = np.array(rows).T
     return VideoPairs(list(known), first_N, second_N, same.astype(bool), split)
-
-
-class EncodedFiles(Sequence[bytes]):
-    """The encoded images of a set, read when they are asked for."""
-
-    def __init__(self, images: Images) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, i: Any) -> Any:
-        return bytes(self._images.encoded(i))
 
 
 def spaced(frames: Sequence[str], count: int | None) -> list[str]:

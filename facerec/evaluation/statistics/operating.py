@@ -172,9 +172,11 @@ class Reliability(NamedTuple):
     log_loss: float
 
 
-def logistic(cosine_N: Floats, same_N: Bools) -> tuple[float, float]:
-    """Slope and intercept of the log-odds over the cosine (Platt, Probabilistic outputs for support vector
-    machines, 1999); each pair counts for both answers, its own (n + 1) times in n + 2.
+def fit_logistic(cosine_N: Floats, same_N: Bools) -> tuple[Callable[[Floats], Floats], dict[str, Any]]:
+    """The probability as a function of the cosine, and its parameters: slope and intercept of the log-odds.
+
+    Platt, Probabilistic outputs for support vector machines, 1999: each pair counts for both answers, its own
+    (n + 1) times in n + 2.
     """
     kinds = np.bincount(same_N)
     count_N = kinds[same_N.astype(int)]
@@ -187,12 +189,7 @@ def logistic(cosine_N: Floats, same_N: Bools) -> tuple[float, float]:
         np.concatenate([same_N, ~same_N]),
         sample_weight=np.concatenate([own_N / count_N, (1 - own_N) / count_N]),
     )
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
-
-
-def fit_logistic(cosine_N: Floats, same_N: Bools) -> tuple[Callable[[Floats], Floats], dict[str, Any]]:
-    """The probability as a function of the cosine, and its parameters."""
-    slope, intercept = logistic(cosine_N, same_N)
+    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
     return lambda x: 1 / (1 + np.exp(-(slope * x + intercept))), {"slope": slope, "intercept": intercept}
 
 
