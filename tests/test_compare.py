@@ -144,19 +144,19 @@ def test_names_tell_models_apart(tmp_path):
 def runs(tmp_path_factory):
     """Two checkpoints of the same file name in folders that need quoting, and a set of identities."""
     root = tmp_path_factory.mktemp("runs")
-    settings = {"name": "mobilefacenet", "embedding_size": 16}
+    settings = {"name": "mobilefacenet", "embedding_size": 16, "input_size": 32}
     paths = []
     for seed, run in enumerate(("m=0.3, s=32", "it's")):
         torch.manual_seed(seed)
         state = {"backbone": create_backbone(**settings).state_dict(), "step": seed, "epoch": 1}
-        about = {"mean": 127.5, "std": 127.5, "channels": "rgb", "size": 112}
+        about = {"mean": 127.5, "std": 127.5, "channels": "rgb", "size": 32}
         config = {"backbone": settings, "eval": {"targets": ["made"], "root": str(root)}}
         path = root / run / "checkpoints" / "best.pt"
         path.parent.mkdir(parents=True)
         checkpoint.save(path, state | {"input": about, "config": config})
         paths.append(path)
     rng = np.random.default_rng(0)
-    faces = rng.integers(0, 255, (12, 14, 14, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    faces = rng.integers(0, 255, (12, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     encoded = [simplejpeg.encode_jpeg(np.ascontiguousarray(face), quality=90) for face in faces]
     issame = [i % 2 == 0 for i in range(20)]
     drawn = [(i % 12, i % 12 if same else (i + 3) % 12) for i, same in enumerate(issame)]
@@ -191,10 +191,9 @@ def test_other_protocols_are_compared_too(runs, tmp_path):
     for part, identities in (("gallery", "ab"), ("probes", "abc")):
         for identity in identities:
             (tmp_path / part / identity).mkdir(parents=True)
-            face = np.ascontiguousarray(
-                rng.integers(0, 255, (7, 7, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
-            )
-            (tmp_path / part / identity / "1.jpg").write_bytes(simplejpeg.encode_jpeg(face))
+            face = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+            encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(face))
+            (tmp_path / part / identity / "1.jpg").write_bytes(encoded)
     folders = [f"eval.{part}={tmp_path / part}" for part in ("gallery", "probes")]
     _, written = evaluate([str(path) for path in runs], tmp_path / "out", "eval=identification", *folders)
     (found,) = written["comparisons"]["identification"]

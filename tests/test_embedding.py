@@ -354,8 +354,3 @@ def test_a_checkpoint_of_something_else_is_refused(saved, tmp_path, change, mess
     checkpoint.save(tmp_path / "other.pt", state)
     with pytest.raises(CheckpointError, match=rf"ckpt=.*other\.pt: .*{message}"):
         load_model(tmp_path / "other.pt")
-
-
-def test_a_missing_checkpoint_is_said(tmp_path):
-    with pytest.raises(CheckpointError, match="no such file"):
-        load_model(tmp_path / "none.pt")

@@ -26,11 +26,11 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
     torch.manual_seed(0)
-    backbone = create_backbone("mobilefacenet", embedding_size=16)
+    settings = {"name": "mobilefacenet", "embedding_size": 16, "input_size": 32}
     state = {
-        "config": {"backbone": {"name": "mobilefacenet", "embedding_size": 16}},
-        "backbone": backbone.state_dict(),
-        "input": Preprocessing().to_dict(),
+        "config": {"backbone": settings},
+        "backbone": create_backbone(**settings).state_dict(),
+        "input": Preprocessing(size=32).to_dict(),
         "classes": ["anna", "zoe"],
         "step": 7,
     }
@@ -50,9 +50,9 @@ def faces(tmp_path_factory):
     for folder in folders:
         (root / folder).mkdir(parents=True)
         for number in range(2):
-            coarse = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
-            image = np.ascontiguousarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8)))
-            (root / folder / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(image))
+            image = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+            encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(image))
+            (root / folder / f"{number}.jpg").write_bytes(encoded)
     pairs = [
         ("anna/0", "anna/1", 1),
         ("bert/0", "bert/1", 1),
@@ -85,7 +85,7 @@ def test_ytf(ckpt, faces, tmp_path, caplog):
     assert (entry["pairs"], entry["folds"]) == (8, 2)
     assert "1 frames a video" in entry["protocol"]
     assert any("the training set holds 1 identity of YTF (anna)" in note for note in entry["notes"])
-    assert written["step"] == 7 and written["preprocessing"]["size"] == 112
+    assert written["step"] == 7 and written["preprocessing"]["size"] == 32
     assert (tmp_path / "ytf_roc.png").is_file() and (tmp_path / "ytf_distances.png").is_file()
     assert f"ytf: {entry['protocol']}" in caplog.text
     assert "95 % interval over identities" in caplog.text and entry["identities"] == 2
