@@ -54,7 +54,7 @@ class Embedded:
     """Raw embeddings of P images and, with flip, of their mirrors; float32 (P, D)."""
 
     plain_PD: Embeddings
-    mirrored_PD: Embeddings | None
+    mirrored_PD: Embeddings | None = None
 
     @property
     def summed_PD(self) -> Embeddings:
@@ -156,7 +156,7 @@ def embed_images(
     if model.cache is not None:
         key, views_VPD = model.cache.look_up(images, position_P, name, flip=flip, precision=precision)
         if views_VPD is not None:
-            return _embedded(views_VPD)
+            return Embedded(*views_VPD)
     shard = math.ceil(len(position_P) / distributed.world_size())
     mine_P = position_P[distributed.rank() * shard :][:shard]
     views_VPD, error = None, None
@@ -167,9 +167,9 @@ def embed_images(
             raise
         error = caught
     if distributed.world_size() > 1:
-        views_VPD = _gather(views_VPD, error, (1 + flip, shard), model.device)[:, : len(position_P)]
+        views_VPD = _gather(views_VPD, error, 1 + flip, model.device)
     assert views_VPD is not None
-    embedded = _embedded(views_VPD)
+    embedded = Embedded(*views_VPD)
     with np.errstate(over="ignore", invalid="ignore"):
         summed_PD = embedded.summed_PD
     norm_VP = np.stack([row_norms(rows_PD) for rows_PD in (*views_VPD, summed_PD)])
@@ -184,10 +184,6 @@ def embed_images(
     if model.cache is not None and key is not None:
         model.cache.store(key, views_VPD)
     return embedded
-
-
-def _embedded(views_VPD: Embeddings) -> Embedded:
-    return Embedded(views_VPD[0], views_VPD[1] if len(views_VPD) > 1 else None)
 
 
 def _embed_shard(
@@ -249,24 +245,20 @@ def _decoded(
 
 
 def _gather(
-    views_VPD: Embeddings | None, error: Exception | None, size: tuple[int, int], device: torch.device
+    views_VPD: Embeddings | None, error: Exception | None, views: int, device: torch.device
 ) -> Embeddings:
-    """All-gather the shards of at most `size` (V, P), or raise the first error of any rank on all of them."""
+    """All-gather the shards (V, P, D), or raise the first error of any rank on all of them."""
     reported = error if error is None or isinstance(error, FacerecError) else None
     if error is not None and reported is None:
         reported = FacerecError(f"process {distributed.rank()} failed: {type(error).__name__}: {error}")
-    width = 0 if views_VPD is None else views_VPD.shape[2]
-    reports: list[tuple[FacerecError | None, int]] = distributed.all_gather_object((reported, width))
-    first = next((report for report, _ in reports if report is not None), None)
+    shape = (0, 0) if views_VPD is None else views_VPD.shape[1:]
+    errors, sizes, widths = zip(*distributed.all_gather_object((reported, *shape)), strict=True)
+    first = next(filter(None, errors), None)
     if first is not None:
         raise error or first
-    mine = torch.zeros(*size, max(width for _, width in reports))
-    if views_VPD is not None:
-        mine[:, : views_VPD.shape[1]] = torch.from_numpy(views_VPD)
-    gathered_PVD = distributed.all_gather(
-        mine.transpose(0, 1).to(device if distributed.carries(device) else "cpu")
-    )
-    return gathered_PVD.transpose(0, 1).cpu().numpy()
+    mine_VPD = torch.zeros(views, 0, max(widths)) if views_VPD is None else torch.from_numpy(views_VPD)
+    mine_PVD = mine_VPD.transpose(0, 1).to(device if distributed.carries(device) else "cpu")
+    return distributed.all_gather(mine_PVD, sizes).transpose(0, 1).cpu().numpy()
 
 
 class Portion(NamedTuple):
