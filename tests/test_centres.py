@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from facerec.errors import DamagedDataError, UserError
 from facerec.evaluation import identities
+from facerec.evaluation.embedding_files import embed_rows
 from facerec.evaluation.identities import (
     centres_of,
     chance_cosine,
     cosines_without,
-    embed_units,
     halves_cosine,
     pairs_alike,
     robust_centre,
@@ -134,14 +134,14 @@ def test_centres_of_a_set_are_of_its_sound_images(tmp_path: Path) -> None:
         (photographs / f"{name}.jpg").write_bytes(image(seed) if name not in ("1/b", "3/a") else b"nothing")
     model = Model(Colours(), Preprocessing(size=16))
     faces = FolderImages(photographs)
-    embedded = embed_units(model, faces, scratch, batch_size=4)
+    embedded = embed_rows(model, faces, scratch / "embeddings", batch_size=4)
     assert embedded.position_R.tolist() == [0, 1, 2, 3, 5] and list(embedded.damaged) == [4, 6]
     assert not list(scratch.iterdir()), "the file has no name"
     image_BHWC = np.stack([decode(faces.encoded(i), 16) for i in (0, 1, 2, 3, 5)])
-    assert embedded.unit_RD == pytest.approx(model.embed(image_BHWC).numpy(), abs=1e-6)
+    assert embedded.row_RD == pytest.approx(model.embed(image_BHWC).numpy(), abs=1e-6)
     found = centres_of(faces, embedded)
     for label, rows in ((0, [0, 1, 2]), (1, [3]), (2, [4])):
-        alone = robust_centre(np.asarray(embedded.unit_RD[rows]))
+        alone = robust_centre(np.asarray(embedded.row_RD[rows]))
         assert found.sum_CD[label] == pytest.approx(alone.sum_D)
         assert found.cosine_R[rows] == pytest.approx(alone.cosine_N)
     assert not found.sum_CD[3].any()
@@ -151,4 +151,4 @@ def test_a_set_without_a_sound_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(DamagedDataError, match="0 of 1 image could be embedded: "):
-        embed_units(Model(Colours(), Preprocessing(size=16)), FolderImages(tmp_path))
+        embed_rows(Model(Colours(), Preprocessing(size=16)), FolderImages(tmp_path))

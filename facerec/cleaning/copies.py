@@ -50,7 +50,7 @@ class Looks:
 
 
 def near_copies(
-    row_N: npt.NDArray[np.int64], unit_RD: npt.NDArray[np.float32], looks: Looks, least: float
+    row_N: npt.NDArray[np.int64], row_RD: npt.NDArray[np.float32], looks: Looks, least: float
 ) -> Iterator[tuple[int, int, float, str]]:
     """Yield an earlier row, a later one that is a copy of it, their cosine, and how alike they are.
 
@@ -60,7 +60,7 @@ def near_copies(
     copies: set[int] = set()
     for begin in range(0, len(row_N), _BLOCK):
         block = row_N[begin : begin + _BLOCK]
-        cosine_BN = np.asarray(unit_RD[block]) @ np.asarray(unit_RD[row_N[begin:]]).T
+        cosine_BN = np.asarray(row_RD[block]) @ np.asarray(row_RD[row_N[begin:]]).T
         for b, n in np.argwhere(np.triu(cosine_BN >= least, 1)).tolist():
             first, second = int(block[b]), int(row_N[begin + n])
             if first in copies or second in copies:

@@ -17,9 +17,9 @@ from facerec.cleaning.copies import Looks, near_copies, same_looks
 from facerec.cleaning.decisions import KEEP, KINDS, Decision
 from facerec.cleaning.judging import Limit, Thresholds, judge
 from facerec.errors import counted
+from facerec.evaluation.embedding_files import EmbeddedImages
 from facerec.evaluation.identities import (
     BY_CHANCE,
-    EmbeddedImages,
     by_identity,
     chance_cosine,
     halves_cosine,
@@ -112,7 +112,7 @@ class Search:
             found.reference_C[label] = self.embedded.position_R[rows[cosine_N.argmax()]]
             core = rows[self.centres.core_R[rows]]
             if len(core) >= 4:
-                halves.append(halves_cosine(np.asarray(self.embedded.unit_RD[core])))
+                halves.append(halves_cosine(np.asarray(self.embedded.row_RD[core])))
             far += self._outliers(rows, cosine_N)
             self._near_copies(rows)
         self._name_others(far)
@@ -132,7 +132,7 @@ class Search:
         kept = len(rows) - len(wide)
         name = self._identity(int(self.label_R[rows[0]]))
         while len(wide) >= _CLUSTER or 2 <= len(wide) == kept:
-            second = robust_centre(np.asarray(self.embedded.unit_RD[wide]), limit.widest)
+            second = robust_centre(np.asarray(self.embedded.row_RD[wide]), limit.widest)
             alike_N = second.core_N & (second.cosine_N >= limit.widest)
             if alike_N.sum() < (2 if kept == 2 else _CLUSTER):
                 break
@@ -154,7 +154,7 @@ class Search:
         least = self.found.limits["outlier"].least if far else 0.0
         for first in range(0, len(far), BLOCK):
             row_B = np.sort(far[first : first + BLOCK])
-            top = TopK.of(unit(self.embedded.unit_RD[row_B]), self.centres.sum_CD, 2)
+            top = TopK.of(unit(self.embedded.row_RD[row_B]), self.centres.sum_CD, 2)
             nearest = top.index_PK.tolist(), top.score_PK.tolist()
             for row, labels, cosines in zip(row_B.tolist(), *nearest, strict=True):
                 at = int(labels[0] == self.label_R[row])
@@ -168,7 +168,7 @@ class Search:
 
     def _near_copies(self, rows: npt.NDArray[np.int64]) -> None:
         least = self.given.duplicate
-        for first, second, cosine, said in near_copies(rows, self.embedded.unit_RD, self.looks, least):
+        for first, second, cosine, said in near_copies(rows, self.embedded.row_RD, self.looks, least):
             self._copy(first, second, said, cosine=cosine, least=least)
 
     def _same_everywhere(self) -> None:
@@ -218,7 +218,7 @@ class Search:
             name = f"{test.name}: {test.images.name(there)}"
             self.found.tests[len(self.found.decisions)] = test.images, there
             self._image("leak", int(self.embedded.position_R[row]), "the same image", cosine=1.0, other=name)
-        comparisons = len(self.centres.sum_CD) * len(test.embedded.unit_RD)
+        comparisons = len(self.centres.sum_CD) * len(test.embedded.row_RD)
         falling_P = np.sort(self.found.impostor_P)[::-1]
         chance = tail_value(falling_P, BY_CHANCE * len(self.centres.sum_CD) / max(comparisons, 1))
         wide = self.found.limits.get("outlier")
@@ -228,7 +228,7 @@ class Search:
             return
         for first in range(0, len(self.centres.sum_CD), BLOCK):
             probe_BD = unit(self.centres.sum_CD[first : first + BLOCK])
-            top = TopK.of(probe_BD, test.embedded.unit_RD, 1)
+            top = TopK.of(probe_BD, test.embedded.row_RD, 1)
             score_B = top.score_PK[:, 0].numpy()
             for label in np.flatnonzero((score_B >= limit.least) & probe_BD.any(1).numpy()).tolist():
                 there = int(test.embedded.position_R[int(top.index_PK[label, 0])])

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import CheckpointError
-from facerec.evaluation.identities import Centres, EmbeddedImages, by_identity, centres_of
+from facerec.evaluation.embedding_files import EmbeddedImages
+from facerec.evaluation.identities import Centres, by_identity, centres_of
 from facerec.evaluation.statistics.search import BLOCK
 from facerec.images.images import LabelledImages
 from facerec.models import checkpoint
@@ -123,7 +124,7 @@ def judge(
         for first in range(0, len(row_P), BLOCK):
             some = slice(first, first + BLOCK)
             centre_BD = unit_rows(centre_CD[label_P[some]])
-            cosine_P[some] = np.einsum("bd,bd->b", embedded.unit_RD[row_P[some]], centre_BD)
+            cosine_P[some] = np.einsum("bd,bd->b", embedded.row_RD[row_P[some]], centre_BD)
         return cosine_P
 
     def judged(centres: Centres, judged_R: Bools) -> Judged:
@@ -224,6 +225,6 @@ def dominant_centres(unit_CKD: Floats, faces: LabelledImages, embedded: Embedded
     centre_CD = unit_CKD[:, 0].copy()
     if unit_CKD.shape[1] > 1:
         for label, rows in by_identity(faces, embedded, "dominant sub-centres"):
-            nearest_N = (np.asarray(embedded.unit_RD[rows]) @ unit_CKD[label].T).argmax(1)
+            nearest_N = (np.asarray(embedded.row_RD[rows]) @ unit_CKD[label].T).argmax(1)
             centre_CD[label] = unit_CKD[label, np.bincount(nearest_N).argmax()]
     return centre_CD

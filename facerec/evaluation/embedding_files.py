@@ -1,23 +1,25 @@
-"""Embeddings as a file for other programs: `.npy` with the names beside it, or `.parquet`.
+"""Embeddings as a file: one without a name to work on; for other programs `.npy` with names, or `.parquet`.
 
 Images are read, embedded and written portion by portion, so that any number of them fits.
 
-Shape suffixes: N rows, P distinct images of them, D embedding size.
+Shape suffixes: N rows, P distinct images of them, R those that were embedded, D embedding size.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError, counted, require
-from facerec.evaluation.embedding import Embeddings, embed_any
+from facerec.evaluation.embedding import Embeddings, Portion, embed_any
 from facerec.files import csv_lines, nameless, refuse_overwriting, replacing, replacing_both, storing
 from facerec.images.images import Images
 from facerec.models.model import Model
@@ -37,6 +39,65 @@ class Written(NamedTuple):
     skipped: int
     resized: int
     files: list[Path]
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """The embeddings of the images of a set that could be embedded.
+
+    Attributes:
+        row_RD: float32, memory-mapped.
+        position_R: of each row's image in the set; equal images of a set that knows them are embedded once.
+        damaged: why each other image could not be embedded.
+    """
+
+    row_RD: Embeddings
+    position_R: npt.NDArray[np.int64]
+    damaged: dict[int, str]
+
+
+def embed_rows(
+    model: Model,
+    images: Images,
+    place: Path | None = None,
+    *,
+    normalise: bool = True,
+    seen: Callable[[Portion], Any] | None = None,
+    **how: Any,
+) -> EmbeddedImages:
+    """Embed images into a file without a name, which is gone when nothing uses it any more.
+
+    Args:
+        place: the file lies beside it, 4·D bytes per image, and errors name it; None: among temporary files.
+        normalise: to unit length; a zero embedding stays zero.
+        seen: is called with each portion while its pixels are at hand.
+        how: flip, batch_size, precision, align, as `embed_any` takes them.
+
+    Raises:
+        DamagedDataError: not one image could be embedded.
+        NonFiniteError: an embedding, named.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    positions: list[int] = []
+    damaged: dict[int, str] = {}
+    size = 0
+    place = Path(tempfile.gettempdir()) / "embeddings" if place is None else place
+    with storing(place), nameless(place.parent) as file:
+        for portion in embed_any(model, images, **how):
+            if seen is not None:
+                seen(portion)
+            damaged |= {i: str(error) for i, error in portion.failed.items()}
+            if portion.embedding_PD is not None:
+                positions += portion.positions
+                size = portion.embedding_PD.shape[1]
+                row_PD = unit_rows(portion.embedding_PD) if normalise else portion.embedding_PD
+                file.write(np.ascontiguousarray(row_PD).data)
+        if not positions:
+            reason = next(iter(damaged.values()), "there are none")
+            raise DamagedDataError(f"0 of {counted(len(damaged), 'image')} could be embedded: {reason}")
+        file.flush()
+        row_RD = np.memmap(file, np.float32, "r", shape=(len(positions), size))
+    return EmbeddedImages(row_RD, np.array(positions, np.int64), damaged)
 
 
 def embed_to_file(
@@ -79,39 +140,30 @@ def embed_to_file(
     out = Path(out)
     require(batch_size >= 1, "--batch-size", batch_size, "must be 1 or more")
     write, report = check_out(out, force=force)
-    row_N = np.full(len(images), -1, np.int64)  # of the growing file
-    skipped: dict[int, str] = {}
-    count = size = resized = 0
-    with storing(out), nameless(out.parent) as file:
-        for portion in embed_any(
-            model, images, flip=flip, batch_size=batch_size, precision=precision, align=align
-        ):
-            for image, error in portion.failed.items():
-                if on_error == "raise":
-                    raise _unusable(images.where(image), error)
-                skipped[image] = str(error)
-            if portion.embedding_PD is not None:
-                file.write(np.ascontiguousarray(portion.embedding_PD).data)
-                kept, size = portion.positions, portion.embedding_PD.shape[1]
-                row_N[kept] = np.arange(count, count + len(kept))
-                count, resized = count + len(kept), resized + portion.resized
-        if not count:
-            reason = next(iter(skipped.values()))
-            raise DamagedDataError(f"0 of {counted(len(skipped), 'image')} could be embedded: {reason}")
-        file.flush()
-        embedding_PD = np.memmap(file, np.float32, "r", shape=(count, size))
-        if images.first_N is not None:
-            row_N = row_N[images.first_N]
-        complete = (row_N >= 0).reshape(-1, images.group).all(1)
-        kept_N = np.flatnonzero(np.repeat(complete, images.group))
-        about = {
-            "facerec.ckpt": str(model.path),
-            "facerec.input": json.dumps(model.input.to_dict()),
-            "facerec.flip": json.dumps(flip),
-            "facerec.normalised": json.dumps(normalise),
-        }
-        blocks = _blocks(embedding_PD, row_N, images, kept_N, normalise)
-        written = write(out, (len(kept_N), size), blocks, about)
+    resized = 0
+
+    def seen(portion: Portion) -> None:
+        nonlocal resized
+        for image, error in portion.failed.items() if on_error == "raise" else ():
+            raise _unusable(images.where(image), error)
+        resized += portion.resized
+
+    how = {"flip": flip, "batch_size": batch_size, "precision": precision, "align": align}
+    embedded = embed_rows(model, images, out, normalise=normalise, seen=seen, **how)
+    row_N = np.full(len(images), -1, np.int64)
+    row_N[embedded.position_R] = np.arange(len(embedded.position_R))
+    if images.first_N is not None:
+        row_N = row_N[images.first_N]
+    complete = (row_N >= 0).reshape(-1, images.group).all(1)
+    kept_N = np.flatnonzero(np.repeat(complete, images.group))
+    about = {
+        "facerec.ckpt": str(model.path),
+        "facerec.input": json.dumps(model.input.to_dict()),
+        "facerec.flip": json.dumps(flip),
+        "facerec.normalised": json.dumps(normalise),
+    }
+    size, skipped = embedded.row_RD.shape[1], embedded.damaged
+    written = write(out, (len(kept_N), size), _blocks(embedded.row_RD, row_N, images, kept_N), about)
     report.unlink(missing_ok=True)  # one of an earlier run
     if skipped:
         with replacing(report) as listing:
@@ -160,16 +212,16 @@ def _blocks(
     row_N: npt.NDArray[np.int64],
     images: Images,
     kept_N: npt.NDArray[np.int64],
-    normalise: bool,
 ) -> _Blocks:
     """Embeddings, names and labels of the rows that are kept, some thousand at a time."""
     for first in range(0, len(kept_N), _BLOCK):
         rows = kept_N[first : first + _BLOCK]
-        embedding_ND: Embeddings = np.asarray(embedding_PD[row_N[rows]])
-        if normalise:
-            embedding_ND = unit_rows(embedding_ND)
         listed = rows.tolist()
-        yield embedding_ND, [images.name(row) for row in listed], [images.label(row) for row in listed]
+        yield (
+            np.asarray(embedding_PD[row_N[rows]]),
+            [images.name(row) for row in listed],
+            [images.label(row) for row in listed],
+        )
 
 
 def _names(out: Path) -> Path:

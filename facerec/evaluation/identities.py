@@ -1,4 +1,4 @@
-"""Embeddings of the images of identities, robust centres of these, and pairs of identities that are alike.
+"""Robust centres of identities, by the embeddings of their images, and pairs of identities that are alike.
 
 A search goes block by block: a million centres of 512 numbers take 2 GB, and a block of cosines more.
 
@@ -8,24 +8,20 @@ R embedded images (rows of the file), K pairs.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from facerec.errors import DamagedDataError, UserError, counted
-from facerec.evaluation.embedding import Portion, embed_any
+from facerec.errors import UserError
+from facerec.evaluation.embedding_files import EmbeddedImages, embed_rows
 from facerec.evaluation.statistics.search import BLOCK, cosine_blocks, unit
-from facerec.files import nameless, storing
-from facerec.images.images import Images, LabelledImages
+from facerec.images.images import LabelledImages
 from facerec.models.model import Model
 from facerec.progress import Bar
-from facerec.vectors import unit_rows
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -36,62 +32,6 @@ _SEEDS: Final = 512  # images of an identity that a centre is started from
 _ROUNDS: Final = 10
 _DRAWN: Final = 3000  # identities of a set whose cosines stand for those of all
 _FEWEST: Final = 20  # cosines above a quantile that it is read from
-
-
-@dataclass(frozen=True)
-class EmbeddedImages:
-    """The unit embeddings of the images of a set that could be embedded.
-
-    Attributes:
-        unit_RD: float32, memory-mapped.
-        position_R: of each row's image in the set; equal images of a set that knows them are embedded once.
-        damaged: why each other image could not be embedded.
-    """
-
-    unit_RD: Floats
-    position_R: Ints
-    damaged: dict[int, str]
-
-
-def embed_units(
-    model: Model,
-    images: Images,
-    folder: Path | None = None,
-    *,
-    seen: Callable[[Portion], Any] | None = None,
-    **how: Any,
-) -> EmbeddedImages:
-    """Embed images into a file without a name, which is gone when nothing uses it any more.
-
-    Args:
-        folder: of the file, 4·D bytes per image; None: that for temporary files.
-        seen: is called with each portion while its pixels are at hand.
-        how: flip, batch_size, precision, as `embed_any` takes them.
-
-    Raises:
-        DamagedDataError: not one image could be embedded.
-        NonFiniteError: an embedding, named.
-        StorageError: the disk is full.
-    """
-    positions: list[int] = []
-    damaged: dict[int, str] = {}
-    size = 0
-    place = Path(tempfile.gettempdir()) if folder is None else folder
-    with storing(place / "embeddings"), nameless(place) as file:
-        for portion in embed_any(model, images, **how):
-            damaged |= {i: str(error) for i, error in portion.failed.items()}
-            if portion.embedding_PD is not None:
-                positions += portion.positions
-                size = portion.embedding_PD.shape[1]
-                file.write(np.ascontiguousarray(unit_rows(portion.embedding_PD)).data)
-            if seen is not None:
-                seen(portion)
-        if not positions:
-            reason = next(iter(damaged.values()), "there are none")
-            raise DamagedDataError(f"0 of {counted(len(damaged), 'image')} could be embedded: {reason}")
-        file.flush()
-        unit_RD = np.memmap(file, np.float32, "r", shape=(len(positions), size))
-    return EmbeddedImages(unit_RD, np.array(positions, np.int64), damaged)
 
 
 def by_identity(
@@ -194,12 +134,12 @@ class Centres:
 
 def centres_of(faces: LabelledImages, embedded: EmbeddedImages, least: float | None = None) -> Centres:
     """The robust centre of each identity (`robust_centre`)."""
-    rows, size = embedded.unit_RD.shape
+    rows, size = embedded.row_RD.shape
     found = Centres(
         np.zeros((faces.num_classes, size), np.float32), np.zeros(rows, np.bool_), np.ones(rows, np.float32)
     )
     for label, row_N in by_identity(faces, embedded, f"centres of {faces.title}"):
-        centre = robust_centre(np.asarray(embedded.unit_RD[row_N]), least)
+        centre = robust_centre(np.asarray(embedded.row_RD[row_N]), least)
         found.sum_CD[label], found.core_R[row_N], found.cosine_R[row_N] = centre
     return found
 
@@ -296,12 +236,12 @@ def identities_in_both(
     Args:
         least: cosine of two centres of one person; None: what different people within a set reach so seldom
             by chance that one in 100 identities of the second set is found wrongly (`chance_cosine`).
-        how: as `embed_units` takes it.
+        how: as `embed_rows` takes it.
 
     Raises:
         UserError: there are too few identities to know what different people reach.
     """
-    centres = [centres_of(faces, embed_units(model, faces, **how)).sum_CD for faces in (first, second)]
+    centres = [centres_of(faces, embed_rows(model, faces, **how)).sum_CD for faces in (first, second)]
     if least is None:
         count_1, count_2 = map(len, centres)
         least = chance_cosine(centres, count_1 * count_2, BY_CHANCE * count_2)

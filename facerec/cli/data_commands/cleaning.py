@@ -178,7 +178,7 @@ def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Fo
     from facerec.cleaning.findings import Search, Test, Thresholds, applied
     from facerec.cleaning.judging import PUBLISHED, dominant_centres, read_weights
     from facerec.evaluation.embedding_cache import EmbeddingCache
-    from facerec.evaluation.identities import embed_units
+    from facerec.evaluation.embedding_files import embed_rows
     from facerec.loading.opening import open_images
 
     log = logging.getLogger(__name__)
@@ -189,13 +189,13 @@ def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Fo
     log.info("%s", faces.describe())
     log.info("input %s%s", model.input, ", flipped too" if options.flip else "")
     how = {"flip": options.flip, "batch_size": options.batch_size, "precision": options.precision}
-    folder = next(one for one in options.out.absolute().parents if one.is_dir())
+    place = next(one for one in options.out.absolute().parents if one.is_dir()) / "embeddings"
     looks = Looks()
-    embedded = embed_units(model, faces, folder, seen=looks, **how)
+    embedded = embed_rows(model, faces, place, seen=looks, **how)
     held: list[Test] = []
     for path, images in tests:
         seen = Looks()
-        held.append(Test(path.name, images, embed_units(model, images, folder, seen=seen, **how), seen))
+        held.append(Test(path.name, images, embed_rows(model, images, place, seen=seen, **how), seen))
         if held[-1].embedded.damaged:
             log.warning("%s: %s do not decode", path, counted(len(held[-1].embedded.damaged), "image"))
     centre_CD = None if unit_CKD is None else dominant_centres(unit_CKD, faces, embedded)
