@@ -25,6 +25,8 @@ from facerec.images.images import Images
 from facerec.models.model import Model
 from facerec.vectors import unit_rows
 
+Ints = npt.NDArray[np.int64]
+
 _BLOCK: Final = 8192  # rows written at once
 
 _Blocks = Iterator[tuple[Embeddings, list[str], list[str]]]
@@ -52,7 +54,7 @@ class EmbeddedImages:
     """
 
     row_RD: Embeddings
-    position_R: npt.NDArray[np.int64]
+    position_R: Ints
     damaged: dict[int, str]
 
 
@@ -207,21 +209,13 @@ def _writer(out: Path) -> _Write:
     return _write_parquet
 
 
-def _blocks(
-    embedding_PD: Embeddings,
-    row_N: npt.NDArray[np.int64],
-    images: Images,
-    kept_N: npt.NDArray[np.int64],
-) -> _Blocks:
+def _blocks(row_RD: Embeddings, row_N: Ints, images: Images, kept_N: Ints) -> _Blocks:
     """Embeddings, names and labels of the rows that are kept, some thousand at a time."""
     for first in range(0, len(kept_N), _BLOCK):
         rows = kept_N[first : first + _BLOCK]
         listed = rows.tolist()
-        yield (
-            np.asarray(embedding_PD[row_N[rows]]),
-            [images.name(row) for row in listed],
-            [images.label(row) for row in listed],
-        )
+        names, labels = [images.name(row) for row in listed], [images.label(row) for row in listed]
+        yield np.asarray(row_RD[row_N[rows]]), names, labels
 
 
 def _names(out: Path) -> Path:
