@@ -27,8 +27,8 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.folders import FolderImages
 from facerec.models.model import Model
 from facerec.vectors import unit_rows
-from tests.colours import Colours
 from tests.making import image
+from tests.small_networks import Colours
 
 
 def units(seed: int, count: int, size: int = 32) -> np.ndarray:

@@ -20,8 +20,8 @@ from facerec.images.decode import decode
 from facerec.models import checkpoint
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import write_verification
-from tests.colours import photograph, write_colours
 from tests.making import overwrite, report
+from tests.small_networks import photograph, write_colours
 
 PEOPLE, IMAGES = 40, 6
 

@@ -18,6 +18,7 @@ from facerec.evaluation.statistics.search import Highest, PrefixMaxima, TopK, co
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from tests.several import run_ranks
+from tests.small_networks import Pixels
 
 
 def normalised(rows):
@@ -252,13 +253,6 @@ def test_megaface_refuses_what_makes_no_sense():
 
 
 # -- folders ----------------------------------------------------------------------------------------------
-
-
-class Pixels(torch.nn.Module):
-    """A backbone that looks at a few pixels."""
-
-    def forward(self, image_BCHW):
-        return image_BCHW[:, :, ::2, ::3].flatten(1)
 
 
 @pytest.fixture

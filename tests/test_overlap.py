@@ -11,8 +11,8 @@ from facerec.errors import ConfigError, UserError
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.making.builder import PackBuilder
-from tests.colours import photograph, write_colours
 from tests.making import data
+from tests.small_networks import photograph, write_colours
 
 BOTH = range(30, 40)  # people of A (0 … 39) and of B (30 … 59)
 

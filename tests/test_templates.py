@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import simplejpeg
-import torch
 from PIL import Image
 
 from facerec.errors import DamagedDataError, MissingDataError, NonFiniteError
@@ -21,16 +20,9 @@ from facerec.images.align import TEMPLATE_52, align
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.model import Model
 from facerec.vectors import unit_rows
+from tests.small_networks import Pixels
 
 SETTINGS = {"bootstrap": 0, "batch_size": 16}
-
-
-class Pixels(torch.nn.Module):
-    """A backbone that looks at a few pixels of small images."""
-
-    def forward(self, image_BCHW):
-        step = image_BCHW.shape[2] // 4
-        return image_BCHW[:, :, ::step, 1::step].flatten(1)
 
 
 def naive_templates(embedding_PD, faces, weight_P=None):
