@@ -59,8 +59,7 @@ class Decision(NamedTuple):
 
 def write_decisions(decisions: Iterable[Decision]) -> bytes:
     """The list as CSV: a line for the columns, then one per decision; cosines with four digits."""
-    rows = ([_digits(value) for value in decision] for decision in decisions)
-    return csv_lines([Decision._fields]) + csv_lines(rows)
+    return csv_lines([Decision._fields, *(map(_digits, decision) for decision in decisions)])
 
 
 def _digits(value: object) -> object:
@@ -119,20 +118,17 @@ def _number(text: str, where: str, column: str) -> int:
     return int(text)
 
 
-class Labels(NamedTuple):
-    """New labels (N,), −1 for images left out; names of identities that are new or get others' images; and
-    what was left out, how and why, as `relabel` notes it."""
-
-    label_N: np.ndarray
-    names: dict[int, str]
-    left_out: list[tuple[str, str, str]]
-
-
-def new_labels(faces: LabelledImages, decisions: Sequence[Decision]) -> Labels:
+def new_labels(
+    faces: LabelledImages, decisions: Sequence[Decision]
+) -> tuple[np.ndarray, dict[int, str], list[tuple[str, str, str]]]:
     """The labels that the actions lead to: images are dropped and split off first, identities merged then.
 
     Of identities to be merged all become one, also by way of others; it has the name of the one that the last
     of them was merged into.
+
+    Returns:
+        New labels (N,), −1 for images left out; names of identities that are new or get others' images; and
+        what was left out, how and why, as `relabel` notes it.
     """
     label_N = np.array(faces.label_N, np.int64)
     left_out: list[tuple[str, str, str]] = []
@@ -173,4 +169,4 @@ def new_labels(faces: LabelledImages, decisions: Sequence[Decision]) -> Labels:
         names[target] = faces.label(int(first_C[target]))
     label_N = np.where(label_N >= 0, table_C[label_N], -1)
     label_N[dropped[np.asarray(faces.label_N)]] = -1
-    return Labels(label_N, names, left_out)
+    return label_N, names, left_out
