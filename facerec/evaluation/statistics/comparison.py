@@ -50,10 +50,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of results.json."""
-        entry = asdict(self)
-        if self.difference_interval is not None:
-            entry["difference_interval"] = list(self.difference_interval)
-        return entry
+        return asdict(self)
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
