@@ -6,7 +6,7 @@ Shape suffixes: N pairs, F folds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -22,27 +22,20 @@ if TYPE_CHECKING:
 RESOLVED: Final = 20  # thresholds of the grid among the middle 90 % of the distances: then it will do
 
 
-class Judgement(NamedTuple):
-    """The number to judge by, and why.
+def judge(
+    distance_N: Floats, same_N: Bools, validated: Folds, exact: Folds
+) -> tuple[str, Folds, list[Caution]]:
+    """Choose the number to judge by; `validated` is of the grid, or equals `exact`.
 
-    Attributes:
-        key: ``accuracy``; ``accuracy_exact`` where the grid of thresholds cannot resolve the distances;
-            ``auc`` where folds hold one kind of pairs only.
-        folds: whose thresholds decide about each pair.
-        notes: why not by the accuracy.
+    Returns:
+        ``accuracy``; ``accuracy_exact`` where the grid of thresholds cannot resolve the distances; ``auc``
+        where folds hold one kind of pairs only. The folds whose thresholds decide about each pair. Why not by
+        the accuracy.
     """
-
-    key: str
-    folds: Folds
-    notes: list[Caution]
-
-
-def judge(distance_N: Floats, same_N: Bools, validated: Folds, exact: Folds) -> Judgement:
-    """Choose the number by folds and distances; `validated` is of the grid, or equals `exact`."""
     sides = one_sided(same_N, validated.fold_N)
     coarse = [] if validated is exact else unresolved(distance_N, validated, exact)
     key = "auc" if sides else "accuracy_exact" if coarse else "accuracy"
-    return Judgement(key, exact if coarse else validated, [*sides, *coarse])
+    return key, exact if coarse else validated, [*sides, *coarse]
 
 
 def one_sided(same_N: Bools, fold_N: Ints) -> list[Caution]:

@@ -239,13 +239,12 @@ def verify(
     if mirrored is not None:
         noflip = cross_validate(compared.plain_distance_N, same, folds, thresholds)
 
-    judged = judge(distance_N, same, validated, exact)
-    by_exact = judged.folds is not validated
+    score_key, deciding, cautions = judge(distance_N, same, validated, exact)
+    by_exact = deciding is not validated
     if by_exact:
-        warn(judged.notes[-1], name)
-    chosen = create_metrics(
-        dict.fromkeys(("accuracy", *metrics, *(("auc", "eer") if judged.key == "auc" else ())))
-    )
+        warn(cautions[-1], name)
+    instead = ("auc", "eer") if score_key == "auc" else ()
+    chosen = create_metrics(dict.fromkeys(("accuracy", *metrics, *instead)))
     pairs = JudgedPairs(distance_N, same, validated)
     values = measure(chosen, pairs)
     identity_N2 = None if identity_2N is None else numbered_identities(identity_2N, same)
@@ -292,20 +291,20 @@ def verify(
         notes=[
             *alike_notes(pairs.separation),
             *_notes(compared.zero, values.get("tar_at_far", {}), pairs.separation),
-            *judged.notes,
+            *cautions,
         ],
-        score_key=judged.key,
+        score_key=score_key,
         decided="pairs judged by their fold's threshold",
         identity_N2=identity_N2,
         curves=[
             *rate_series(pairs.separation, "distance", values.get("eer")),
-            *histogram_series(pairs.separation, "distance", judged.folds.threshold),
+            *histogram_series(pairs.separation, "distance", deciding.threshold),
         ],
         distance_N=distance_N,
         issame_N=same,
         validated={"accuracy": validated, "accuracy_exact": exact},
         norm_2N=compared.norm.reshape(-1, 2 * len(same)).mean(axis=0),
-        **_decisions(distance_N, same, judged.folds),
+        **_decisions(distance_N, same, deciding),
     )
 
 
