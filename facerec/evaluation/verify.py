@@ -231,13 +231,12 @@ def verify(
     same = answers(issame_N)
     check_shapes(plain, mirrored, same)
 
-    compared = pair_distances(plain, mirrored)
-    distance_N = compared.distance_N
+    distance_N, plain_distance_N, norm, zero = pair_distances(plain, mirrored)
     validated = cross_validate(distance_N, same, folds, thresholds)
     exact = validated if thresholds == "exact" else cross_validate(distance_N, same, folds, "exact")
     noflip = validated
     if mirrored is not None:
-        noflip = cross_validate(compared.plain_distance_N, same, folds, thresholds)
+        noflip = cross_validate(plain_distance_N, same, folds, thresholds)
 
     score_key, deciding, cautions = judge(distance_N, same, validated, exact)
     by_exact = deciding is not validated
@@ -273,7 +272,7 @@ def verify(
         genuine_pairs=int(same.sum()),
         best_threshold=validated.threshold,
         # In double precision, where order does not matter, rounded as published.
-        xnorm=float(plain.dtype.type(compared.norm.mean(dtype=np.float64))),
+        xnorm=float(plain.dtype.type(norm.mean(dtype=np.float64))),
         folds=count,
         fold_accuracy=validated.accuracy_F.tolist(),
         fold_threshold=validated.threshold_F.tolist(),
@@ -290,7 +289,7 @@ def verify(
         protocol=_protocol(count, mirrored is not None, thresholds),
         notes=[
             *alike_notes(pairs.separation),
-            *_notes(compared.zero, values.get("tar_at_far", {}), pairs.separation),
+            *_notes(zero, values.get("tar_at_far", {}), pairs.separation),
             *cautions,
         ],
         score_key=score_key,
@@ -303,7 +302,7 @@ def verify(
         distance_N=distance_N,
         issame_N=same,
         validated={"accuracy": validated, "accuracy_exact": exact},
-        norm_2N=compared.norm.reshape(-1, 2 * len(same)).mean(axis=0),
+        norm_2N=norm.reshape(-1, 2 * len(same)).mean(axis=0),
         **_decisions(distance_N, same, deciding),
     )
 

@@ -201,19 +201,13 @@ def _squared_distances(unit: Floats) -> Floats:
     return np.sum(np.square(difference, out=difference), 1)
 
 
-class PairDistances(NamedTuple):
-    """Distances of the pairs, and without mirrors; norms of all rows given; how many rows are zero."""
-
-    distance_N: Floats
-    plain_distance_N: Floats
-    norm: Floats
-    zero: int
-
-
-def pair_distances(plain: Floats, mirrored: Floats | None) -> PairDistances:
+def pair_distances(plain: Floats, mirrored: Floats | None) -> tuple[Floats, Floats, Floats, int]:
     """Distances in the embeddings' own precision, to the bit as the published scripts have them.
 
     They are made in one pass over the rows in blocks that stay in the cache; a row sees only its pair.
+
+    Returns:
+        Distances of the pairs, and without mirrors; norms of all rows given; how many rows are zero.
     """
     distance = np.empty(len(plain) // 2, dtype=plain.dtype)
     plain_distance = distance if mirrored is None else np.empty_like(distance)
@@ -235,4 +229,4 @@ def pair_distances(plain: Floats, mirrored: Floats | None) -> PairDistances:
             _check_finite(used, start, "sum of the embeddings of both views")
             distance[pair] = _squared_distances(unit_rows(rows, norm_N=used))
         zero += int((used == 0).sum())
-    return PairDistances(distance, plain_distance, norm.reshape(-1), zero)
+    return distance, plain_distance, norm.reshape(-1), zero
