@@ -216,7 +216,7 @@ def test_the_command_takes_a_list_with_equals_signs_and_quotes(runs, tmp_path):
     done = command("facerec-eval", *settings, f"output_dir={tmp_path / 'out'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *_, lead, wrote, then = done.stdout.splitlines()
-    assert lead.startswith("made: best are ") and lead.endswith(" alike, accuracy 1.00000.")
+    assert lead.startswith("made: best are ") and lead.endswith(" alike, exact accuracy 1.00000.")
     assert wrote == f"wrote      {tmp_path / 'out' / 'report.html'}, and beside it results.json"
     assert then.startswith("next       facerec-export ") and str(tmp_path) in then
     written = json.loads((tmp_path / "out" / "results.json").read_text())

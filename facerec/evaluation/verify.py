@@ -247,18 +247,16 @@ def verify(
     pairs = JudgedPairs(distance_N, same, validated)
     values = measure(chosen, pairs)
     identity_N2 = None if identity_2N is None else numbered_identities(identity_2N, same)
-    drawn = {}
-    if bootstrap:
-        drawn = resample(
-            distance_N,
-            same,
-            folds,
-            "exact" if by_exact else thresholds,
-            metrics=chosen,
-            resamples=bootstrap,
-            seed=seed,
-            identity_N2=identity_N2,
-        )
+    drawn = resample(
+        distance_N,
+        same,
+        folds,
+        "exact" if by_exact else thresholds,
+        metrics=chosen,
+        resamples=bootstrap,
+        seed=seed,
+        identity_N2=identity_N2,
+    )
     over = "pairs" if identity_N2 is None else "identities"
     intervals = measured_intervals(values, chosen, drawn)
     exact_interval = intervals["accuracy_interval"] if by_exact or exact is validated else None

@@ -165,6 +165,7 @@ def bootstrap(
     Args:
         distance_N, issame_N, folds, thresholds: as `statistics.folds.cross_validate` takes them.
         metrics: by name; those that give none stay out of the result.
+        resamples: 0: the result is empty.
         identity_N2: identities of each pair's images, from `numbered_identities`; None: pairs are resampled.
     """
     fold_N, count = fold_numbers(len(distance_N), folds)
