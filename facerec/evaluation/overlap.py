@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from facerec.errors import DamagedDataError, counted
-from facerec.evaluation.results import warn
+from facerec.evaluation.results import logger, warn
 from facerec.images.images import LabelledImages
 from facerec.loading.sources.mix import MixedImages
 from facerec.models.model import Model
 from facerec.packs.text import plain_name
 from facerec.packs.verification import VerificationSet
-
-logger = logging.getLogger("facerec.evaluation")
 
 _RUNS, _RUN = 64, 256  # training images looked at: all, or so many runs of neighbours, for hard disks
 _LONGEST_LIST = 1 << 26  # bytes of a .lst that is read for its names: about a million lines, a second

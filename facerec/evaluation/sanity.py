@@ -8,7 +8,6 @@ Shape suffixes: N pairs, P images, D embedding size, R resamples.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,14 +17,13 @@ import numpy as np
 from facerec.errors import NonFiniteError, counted
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.metrics.auc import auc
+from facerec.evaluation.results import logger
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints, Separation
 from facerec.images.preprocessing import Numbers, Preprocessing
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet
 from facerec.vectors import unit_rows
-
-logger = logging.getLogger("facerec.evaluation")
 
 PAIRS: Final = 300  # read of each preprocessing, half of them genuine
 _RESAMPLES: Final = 400

@@ -6,21 +6,18 @@ A protocol is a settings dataclass in a module of this package (or of a plugin),
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from facerec.evaluation.metrics.base import create_metrics
+from facerec.evaluation.results import Result, logger
 from facerec.evaluation.settings import EvalSettings
 from facerec.registry import Registry, build
 
 if TYPE_CHECKING:
-    from facerec.evaluation.results import Result
     from facerec.models.model import Model
-
-logger = logging.getLogger("facerec.evaluation")
 
 PROTOCOLS: Final = Registry("eval.protocol", "facerec.evaluation.protocols")
 

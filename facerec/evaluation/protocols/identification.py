@@ -5,7 +5,6 @@ Shape suffixes: P probes, G gallery entries, K entries kept per probe, D embeddi
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from facerec.evaluation.results import (
     Result,
     Series,
     interval_facts,
+    logger,
     numbers_at,
     rate_series,
     unsupported,
@@ -35,8 +35,6 @@ from facerec.evaluation.statistics.separation import Ints, Separation
 from facerec.loading.folders import FileImages, images_below
 from facerec.models.model import Model
 from facerec.packs.text import numbered_lines
-
-logger = logging.getLogger("facerec.evaluation")
 
 NAMED_RANKS = (1, 5, 20)
 FPIR_TARGETS = ("1e-1", "1e-2", "1e-3", "1e-4")

@@ -6,7 +6,6 @@ Folds: as set, else as the set was made, else ten (`folds_of`); `statistics.fold
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.judgement import check_supported, one_sided
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
-from facerec.evaluation.results import Result, warn
+from facerec.evaluation.results import Result, logger, warn
 from facerec.evaluation.sanity import check_preprocessing
 from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.statistics.folds import USUAL_FOLDS, fold_numbers
@@ -29,8 +28,6 @@ from facerec.evaluation.verify import VerificationResult, verify
 from facerec.models.model import Model
 from facerec.packs.verification import VerificationSet, load_verification
 from facerec.registry import build
-
-logger = logging.getLogger("facerec.evaluation")
 
 
 @PROTOCOLS.register("verification")
