@@ -46,7 +46,6 @@ _AHEAD = 8  # batches decoded or being decoded while one is in the model
 _CPU_BATCH = 32  # of more, MobileFaceNet's activations leave the cache, and an image takes twice as long
 
 Embeddings = npt.NDArray[np.float32]
-Where = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Embedded:
 class HeldImages(Images):
     """Images in memory: encoded files (bytes or uint8 arrays of bytes), or uint8 RGB arrays (H, W, C)."""
 
-    def __init__(self, images: Sequence[Any], where: Where) -> None:
+    def __init__(self, images: Sequence[Any], where: Callable[[int], str]) -> None:
         self._images, self._where = images, where
 
     def __len__(self) -> int:
@@ -125,7 +124,6 @@ def embed_images(
     batch_size: int = 128,
     flip: bool = True,
     precision: str = "fp32",
-    where: Where | None = None,
 ) -> Embedded:
     """Raw embeddings of images, in their order.
 
@@ -140,14 +138,13 @@ def embed_images(
         batch_size: images that go through the backbone at once.
         flip: embed the horizontal mirrors, too.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16`` (autocast); embeddings are float32 always.
-        where: how errors name image i of a sequence.
 
     Raises:
         DamagedDataError: naming an image that cannot be decoded.
         NonFiniteError: naming the first image whose embedding, or its norm, is not finite.
     """
     if not isinstance(images, Images):
-        images = HeldImages(images, where or (lambda image: f"image {image} of {name}"))
+        images = HeldImages(images, lambda image: f"image {image} of {name}")
     position_P = np.arange(len(images)) if positions is None else np.asarray(positions)
     if not len(position_P):
         raise UserError(f"{name}: no images to embed")
@@ -317,9 +314,8 @@ def embed_any(
             if kept:
                 embedding_PD = embed_images(
                     model,
-                    pixels,
+                    HeldImages(pixels, lambda i, kept=positions: images.where(kept[i])),  # type: ignore[misc]
                     name=f"embedding {some[0]:,} of {len(images):,}",
-                    where=lambda i, kept=positions: images.where(kept[i]),  # type: ignore[misc]
                     flip=flip,
                     batch_size=batch_size,
                     precision=precision,

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from facerec.errors import NonFiniteError, counted
-from facerec.evaluation.embedding import embed_images
+from facerec.evaluation.embedding import HeldImages, embed_images
 from facerec.evaluation.metrics.auc import auc
 from facerec.evaluation.results import logger
 from facerec.evaluation.settings import EvalSettings
@@ -91,13 +91,12 @@ def check_preprocessing(
         try:
             embedded = embed_images(
                 Model(model.backbone, prepared),
-                verification_set.images,
+                HeldImages(verification_set.images, verification_set.where),
                 positions=used_P,
                 name=f"checking {prepared.channels} (x − {prepared.mean}) / {prepared.std}",
                 batch_size=settings.batch_size,
                 flip=False,
                 precision=settings.precision,
-                where=verification_set.where,
             )
         except NonFiniteError:
             if prepared == model.input:

@@ -15,7 +15,7 @@ import numpy as np
 
 from facerec.errors import ConfigError, MissingDataError, require
 from facerec.evaluation.details import detailed, read_side
-from facerec.evaluation.embedding import embed_images
+from facerec.evaluation.embedding import HeldImages, embed_images
 from facerec.evaluation.judgement import check_supported, one_sided
 from facerec.evaluation.overlap import overlap_notes
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol
@@ -85,9 +85,8 @@ def evaluate_set(
     settings = settings or EvalSettings()
     embedded = embed_images(
         model,
-        verification_set.images,
+        HeldImages(verification_set.images, verification_set.where),
         name=verification_set.name,
-        where=verification_set.where,
         batch_size=settings.batch_size,
         flip=settings.flip,
         precision=settings.precision,
