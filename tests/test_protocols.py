@@ -122,7 +122,7 @@ def test_ijb_is_reached(ckpt, faces, tmp_path):
         (["eval=ytf", "eval.root=x", "eval.frames=0"], r"eval\.frames=0: must be 1 or more"),
         (
             ["eval=ijb", "eval.root=x", "eval.targets=[lfw]"],
-            r"eval\.targets=\['lfw'\]: must be \[ijbb\] or \[ijbc\]",
+            r"eval\.targets=\[lfw\]: must be \[ijbb\] or \[ijbc\]",
         ),
         (["eval=identification", "eval.gallery=x"], r"eval\.probes=null: must be a folder"),
         (["eval=megaface", "eval.probes=x"], r"eval\.distractors=null: must be the folder"),
