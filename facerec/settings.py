@@ -47,6 +47,10 @@ CountOrNull = Annotated[
     int | None, Range(lambda n: n is None or 1 <= n <= 10**10, "must be 1 or more (at most 10^10), or null")
 ]
 
+_UpTo1024 = Range(lambda n: n is None or 1 <= n <= 1024, "must be 1 or more, and at most 1,024")
+Few = Annotated[int, _UpTo1024]
+FewOrNull = Annotated[int | None, _UpTo1024]
+
 
 def check_ranges(settings: object, section: str) -> None:
     """Raise `ConfigError` for the first annotated field of `settings` that is out of its range."""

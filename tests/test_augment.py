@@ -34,7 +34,7 @@ def test_nothing_is_changed_by_default() -> None:
     assert not AugmentSettings().active
     before, after = changed()
     assert torch.equal(before, after)
-    loader = Loader(SyntheticImages(5, 50), 10, augment=AugmentSettings())
+    loader = Loader(SyntheticImages(5, 50), 10)
     assert next(iter(loader.batches(0))).augment is None
 
 
@@ -132,7 +132,7 @@ def test_jpeg_noise_grows_as_quality_falls() -> None:
 def test_prepared_batches_are_augmented_and_stay_as_they_were_loaded() -> None:
     faces = SyntheticImages(5, 50, SIZE, SIZE)
     data = DataSettings(size=SIZE, augment={"gray": 1.0}, mirror=False)
-    (batch, *_) = Loader(faces, 10, **data.loading()).batches(0)
+    (batch, *_) = Loader(faces, 10, data).batches(0)
     before = batch.image_BHWC.clone()
     image_BCHW, _ = prepare(batch, torch.device("cpu"), Preprocessing(size=SIZE))
     assert torch.equal(image_BCHW[:, 0], image_BCHW[:, 1])
@@ -143,8 +143,8 @@ def test_prepared_batches_are_augmented_and_stay_as_they_were_loaded() -> None:
 
 def test_real_faces_can_be_changed_in_every_way_at_once(tmp_path: Path) -> None:
     faces = open_faces(DataSettings(kind="orl", root=str(tmp_path)))
-    everything = AugmentSettings(**dict.fromkeys(CHANGES, 0.5))
-    batch = next(iter(Loader(faces, 60, augment=everything).batches(0)))
+    everything = DataSettings(augment=dict.fromkeys(CHANGES, 0.5))
+    batch = next(iter(Loader(faces, 60, everything).batches(0)))
     image_BCHW, _ = prepare(batch, torch.device("cpu"), Preprocessing())
     assert image_BCHW.shape == (60, 3, 112, 112)
     assert image_BCHW.abs().max() <= 1 + 1e-6

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.recordio import Record, RecordWriter
 from tests.making import image
@@ -58,7 +59,7 @@ def trace(pack: Pack, shuffle: str, **given: Any) -> Reads:
         patch.setattr(pack.reader, "prefetch", recorded_prefetch)
         patch.setattr(pack.reader, "payload_at", recorded_payload)
         order = {"shuffle": shuffle, "block_size": BLOCK, "window": WINDOW}
-        loader = Loader(pack, BATCH, seed=1, drop_last=False, size=16, **order, **given)
+        loader = Loader(pack, BATCH, DataSettings(drop_last=False, size=16, **order, **given), seed=1)
         batches = [batch.index_B for batch in loader.batches(0)]
     return Reads(list(touched), decoded, batches)
 

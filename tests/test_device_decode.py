@@ -17,6 +17,7 @@ from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.packs.pack import open_pack
 from tests.making import image
 
@@ -58,8 +59,8 @@ class Mixed(LabelledImages):
         return "mixed"
 
 
-def prepared(faces: LabelledImages, decoder: str, size: int | tuple[int, int] = SIZE, **given):
-    loader = Loader(faces, 8, seed=2, size=size, decoder=decoder, **given)  # type: ignore[arg-type]
+def prepared(faces: LabelledImages, decoder: str, **given):
+    loader = Loader(faces, 8, DataSettings(size=SIZE, decoder=decoder, **given), seed=2)
     batches = [(*prepare(batch, CPU, Preprocessing(size=32)), batch) for batch in loader.batches(1)]
     return loader, batches
 
@@ -137,9 +138,7 @@ def test_a_device_out_of_memory_is_no_damaged_image(monkeypatch: pytest.MonkeyPa
 
 
 def test_augmentation_follows_the_decoding() -> None:
-    from facerec.images.augment import AugmentSettings
-
-    augment = AugmentSettings(gray=1.0)
+    augment = {"gray": 1.0}
     _, ours = prepared(Mixed(), "device", augment=augment)
     _, theirs = prepared(Mixed(), "threads", augment=augment)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(ours, theirs, strict=True))
@@ -148,7 +147,7 @@ def test_augmentation_follows_the_decoding() -> None:
 
 def test_real_faces_decode_to_the_same_pixels(lfw_root: Path) -> None:
     pack = open_pack(lfw_root)
-    batches = Loader(pack, 256, decoder="device").batches(0)
+    batches = Loader(pack, 256, DataSettings(decoder="device")).batches(0)
     batch = next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert batch.undecoded is not None

@@ -16,6 +16,7 @@ from facerec.heads import create_head
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import Batch
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.models import checkpoint
 from facerec.training import fine_tuning
 from facerec.training.optimizers.groups import matches, parameter_groups
@@ -31,7 +32,7 @@ INPUT = Preprocessing(size=16)
 
 
 def loader(each: int = 6, batch_size: int = 7) -> Loader:
-    return Loader(TinyFaces(each=each), batch_size, size=16, mirror=False)
+    return Loader(TinyFaces(each=each), batch_size, DataSettings(size=16, mirror=False))
 
 
 def images_of(faces: TinyFaces) -> torch.Tensor:

@@ -98,8 +98,7 @@ def test_loader_takes_p_times_k_and_resumes_in_another_number_of_processes() -> 
     opened = open_faces(settings)
 
     def loader(rank: int, world_size: int, batch_size: int) -> Loader:
-        given = settings.loading() | {"workers": 1}
-        return Loader(opened, batch_size, seed=1, rank=rank, world_size=world_size, **given)
+        return Loader(opened, batch_size, settings, seed=1, rank=rank, world_size=world_size)
 
     alone = list(loader(0, 1, 16).batches(0))
     for batch in alone:
@@ -115,7 +114,7 @@ def test_loader_takes_p_times_k_and_resumes_in_another_number_of_processes() -> 
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.images_per_identity=3: must divide trainer\.batch_size=16"):
-        Loader(faces(), 16, shuffle="identity", images_per_identity=3)
+        Loader(faces(), 16, DataSettings(shuffle="identity", images_per_identity=3))
     with pytest.raises(ConfigError, match=r"data\.images_per_identity=1: must be 2 or more"):
         DataSettings(images_per_identity=1)
     with pytest.raises(ConfigError, match="no identity of this data set has two images"):

@@ -296,7 +296,7 @@ def test_training_reads_a_pack_and_a_folder_as_pillow_does(cases: list[Case], tm
     root = in_folder(cases, tmp_path / "faces")
     folder = open_faces(DataSettings(kind="folder", root=str(root)))
     for faces in (open_pack(tmp_path / "train.rec"), folder):
-        (batch,) = Loader(faces, len(cases), shuffle="none").batches(0)
+        (batch,) = Loader(faces, len(cases), DataSettings(shuffle="none")).batches(0)
         for (kind, _, face_HWC), image_HWC in zip(cases, batch.image_BHWC.numpy(), strict=True):
             agree(kind, image_HWC, face_HWC)
 
@@ -304,7 +304,7 @@ def test_training_reads_a_pack_and_a_folder_as_pillow_does(cases: list[Case], tm
 @pytest.mark.parametrize("cases", ["112"], indirect=True)
 def test_the_device_is_given_only_what_it_decodes_as_pillow_does(cases: list[Case], tmp_path: Path) -> None:
     faces = open_faces(DataSettings(kind="folder", root=str(in_folder(cases, tmp_path))))
-    (batch,) = Loader(faces, len(cases), shuffle="none", decoder="device").batches(0)
+    (batch,) = Loader(faces, len(cases), DataSettings(shuffle="none", decoder="device")).batches(0)
     assert batch.undecoded is not None and sum(one.ndim == 1 for one in batch.undecoded.images) >= 9
     image_BHWC = batch.undecoded.decode(torch.device("cpu")).numpy()
     for (kind, _, face_HWC), image_HWC in zip(cases, image_BHWC, strict=True):

@@ -37,6 +37,7 @@ from tests.test_cli_train import command, failed
 from tests.test_launched_runs import EXACT, assert_same_losses, rows
 
 SIDE = 32
+SMALL = DataSettings(size=SIDE)
 IDENTITIES = {"A": (5, 2, 9, 4), "B": (3, 8)}  # images of each; 20 and 11
 
 
@@ -74,8 +75,8 @@ def taken(loader: Loader, epoch: int, start: int = 0) -> list[tuple[list[int], l
 
 @pytest.mark.parametrize("shuffle", ["full", "block", "none", "identity"])
 def test_without_weights_the_batches_are_those_of_the_merged_pack(packs: Path, shuffle: Any) -> None:
-    how = {"size": SIDE, "shuffle": shuffle, "block_size": 3, "window": 2, "images_per_identity": 2}
-    both, merged = Loader(mixed(packs), 6, **how), Loader(open_pack(packs / "AB"), 6, **how)
+    how = DataSettings(size=SIDE, shuffle=shuffle, block_size=3, window=2, images_per_identity=2)
+    both, merged = Loader(mixed(packs), 6, how), Loader(open_pack(packs / "AB"), 6, how)
     assert both.faces.num_classes == merged.faces.num_classes == 6
     for epoch in range(2):
         for one, other in zip(taken(both, epoch), taken(merged, epoch), strict=True):
@@ -179,12 +180,12 @@ def test_ranks_divide_the_batches_and_any_number_of_them_goes_on_in_the_middle(
     packs: Path, weights: Any
 ) -> None:
     faces = mixed(packs, weights)
-    whole = taken(Loader(faces, 8, size=SIDE, seed=2), 1)
-    halves = [taken(Loader(faces, 4, size=SIDE, seed=2, rank=r, world_size=2), 1) for r in range(2)]
+    whole = taken(Loader(faces, 8, SMALL, seed=2), 1)
+    halves = [taken(Loader(faces, 4, SMALL, seed=2, rank=r, world_size=2), 1) for r in range(2)]
     for complete, first, second in zip(whole, *halves, strict=True):
         assert complete[0] == first[0] + second[0]
         assert complete[1] == first[1] + second[1]
-    assert [batch[:2] for batch in taken(Loader(faces, 8, size=SIDE, seed=2), 1, start=16)] == [
+    assert [batch[:2] for batch in taken(Loader(faces, 8, SMALL, seed=2), 1, start=16)] == [
         batch[:2] for batch in whole[2:]
     ]
 
@@ -337,9 +338,9 @@ def test_a_source_that_is_not_there_and_weights_that_cannot_be_kept_are_named(
     with pytest.raises(MissingDataError, match=r"data.sources\[1\].root=.*no such folder for data=casia"):
         open_faces(DataSettings(kind="mix", sources=sources))
     with pytest.raises(ConfigError, match=r"data.weights.*none of the 31 images"):
-        Loader(mixed(packs, [1000, 1]), 4, size=SIDE)
+        Loader(mixed(packs, [1000, 1]), 4)
     with pytest.raises(ConfigError, match=r"data.shuffle=identity.*without data.weights"):
-        Loader(mixed(packs, [1, 1]), 4, size=SIDE, shuffle="identity")
+        Loader(mixed(packs, [1, 1]), 4, DataSettings(shuffle="identity"))
 
 
 # -- the command ---------------------------------------------------------------------------------------------

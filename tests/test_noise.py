@@ -15,6 +15,7 @@ from facerec.loading.loader import Loader
 from facerec.loading.noise import lookalikes, with_label_noise
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
+from facerec.registry import build
 
 
 def noisy_faces(**given: Any):
@@ -53,7 +54,7 @@ def test_images_and_places_stay_those_of_the_set() -> None:
     assert clean.encoded(7) == noisy.encoded(7)
     assert clean.where(7) == noisy.where(7)
     assert (noisy.num_classes, len(noisy), noisy.root) == (20, 1000, clean.root)
-    batch = next(Loader(noisy, 8, size=32, workers=1).batches(0))
+    batch = next(Loader(noisy, 8, DataSettings(size=32)).batches(0))
     assert np.array_equal(batch.label_B.numpy(), noisy.label_N[batch.index_B])
 
 
@@ -98,7 +99,7 @@ def test_confusable_labels_on_real_faces(lfw_root: Path) -> None:
 
 
 def test_shares_out_of_range_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"data\.label_noise=1: must be 0 or more, and below 1"):
+    with pytest.raises(ConfigError, match=r"data\.label_noise=1: must be from 0 to below 1"):
         DataSettings(label_noise=1.0)
     with pytest.raises(ConfigError, match=r"data\.noise_kind=near: must be one of uniform, confusable"):
-        DataSettings(noise_kind="near")
+        build(DataSettings, "data", {"noise_kind": "near"})

@@ -31,6 +31,7 @@ from facerec.heads.base import Head
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import mirror_and_normalise, prepare
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.models.model import Model
 from facerec.training.loop import Trainer
 from facerec.training.parallel import synchronise_batch_norm
@@ -121,7 +122,7 @@ def test_fused_passes_compute_what_float64_does(name: str) -> None:
 
 
 def test_batches_copied_beside_the_work_before_are_the_cpus(device: torch.device) -> None:
-    loader = Loader(TinyFaces(), 5, size=16, pin=device.type == "cuda")
+    loader = Loader(TinyFaces(), 5, DataSettings(size=16), pin=device.type == "cuda")
     square = torch.randn(1024, 1024, device=device)
     got = []
     for epoch in range(3):
@@ -143,7 +144,7 @@ def test_one_kernel_mirrors_and_normalises_as_the_eager_code_does(device: torch.
     channels = {"mean": [120.0, 110.0, 100.0], "std": [60.0, 59.0, 58.0], "channels": "bgr"}
     for settings in ({}, channels):
         input = Preprocessing(size=16, **settings)  # type: ignore[arg-type]
-        for batch in Loader(TinyFaces(), 7, size=16).batches(0):
+        for batch in Loader(TinyFaces(), 7, DataSettings(size=16)).batches(0):
             (wanted, _), (got, label_B) = (prepare(batch, device, input, way) for way in (None, fused))
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
             assert got.stride() == wanted.stride() and torch.equal(label_B.cpu(), batch.label_B)
@@ -315,8 +316,8 @@ def test_a_device_decodes_jpegs_to_nearly_the_pixels_of_the_cpu(device: torch.de
     pytest.importorskip("torchvision")
     images = {}
     for decoder in ("threads", "device"):
-        pin = device.type == "cuda"
-        loader = Loader(Mixed(), 8, seed=0, size=32, workers=1, decoder=decoder, pin=pin)
+        data = DataSettings(size=32, decoder=decoder)
+        loader = Loader(Mixed(), 8, data, pin=device.type == "cuda")
         batches = (prepare(batch, device, Preprocessing(size=32)) for batch in loader.batches(0))
         images[decoder] = torch.cat([image_BCHW.cpu() for image_BCHW, _ in batches])
     difference = (images["device"] - images["threads"]).abs() * 127.5

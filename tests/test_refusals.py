@@ -21,6 +21,7 @@ from facerec.cli.base import reported
 from facerec.cli.embed import run as embed
 from facerec.errors import UserError
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.training.plateau import Plateau
 from facerec.training.schedules import Progress
 from facerec.training.state import Position
@@ -143,7 +144,8 @@ def test_the_smallest_batch_is_the_smallest_that_comes(
     count: int, world_size: int, drop_last: bool | None, start: int
 ) -> None:
     faces = TinyFaces(identities=count, each=1)
-    loader = Loader(faces, 2, size=16, world_size=world_size, drop_last=drop_last, mirror=False)
+    data = DataSettings(size=16, drop_last=drop_last)
+    loader = Loader(faces, 2, data, world_size=world_size)
     sizes = [size for batch in loader.batches(0, start) for size in batch.sizes]
     assert loader.smallest_batch(start) == min(sizes, default=2)
 

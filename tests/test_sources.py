@@ -261,7 +261,6 @@ def test_every_configuration_gives_valid_settings(name: str, monkeypatch: pytest
     plain = OmegaConf.to_container(config.data, resolve=True, throw_on_missing=True)
     settings = build(DataSettings, "data", plain)
     assert settings.kind in SOURCES.names()
-    assert Loader.__init__.__kwdefaults__.keys() >= settings.loading().keys()
     if name not in ("rec", "folder"):
         assert settings.name == name
     if settings.kind in ("rec", "orl") and name != "rec":

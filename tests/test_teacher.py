@@ -17,6 +17,7 @@ from facerec.heads import create_head
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.training import teacher as teachers
 from facerec.training.settings import TeacherSettings
 from facerec.training.teacher import Teacher, attention_distance, conversion, divergence
@@ -84,7 +85,7 @@ def taught(settings: TeacherSettings, head: Any, loader: Loader, kind: type[Teac
 
 def test_the_losses_are_added_by_their_weights() -> None:
     faces = TinyFaces()
-    loader = Loader(faces, 7, size=16, mirror=False)
+    loader = Loader(faces, 7, DataSettings(size=16, mirror=False))
     head: Any = create_head("arcface", num_classes=5, embedding_size=8)
     settings = TeacherSettings(ckpt="x", cosine=2.0, logits=0.5, scale=8.0)
     teacher = taught(settings, head, loader)
@@ -96,7 +97,7 @@ def test_the_losses_are_added_by_their_weights() -> None:
 
     target_BD = unit(image_BCHW.flatten(1)[:, :8])
     mean_CD = torch.zeros(5, 8)
-    for one in Loader(faces, 7, size=16, mirror=False).batches(0):
+    for one in Loader(faces, 7, DataSettings(size=16, mirror=False)).batches(0):
         mean_CD.index_add_(0, one.label_B, unit(prepare(one, CPU, INPUT)[0].flatten(1)[:, :8]))
     cosine = 1 - (unit(embedding_BD) * target_BD).sum(1).mean()
     own_BC = unit(embedding_BD) @ unit(head.weight).T
@@ -116,7 +117,7 @@ def test_the_losses_are_added_by_their_weights() -> None:
 def test_a_teacher_that_does_not_fit_is_refused(
     settings: dict[str, float], head: dict[str, Any], said: str
 ) -> None:
-    loader = Loader(TinyFaces(), 7, size=16)
+    loader = Loader(TinyFaces(), 7, DataSettings(size=16))
     made = create_head("arcface", **{"num_classes": 5, "embedding_size": 8, **head})
     backbone: Any = tiny_backbone()
     backbone.embedding_size = head.get("embedding_size", 8)

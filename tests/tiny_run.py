@@ -18,6 +18,7 @@ from facerec.images.decode import ppm
 from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizers import OPTIMIZERS, make_optimizer
@@ -108,9 +109,8 @@ def tiny_trainer(
         loader=Loader(
             faces,
             settings.batch_size,
+            DataSettings(size=16),
             seed=seed,
-            size=16,
-            workers=2,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         ),

@@ -12,31 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from facerec.errors import ConfigError, DamagedDataError, MissingDataError, counted, require
+from facerec.errors import DamagedDataError, MissingDataError, counted, require
 from facerec.images import buffers
 from facerec.images.augment import Augmentation, AugmentSettings
 from facerec.images.decode import Pixels
 from facerec.images.device_decode import Undecoded, for_device
 from facerec.images.images import LabelledImages
 from facerec.loading.batch import Batch
-from facerec.loading.order import (
-    IdentityOrder,
-    MixtureOrder,
-    Order,
-    Shuffle,
-    count_batches,
-    mirrored,
-    rank_part,
-)
+from facerec.loading.order import IdentityOrder, MixtureOrder, Order, count_batches, mirrored, rank_part
+from facerec.loading.settings import DataSettings
 from facerec.randomness import Positions
+from facerec.registry import build
 from facerec.threads import ordered_map
 
 log = logging.getLogger(__name__)
@@ -63,84 +57,63 @@ class _Chunk:
 class Loader:
     """Decoded batches of a set of images.
 
+    A smaller last batch is divided among the ranks as evenly as possible. In place of an image that does not
+    decode, ``data.on_error=skip`` takes the next one of the set that does (so in a pack sorted by identity
+    usually one of the same identity), and counts it. The batches take (prefetch + 1)·batch_size·H·W·3 bytes.
+
     Args:
         faces: the images.
         batch_size: images per rank and batch.
+        settings: their order, and how they are decoded and changed.
         seed: of the order and of every random choice.
-        size: side of the images in pixels, or (height, width); others are resized to it (see `decode`).
-        workers: decoding threads.
-        shuffle, block_size, window, images_per_identity: the order, see `Order` and `IdentityOrder`.
-        on_error: ``raise`` stops at an image that does not decode. ``skip`` puts the next one of the set
-            that does decode in its place (so in a pack sorted by identity usually one of the same identity),
-            and counts it.
-        mirror: mirror half of the samples.
-        augment: further changes of the images; None: none.
-        drop_last: leave the rest of an epoch out, see `count_batches`. A smaller last batch is divided
-            among the ranks as evenly as possible, so that they may differ by one image.
-        prefetch: batches decoded ahead; memory is (prefetch + 1)·batch_size·H·W·3 bytes.
-        decoder: ``threads`` decode in the loader's threads; ``device`` leaves it to the device, see
-            `device_decode`.
         pin: allocate batches in pinned memory, for copies to CUDA that do not wait.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: an order that these images or batches cannot have.
         MissingDataError: the set has too few images for one batch.
     """
 
     faces: LabelledImages
     batch_size: int
+    settings: DataSettings = field(default_factory=DataSettings)
     _: KW_ONLY
     seed: int = 0
-    size: int | tuple[int, int] = 112
-    workers: int = 2
-    shuffle: Shuffle = "full"
-    block_size: int = 1024
-    window: int = 64
-    images_per_identity: int = 4
-    on_error: Literal["raise", "skip"] = "raise"
-    mirror: bool = True
-    augment: AugmentSettings | None = None
     rank: int = 0
     world_size: int = 1
-    drop_last: bool | None = None
-    prefetch: int = 4
-    decoder: Literal["threads", "device"] = "threads"
     pin: bool = False
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "trainer.batch_size", self.batch_size, "must be 1 or more")
-        require(self.workers >= 1, "data.workers", self.workers, "must be 1 or more")
-        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "must be 1 or more")
-        self.height, self.width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        self.height, self.width = self.settings.shape
+        self.augment = build(AugmentSettings, "data.augment", self.settings.augment)
+        self.on_device = self.settings.decoder == "device"
         self.order = self._order()
         self._undecodable: set[int] = set()
         if not self.batches_per_epoch():
             raise MissingDataError(
                 f"{self.faces.title} at {self.faces.root} has {counted(len(self.faces), 'image')}, "
-                f"too few for one "
-                f"batch: trainer.batch_size={self.batch_size} on {self.world_size} process(es); lower it, "
-                "or take more data"
+                f"too few for one batch: trainer.batch_size={self.batch_size} on {self.world_size} "
+                "process(es); lower it, or take more data"
             )
 
-    def changed(self, faces: LabelledImages, settings: Mapping[str, Any]) -> Loader:
+    def changed(self, faces: LabelledImages, settings: DataSettings) -> Loader:
         """Return a loader with other settings; of the same images it goes on counting damaged ones."""
-        other = replace(self, faces=faces, **settings)
+        other = replace(self, faces=faces, settings=settings)
         if faces is self.faces:
             other._undecodable = self._undecodable
         return other
 
     def _order(self) -> Order:
-        if self.shuffle != "identity":
-            how: Any = {"shuffle": self.shuffle, "block_size": self.block_size, "window": self.window}
-            if self.faces.mixture is not None:
-                return MixtureOrder(*self.faces.mixture, seed=self.seed, **how)
+        data, mixture = self.settings, self.faces.mixture
+        if data.shuffle != "identity":
+            how: Any = {"shuffle": data.shuffle, "block_size": data.block_size, "window": data.window}
+            if mixture is not None:
+                return MixtureOrder(*mixture, seed=self.seed, **how)
             return Order(len(self.faces), seed=self.seed, **how)
-        if self.faces.mixture is not None:
-            hint = "draws identities of all sources alike, without data.weights; leave these out"
-            raise ConfigError("data.shuffle", "identity", hint)
-        k = self.images_per_identity
+        hint = "draws identities of all sources alike, without data.weights; leave these out"
+        require(mixture is None, "data.shuffle", "identity", hint)
+        k = data.images_per_identity
         hint = f"must divide trainer.batch_size={self.batch_size}"
-        require(self.batch_size % max(1, k) == 0, "data.images_per_identity", k, hint)
+        require(self.batch_size % k == 0, "data.images_per_identity", k, hint)
         return IdentityOrder(self.faces.label_N, seed=self.seed, images_per_identity=k)
 
     @property
@@ -151,7 +124,7 @@ class Loader:
     def batches_per_epoch(self, start: int = 0) -> int:
         """Batches of an epoch that remain when all ranks have taken `start` samples of it."""
         how = {"world_size": self.world_size, "start": start}
-        return count_batches(len(self.faces), self.batch_size, **how, drop_last=self.drop_last)
+        return count_batches(len(self.faces), self.batch_size, **how, drop_last=self.settings.drop_last)
 
     def smallest_batch(self, start: int = 0) -> int:
         """Images of the smallest batch that a rank gets of an epoch, from sample `start` on."""
@@ -168,11 +141,10 @@ class Loader:
             DamagedDataError: at the first image in the order that does not decode (``on_error="raise"``).
         """
         skipped_before = self.skipped
-        work = self._read_chunk if self.decoder == "device" else self._decode_chunk
-        ahead = self.prefetch * -(-self.batch_size // _CHUNK)
-        with contextlib.closing(
-            ordered_map(work, self._chunks(epoch, start), self.workers, ahead=ahead)
-        ) as done:
+        work = self._read_chunk if self.on_device else self._decode_chunk
+        ahead = self.settings.prefetch * -(-self.batch_size // _CHUNK)
+        chunks = self._chunks(epoch, start)
+        with contextlib.closing(ordered_map(work, chunks, self.settings.workers, ahead=ahead)) as done:
             for chunk in done:
                 if self._finish_chunk(chunk):
                     self._set_labels(chunk.batch, epoch)
@@ -202,7 +174,7 @@ class Loader:
             batch = self._batch(epoch, begin, index_G)
             # Start reading now, several batches before a thread needs the bytes.
             prefetch_B = batch.index_B
-            if self.shuffle == "block":
+            if self.settings.shuffle == "block":
                 prefetch_B = self.order.to_read(epoch, begin, batch.position, first=begin == start)
             self.faces.prefetch(prefetch_B.tolist())
             count = len(batch.index_B)
@@ -216,7 +188,7 @@ class Loader:
         first, stop = parts[self.rank]
         index_B = index_G[first - begin : stop - begin].copy()
         count = len(index_B)
-        shape = (0 if self.decoder == "device" else count, self.height, self.width, 3)
+        shape = (0 if self.on_device else count, self.height, self.width, 3)
         batch = Batch(
             buffers.empty(shape, torch.uint8, pin=self.pin),
             torch.empty(count, dtype=torch.int64, pin_memory=self.pin),
@@ -225,9 +197,9 @@ class Loader:
             end,
             tuple(stop - start for start, stop in parts),
         )
-        if self.augment is not None and self.augment.active:
+        if self.augment.active:
             batch = batch._replace(augment=Augmentation(self.augment, self.seed, epoch, index_B))
-        if self.decoder == "device":
+        if self.on_device:
             retry = partial(self._retry, batch, epoch)
             batch = batch._replace(undecoded=Undecoded([], (self.height, self.width), retry))
         return batch
@@ -265,7 +237,7 @@ class Loader:
             try:
                 self.faces.decode_into(taken, out_HWC)
             except DamagedDataError as error:
-                if self.on_error == "raise":
+                if self.settings.on_error == "raise":
                     hint = "data.on_error=skip trains without such images, and counts them"
                     raise DamagedDataError(f"{error}; {hint}") from error
                 reasons[taken] = str(error)
@@ -293,7 +265,7 @@ class Loader:
     def _set_labels(self, batch: Batch, epoch: int) -> None:
         """Set the labels and mirrors of the images in a batch."""
         batch.label_B.numpy()[:] = self.faces.label_N[batch.index_B]
-        if self.mirror:
+        if self.settings.mirror:
             batch.mirror_B.numpy()[:] = mirrored(self.seed, epoch, batch.index_B)
 
     def _count_skipped(self, reasons: dict[int, str]) -> None:

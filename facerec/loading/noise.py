@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from facerec.errors import DamagedDataError, counted, require
+from facerec.errors import DamagedDataError, counted
 from facerec.images.decode import MAX_PIXELS, Encoded, Pixels
 from facerec.images.images import LabelledImages
 from facerec.randomness import random_words
@@ -65,11 +65,10 @@ def with_label_noise(
 
     Args:
         faces: images of two identities or more.
-        fraction: in [0, 1), else ConfigError is raised.
+        fraction: in [0, 1).
         kind: ``uniform``: any other identity. ``confusable``: one of the five that look most alike, by the
             mean of small gray images (a few of each identity are decoded for it).
     """
-    require(0 <= fraction < 1, "data.label_noise", fraction, "must be 0 or more, and below 1")
     if fraction == 0:
         return faces
     number_N = np.arange(len(faces), dtype=np.int64)

@@ -144,7 +144,7 @@ class IdentityOrder(Order):
         images_per_identity: K ≥ 2.
 
     Raises:
-        ConfigError: no identity has two images, or K is less than 2.
+        ConfigError: no identity has two images.
     """
 
     def __init__(
@@ -152,7 +152,6 @@ class IdentityOrder(Order):
     ) -> None:
         super().__init__(len(label_N), seed=seed, shuffle="identity")
         k = images_per_identity
-        require(k >= 2, "data.images_per_identity", k, "must be 2 or more")
         self.images_per_identity = k
         count = np.bincount(label_N)
         first = np.concatenate(([0], np.cumsum(count)[:-1]))

@@ -135,15 +135,8 @@ def assemble(
     check_batches(head, faces, data, settings.batch_size)
     if distributed.world_size() > 1:
         torch.manual_seed(parallel.rank_seed(seed))
-    loader = Loader(
-        faces,
-        settings.batch_size,
-        seed=seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin=device.type == "cuda",
-        **data.loading(),
-    )
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = Loader(faces, settings.batch_size, data, seed=seed, **ranks, pin=device.type == "cuda")
     plan[0].loader = loader
     for number, (before, stage) in enumerate(pairwise(plan), 1):
         with naming(number, stage.begin):

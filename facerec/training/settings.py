@@ -18,6 +18,7 @@ from facerec.settings import (
     Applied,
     Count,
     CountOrNull,
+    FewOrNull,
     Free,
     Length,
     NotNegative,
@@ -29,9 +30,6 @@ from facerec.settings import (
 if TYPE_CHECKING:
     from facerec.loading.loader import Loader
 
-_Threads = Annotated[
-    int | None, Range(lambda n: n is None or 1 <= n <= 1024, "must be 1 or more, and at most 1,024")
-]
 _ClipNorm = Annotated[
     float | None, Range(lambda x: x is None or x > 0, "must be greater than 0, or null for no clipping")
 ]
@@ -119,7 +117,7 @@ class TrainerSettings:
     checkpoint_activations: Free[bool] = False
     fsdp: Free[bool] = False
     compile: Free[bool | Literal["reduce-overhead", "max-autotune"]] = False
-    threads: Free[_Threads] = None
+    threads: Free[FewOrNull] = None
     reference: Free[_Path] = None
     dry_run: Free[bool] = False
 

@@ -199,7 +199,7 @@ class Stage:
                 faces = open_faces(self.data)
         self.loader = before.loader
         if other:
-            self.loader = before.loader.changed(faces, self.data.loading())
+            self.loader = before.loader.changed(faces, self.data)
         with on_meta_device():
             head = HEADS.from_section(
                 self.config["head"], num_classes=faces.num_classes, embedding_size=embedding_size

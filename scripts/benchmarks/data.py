@@ -28,6 +28,7 @@ from facerec.images.decode import decode_into
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import prepare
 from facerec.loading.loader import Loader
+from facerec.loading.settings import DataSettings
 from facerec.making.orl import pack_orl
 from facerec.packs.index import RecordIndex, read_index, write_index
 from facerec.packs.pack import Pack, open_pack
@@ -226,7 +227,7 @@ def _decode_only(encoded: list[bytes], threads: int) -> int:
 
 def _our_loader(pack: Pack, workers: int, ready: bool) -> int:
     cpu, input, count = torch.device("cpu"), Preprocessing(), 0
-    for batch in Loader(pack, BATCH, seed=1, workers=workers).batches(0):
+    for batch in Loader(pack, BATCH, DataSettings(workers=workers), seed=1).batches(0):
         if ready:
             image_BCHW, _ = prepare(batch, cpu, input)
             assert image_BCHW.shape[1] == 3
