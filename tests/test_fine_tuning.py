@@ -19,9 +19,8 @@ from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.models import checkpoint
 from facerec.training import fine_tuning
-from facerec.training.optimizers.groups import matches, parameter_groups
+from facerec.training.optimizers import OptimizerSettings, matches, parameter_groups
 from facerec.training.settings import StartSettings
-from facerec.training.state import set_mode
 from tests.folder_run import make_faces, train
 from tests.folder_run import trained as trained
 from tests.folder_run import work as work
@@ -55,7 +54,7 @@ def test_rates_by_layer_multiply_that_of_the_backbone_and_the_last_match_counts(
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     start = StartSettings(lr_scale=0.5, lr_scales={"[01]": 0.1, "1.weight": 0.2})
     modules = {"backbone": network, "head": nn.Linear(2, 2)}
-    groups = parameter_groups(modules, weight_decay=0.0, lr_scales=start.factors())
+    groups = parameter_groups(OptimizerSettings(weight_decay=0.0), modules, start.factors())
     scale_of = {name: group["lr_scale"] for group in groups for name in group["names"]}
     assert scale_of["backbone.0.weight"] == scale_of["backbone.0.bias"] == pytest.approx(0.05)
     assert scale_of["backbone.1.weight"] == pytest.approx(0.1)
@@ -65,8 +64,9 @@ def test_rates_by_layer_multiply_that_of_the_backbone_and_the_last_match_counts(
 
 def test_frozen_layers_keep_their_weights_and_running_statistics() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
-    fine_tuning.freeze(network, ["[01]"])
-    set_mode(network, frozen=False, batch_norm=False, freeze=["[01]"])
+    start = StartSettings(freeze=["[01]"])
+    assert fine_tuning.set_trained(network, start, frozenset(name for name, _ in network.named_parameters()))
+    fine_tuning.set_mode(network, start)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network(torch.randn(8, 4)).square().sum().backward()
     trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}

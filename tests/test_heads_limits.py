@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facerec.heads import create_head
 from facerec.heads.base import ClassHead, Head
-from facerec.heads.mechanism.class_sums import class_sums
+from facerec.heads.mechanism.class_sums import Walk, class_sums
 from facerec.heads.mechanism.terms import Elementwise, Scaled, Term
 from tests.heads_cases import CLASS_HEADS
 
@@ -106,15 +106,8 @@ def test_any_elementwise_function_can_be_a_term() -> None:
     x, y = batch()
     weight = torch.randn(CLASSES, SIZE, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(CLASSES, dtype=torch.float64, requires_grad=True)
-    sums = class_sums(
-        x,
-        weight,
-        y,
-        lambda target_B: Squares(lambda p: p**2 * target_B, "sum"),
-        bias_C=bias,
-        normalise_weight=False,
-        block_size=4,
-    )
+    walk = Walk(normalise=False, block_size=4)
+    sums = class_sums(x, weight, y, lambda target_B: Squares(lambda p: p**2 * target_B, "sum"), bias, walk)
     product = x @ weight.t() + bias
     own = torch.nn.functional.one_hot(y, CLASSES).bool()
     target = product[own]
@@ -138,7 +131,7 @@ def test_a_term_that_returns_its_argument_does_not_spoil_the_products() -> None:
     weight = torch.randn(CLASSES, SIZE, dtype=torch.float64)
 
     def result(term: Term) -> Tensor:
-        return class_sums(x, weight, y, lambda target_B: term, block_size=4).others_B
+        return class_sums(x, weight, y, lambda target_B: term, None, Walk(block_size=4)).others_B
 
     torch.testing.assert_close(result(Elementwise(lambda p: p)), result(Scaled(1.0)))
 
@@ -147,7 +140,7 @@ def test_sub_centres_go_with_unit_weights_only() -> None:
     x, y = batch()
     weight = torch.randn(CLASSES, 2, SIZE, dtype=torch.float64)
     with pytest.raises(ValueError, match="normalised weights"):
-        class_sums(x, weight, y, lambda target_B: Scaled(), normalise_weight=False)
+        class_sums(x, weight, y, lambda target_B: Scaled(), None, Walk(normalise=False))
 
 
 LIBRARY = [

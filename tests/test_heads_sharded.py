@@ -16,7 +16,7 @@ from facerec.errors import ConfigError
 from facerec.heads import create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
-from facerec.heads.mechanism.sharding import Shard, shardable
+from facerec.heads.mechanism.sharding import Shard
 from tests.heads_cases import CLASS_HEADS
 from tests.several import run_ranks
 
@@ -138,8 +138,7 @@ def test_each_process_holds_its_part_and_none_is_left_without() -> None:
     shards = [Shard.of(10, rank, 4) for rank in range(4)]
     assert [(s.start, s.stop) for s in shards] == [(0, 3), (3, 6), (6, 9), (9, 10)]
     assert shards[1].local(torch.tensor([2, 3, 5, 6])).tolist() == [-1, 0, 2, -1]
-    assert shardable(10, 4)
-    assert not shardable(5, 4)  # 2, 2, 1 and none
+    assert [Shard.of(5, rank, 4).rows for rank in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_sample_of_rows_has_all_own_classes_whatever_the_labels() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from facerec.backbones import create_backbone
-from facerec.training.optimizers.groups import parameter_groups, split_by_decay
+from facerec.training.optimizers import OptimizerSettings, parameter_groups, split_by_decay
 from tests.backbone_families import FAMILIES
 
 
@@ -42,7 +42,8 @@ def test_slopes_biases_and_norms_are_named() -> None:
 
 def test_a_recipe_may_decay_everything_and_slow_a_module_down() -> None:
     modules = {"backbone": weightless("mbf"), "head": nn.Linear(4, 5, bias=False)}
-    groups = parameter_groups(modules, weight_decay=0.1, decay_all=True, lr_scales={"backbone": 0.5})
+    settings = OptimizerSettings(weight_decay=0.1, decay_all=True)
+    groups = parameter_groups(settings, modules, {"backbone": 0.5})
     assert {(group["lr_scale"], group["weight_decay"]) for group in groups} == {(0.5, 0.1), (1.0, 0.1)}
     assert sum(len(group["params"]) for group in groups) == len([*modules["backbone"].parameters()]) + 1
 
@@ -57,4 +58,4 @@ def test_a_recipe_may_decay_everything_but_norms() -> None:
 
 def test_frozen_parameters_are_in_no_group() -> None:
     backbone = weightless("mbf").requires_grad_(False)
-    assert parameter_groups({"backbone": backbone}, weight_decay=0.1, lr_scales={}) == []
+    assert parameter_groups(OptimizerSettings(), {"backbone": backbone}, {}) == []

@@ -22,10 +22,10 @@ from facerec import distributed
 from facerec.errors import require, settings_text
 from facerec.heads.mechanism import ranges
 from facerec.heads.mechanism.batch import Samples, check_batch, inverse_norm, step_statistics
-from facerec.heads.mechanism.class_sums import ClassSums, Memory, class_sums
+from facerec.heads.mechanism.class_sums import ClassSums, Memory, Walk, class_sums
 from facerec.heads.mechanism.products import Format
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
-from facerec.heads.mechanism.sharding import Shard, initialise, shardable
+from facerec.heads.mechanism.sharding import Shard, initialise
 from facerec.heads.mechanism.terms import Scaled, Term
 from facerec.registry import Registry
 from facerec.settings import Free, check_ranges
@@ -168,7 +168,8 @@ class ClassHead(Head):
     def _divide_classes(self) -> None:
         """Take this rank's shard of the classes, where they are sharded and there are enough."""
         world_size = distributed.world_size()
-        wanted, enough = self.sharded, shardable(self.num_classes, world_size)
+        wanted, last = self.sharded, Shard.of(self.num_classes, world_size - 1, world_size)
+        enough = last.rows > 0
         self.sharded = wanted and enough and world_size > 1
         require(
             self.sharded or self.sample_rate == 1 or world_size == 1,
@@ -234,15 +235,17 @@ class ClassHead(Head):
             weight,
             row_B,
             lambda target_B: self.others(target_B, samples),
-            bias_C=bias_C,
-            normalise_weight=self.normalise_weight,
-            memory=self.memory,
-            block_size=self.block_size,
-            products=self.products,
-            filter_above=self.interclass_filtering,
-            fused=self.fused,
-            sharded=self.sharded,
-            sizes=samples.sizes,
+            bias_C,
+            Walk(
+                self.normalise_weight,
+                self.memory,
+                self.block_size,
+                self.products,
+                self.interclass_filtering,
+                self.fused,
+                self.sharded,
+                samples.sizes,
+            ),
         )
 
 

@@ -15,25 +15,16 @@ from facerec.errors import CheckpointError, ConfigError, counted, setting_text
 from facerec.evaluation.settings import EvalSettings
 from facerec.heads import HEADS
 from facerec.images.images import LabelledImages
-from facerec.loading.settings import DataSettings
 from facerec.registry import Registry, defaults
 from facerec.settings import AtResume, flat, marks
 from facerec.training.optimizers import OPTIMIZERS
 from facerec.training.schedules import SCHEDULES
-from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings
+from facerec.training.settings import SETTINGS, TrainerSettings
 
 log = logging.getLogger(__name__)
 
-_SETTINGS: dict[str, Any] = {  # their fields say what may differ, their defaults what an older run had
-    "trainer": TrainerSettings,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "backbone": StartSettings,
-    "teacher": TeacherSettings,
-    "head": HEADS,
-    "data": DataSettings,
-    "eval": EvalSettings,
-}
+# Their fields say what may differ, their defaults what an older run had.
+_SETTINGS = SETTINGS | {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "head": HEADS}
 _SECTIONS = {  # all of whose settings may differ
     "plugins": AtResume.FREE,
     "output_dir": AtResume.FREE,

@@ -141,9 +141,8 @@ def _require_memory(trainer: Trainer, forecast: cost.Cost) -> None:
 
 def _steps(trainer: Trainer) -> list[float]:
     """Apply the steps and return their seconds, the images made beforehand."""
-    shape_BCHW = trainer.settings.batch_size, 3, *trainer.input.shape
     trainer.set_modes()
-    trainer.gradients.warm_up_ddp(trainer.embed, trainer.forward, shape_BCHW, trainer.device)
+    trainer.warm_up()
     with contextlib.closing(trainer.batches_of_steps()) as batches_of_steps:  # type: ignore[type-var]
         steps = list(itertools.islice(batches_of_steps, STEPS))
     seconds = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import Batch, prepare
 from facerec.loading.loader import Loader
 from facerec.training import parallel
-from facerec.training.optimizers.groups import matches
+from facerec.training.optimizers import matches
 from facerec.training.settings import StartSettings
 from facerec.vectors import unit_rows
 
@@ -42,34 +42,30 @@ def check(backbone: nn.Module, start: StartSettings, init: Any) -> None:
             hint = f"matches no parameter of the backbone; their names begin with {first}"
             require(fits, f"backbone.{key}", pattern, hint)
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules())
-    hint = "this backbone has no batch norm; leave it out"
-    require(
-        norms or not start.estimate_batch_norm,
-        "backbone.estimate_batch_norm",
-        start.estimate_batch_norm,
-        hint,
-    )
+    estimated, hint = start.estimate_batch_norm, "this backbone has no batch norm; leave it out"
+    require(norms or not estimated, "backbone.estimate_batch_norm", estimated, hint)
     if init == "class_means" and not start.pretrained:
         hint = "needs backbone.pretrained: the embeddings of an untrained backbone say nothing of an identity"
         raise ConfigError("head.init", init, hint)
-
-
-def freeze(backbone: nn.Module, patterns: Sequence[str]) -> None:
-    """Take the parameters that match a pattern out of the training."""
-    for name, parameter in backbone.named_parameters():
-        if matches(name, patterns):
-            parameter.requires_grad_(False)
 
 
 def set_trained(backbone: nn.Module, start: StartSettings, trainable: frozenset[str]) -> bool:
     """Let those parameters named `trainable` be trained that `start` leaves; return True for a change."""
     before = [parameter.requires_grad for parameter in backbone.parameters()]
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in trainable and not start.frozen)
-    freeze(backbone, start.freeze)
-    for parameter in backbone.parameters():
-        parameter.grad = parameter.grad if parameter.requires_grad else None
+        trained = name in trainable and not (start.frozen or matches(name, start.freeze))
+        parameter.requires_grad_(trained)
+        parameter.grad = parameter.grad if trained else None
     return before != [parameter.requires_grad for parameter in backbone.parameters()]
+
+
+def set_mode(backbone: nn.Module, start: StartSettings) -> None:
+    """Put the backbone into training mode, as far as `start` lets it and its batch norms be trained."""
+    backbone.train(not start.frozen)
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            fixed = start.freeze_batch_norm or matches(f"{name}.weight", start.freeze)
+            module.train(module.training and not fixed)
 
 
 def prepare_start(
@@ -134,9 +130,8 @@ def start_from(head: Head, mean_CD: Tensor) -> None:
     mean_RD = mean_CD[head.shard.start : head.shard.stop].to(weight)
     known_R = mean_RD.any(1)
     (weight if weight.ndim == 2 else weight[:, 0])[known_R] = mean_RD[known_R]
-    log.info(
-        "head       %s start from the means of their embeddings", counted(int(known_R.sum()), "class row")
-    )
+    rows = counted(int(known_R.sum()), "class row")
+    log.info("head       %s start from the means of their embeddings", rows)
 
 
 def _prepared(

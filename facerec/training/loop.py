@@ -29,7 +29,7 @@ from facerec.loading.batch import Batch, mirror_and_normalise, prepare
 from facerec.loading.loader import Loader
 from facerec.models import checkpoint
 from facerec.models.model import Model
-from facerec.training import comparison, parallel, reporter, resume, state
+from facerec.training import comparison, fine_tuning, parallel, reporter, resume, state
 from facerec.training.ema import WeightAverage
 from facerec.training.guard import Guard
 from facerec.training.interruption import Interruption
@@ -344,10 +344,7 @@ class Trainer:
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""
         self.head.train()
-        start = self.start
-        state.set_mode(
-            self.backbone, frozen=start.frozen, batch_norm=start.freeze_batch_norm, freeze=start.freeze
-        )
+        fine_tuning.set_mode(self.backbone, self.start)
 
     def model(self) -> Model:
         """Return the backbone with its preprocessing."""

@@ -4,56 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from facerec.errors import StorageError
-from facerec.evaluation.settings import EvalSettings
 from facerec.evaluation.verify import VerificationResult
 from facerec.files import storing
-from facerec.heads import Head
-from facerec.images.preprocessing import Preprocessing
-from facerec.loading.loader import Loader
-from facerec.models.model import Model
-from facerec.training.schedules import Progress
-from facerec.training.settings import TrainerSettings
-from facerec.training.state import Position
 
+if TYPE_CHECKING:
+    from facerec.training.loop import Trainer
 
-class Run(Protocol):
-    """The part of a `facerec.training.loop.Trainer` that reporters may look at."""
-
-    settings: TrainerSettings
-    position: Position
-    loader: Loader
-    eval_settings: EvalSettings
-    checkpoints: Path
-    device: torch.device
-    embed: nn.Module
-    head: Head
-    optimizer: torch.optim.Optimizer
-    config: Mapping[str, Any]
-    input: Preprocessing
-    interrupted: int | None
-    failure: StorageError | None
-    averaged: dict[str, VerificationResult]
-    """Of the averaged weights in the last evaluation (`trainer.ema`); else empty."""
-    changes: Mapping[str, str]
-    """Settings that have changed at this resume, ``0.01 (was 0.1)``."""
-
-    def progress(self) -> Progress:
-        """Return how far the run is."""
-        ...
-
-    def steps(self) -> int:
-        """Return the number of steps of the whole run."""
-        ...
-
-    def model(self) -> Model:
-        """Return the backbone with its preprocessing."""
-        ...
+Run: TypeAlias = "Trainer"
+"""A trainer as reporters see it: they look at it, and change nothing."""
 
 
 class Reporter:

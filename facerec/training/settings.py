@@ -11,7 +11,7 @@ import torch
 
 from facerec.errors import require, setting_text
 from facerec.evaluation.settings import EvalSettings
-from facerec.images.augment import AugmentSettings
+from facerec.images.augment import CHANGES, AugmentSettings
 from facerec.loading.settings import DataSettings
 from facerec.registry import build, defaults
 from facerec.settings import (
@@ -52,45 +52,7 @@ _Path = Annotated[str | None, Range(lambda path: path != "", "must be a path, or
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Length and manner of a training.
-
-    Args:
-        epochs: passes over the data; fractions end in the middle of one.
-        max_steps: stop after so many optimizer steps, whatever `epochs` says; null: no such limit.
-        batch_size: images per process.
-        accumulate: batches whose gradients are added before a step.
-        precision: number format of the backbone: ``fp32``, ``bf16``, ``fp16`` (CUDA only, with a scaler), or
-            ``auto``: bf16 where the hardware has instructions for it, else fp32. The head always computes in
-            fp32.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        clip_norm: largest norm of the gradients; null: no clipping.
-        clip_part: ``all`` gradients are clipped by their joint norm, or those of the ``backbone`` by theirs.
-        ema: decay of an exponential moving average of the backbone's weights, which is evaluated and saved
-            beside them; null: none.
-        resume: ``auto`` continues from ``checkpoints/last.pt`` of the output folder if it is there; a path
-            continues from that checkpoint, once the output folder has one of its own from that; null starts
-            anew and refuses a folder that holds a run.
-        log_every: steps between log lines and rows of metrics.jsonl.
-        save_every: steps between checkpoints; null: at evaluations, at the end and when interrupted.
-        keep_last: how many of the last checkpoints to keep, 1 or more; where the newest is found damaged, a
-            resume goes on from the one before. Each takes its place on the disk.
-        save_in_background: with sharded classes, write checkpoints while the run goes on; takes main memory
-            for a copy.
-        sync_batch_norm: batch norm over the batches of all ranks (CUDA).
-        gradient_exchange: number format in which ranks average the backbone's gradients: ``fp32``, or
-            ``bf16`` for half the traffic and a rounding of 2⁻⁹.
-        check_replicas: every so many steps (true: every step), stop unless weights and optimizer state of
-            each rank are those of rank 0 to the bit, by a hash of a copy in main memory.
-        profile: trace a few steps, and where their time goes, into the folder ``profile``.
-        checkpoint_activations: recompute the activations of the backbone's blocks in the backward pass
-            instead of keeping them: less memory for one more forward pass.
-        fsdp: shard the backbone's weights, gradients and optimizer state over the ranks (FSDP2).
-        compile: `torch.compile` the backbone, and on a GPU what prepares images; a mode of it records CUDA
-            graphs: ``reduce-overhead``, or ``max-autotune``, which also searches for the fastest kernels.
-        threads: CPU threads of torch in this process; null: torch's own choice.
-        reference: curve to compare the run with: a name of configs/references.yaml, or the folder of an
-            earlier run; null: none.
-        dry_run: run two steps on made-up images of the true shapes, say what they take, and leave no run.
+    """Length and manner of a training; configs/trainer/default.yaml says what each setting means.
 
     Raises:
         ConfigError: for a value out of range.
@@ -153,18 +115,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class StartSettings:
-    """Start of the backbone: the keys that every file of the config group backbone has.
-
-    Args:
-        pretrained: weights to start from: a checkpoint of ours, a state dict of a published network, or ONNX.
-        frozen: keep the backbone unchanged (in eval mode) and train the head alone.
-        freeze: keep the parameters as they are whose names match one of these patterns, and the running
-            statistics of batch norms among them: ``input_layer`` (all in it), ``body.[0-9].*``.
-        lr_scale: factor on the backbone's learning rate, for fine-tuning.
-        lr_scales: further factors by pattern; of several that match a parameter the last counts.
-        freeze_batch_norm: keep the running statistics of batch norm as they are.
-        estimate_batch_norm: batches of the training images from which the running statistics are estimated
-            anew before the first step; 0: they stay those of `pretrained`.
+    """Start of the backbone: the keys that every file of the group backbone has (configs/backbone/base.yaml).
 
     Raises:
         ConfigError: for a value out of range.
@@ -189,21 +140,10 @@ class StartSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """A model whose embeddings the backbone learns from beside the labels, and the weights of what it learns.
-
-    Args:
-        ckpt: any model file that `facerec.load_model` opens.
-        embeddings: instead of it, ``OUT.npy`` that `facerec-embed` has written of the training images.
-        input: settings that replace the preprocessing of `ckpt`.
-        backbone: name of its network, where its weights are not recognised.
-        cosine: weight of 1 − cos of the angle between the embeddings of both.
-        logits: weight of the divergence between both in their probabilities of the identities.
-        scale: of the cosines in these probabilities.
-        features: weight of the difference between both in the attention maps of `layers`.
-        layers: modules of the backbone, and of the teacher's network, that are compared.
+    """A model whose embeddings the backbone learns from beside the labels (`teacher` in configs/train.yaml).
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: for a value out of range, or where nothing is taught.
     """
 
     ckpt: Applied[_Path] = None
@@ -221,16 +161,10 @@ class TeacherSettings:
         both = self.ckpt is not None and self.embeddings is not None
         require(not both, "teacher.embeddings", self.embeddings, "leave it out, or teacher.ckpt")
         taught = self.cosine + self.logits + self.features > 0 or not self.given
-        require(
-            taught,
-            "teacher.cosine",
-            self.cosine,
-            "with teacher.logits and teacher.features 0, nothing is taught",
-        )
+        hint = "with teacher.logits and teacher.features 0, nothing is taught"
+        require(taught, "teacher.cosine", self.cosine, hint)
         if self.features and self.given:
-            hint = (
-                "needs teacher.ckpt and teacher.layers={MODULE: MODULE}, of the backbone and of its network"
-            )
+            hint = "needs teacher.ckpt, and teacher.layers={MODULE: MODULE} of the backbone and its network"
             require(self.ckpt is not None and bool(self.layers), "teacher.features", self.features, hint)
 
     @property
@@ -274,7 +208,9 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         ("for eval.bootstrap above 0", config["eval"].get("bootstrap") != 0, "eval.seed"),
         *(
             (f"for data.augment.{change} above 0", bool(augment.get(change)), f"data.augment.{strength}")
-            for strength, change in _STRENGTHS.items()
+            for strength in defaults(AugmentSettings)
+            for change in CHANGES
+            if strength.startswith(f"{change}_")
         ),
     ]
     idle: dict[str, str] = {}
@@ -282,21 +218,12 @@ def without_effect(config: Mapping[str, Any], device: torch.device, world_size: 
         for key in () if in_use else keys.split():
             section, _, name = key.rpartition(".")
             given = augment if section == "data.augment" else config.get(section) or {}
-            if name in given and given[name] != defaults(_SETTINGS[section])[name]:
+            if name in given and given[name] != defaults(SETTINGS[section])[name]:
                 idle.setdefault(f"{key}={setting_text(given[name])}", use)
     return [f"{setting} ({use})" for setting, use in idle.items()]
 
 
-_STRENGTHS = {
-    "crop_side": "crop",
-    "paste_area": "paste",
-    "low_resolution_side": "low_resolution",
-    "blur_sigma": "blur",
-    "color_strength": "color",
-    "jpeg_quality": "jpeg",
-    "cutout_side": "cutout",
-}
-_SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "trainer": TrainerSettings,
     "data": DataSettings,
     "data.augment": AugmentSettings,

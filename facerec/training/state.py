@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from facerec import __version__, distributed
 from facerec.evaluation.judgement import better
@@ -16,7 +15,6 @@ from facerec.evaluation.results import Result
 from facerec.heads.mechanism.sharding import Shard
 from facerec.images.images import LabelledImages
 from facerec.models.checkpoint import Rows
-from facerec.training.optimizers.groups import matches
 
 
 @dataclass
@@ -125,14 +123,3 @@ def shards_of(parts: Mapping[str, Any]) -> dict[str, Rows]:
             shards[f"backbone/{name}"] = shards[f"ema/{name}"] = (here.start, here.stop, len(parameter))
     trained = (name.replace(".", "/", 1) for g in parts["optimizer"].param_groups for name in g["names"])
     return shards | {f"optimizer/{i}": shards[name] for i, name in enumerate(trained) if name in shards}
-
-
-def set_mode(backbone: nn.Module, *, frozen: bool, batch_norm: bool, freeze: Sequence[str] = ()) -> None:
-    """Put the backbone into training mode, as far as it is to be trained.
-
-    Batch norms stay in eval mode with `batch_norm`, or where a pattern of `freeze` matches.
-    """
-    backbone.train(not frozen)
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train(module.training and not (batch_norm or matches(f"{name}.weight", freeze)))

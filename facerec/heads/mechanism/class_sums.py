@@ -53,21 +53,58 @@ class ClassSums(NamedTuple):
     filtered_B: Tensor | None = None
 
 
+class Walk(NamedTuple):
+    """How the classes are walked over.
+
+    Attributes:
+        normalise: divide each weight row by its norm first; the gradient goes through the division.
+        memory: keep the products (nothing more) for the backward pass, multiply again instead, or ``auto``.
+        block_size: classes per block; by default as many as fit a cache-sized block.
+        products: number format of the matrix products, see `products.resolve_format`; all else is fp32.
+        filter_above: leave other classes with a greater cosine out of `others_B` and `extra`; None: none.
+        fused: compile the elementwise work on a block into one pass, where the products are cosines.
+        sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
+            samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
+            the query that of this rank's classes.
+        sizes: the number of samples of each rank, where classes are sharded.
+    """
+
+    normalise: bool = True
+    memory: Memory = "auto"
+    block_size: int | None = None
+    products: Format = "auto"
+    filter_above: float | None = None
+    fused: bool = False
+    sharded: bool = False
+    sizes: distributed.Sizes = None
+
+    def of(self, query_BD: Tensor, weight: Tensor, bias_C: Tensor | None) -> Walk:
+        """Return the walk over these with nothing left to choose."""
+        batch, classes, device = len(query_BD), len(weight), query_BD.device
+        row_bytes = batch * query_BD.element_size()  # of the products with one row of weights
+        keep = row_bytes * classes < kept_bytes(device) if self.memory == "auto" else self.memory == "keep"
+        fitting = block_bytes(device) // (row_bytes * weight[0].numel() // weight.shape[-1])
+        return self._replace(
+            memory="keep" if keep else "recompute",
+            block_size=min(self.block_size or max(256, fitting), classes),
+            products=resolve_format(self.products, query_BD),
+            fused=self.fused and self.normalise and bias_C is None,
+        )
+
+    def blocks(self, classes: int) -> Iterator[slice]:
+        """Yield the classes of each block."""
+        size = self.block_size or classes
+        for start in range(0, classes, size):
+            yield slice(start, min(start + size, classes))
+
+
 def class_sums(
     query_BD: Tensor,
     weight: Tensor,
     row_B: Tensor,
     term: Callable[[Tensor], Term],
-    *,
-    bias_C: Tensor | None = None,
-    normalise_weight: bool = True,
-    memory: Memory = "auto",
-    block_size: int | None = None,
-    products: Format = "auto",
-    filter_above: float | None = None,
-    fused: bool = False,
-    sharded: bool = False,
-    sizes: distributed.Sizes = None,
+    bias_C: Tensor | None,
+    walk: Walk,
 ) -> ClassSums:
     """Return the products of each sample with all classes, reduced to the target's and a sum over the others.
 
@@ -77,41 +114,13 @@ def class_sums(
         row_B: target class of each sample, int64 in [0, C); −1 for a class of another rank.
         term: makes the `Term` of this step, given the targets' products (B, no gradient).
         bias_C: added to the products, where the head has one.
-        normalise_weight: divide each weight row by its norm first; the gradient goes through the division.
-        memory: keep the products (nothing more) for the backward pass, multiply again instead, or ``auto``.
-        block_size: classes per block; by default as many as fit a cache-sized block.
-        products: number format of the matrix products, see `products.resolve_format`; all else is fp32.
-        filter_above: leave other classes with a greater cosine out of `others_B` and `extra`; None: none.
-        fused: compile the elementwise work on a block into one pass, where the head's products are cosines.
-        sharded: the ranks hold different classes and the samples of all; each returns the numbers of its own
-            samples. The gradient to weight and bias is then that of the mean of all ranks' losses, the one to
-            the query that of this rank's classes.
-        sizes: the number of samples of each rank, where classes are sharded.
     """
-    if weight.ndim == 3 and not (normalise_weight and bias_C is None):
+    if weight.ndim == 3 and not (walk.normalise and bias_C is None):
         raise ValueError("sub-centres need normalised weights and no bias")
-    batch, classes, centres = len(query_BD), len(weight), weight[0].numel() // weight.shape[-1]
-    if memory == "auto":
-        needed = batch * classes * query_BD.element_size()
-        memory = "keep" if needed < kept_bytes(query_BD.device) else "recompute"
-    fitting = block_bytes(query_BD.device) // (batch * centres * query_BD.element_size())
-    block_size = min(block_size or max(256, fitting), classes)
     target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, *extra = _ClassSums.apply(
-        query_BD,
-        weight,
-        bias_C,
-        row_B,
-        term,
-        normalise_weight,
-        memory == "keep",
-        block_size,
-        resolve_format(products, query_BD),
-        filter_above,
-        fused and normalise_weight and bias_C is None,
-        sharded,
-        sizes,
+        query_BD, weight, bias_C, row_B, term, walk.of(query_BD, weight, bias_C)
     )
-    filtered_B = None if filter_above is None else extra.pop()
+    filtered_B = None if walk.filter_above is None else extra.pop()
     return ClassSums(target_B, others_B, norm_B, cosine_B, hardest_B, mean_B, tuple(extra), filtered_B)
 
 
@@ -124,69 +133,57 @@ class _ClassSums(torch.autograd.Function):
         bias_C: Tensor | None,
         row_B: Tensor,
         make_term: Callable[[Tensor], Term],
-        normalise: bool,
-        keep: bool,
-        block_size: int,
-        number_format: Format,
-        filter_above: float | None,
-        fused: bool,
-        sharded: bool,
-        sizes: distributed.Sizes,
+        walk: Walk,
     ) -> tuple[Tensor, ...]:
-        inverse_norm_R = 1.0 / _norm(weight.flatten(0, -2))
-        products = _Products(query_BD, weight, bias_C, inverse_norm_R, normalise, number_format, filter_above)
+        products = _Products(query_BD, weight, bias_C, 1.0 / _norm(weight.flatten(0, -2)), walk)
         winner_B, *own = products.own(row_B)
         mean_B = -own[1]  # so that adding up all classes leaves the others
-        if sharded:  # a sample's own class is held by one of the ranks
+        if walk.sharded:  # a sample's own class is held by one of the ranks
             own = list(distributed.all_reduce_sum(torch.stack(own)))
         target_B, cosine_B, norm_B = own
         term = make_term(target_B)
-        fused = fused and fusion.traceable(term)
+        fused = walk.fused and fusion.traceable(term)
 
         total = RunningSum(term.reduction, target_B)
         extra: list[Tensor] = []
         hardest_B = torch.full_like(target_B, -torch.inf)
         kept: list[Tensor | None] = []
-        for block in _blocks(len(weight), block_size):
-            with tensor_cores(number_format):
+        for block in walk.blocks(len(weight)):
+            with tensor_cores(walk.products):
                 product_KB, winner_KB = products.of(block)
-            if keep:
+            if walk.memory == "keep":
                 kept += product_KB, winner_KB
             counted = products.filtered(term, block)
             if fused:
                 running = fusion.Running(total.largest_B, total.sum_B, hardest_B, mean_B)
-                running, sums = fusion.compiled(fusion.add_block)(
-                    counted, product_KB, row_B - block.start, running
-                )
+                add_block = fusion.compiled(fusion.add_block)
+                running, sums = add_block(counted, product_KB, row_B - block.start, running)
                 total.largest_B, total.sum_B, hardest_B, mean_B = running
-                extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else list(sums)
-                continue
-            total.add(_fill_own(counted.value(product_KB), row_B, block, total.neutral))
-            sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in counted.extra(product_KB)]
-            extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else sums
-            cosine_KB = products.cosine(product_KB, block)
-            mean_B += cosine_KB.sum(0)
-            _fill_own(cosine_KB, row_B, block, -torch.inf)
-            hardest_B = torch.maximum(hardest_B, cosine_KB.amax(0))
-            if cosine_KB is product_KB:  # the products themselves were covered, not a copy of them
-                _fill_own(product_KB, row_B, block, target_B)
+            else:
+                total.add(_fill_own(counted.value(product_KB), row_B, block, total.neutral))
+                sums = [_fill_own(one_KB, row_B, block, 0.0).sum(0) for one_KB in counted.extra(product_KB)]
+                cosine_KB = products.cosine(product_KB, block)
+                mean_B += cosine_KB.sum(0)
+                _fill_own(cosine_KB, row_B, block, -torch.inf)
+                hardest_B = torch.maximum(hardest_B, cosine_KB.amax(0))
+                if cosine_KB is product_KB:  # the products themselves were covered, not a copy of them
+                    _fill_own(product_KB, row_B, block, target_B)
+            extra = [a + b for a, b in zip(extra, sums, strict=True)] if extra else list(sums)
         classes_B = torch.full_like(mean_B, len(weight))
-        if sharded:
+        if walk.sharded:
             hardest_B, mean_B, classes_B, *extra = total.all_reduce(hardest_B, mean_B, classes_B, *extra)
         others_B = total.result()
 
         length_B = _norm(query_BD)  # so far the statistics were of x·ŵ
         mean_B = torch.where(classes_B > 1, mean_B / (classes_B - 1), torch.nan)
         statistics = (cosine_B / length_B, hardest_B / length_B, mean_B / length_B)
-        ctx.save_for_backward(
-            query_BD, weight, bias_C, products.inverse_norm_R, row_B, winner_B, others_B, *kept
-        )
-        ctx.term, ctx.normalise, ctx.block_size, ctx.format = term, normalise, block_size, number_format
-        ctx.filter_above, ctx.fused, ctx.sharded, ctx.sizes = filter_above, fused, sharded, sizes
+        per_sample = (row_B, winner_B, others_B)
+        ctx.save_for_backward(query_BD, weight, bias_C, products.inverse_norm_R, *per_sample, *kept)
+        ctx.term, ctx.walk, ctx.fused = term, walk, fused
         ctx.set_materialize_grads(False)
         returned = (target_B, others_B, norm_B, *statistics, *extra)
-        if sharded:
-            returned = tuple(distributed.local_samples(x_B, sizes).clone() for x_B in returned)
+        if walk.sharded:
+            returned = tuple(distributed.local_samples(x_B, walk.sizes).clone() for x_B in returned)
         ctx.mark_non_differentiable(*returned[3:])
         return returned
 
@@ -200,40 +197,38 @@ class _ClassSums(torch.autograd.Function):
         *_: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         query_BD, weight, bias_C, inverse_norm_R, row_B, winner_B, others_B, *kept = ctx.saved_tensors
-        own_B = distributed.local_samples(others_B, ctx.sizes) if ctx.sharded else others_B
+        walk: Walk = ctx.walk
+        own_B = distributed.local_samples(others_B, walk.sizes) if walk.sharded else others_B
         grad_target_B = torch.zeros_like(own_B) if grad_target_B is None else grad_target_B
         grad_others_B = torch.zeros_like(own_B) if grad_others_B is None else grad_others_B
-        if ctx.sharded:
+        if walk.sharded:
             grad_norm_B = torch.zeros_like(own_B) if grad_norm_B is None else grad_norm_B
             grads_B3 = torch.stack((grad_target_B, grad_others_B, grad_norm_B), 1)
-            grad_target_B, grad_others_B, grad_norm_B = distributed.all_gather(grads_B3, ctx.sizes).unbind(1)
+            grad_target_B, grad_others_B, grad_norm_B = distributed.all_gather(grads_B3, walk.sizes).unbind(1)
         finite_B = torch.where(others_B.isinf(), 0.0, others_B)  # no other class: nothing flows, not NaN
-        with torch.autocast(query_BD.device.type, enabled=False), tensor_cores(ctx.format):
-            products = _Products(
-                query_BD, weight, bias_C, inverse_norm_R, ctx.normalise, ctx.format, ctx.filter_above
-            )
-            gradients = _Gradients(products, distributed.world_size() if ctx.sharded else 1)
-            for number, block in enumerate(_blocks(len(weight), ctx.block_size)):
+        with torch.autocast(query_BD.device.type, enabled=False), tensor_cores(walk.products):
+            products = _Products(query_BD, weight, bias_C, inverse_norm_R, walk)
+            gradients = _Gradients(products, distributed.world_size() if walk.sharded else 1)
+            for number, block in enumerate(walk.blocks(len(weight))):
                 product_KB, winner_KB = kept[2 * number : 2 * number + 2] if kept else products.of(block)
                 term = products.filtered(ctx.term, block)
                 if ctx.fused:
                     rows_B = row_B - block.start
                     grads = (finite_B, grad_others_B, grad_target_B)
                     grad_KB = fusion.compiled(fusion.gradient)(term, product_KB, rows_B, *grads)
-                    gradients.add(grad_KB, winner_KB, block)
-                    continue
-                slope_KB = term.slope(product_KB)
-                if term.reduction == "logsumexp":
-                    softmax_KB = term.value(product_KB).sub_(finite_B).exp_()  # over the others
-                    grad_KB = softmax_KB.mul_(slope_KB * grad_others_B)
                 else:
-                    grad_KB = torch.as_tensor(slope_KB * grad_others_B).expand_as(product_KB).contiguous()
-                _fill_own(grad_KB, row_B, block, grad_target_B)
+                    slope_KB = term.slope(product_KB) * grad_others_B
+                    if term.reduction == "logsumexp":
+                        softmax_KB = term.value(product_KB).sub_(finite_B).exp_()  # over the others
+                        grad_KB = softmax_KB.mul_(slope_KB)
+                    else:
+                        grad_KB = torch.as_tensor(slope_KB).expand_as(product_KB).contiguous()
+                    _fill_own(grad_KB, row_B, block, grad_target_B)
                 gradients.add(grad_KB, winner_KB, block)
             if grad_norm_B is not None:
                 gradients.add_norm(grad_norm_B, winner_B)
         weight_grad = gradients.weight_RD.view_as(weight)
-        return gradients.query_BD, weight_grad, gradients.bias_C, *(None,) * 10
+        return gradients.query_BD, weight_grad, gradients.bias_C, None, None, None
 
 
 class _Products:
@@ -245,14 +240,17 @@ class _Products:
         weight: Tensor,
         bias_C: Tensor | None,
         inverse_norm_R: Tensor,
-        normalise: bool,
-        number_format: Format,
-        filter_above: float | None,
+        walk: Walk,
     ) -> None:
-        self.query_BD, self.bias_C, self.normalise = query_BD, bias_C, normalise
-        self.format: Format = number_format
+        self.query_BD, self.bias_C, self.normalise, self.format = (
+            query_BD,
+            bias_C,
+            walk.normalise,
+            walk.products,
+        )
         self.weight_RD, self.inverse_norm_R = weight.flatten(0, -2), inverse_norm_R
         self.centres = len(self.weight_RD) // len(weight)
+        filter_above = walk.filter_above
         self.limit_B = None if filter_above is None else filter_above * _norm(query_BD)  # of x·ŵ
 
     def rows(self, block: slice) -> slice:
@@ -343,11 +341,6 @@ class _Gradients:
         row_B = row_B.clamp_min(0)
         scale_B = self.products.inverse_norm_R[row_B] * grad_B
         self.weight_RD.index_add_(0, row_B, self.products.weight_RD[row_B] * scale_B[:, None])
-
-
-def _blocks(classes: int, block_size: int) -> Iterator[slice]:
-    for start in range(0, classes, block_size):
-        yield slice(start, min(start + block_size, classes))
 
 
 def _norm(rows_ND: Tensor) -> Tensor:

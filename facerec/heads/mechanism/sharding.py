@@ -48,11 +48,6 @@ class Shard(NamedTuple):
         return torch.where(inside, label - self.start, -1)
 
 
-def shardable(classes: int, world_size: int) -> bool:
-    """Return True if every rank would get at least one class."""
-    return Shard.of(classes, world_size - 1, world_size).rows > 0
-
-
 def own_rows(weight: Tensor, label_B: Tensor, shard: Shard, sizes: distributed.Sizes) -> Tensor:
     """Return the weight rows of the samples' own classes (B, …), wherever they are held; no gradient."""
     if shard.complete:
