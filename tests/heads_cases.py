@@ -19,19 +19,12 @@ CLASS_HEADS = [
     for name, builder in ((name, HEADS.builder(name)) for name in HEADS.names())
     if isinstance(builder, type) and issubclass(builder, ClassHead)
 ]
+STATEFUL = [
+    name for name in CLASS_HEADS if list(create_head(name, num_classes=2, embedding_size=2).buffers())
+]
 PUBLISHED = (
-    *(
-        "softmax",
-        "normface",
-        "l2softmax",
-        "lsoftmax",
-        "sphereface",
-        "cosface",
-        "arcface",
-        "combined",
-        "sface",
-    ),
-    *("sface_quality", "center", "triplet", "contrastive", "adaface", "magface", "curricularface"),
+    *("softmax", "normface", "l2softmax", "lsoftmax", "sphereface", "cosface", "arcface", "combined"),
+    *("sface", "sface_quality", "center", "triplet", "contrastive", "adaface", "magface", "curricularface"),
     *("elasticface", "subcenter", "mvsoftmax", "circle", "sphereface2", "adacos", "arcneg", "npcface"),
 )
 

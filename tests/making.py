@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import resource
 import shutil
+import signal
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +57,18 @@ def overwrite(path: Path, offset: int, wrong: bytes) -> None:
 def report(out: Path) -> list[list[str]]:
     with (out / "report.csv").open(newline="") as file:
         return [row[:3] for row in csv.reader(file)][1:]
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """Let no file have more bytes; the kernel refuses the write as for a full disk."""
+    limit, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import resource
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from facerec.images.decode import decode
 from facerec.models import checkpoint
 from facerec.packs.pack import Pack, open_pack
 from facerec.packs.verification import write_verification
-from tests.making import overwrite, report
+from tests.making import full_disk, overwrite, report
 from tests.small_networks import photograph, write_colours
 
 PEOPLE, IMAGES = 40, 6
@@ -351,15 +349,8 @@ def test_a_kept_embedding_is_not_computed_again(
 def test_what_cannot_be_written_leaves_nothing(
     folder: Path, network: Path, tmp_path: Path, most: int
 ) -> None:
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
-        with pytest.raises(StorageError, match="could not be written: File too large"):
-            clean(folder, tmp_path / "new" / "out", network)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, ignored)
+    with full_disk(most), pytest.raises(StorageError, match="could not be written: File too large"):
+        clean(folder, tmp_path / "new" / "out", network)
     assert not list(tmp_path.iterdir())
 
 

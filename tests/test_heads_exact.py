@@ -66,11 +66,13 @@ def test_loss_and_gradients_are_those_of_the_formula(
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.1])
 @pytest.mark.parametrize("name", [name for name in REFERENCES if CONSTANT.get(name, {}) is not None])
-def test_gradcheck(name: str) -> None:
+def test_gradcheck(name: str, threshold: float | None) -> None:
     torch.manual_seed(0)
     settings = {"memory": "recompute", "block_size": 2, **(CONSTANT.get(name) or {})}
-    head = create_head(name, num_classes=3, embedding_size=3, init=1.0, **settings).double().eval()
+    settings |= {"interclass_filtering": threshold}
+    head = create_head(name, num_classes=4, embedding_size=3, init=1.0, **settings).double().eval()
     parameters = dict(head.named_parameters())
     y = torch.tensor([1, 2])
 
@@ -78,6 +80,7 @@ def test_gradcheck(name: str) -> None:
         return torch.func.functional_call(head, dict(zip(parameters, values, strict=True)), (x, y)).loss
 
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert head(x, y).statistics.get("filtered_negatives", 0) > 0 or threshold is None
     assert torch.autograd.gradcheck(loss, [x, *parameters.values()], eps=1e-7, atol=1e-6, rtol=1e-6)
 
 
@@ -104,19 +107,18 @@ def test_statistics_are_plain_means_of_cosines_without_margin(name: str) -> None
         assert float(statistics[key]) == pytest.approx(float(value), abs=1e-6), key
 
 
-COMPILED_QUICKLY = [
-    pytest.param(name, marks=[] if name in ("arcface", "sface") else pytest.mark.slow) for name in CLASS_HEADS
+FUSED = [
+    pytest.param(name, {}, marks=[] if name in ("arcface", "sface") else pytest.mark.slow)
+    for name in CLASS_HEADS
 ]
 
 
-@pytest.mark.parametrize("name", COMPILED_QUICKLY)
-def test_fused_passes_compute_the_same(name: str) -> None:
+@pytest.mark.parametrize(("name", "further"), [*FUSED, ("mvsoftmax", {"interclass_filtering": 0.3})])
+def test_fused_passes_compute_the_same(name: str, further: dict[str, Any]) -> None:
     torch._dynamo.reset()
-    eager, x, y = make(name, block_size=4)
-    fused, _, _ = make(name, block_size=4, fused=True)
-    fused.load_state_dict(eager.state_dict())
     results = []
-    for head in (eager, fused):
+    for fused in (False, True):
+        head, x, y = make(name, block_size=4, fused=fused, **further)
         output = head(x, y)
         gradients = torch.autograd.grad(output.loss, [x, *head.parameters()])
         results.append([output.loss, *gradients, *output.statistics.values()])

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from facerec.errors import ConfigError
 from facerec.heads import create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.sampling import sample_rows
-from tests.heads_cases import CLASS_HEADS, CONSTANT
+from tests.heads_cases import CLASS_HEADS
 from tests.heads_reference import REFERENCES
 from tests.test_heads_exact import BATCH, CLASSES, make
 
@@ -63,22 +62,6 @@ def test_loss_and_gradients_are_those_of_the_formula_over_the_classes_that_are_l
     assert float(output.statistics["filtered_negatives"]) == pytest.approx(float(filtered))
 
 
-@pytest.mark.parametrize("name", [name for name in REFERENCES if CONSTANT.get(name, {}) is not None])
-def test_gradcheck(name: str) -> None:
-    torch.manual_seed(0)
-    settings = {"interclass_filtering": 0.1, "block_size": 2, **(CONSTANT.get(name) or {})}
-    head = create_head(name, num_classes=4, embedding_size=3, init=1.0, **settings).double().eval()
-    parameters = dict(head.named_parameters())
-    y = torch.tensor([1, 2])
-
-    def loss(x: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(head, dict(zip(parameters, values, strict=True)), (x, y)).loss
-
-    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert head(x, y).statistics["filtered_negatives"] > 0
-    assert torch.autograd.gradcheck(loss, [x, *parameters.values()], eps=1e-7, atol=1e-6, rtol=1e-6)
-
-
 @pytest.mark.parametrize("name", CLASS_HEADS)
 def test_a_threshold_that_no_cosine_passes_changes_nothing_and_one_that_all_pass_leaves_finite_numbers(
     name: str,
@@ -116,17 +99,6 @@ def test_of_sampled_rows_those_above_the_threshold_are_left_out() -> None:
     assert isinstance(few, ClassHead)
     torch.testing.assert_close(output.loss, without_the_filtered("cosface", few, x[:3], row))
     assert output.statistics["filtered_negatives"] > 0
-
-
-def test_fused_passes_compute_the_same() -> None:
-    torch._dynamo.reset()
-    results = []
-    for fused in (False, True):
-        head, x, y = make("mvsoftmax", interclass_filtering=THRESHOLD, block_size=4, fused=fused)
-        output = head(x, y)
-        gradients = torch.autograd.grad(output.loss, [x, *head.parameters()])
-        results.append([output.loss, *gradients, *output.statistics.values()])
-    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", [0, -0.2, 1.1])

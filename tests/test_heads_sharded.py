@@ -17,7 +17,7 @@ from facerec.heads import create_head
 from facerec.heads.base import ClassHead
 from facerec.heads.mechanism.sampling import sample_rows, take_rows
 from facerec.heads.mechanism.sharding import Shard
-from tests.heads_cases import CLASS_HEADS
+from tests.heads_cases import CLASS_HEADS, STATEFUL
 from tests.several import run_ranks
 
 CLASSES, SIZE = 11, 6
@@ -31,6 +31,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         f"{n} filtered": (n, {"interclass_filtering": 0.2})
         for n in ("arcface", "softmax", "sface", "npcface")
     },
+    **{f"{n} replicated": (n, {"sharded": False}) for n in STATEFUL},
 }
 REPORTED = ("target_cosine", "hardest_cosine", "other_cosine", "accuracy", "filtered_negatives")
 PARTS = {2: [5, 4], 3: [3, 3, 2]}  # samples of each process: the last batch of an epoch is uneven
@@ -76,7 +77,7 @@ def every_head(folder: Path, parts: list[int]) -> None:
     own = slice(begin, begin + parts[rank])
     found = {name: step(make(name, sharded=True), parts, own, parts) for name in CLASS_HEADS}
     for variant, (name, further) in VARIANTS.items():
-        found[variant] = step(make(name, sharded=True, **further), parts, own, parts)
+        found[variant] = step(make(name, **{"sharded": True, **further}), parts, own, parts)
     found["sampled"] = step(make("cosface", sharded=True, sample_rate=0.1), parts, own, parts)
     torch.save(found, folder / f"{rank}.pt")
 
@@ -109,14 +110,15 @@ def test_gradients_state_and_report_are_those_of_one_process(sharded_run: Any, n
     torch.testing.assert_close(torch.cat([f["x"] for f in found]), alone["x"], **close)
     for key, value in alone.items():
         kind, _, what = key.partition(" ")
-        if kind in ("grad", "start") and what in ("weight", "bias"):
+        sharded = what in ("weight", "bias") and further.get("sharded", True)
+        if kind in ("grad", "start") and sharded:
             torch.testing.assert_close(torch.cat([f[key] for f in found]), value, **close)
         elif kind == "grad":  # of a parameter that every process has: averaged by the trainer
             average = sum(f[key] for f in found) / len(found)
             torch.testing.assert_close(average, value, **close)
         elif kind == "state":
-            for f in found:
-                torch.testing.assert_close(f[key], value, **close)
+            assert all(torch.equal(f[key], found[0][key]) for f in found)
+            torch.testing.assert_close(found[0][key], value, **close)
         elif kind == "report" and what in REPORTED:
             torch.testing.assert_close(mean(key).to(value.dtype), value, rtol=1e-6, atol=1e-7)
 

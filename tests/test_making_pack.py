@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from facerec.images.face_maker import FaceFile, FaceMaker
 from facerec.making import builder
 from facerec.making.from_folder import pack_folder
 from facerec.packs.pack import open_pack
-from tests.making import data, image, report
+from tests.making import data, full_disk, image, report
 
 PACK = ("train.rec", "train.idx", "train.lst", "property", "report.csv")
 
@@ -359,15 +358,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_pack(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builder, "_BUFFER", 0)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limit[1]))
-        with pytest.raises(
-            StorageError, match=r"could not be written: File too large .*; what was there before is kept"
-        ):
-            data("pack", photographs, tmp_path / "out", "--quality", "100")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, before)
+    said = r"could not be written: File too large .*; what was there before is kept"
+    with full_disk(6000), pytest.raises(StorageError, match=said):
+        data("pack", photographs, tmp_path / "out", "--quality", "100")
     assert not (tmp_path / "out").exists()

@@ -31,10 +31,8 @@ from facerec.packs.pack import open_pack
 from facerec.randomness import permute
 from tests.folder_run import TINY, make_faces
 from tests.making import image
-from tests.several import run_ranks
-from tests.several import train as train_ranks
 from tests.test_cli_train import command, failed
-from tests.test_launched_runs import EXACT, assert_same_losses, rows
+from tests.test_launched_runs import rows
 
 SIDE = 32
 SMALL = DataSettings(size=SIDE)
@@ -394,18 +392,3 @@ def test_a_run_over_two_packs_resumes_to_the_bit_where_they_were_moved_to(
     assert [row["loss"] for row in rows(tmp_path / "once")] == [
         row["loss"] for row in rows(tmp_path / "parts")
     ]
-
-
-def test_two_ranks_have_the_losses_of_one(packs: Path, tmp_path: Path) -> None:
-    sources = ",".join(str(packs / name) for name in IDENTITIES)
-    given = [one for one in EXACT if not one.startswith(("data=", "data.identities", "data.images"))]
-    given += [f"data=[{sources}]", "data.weights=[1,2]", "backbone.embedding_size=64"]
-    given.append("head.interclass_filtering=0.2")
-    for world in (1, 2):
-        runs = {"mixed": [*given, f"trainer.batch_size={12 // world}"]}
-        run_ranks(world, tmp_path / str(world), train_ranks, runs)
-        said = (tmp_path / str(world) / "mixed.0.txt").read_text()
-        assert said.splitlines()[-1] == "0", said
-    alone, several = (rows(tmp_path / str(world) / "mixed") for world in (1, 2))
-    assert_same_losses(alone, several, "mixed")
-    assert "filtered_negatives" in alone[0]
