@@ -77,9 +77,12 @@ def expected(name: str, head: Head, x: Tensor, y: Tensor) -> Tensor:
 
 
 def make(name: str, **parameters: Any) -> Head:
+    """A head in training mode, whose weights and biases are those of any other of the same shapes."""
     torch.manual_seed(0)
     head = create_head(name, num_classes=CLASSES, embedding_size=SIZE, **parameters).double()
-    torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(2))
+    if head.bias is not None:
+        torch.nn.init.normal_(head.bias, generator=torch.Generator().manual_seed(5))
     return head
 
 

@@ -8,26 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from facerec.heads import create_head
 from facerec.heads.base import ClassHead, Head
 from facerec.heads.mechanism.class_sums import Walk, class_sums
 from facerec.heads.mechanism.terms import Elementwise, Scaled, Term
-
-CLASSES, SIZE = 11, 5
-
-
-def batch(size: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    x = 2 * torch.randn(size, SIZE, generator=generator, dtype=torch.float64)
-    return x.requires_grad_(), torch.randint(CLASSES, (size,), generator=generator)
+from tests.heads_cases import CLASSES, SIZE, batch, make
 
 
-def make(name: str, **parameters: Any) -> Head:
-    head = create_head(name, num_classes=CLASSES, embedding_size=SIZE, **parameters).double().eval()
-    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(2))
-    if head.bias is not None:
-        torch.nn.init.normal_(head.bias, generator=torch.Generator().manual_seed(5))
-    return head
+def made(name: str, **parameters: Any) -> Head:
+    return make(name, **parameters).eval()
 
 
 def results(head: Head, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -62,25 +50,25 @@ LIMITS: list[tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]] = [
 
 @pytest.mark.parametrize(("one", "other"), LIMITS, ids=[f"{a[0]}-{b[0]}" for a, b in LIMITS])
 def test_heads_meet_in_their_limits(one: tuple[str, dict], other: tuple[str, dict]) -> None:
-    x, y = batch()
-    left, right = (results(make(name, **parameters), x, y) for name, parameters in (one, other))
+    x, y = batch(8, length=2.0)
+    left, right = (results(made(name, **parameters), x, y) for name, parameters in (one, other))
     for got, wanted in zip(left, right, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["sphereface", "lsoftmax"])
 def test_multiplicative_margin_of_one_is_a_plain_softmax(name: str) -> None:
-    x, y = batch()
-    head = make(name, m=1)
+    x, y = batch(8, length=2.0)
+    head = made(name, m=1)
     weight = head.weight if name == "lsoftmax" else torch.nn.functional.normalize(head.weight)
     torch.testing.assert_close(head(x, y).loss, torch.nn.functional.cross_entropy(x @ weight.t(), y))
 
 
 def test_perfect_quality_makes_sface_quality_sface() -> None:
-    x, y = batch()
-    head = make("sface_quality", h=1e6)
+    x, y = batch(8, length=2.0)
+    head = made("sface_quality", h=1e6)
     head.norm.mean.fill_(0.0)  # every norm is far above the mean
-    for got, wanted in zip(results(head, x, y), results(make("sface"), x, y), strict=True):
+    for got, wanted in zip(results(head, x, y), results(made("sface"), x, y), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -91,7 +79,7 @@ def test_any_elementwise_function_can_be_a_term() -> None:
         def extra(self, product_KB: Tensor) -> tuple[Tensor, ...]:
             return product_KB.abs(), torch.ones_like(product_KB)
 
-    x, y = batch()
+    x, y = batch(8, length=2.0)
     weight = torch.randn(CLASSES, SIZE, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(CLASSES, dtype=torch.float64, requires_grad=True)
     walk = Walk(normalise=False, block_size=4)
@@ -115,7 +103,7 @@ def test_any_elementwise_function_can_be_a_term() -> None:
 
 
 def test_a_term_that_returns_its_argument_does_not_spoil_the_products() -> None:
-    x, y = batch()
+    x, y = batch(8, length=2.0)
     weight = torch.randn(CLASSES, SIZE, dtype=torch.float64)
 
     def result(term: Term) -> Tensor:
@@ -125,7 +113,7 @@ def test_a_term_that_returns_its_argument_does_not_spoil_the_products() -> None:
 
 
 def test_sub_centres_go_with_unit_weights_only() -> None:
-    x, y = batch()
+    x, y = batch(8, length=2.0)
     weight = torch.randn(CLASSES, 2, SIZE, dtype=torch.float64)
     with pytest.raises(ValueError, match="normalised weights"):
         class_sums(x, weight, y, lambda target_B: Scaled(), None, Walk(normalise=False))
@@ -148,10 +136,10 @@ def test_agrees_with_pytorch_metric_learning(
 ) -> None:
     """Its margins are in degrees, and its SphereFace anneals nothing."""
     losses = pytest.importorskip("pytorch_metric_learning.losses")
-    x, y = batch(64)
+    x, y = batch(64, length=2.0)
     if name == "normface":  # its embeddings are whatever they are
         x = torch.nn.functional.normalize(x).detach().requires_grad_()
-    head = make(name, **parameters)
+    head = made(name, **parameters)
     assert isinstance(head, ClassHead)
     their_head = getattr(losses, theirs)(
         num_classes=CLASSES, embedding_size=SIZE, **their_parameters

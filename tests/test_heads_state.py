@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from facerec.heads import create_head
 from facerec.heads.base import Head
-from tests.heads_cases import STATEFUL
+from tests.heads_cases import CLASSES, SIZE, STATEFUL, make
 
-CLASSES, SIZE, BATCH = 6, 5, 8
+BATCH = 8
 MOVING = ["adacos", "adaface", "center", "curricularface", "lsoftmax", "sface_quality", "sphereface"]
-
-
-def make(name: str, **parameters: Any) -> Head:
-    torch.manual_seed(0)
-    head = create_head(name, num_classes=CLASSES, embedding_size=SIZE, **parameters)
-    torch.nn.init.normal_(head.weight)
-    return head
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:

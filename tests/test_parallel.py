@@ -18,9 +18,10 @@ from facerec.errors import ConfigError, FacerecError, NonFiniteError, UserError
 from facerec.models.checkpoint import newest_checkpoint
 from facerec.training import parallel
 from facerec.training.loop import Trainer
-from facerec.training.reporter import Reporter, Run
+from facerec.training.reporter import Run
 from tests import tiny_run
 from tests.several import run_ranks
+from tests.test_training import At, Rows
 from tests.tiny_run import tiny_backbone, tiny_trainer
 
 # Nothing here depends on which process an image goes to, so that all numbers of processes must agree.
@@ -34,29 +35,11 @@ EXACT: dict[str, Any] = {
 SHARED_OUT = {"sharded": True}
 
 
-class Stop(Reporter):
-    """Sends a signal to one process after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, run: Run) -> None:
-        if run.position.step == self.step and distributed.rank() == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class Rows(Reporter):
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def logged(self, run: Run, row: Any) -> None:
-        self.rows.append(dict(row))
-
-
-def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, stop: int = 0) -> Trainer:
+def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, until: int = 0) -> Trainer:
     """Train; leave the whole weights and the log as process 0 has them."""
+    folder.mkdir(parents=True, exist_ok=True)
     rows = Rows()
-    trainer = tiny_trainer(folder / "run", reporters=[rows, *([Stop(stop)] if stop else [])], **given)
+    trainer = tiny_trainer(folder / "run", reporters=[rows, At(until, stop)], **given)
     if resume:
         last = newest_checkpoint(trainer.checkpoints)
         assert last is not None
@@ -68,7 +51,7 @@ def run(folder: Path, name: str, given: dict[str, Any], resume: bool = False, st
         weights[f"head.{key}"] = torch.cat(parts) if key in trainer.head.sharded_parameters else parts[0]
     if distributed.rank() == 0:
         torch.save(weights, folder / f"{name}.pt")
-        (folder / f"{name}.json").write_text(json.dumps(rows.rows))
+        (folder / f"{name}.json").write_text(json.dumps([dict(row) for row in rows.rows]))
     return trainer
 
 
@@ -86,16 +69,9 @@ def all_runs(folder: Path) -> None:
     run(folder / "bf16", "weights", {**exact, "trainer_gradient_exchange": "bf16"})
 
 
-def make_folders(folder: Path) -> None:
-    for name in ("a/arcface", "a/softmax", "a/sphereface2", "replicated", "accumulated", "clipped", "bf16"):
-        (folder / name).mkdir(parents=True)
-
-
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    make_folders(one)
-    make_folders(two)
     all_runs(one)
     run_ranks(2, two, all_runs)
     return one, two
@@ -136,17 +112,15 @@ def test_the_log_of_two_processes_is_that_of_one(one_and_two: tuple[Path, Path])
 
 def interrupted(folder: Path) -> None:
     given = {"head_options": {"sharded": True, "sample_rate": 0.5}, "trainer_batch_size": 3}
-    trainer = run(folder, "part", {**given, "trainer_log_every": 2}, stop=4)
+    trainer = run(folder, "part", {**given, "trainer_log_every": 2}, until=4)
     assert trainer.interrupted == signal.SIGTERM
     assert trainer.position.step == 4
     run(folder, "resumed", {**given, "trainer_log_every": 2}, resume=True)
-    (folder / "straight").mkdir(exist_ok=True)
     run(folder / "straight", "whole", {**given, "trainer_log_every": 2})
 
 
 def test_a_signal_to_one_process_ends_all_at_a_step_and_they_go_on_to_the_bit(tmp_path: Path) -> None:
     """With dropout, batch norm and sampled classes: every process's random numbers go on, too."""
-    (tmp_path / "straight").mkdir()
     run_ranks(2, tmp_path, interrupted)
     resumed, whole = torch.load(tmp_path / "resumed.pt"), torch.load(tmp_path / "straight" / "whole.pt")
     for name in whole:
@@ -157,13 +131,13 @@ def faults(folder: Path) -> None:
     """Raise an error on one rank only; every rank reports it."""
     given = {"head_options": {"sharded": True, "sample_rate": 0.5}, "trainer_batch_size": 3}
     steps = {"trainer_save_every": 2, "trainer_log_every": 1}
-    trainer = tiny_trainer(folder / "nan", reporters=[Spoil(3, torch.nan)], **given, **steps)
+    trainer = tiny_trainer(folder / "nan", reporters=[At(3, partial(spoil, torch.nan))], **given, **steps)
     with pytest.raises(NonFiniteError, match=r"step 4: .*nan/checkpoints/last-00000002 is the last good"):
         trainer.fit()
     given["head_options"] = {"sharded": False}
     for every, found in ((True, 3), (2, 4)):
-        spoil = [Spoil(3, 1e-6)]
-        trainer = tiny_trainer(folder / "drift", reporters=spoil, **given, trainer_check_replicas=every)
+        given |= {"reporters": [At(3, partial(spoil, 1e-6))], "trainer_check_replicas": every}
+        trainer = tiny_trainer(folder / "drift", **given)
         with pytest.raises(
             FacerecError, match=rf"^step {found}: head\.weight of rank 1 is not that of rank 0"
         ):
@@ -190,46 +164,40 @@ def fail(why: str) -> None:
     raise UserError(why)
 
 
-class Spoil(Reporter):
-    """Changes the class weights of rank 1 after a step."""
+def stop(_: Run) -> None:
+    """Send a signal to one process."""
+    if distributed.rank() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    def __init__(self, step: int, change: float) -> None:
-        self.step, self.change = step, change
 
-    def stepped(self, run: Run) -> None:
-        if run.position.step == self.step and distributed.rank() == 1:
-            with torch.no_grad():
-                run.head.weight += self.change
+def spoil(change: float, run: Run) -> None:
+    """Change the class weights of rank 1."""
+    if distributed.rank() == 1:
+        with torch.no_grad():
+            run.head.weight += change
 
 
 def test_what_goes_wrong_on_one_rank_is_found_and_said_by_all(tmp_path: Path) -> None:
     run_ranks(2, tmp_path, faults)
 
 
+def half(name: str, folder: Path, further: dict[str, Any], until: int = 0) -> None:
+    size = 6 // distributed.world_size()
+    given = {**EXACT, "each": 6, "trainer_batch_size": size, "head_options": SHARED_OUT}
+    run(folder, name, {**given, **further}, resume=not until, until=until)
+
+
 def first_half(folder: Path, background: bool) -> None:
-    given = {
-        **EXACT,
-        "each": 6,
-        "trainer_batch_size": 6 // distributed.world_size(),
-        "head_options": SHARED_OUT,
-    }
-    run(folder, "half", {**given, "trainer_save_in_background": background}, stop=3)
+    half("half", folder, {"trainer_save_in_background": background}, until=3)
 
 
 def second_half(folder: Path) -> None:
-    given = {
-        **EXACT,
-        "each": 6,
-        "trainer_batch_size": 6 // distributed.world_size(),
-        "head_options": SHARED_OUT,
-    }
-    run(folder, f"from_{distributed.world_size()}", {**given, "trainer_keep_last": 1}, resume=True)
+    half(f"from_{distributed.world_size()}", folder, {"trainer_keep_last": 1})
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
     whole = tmp_path / "whole"
-    whole.mkdir()
     given = {**EXACT, "each": 6, "trainer_batch_size": 6, "head_options": SHARED_OUT}
     run(whole, "weights", given)
     if before == 1:

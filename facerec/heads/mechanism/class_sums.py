@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from facerec import distributed
 from facerec.heads.mechanism import fused as fusion
 from facerec.heads.mechanism.products import Format, multiply, resolve_format, tensor_cores
-from facerec.heads.mechanism.terms import Filtered, RunningSum, Term
+from facerec.heads.mechanism.terms import Elementwise, Filtered, RunningSum, Term
 
 Memory = Literal["auto", "keep", "recompute"]
 
@@ -142,7 +142,7 @@ class _ClassSums(torch.autograd.Function):
             own = list(distributed.all_reduce_sum(torch.stack(own)))
         target_B, cosine_B, norm_B = own
         term = make_term(target_B)
-        fused = walk.fused and fusion.traceable(term)
+        fused = walk.fused and not isinstance(term, Elementwise)
 
         total = RunningSum(term.reduction, target_B)
         extra: list[Tensor] = []

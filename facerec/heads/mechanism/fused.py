@@ -1,8 +1,8 @@
 """The elementwise work on a block of products in one pass forward and one backward, by `torch.compile`.
 
 On a GPU a block's products are read from its memory once for all of it, and not once per operation. The eager
-code in `class_sums` is the reference. Needs products that are cosines (unit rows, no bias) and a `Term` that
-can be traced.
+code in `class_sums` is the reference. Needs products that are cosines (unit rows, no bias) and a `Term` of
+plain elementwise operations; `Elementwise` calls autograd, which cannot be traced.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from facerec.heads.mechanism.terms import Elementwise, Term
+from facerec.heads.mechanism.terms import Term
 
 
 class Running(NamedTuple):
@@ -30,11 +30,6 @@ class Running(NamedTuple):
     sum_B: Tensor
     hardest_B: Tensor
     mean_B: Tensor
-
-
-def traceable(term: Term) -> bool:
-    """Return True where `term` is made of plain elementwise operations; autograd cannot be traced."""
-    return not isinstance(term, Elementwise)
 
 
 def add_block(
