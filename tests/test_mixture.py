@@ -35,7 +35,6 @@ from tests.test_cli_train import command, failed
 from tests.test_launched_runs import rows
 
 SIDE = 32
-SMALL = DataSettings(size=SIDE)
 IDENTITIES = {"A": (5, 2, 9, 4), "B": (3, 8)}  # images of each; 20 and 11
 
 
@@ -171,21 +170,6 @@ def test_a_disk_is_told_of_images_before_they_are_decoded() -> None:
         assert set(order.take(0, start, start + 5).tolist()) <= told | set(
             order.to_read(0, start, start + 5, first=True).tolist()
         )
-
-
-@pytest.mark.parametrize("weights", [None, [0.4, 0.6]])
-def test_ranks_divide_the_batches_and_any_number_of_them_goes_on_in_the_middle(
-    packs: Path, weights: Any
-) -> None:
-    faces = mixed(packs, weights)
-    whole = taken(Loader(faces, 8, SMALL, seed=2), 1)
-    halves = [taken(Loader(faces, 4, SMALL, seed=2, rank=r, world_size=2), 1) for r in range(2)]
-    for complete, first, second in zip(whole, *halves, strict=True):
-        assert complete[0] == first[0] + second[0]
-        assert complete[1] == first[1] + second[1]
-    assert [batch[:2] for batch in taken(Loader(faces, 8, SMALL, seed=2), 1, start=16)] == [
-        batch[:2] for batch in whole[2:]
-    ]
 
 
 # -- the images of several sources ---------------------------------------------------------------------------

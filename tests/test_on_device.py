@@ -152,11 +152,14 @@ def test_one_kernel_mirrors_and_normalises_as_the_eager_code_does(device: torch.
 
 # Training --------------------------------------------------------------------------------------------------
 
-PRECISIONS = [("cpu", "fp32"), ("cpu", "bf16")]
-PRECISIONS_GPU = [pytest.param("cuda", p, marks=pytest.mark.gpu) for p in ("fp32", "bf16", "fp16")]
 
-
-@pytest.mark.parametrize(("kind", "precision"), [*PRECISIONS, *PRECISIONS_GPU])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        pytest.param("cpu", "fp32", marks=pytest.mark.slow),
+        *(pytest.param("cuda", precision, marks=pytest.mark.gpu) for precision in ("fp32", "bf16", "fp16")),
+    ],
+)
 def test_a_loss_falls_in_every_precision(kind: str, precision: str, tmp_path: Path) -> None:
     rows = train(tmp_path, kind, f"trainer.precision={precision}")
     assert sum(rows[-4:]) < 0.92 * sum(rows[:4])
@@ -180,13 +183,8 @@ def train(folder: Path, kind: str, *settings: str) -> list[float]:
     if kind == "cuda":
         require_gpu()
     make_faces(folder / "faces")
-    device = [
-        f"trainer.device={kind}",
-        "trainer.max_steps=16",
-        "trainer.epochs=16",
-        "output_dir=run",
-        "head.s=16",
-    ]
+    device = [f"trainer.device={kind}", "trainer.max_steps=16", "trainer.epochs=16"]
+    device += ["output_dir=run", "head.s=16"]
     ended = command(folder, *device, *settings)
     assert ended.returncode == 0, ended.stderr
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
@@ -229,7 +227,7 @@ def on_gpu(trainer: Trainer) -> Trainer:
 # Several ranks ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["cpu", GPU])
+@pytest.mark.parametrize("kind", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
 def test_two_ranks_on_one_device_train_as_one_does(kind: str, tmp_path: Path) -> None:
     if kind == "cuda":
         require_gpu()

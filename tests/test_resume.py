@@ -41,8 +41,6 @@ from tests.tiny_run import TinyFaces, tiny_trainer
         ("input.channels=bgr", "input.channels=bgr (was rgb)"),
         ("data.size=48", "data.size=48 (was 32), and 2 more: backbone.input_size, input.size"),
         ("optimizer.weight_decay=0", "optimizer.weight_decay=0 (was 0.0005)"),
-        ("optimizer.momentum=0.5", "optimizer.momentum=0.5 (was 0.9)"),
-        ("data.mirror=false", "data.mirror=false (was true)"),
         ("head=cosface", "head.name=cosface (was arcface)"),
         ("seed=1", "seed=1 (was 0)"),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from facerec.cli.stages import _text
@@ -348,35 +349,47 @@ def test_all_ranks_change_alike_and_go_on_to_the_bit(tmp_path: Path) -> None:
         ("[{step: 0, head.m: 0.3}]", "stage 1: needs either step or epoch above 0"),
         ("[{step: 1.5, head.m: 0.3}]", "stage 1: needs either step or epoch above 0"),
         ("[{step: 1}]", "stage 1 (step 1): changes no setting"),
-        ("[{step: 1, head.m: 0.5}]", "stage 1 (step 1): changes no setting"),
-        (
-            "[{step: 1, head.mm: 0.3}]",
-            "stage 1 (step 1): head.mm: no such setting (from it or the command line",
-        ),
-        (
-            "[{step: 1, head: arcfase}]",
-            "stage 1 (step 1): head=arcfase: no such head; did you mean arcface",
-        ),
-        ("[{step: 1, head.m: 7}]", "stage 1 (step 1): head.m=7: an angular margin must be"),
-        ("[{step: 1, head.m: much}]", "stage 1 (step 1): head.m=much: must be a number"),
         (
             "[{step: 1, trainer.batch_size: 4}]",
             "stage 1 (step 1): trainer.batch_size=4: stays the same in a run",
         ),
         ("[{step: 1, backbone: ir_18}]", "stage 1 (step 1): backbone=ir_18: stays the same in a run"),
         ("[{step: 1, backbone.pretrained: x}]", "backbone.pretrained=x: stays the same in a run"),
+        ("[{step: 1, optimizer: adamw}]", "optimizer=adamw: stays the same in a run"),
+        ("[{step: 1, head.sharded: true}]", "head.sharded=true: stays the same in a run"),
+        ("[{step: 1, data.size: 64}]", "stage 1 (step 1): data.size=64: stays the same in a run"),
+        ("[{step: 1, without: head.m}]", "stage 1 (step 1): without=head.m: must be a list of settings"),
+    ],
+)
+def test_what_is_no_stage_is_refused_by_its_number(stages: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        entries(yaml.safe_load(stages))
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ("5", "stages=5: must be a list, of an entry with step or epoch, and settings"),
+        (
+            "[{step: 1, trainer.batch_size: 4}]",
+            "stage 1 (step 1): trainer.batch_size=4: stays the same in a run",
+        ),
+        ("[{step: 1, head.m: 0.5}]", "stage 1 (step 1): changes no setting"),
+        (
+            "[{step: 1, head.mm: 0.3}]",
+            "stage 1 (step 1): head.mm: no such setting (from it or the command line",
+        ),
+        ("[{step: 1, head: arcfase}]", "stage 1 (step 1): head=arcfase: no such head; did you mean arcface"),
+        ("[{step: 1, head.m: 7}]", "stage 1 (step 1): head.m=7: an angular margin must be"),
+        ("[{step: 1, head.m: much}]", "stage 1 (step 1): head.m=much: must be a number"),
         (
             "[{step: 1, backbone.freeze: [stem]}]",
             "backbone.freeze=stem: matches no parameter of the backbone",
         ),
-        ("[{step: 1, optimizer: adamw}]", "optimizer=adamw: stays the same in a run"),
-        ("[{step: 1, head.sharded: true}]", "head.sharded=true: stays the same in a run"),
-        ("[{step: 1, data.size: 64}]", "stage 1 (step 1): data.size=64: stays the same in a run"),
         ("[{step: 1, data.shuffle: block}]", "stage 1 (step 1): data.shuffle=block: changes images or their"),
         ("[{epoch: 0.5, data.root: faces2}]", "stage 1 (epoch 0.5): data.root=faces2: changes images or"),
         ("[{epoch: 1, data: casia}]", "data=casia: data.root=faces is that of before; give data.root, too"),
         ("[{epoch: 1, data: [faces], data.root: C}]", "stage 1 (epoch 1): data.root=C: is of one data set"),
-        ("[{step: 1, without: head.m}]", "stage 1 (step 1): without=head.m: must be a list of settings"),
         ("[{epoch: 1, data.root: nowhere}]", "stage 1 (epoch 1): data.root=nowhere: there is no such folder"),
         ("[{step: 1, head: triplet}]", "stage 1 (step 1): head"),
         (
@@ -387,9 +400,9 @@ def test_all_ranks_change_alike_and_go_on_to_the_bit(tmp_path: Path) -> None:
             "[{step: 4, head.m: 0.3},{epoch: 1, head.m: 0.2}]",
             "stage 2 (epoch 1): begins after 3 steps, and must",
         ),
-        ("{}", "stages={}: is a mapping, and that setting is a list"),
         ("[{epoch: inf, head.m: 0.3}]", "stage 1: needs either step or epoch above 0, where it begins"),
         ("[{epoch: 1e300, head.m: 0.3}]", "stage 1: needs either step or epoch above 0, where it begins"),
+        ("{}", "stages={}: is a mapping, and that setting is a list"),
         ("[{step: 9, head.m: 0.3}]", "stage 1 (step 9): begins after 9 steps, and the run ends after 6"),
         ("[{epoch: 2, head.m: 0.3}]", "stage 1 (epoch 2): begins after 6 steps, and the run ends after 6"),
     ],
