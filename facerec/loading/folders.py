@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,43 +19,39 @@ from facerec.images.images import Images, LabelledImages
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class FileImages(Images):
     """Files below a folder, named by their paths relative to it; or those of a list, named as it does.
 
     With `contained` no link is followed out of the folder.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        paths: Sequence[str],
-        labels: Sequence[str] = (),
-        source: Path | None = None,
-        *,
-        contained: bool = False,
-    ) -> None:
-        self._root, self._paths, self.labels, self._source = root, paths, labels, source or root
-        self._contained = contained
+    root: Path
+    paths: Sequence[str]
+    labels: Sequence[str] = ()
+    source: Path | None = None
+    _: KW_ONLY
+    contained: bool = False
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def encoded(self, i: int) -> bytes:
-        path = self._root / self._paths[i]
+        path = self.root / self.paths[i]
         try:
-            if self._contained:
-                require_inside(path, self._root)
+            if self.contained:
+                require_inside(path, self.root)
             return read_file(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path of a list
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            listed = f"; {self._source} names it" if self._source != self._root else ""
+            listed = f"; {self.source} names it" if self.source else ""
             raise MissingDataError(f"{path} cannot be read: {reason}{listed}") from error
 
     def where(self, i: int) -> str:
-        return str(self._root / self._paths[i])
+        return str(self.root / self.paths[i])
 
     def name(self, i: int) -> str:
-        return self._paths[i]
+        return self.paths[i]
 
     def label(self, i: int) -> str:
         return self.labels[i] if self.labels else ""
@@ -62,7 +59,7 @@ class FileImages(Images):
     def describe(self) -> str:
         named = len({label for label in self.labels if label})
         identities = f" of {counted(named, 'identity')}" if named else ""
-        return f"{counted(len(self), 'image')}{identities} from {self._source}"
+        return f"{counted(len(self), 'image')}{identities} from {self.source or self.root}"
 
 
 class FolderImages(LabelledImages):

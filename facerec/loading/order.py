@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ _MIX: Final = -3  # likewise
 _PERIOD: Final = 1024  # positions of a mixture that hold the sources in their proportions
 
 
+@dataclass(eq=False)
 class Order:
     """The order of the epochs of `count` images.
 
@@ -38,21 +40,13 @@ class Order:
             `IdentityOrder`.
     """
 
-    def __init__(
-        self,
-        count: int,
-        *,
-        seed: int = 0,
-        shuffle: Shuffle = "full",
-        block_size: int = 1024,
-        window: int = 64,
-    ) -> None:
-        self.count = count
-        self.seed = seed
-        self.shuffle = shuffle
-        self.block_size = block_size
-        self.window = window
-        self._blocks_of: tuple[int, _Blocks] | None = None
+    count: int
+    _: KW_ONLY
+    seed: int = 0
+    shuffle: Shuffle = "full"
+    block_size: int = 1024
+    window: int = 64
+    _blocks_of: tuple[int, _Blocks] | None = field(default=None, init=False)
 
     def take(self, epoch: int, start: int, stop: int) -> Positions:
         """The images (int64) at positions start … stop−1 of an epoch, 0 ≤ start ≤ stop ≤ count."""
