@@ -40,10 +40,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "sface_quality": [{"h": 50.0, "k": 5.0, "c": 1.0}],
     "center": [{"lambda_c": 0.5}],
     "adaface": [{"m": 0.7, "h": 20.0}],
-    "magface": [
-        {"l_a": 1.0, "u_a": 5.0, "lambda_g": 3.0},
-        {"l_a": 1.0, "u_a": 5.0, "easy_margin": True},
-    ],
+    "magface": [{"l_a": 1.0, "u_a": 5.0, "lambda_g": 3.0}, {"l_a": 1.0, "u_a": 5.0, "easy_margin": True}],
     "curricularface": [{"s": 8.0, "m": 0.9}],
     "elasticface": [{"kind": "cos"}],
     "subcenter": [{"k": 2, "s": 8.0, "m": 0.3}],

@@ -123,13 +123,7 @@ def lsoftmax(x: Tensor, w: Tensor, y: Tensor, m: int = 4, weight_of_plain: float
 
 @reference
 def sface(
-    x: Tensor,
-    w: Tensor,
-    y: Tensor,
-    s: float = 64,
-    k: float = 80,
-    a: float = 0.87,
-    b: float = 1.22,
+    x: Tensor, w: Tensor, y: Tensor, s: float = 64, k: float = 80, a: float = 0.87, b: float = 1.22
 ) -> Tensor:
     return pull_and_push(x, w, y, s, k, a, b, keep=1.0)
 

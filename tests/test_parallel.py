@@ -26,12 +26,7 @@ from tests.tiny_run import tiny_backbone, tiny_trainer
 
 # Nothing here depends on which process an image goes to, so that all numbers of processes must agree.
 # The last of the batches of 14 has 7 images, which two ranks divide unevenly.
-EXACT: dict[str, Any] = {
-    "dropout": 0.0,
-    "each": 7,
-    "start_freeze_batch_norm": True,
-    "optimizer_lr": 0.01,
-}
+EXACT: dict[str, Any] = {"dropout": 0.0, "each": 7, "start_freeze_batch_norm": True, "optimizer_lr": 0.01}
 SHARED_OUT = {"sharded": True}
 
 

@@ -79,7 +79,7 @@ def test_what_may_change_is_applied_and_said_in_a_line_each(work: Path) -> None:
     assert "changed    optimizer.lr=0.01 (was 0.05)" in said
     assert "changed    trainer.batch_size=4 (was 8)" in said
     assert {line.split()[1].partition("=")[0] for line in said} == {
-        *("optimizer.lr", "schedule.name", "trainer.batch_size", "trainer.clip_norm", "trainer.max_steps"),
+        *("optimizer.lr", "schedule.name", "trainer.batch_size", "trainer.clip_norm", "trainer.max_steps")
     }
     state = checkpoint.load(work / "run" / "checkpoints" / "last.pt")
     assert state["sample"] == 24, "two steps of eight images and two of four"

@@ -293,12 +293,7 @@ def test_a_run_with_stages_is_repeated_and_swept(work: Path) -> None:
 RANKS = [
     *(one for one in TINY if not one.startswith(("data.root", "trainer.batch_size"))),
     "logger=[metrics]",
-    *(
-        "trainer.batch_size=3",
-        "head.sharded=true",
-        "head=softmax",
-        "trainer.max_steps=8",
-    ),
+    *("trainer.batch_size=3", "head.sharded=true", "head=softmax", "trainer.max_steps=8"),
     "backbone.frozen=true",
     "stages=[{step: 2, backbone.frozen: false},{step: 4, head: arcface, head.sample_rate: 0.5},"
     "{step: 6, backbone.freeze: [conv1], backbone.freeze_batch_norm: true}]",

@@ -26,10 +26,7 @@ _SQUARE = 1.25  # longer side by shorter one; ORL's 112×92 are cropped faces
 
 
 def open_images(
-    source: str | Path,
-    *,
-    list_root: str | Path | None = None,
-    damaged: Literal["raise", "skip"] = "raise",
+    source: str | Path, *, list_root: str | Path | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> Images:
     """Open the images of `source`, whatever it is.
 

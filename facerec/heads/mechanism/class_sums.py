@@ -235,19 +235,10 @@ class _Products:
     """Products of a batch with one block of classes at a time; R rows of weights, S of them per class."""
 
     def __init__(
-        self,
-        query_BD: Tensor,
-        weight: Tensor,
-        bias_C: Tensor | None,
-        inverse_norm_R: Tensor,
-        walk: Walk,
+        self, query_BD: Tensor, weight: Tensor, bias_C: Tensor | None, inverse_norm_R: Tensor, walk: Walk
     ) -> None:
-        self.query_BD, self.bias_C, self.normalise, self.format = (
-            query_BD,
-            bias_C,
-            walk.normalise,
-            walk.products,
-        )
+        self.query_BD, self.bias_C = query_BD, bias_C
+        self.normalise, self.format = walk.normalise, walk.products
         self.weight_RD, self.inverse_norm_R = weight.flatten(0, -2), inverse_norm_R
         self.centres = len(self.weight_RD) // len(weight)
         filter_above = walk.filter_above
