@@ -65,7 +65,8 @@ def dry_run(config: Mapping[str, Any], composed: Sequence[Mapping[str, Any]] = (
     speed = f"{counted(per_step, 'image')}, {per_step / later:,.3g} per second"
     _say("step", f"first {first:.3g} s, then {later:.3g} s for {speed}")
     whole = duration(steps * later)
-    _say("whole run", f"{counted(steps, 'step')}: {whole}{_hours(steps * later, world_size)} at that speed")
+    hours = f" ({steps * later * world_size / 3600:,.3g} device hours)" if world_size > 1 else ""
+    _say("whole run", f"{counted(steps, 'step')}: {whole}{hours} at that speed")
     _say("not tried", "; ".join(unchecked))
     _say("dry run", "ends here: no run folder, no checkpoint and no record is left")
 
@@ -159,7 +160,3 @@ def _steps(trainer: Trainer) -> list[float]:
 def _say(name: str, text: str) -> None:
     if distributed.rank() == 0:
         log.info("%-10s %s", name, text)
-
-
-def _hours(seconds: float, world_size: int) -> str:
-    return f" ({seconds * world_size / 3600:,.3g} device hours)" if world_size > 1 else ""

@@ -83,13 +83,9 @@ def prepare_start(
     if start.estimate_batch_norm:
         estimate_batch_norm(backbone, loader, input, device, start.estimate_batch_norm)
     if getattr(head, "init", None) == "class_means":
-
-        def embed(image_BCHW: Tensor, batch: Batch) -> Tensor:
-            embedding_BD: Tensor = backbone(image_BCHW)
-            return embedding_BD
-
         backbone.eval()
-        start_from(head, class_means(embed, loader, input, device))
+        means_CD = class_means(lambda image_BCHW, batch: backbone(image_BCHW), loader, input, device)
+        start_from(head, means_CD)
 
 
 def estimate_batch_norm(

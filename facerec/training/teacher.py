@@ -84,11 +84,9 @@ class Teacher:
         target_BT = self.embed(image_BCHW, batch)
         with torch.autocast(image_BCHW.device.type, enabled=False):
             losses = self.losses(_unit(embedding_BD.float()), _unit(target_BT))
-        loss, settings = output.loss, self.settings
         statistics = {f"teacher_{name}": value.detach() for name, value in losses.items()}
-        for name, value in losses.items():
-            loss = loss + getattr(settings, name) * value
-        return HeadOutput(loss, output.statistics | statistics)
+        weighted = (getattr(self.settings, name) * value for name, value in losses.items())
+        return HeadOutput(sum(weighted, output.loss), output.statistics | statistics)
 
     def losses(self, unit_BD: Tensor, target_BT: Tensor) -> dict[str, Tensor]:
         """Return the losses that are in use, of the unit embeddings of both, by their weights' names."""
@@ -115,12 +113,7 @@ class Teacher:
             raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
         model.backbone.requires_grad_(False)
         if settings.features:
-            _record(
-                model.backbone,
-                {b: b for b in (settings.layers or {}).values()},
-                self.taught,
-                "teacher's network",
-            )
+            _record(model.backbone, (settings.layers or {}).values(), self.taught, "teacher's network")
         convert = conversion(input, model.input, where)
 
         @torch.no_grad()
@@ -193,15 +186,14 @@ def refuse_teacher(settings: TeacherSettings, trainer: TrainerSettings) -> None:
     """Raise `ConfigError` where features cannot be seen, since their modules are compiled or run twice."""
     for name in ("compile", "checkpoint_activations"):
         hint = f"looks into the backbone's modules; needs trainer.{name}=false"
-        require(
-            not (settings.features and getattr(trainer, name)), "teacher.features", settings.features, hint
-        )
+        seen = not (settings.features and getattr(trainer, name))
+        require(seen, "teacher.features", settings.features, hint)
 
 
 def _stored(path: Path, faces: LabelledImages, device: torch.device) -> Embed:
     """Return rows of a file of `facerec-embed`, looked up by the names of the images."""
-    names = path.with_suffix(".names.csv")
-    for file in (path, names):
+    listed = path.with_suffix(".names.csv")
+    for file in (path, listed):
         if not file.is_file():
             hint = "must be OUT.npy of facerec-embed, with OUT.names.csv beside it"
             raise MissingDataError(f"teacher.embeddings={path}: there is no {file}; {hint}")
@@ -209,12 +201,11 @@ def _stored(path: Path, faces: LabelledImages, device: torch.device) -> Embed:
         stored = np.load(path, mmap_mode="r")
     except ValueError as error:
         raise ConfigError("teacher.embeddings", str(path), "is not a .npy file of numbers") from error
-    with names.open(encoding="utf-8", errors="surrogateescape", newline="") as listing:
+    with listed.open(encoding="utf-8", errors="surrogateescape", newline="") as listing:
         row_of = {line[0]: row for row, line in enumerate(csv.reader(listing), -1) if line}
-    good = stored.ndim == 2 and stored.dtype == np.float32 and len(stored) == len(row_of) - 1
-    hint = (
-        f"is {stored.dtype} of shape {stored.shape}, not a float32 row for each of {len(row_of) - 1:,} names"
-    )
+    names = len(row_of) - 1
+    good = stored.ndim == 2 and stored.dtype == np.float32 and len(stored) == names
+    hint = f"is {stored.dtype} of shape {stored.shape}, not a float32 row for each of {names:,} names"
     require(good, "teacher.embeddings", str(path), hint)
     named = map(faces.name, range(len(faces)))
     row_N = np.array([row_of.get(name, row_of.get(f"'{name}", -1)) for name in named])  # ' before a formula
