@@ -20,6 +20,7 @@ from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
 from facerec.packs.pack import open_pack
 from tests.making import image
+from tests.tiny_run import MemoryImages
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 30, 32
@@ -33,30 +34,20 @@ def garbled(i: int) -> bytes:
     return bytes(whole)
 
 
-class Mixed(LabelledImages):
+class Mixed(MemoryImages):
     """Mostly ordinary JPEGs, and every kind that is not."""
 
     def __init__(self, **other: bytes) -> None:
-        self.title, self.root = "mixed", Path("/mixed")
-        self.label_N, self.classes = np.arange(COUNT) // 3, np.arange(COUNT // 3)
-        self.files = [small(i) for i in range(COUNT)]
-        self.files[3] = small(3, kind="PNG")
-        self.files[7] = small(7, mode="L")
-        self.files[8] = small(8, orientation=6)
-        self.files[9] = small(9, mode="CMYK")
-        self.files[11] = small(11, progressive=True)
-        self.files[12] = small(12) + b"padding"
+        files = [small(i) for i in range(COUNT)]
+        files[3] = small(3, kind="PNG")
+        files[7] = small(7, mode="L")
+        files[8] = small(8, orientation=6)
+        files[9] = small(9, mode="CMYK")
+        files[11] = small(11, progressive=True)
+        files[12] = small(12) + b"padding"
         for i, content in other.items():
-            self.files[int(i[1:])] = content
-
-    def encoded(self, i: int) -> bytes:
-        return self.files[i]
-
-    def where(self, i: int) -> str:
-        return f"key {i} of /mixed"
-
-    def describe(self) -> str:
-        return "mixed"
+            files[int(i[1:])] = content
+        super().__init__("mixed", np.arange(COUNT) // 3, files)
 
 
 def prepared(faces: LabelledImages, decoder: str, **given):

@@ -23,6 +23,7 @@ from facerec.loading.order import Order, mirrored
 from facerec.loading.settings import DataSettings
 from facerec.packs.pack import open_pack
 from facerec.packs.recordio import Record, RecordWriter
+from tests.tiny_run import MemoryImages
 
 COUNT = 50
 
@@ -38,26 +39,18 @@ def jpeg(i: int, side: int = 32) -> bytes:
 JPEGS = [jpeg(i) for i in range(COUNT)]
 
 
-class Memory(LabelledImages):
+class Memory(MemoryImages):
     """COUNT images of COUNT // 5 identities in memory; it counts what is asked of it."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
-        self.title, self.root = "toy", Path("/toy")
-        self.label_N = np.arange(COUNT) // 5
-        self.classes = np.arange(COUNT // 5)
-        self.broken = broken
+        files = [one[:100] if i in broken else one for i, one in enumerate(JPEGS)]
+        super().__init__("toy", np.arange(COUNT) // 5, files)
         self.asked: list[int] = []
         self.hinted: list[int] = []
 
     def encoded(self, i: int) -> bytes:
         self.asked.append(i)
-        return JPEGS[i][:100] if i in self.broken else JPEGS[i]
-
-    def where(self, i: int) -> str:
-        return f"key {i + 1} of /toy"
-
-    def describe(self) -> str:
-        return "toy"
+        return super().encoded(i)
 
     def prefetch(self, positions) -> None:
         self.hinted.extend(positions)
@@ -169,7 +162,7 @@ def test_a_image_that_does_not_decode_stops_the_epoch_and_is_named() -> None:
     for workers in (1, 4):
         with pytest.raises(DamagedDataError) as caught:
             load(Memory(broken), workers=workers)
-        assert str(caught.value).startswith(f"key {order[20] + 1} of /toy: ")
+        assert str(caught.value).startswith(f"key {order[20]} of /toy: ")
         assert "data.on_error=skip" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert no_loader_threads()
@@ -193,7 +186,7 @@ def test_skipping_takes_the_next_image_that_decodes_and_counts(caplog: pytest.Lo
         assert np.array_equal(batch.mirror_B.numpy(), mirrored(1, 0, batch.index_B))
         assert batch.label_B.tolist() == (batch.index_B // 5).tolist()
     assert same(*results)
-    assert "skipped an image that does not decode: key 8 of /toy: " in caplog.text
+    assert "skipped an image that does not decode: key 7 of /toy: " in caplog.text
     assert "replaced: 4 for the first time, 4 in all" in caplog.text
 
 
@@ -277,22 +270,11 @@ def test_the_source_hears_of_every_image_before_it_is_asked_for_it(shuffle: str)
 
 
 def test_images_of_a_source_without_files_are_taken_as_they_are_or_resized() -> None:
-    class Pixels(LabelledImages):
-        def __init__(self) -> None:
-            self.title, self.root = "pixels", Path("memory")
-            self.label_N, self.classes = np.arange(4) % 2, np.arange(2)
-
-        def encoded(self, i: int) -> bytes:
-            return ppm(np.full((32, 32, 3), 10 * i, np.uint8))
-
-        def where(self, i: int) -> str:
-            return str(i)
-
-        def describe(self) -> str:
-            return "pixels"
-
+    pixels = MemoryImages(
+        "pixels", np.arange(4) % 2, [ppm(np.full((32, 32, 3), 10 * i, np.uint8)) for i in range(4)]
+    )
     for size in (32, 16, (32, 24)):
-        (batch,) = load(Pixels(), 4, size=size)
+        (batch,) = load(pixels, 4, size=size)
         height, width = (size, size) if isinstance(size, int) else size
         assert batch.image_BHWC.shape == (4, height, width, 3)
         assert batch.image_BHWC[:, 0, 0, 0].tolist() == (10 * batch.index_B).tolist()

@@ -10,12 +10,12 @@ import pytest
 
 from facerec.errors import ConfigError
 from facerec.images.decode import ppm
-from facerec.images.images import LabelledImages
 from facerec.loading.loader import Loader
 from facerec.loading.noise import lookalikes, with_label_noise
 from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.registry import build
+from tests.tiny_run import MemoryImages
 
 
 def noisy_faces(**given: Any):
@@ -58,34 +58,23 @@ def test_images_and_places_stay_those_of_the_set() -> None:
     assert np.array_equal(batch.label_B.numpy(), noisy.label_N[batch.index_B])
 
 
-class Shades(LabelledImages):
+def shades() -> MemoryImages:
     """Identities that are stripes of growing width: neighbours look alike."""
-
-    title, root = "shades", Path("shades")
-
-    def __init__(self) -> None:
-        self.label_N = np.repeat(np.arange(8), 5)
-        self.classes = [str(i) for i in range(8)]
-
-    def encoded(self, i: int) -> bytes:
-        image = np.zeros((32, 32, 3), np.uint8)
-        image[:, : 2 + 4 * int(self.label_N[i])] = 200
-        return ppm(image)
-
-    def where(self, i: int) -> str:
-        return str(i)
-
-    def describe(self) -> str:
-        return "shades"
+    image_CHWC = np.zeros((8, 32, 32, 3), np.uint8)
+    for identity in range(8):
+        image_CHWC[identity, :, : 2 + 4 * identity] = 200
+    return MemoryImages(
+        "shades", np.repeat(np.arange(8), 5), [ppm(one) for one in image_CHWC for _ in range(5)]
+    )
 
 
 def test_confusable_labels_are_those_of_lookalikes() -> None:
-    alike = lookalikes(Shades(), count=2)
+    alike = lookalikes(shades(), count=2)
     assert set(alike[3].tolist()) == {2, 4}
-    faces = with_label_noise(Shades(), 0.5, "confusable", seed=0)
+    faces = with_label_noise(shades(), 0.5, "confusable", seed=0)
     wrong = faces.label_N != faces.clean_label_N
     assert wrong.sum() == 20
-    near = lookalikes(Shades())
+    near = lookalikes(shades())
     for old, new in zip(faces.clean_label_N[wrong], faces.label_N[wrong], strict=True):
         assert new in near[old]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -26,26 +27,35 @@ from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import StartSettings, TrainerSettings
 
 
-class TinyFaces(LabelledImages):
+class MemoryImages(LabelledImages):
+    """Encoded images with their labels; `classes` of them, or as many as there are labels."""
+
+    def __init__(
+        self, title: str, label_N: npt.NDArray[np.int64], files: Sequence[bytes] = (), classes: int = 0
+    ) -> None:
+        self.title, self.root = title, Path(f"/{title}")
+        self.label_N, self.classes = label_N, np.arange(classes or label_N.max() + 1)
+        self.files = files
+
+    def encoded(self, i: int) -> bytes:
+        return self.files[i]
+
+    def where(self, i: int) -> str:
+        return f"key {i} of /{self.title}"
+
+    def describe(self) -> str:
+        return self.title
+
+
+class TinyFaces(MemoryImages):
     """`identities` × 6 images of 16×16 pixels: a colour for each identity, with noise."""
 
     def __init__(self, identities: int = 5, each: int = 6) -> None:
-        self.title, self.root = "tiny", Path("memory")
-        self.label_N = np.repeat(np.arange(identities), each)
-        self.classes = np.arange(identities)
         generator = np.random.default_rng(0)
         colour = generator.integers(40, 200, (identities, 1, 1, 3))
         noise = generator.integers(-40, 40, (identities * each, 16, 16, 3))
-        self._pixels = (np.repeat(colour, each, axis=0) + noise).clip(0, 255).astype(np.uint8)
-
-    def encoded(self, i: int) -> bytes:
-        return ppm(self._pixels[i])
-
-    def where(self, i: int) -> str:
-        return f"image {i}"
-
-    def describe(self) -> str:
-        return "tiny"
+        pixels = (np.repeat(colour, each, axis=0) + noise).clip(0, 255).astype(np.uint8)
+        super().__init__("tiny", np.repeat(np.arange(identities), each), [*map(ppm, pixels)])
 
 
 def tiny_backbone(dropout: float = 0.2) -> nn.Module:

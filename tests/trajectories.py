@@ -27,29 +27,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from facerec.cli.mistakes import config_folder
-from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.batch import Batch
 from facerec.training.loop import Trainer
 from facerec.training.run import assemble
-
-
-class Undrawn(LabelledImages):
-    """So many images of so many people, of which none is read."""
-
-    def __init__(self, images: int, people: int) -> None:
-        self.title, self.root = "given", Path("memory")
-        self.label_N = np.arange(images) % people
-        self.classes = np.arange(people)
-
-    def encoded(self, i: int) -> bytes:
-        raise NotImplementedError
-
-    def where(self, i: int) -> str:
-        return f"image {i}"
-
-    def describe(self) -> str:
-        return "given batches"
+from tests.tiny_run import MemoryImages
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
@@ -105,7 +87,8 @@ def trained(recipe: str, wanted: dict[str, Any], folder: Path, *overrides: str) 
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with mock.patch("facerec.training.run.open_faces", lambda data: Undrawn(per_epoch * count, classes)):
+        undrawn = MemoryImages("given", np.arange(per_epoch * count) % classes, classes=classes)
+        with mock.patch("facerec.training.run.open_faces", lambda data: undrawn):
             trainer = assemble(config, folder)
         rows = _steps(trainer, wanted, size, per_epoch)
         trainer.backbone.eval()
