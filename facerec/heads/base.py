@@ -115,29 +115,18 @@ class ClassHead(Head):
     """A head with one weight row per class, whose loss needs the target's product and a sum over the others.
 
     A subclass defines the vectors multiplied with the class weights (`query`), the term of each other class
-    (`others`) and the loss of both (`loss`).
+    (`others`) and the loss of both (`loss`). configs/head/base.yaml says what the settings mean; of these:
 
     Args:
-        init: start of the class weights: deviation of a zero-mean normal, or ``"xavier"`` (uniform,
-            ±√(6/(C+D))), ``"sface"`` (normal of deviation 2·√(2/C), as SFace's authors start), or ``"unit"``
-            (uniform, each row scaled to length 1, as AdaFace's and MagFace's start), or
-            ``"class_means"`` (the trainer sets each row to the mean unit embedding of its identity; until
-            then it is drawn as 0.01 says).
-        memory: keep the products of a block for the backward pass, recompute them, or ``auto``.
-        products: number format of the products with the class weights: fp32, tf32, bf16 (sums in fp32), or
-            auto: tf32 on GPUs that have it. The rest of the loss is fp32.
-        fused: compile what is done to a block of products into one pass each way (GPU); not every head can.
-        block_size: classes per block; null takes what fits the cache.
-        sharded: divide the class rows among the ranks, which then compute the loss over all their
-            batches; False, or too few classes for every rank to get one: all rows on every rank.
-        sample_rate: fraction of the class rows that take part in a step (Partial FC), in (0, 1]; those of the
-            batch's own classes always do, the others are drawn anew each step. The sum over the other classes
-            and what is reported of them are of those rows.
-        interclass_filtering: leave other classes with a greater cosine than this, in (0, 1], out of a
-            sample's sum: they add nothing and get no gradient, since they are likely the same person under
-            another label (An et al. 2022, "Killing Two Birds with One Stone": *abnormal inter-class
-            filtering*). The released code sets their cosine to 0 instead, so that each still adds e^0 = 1 to
-            the sum; the gradients to them are zero there, too. null: none are left out.
+        init: a deviation draws from a zero-mean normal, ``"xavier"`` uniformly in ±√(6/(C+D)), ``"sface"``
+            from a normal of deviation 2·√(2/C), as SFace's authors start, and ``"unit"`` rows of length 1,
+            as AdaFace's and MagFace's start. ``"class_means"`` is drawn as 0.01 until the trainer sets each
+            row to the mean unit embedding of its identity.
+        sharded: with too few classes for every rank to get one, all rows are on every rank.
+        sample_rate: the sum over the other classes and what is reported of them are of the sampled rows.
+        interclass_filtering: what is left out adds nothing and gets no gradient (An et al. 2022, "Killing
+            Two Birds with One Stone": *abnormal inter-class filtering*). The released code sets such a cosine
+            to 0 instead, so that each still adds e^0 = 1 to the sum; the gradients are zero there, too.
 
     Attributes:
         weight: (C, D) class weights, as the optimizer sees them; where they are sharded, the rows of `shard`.

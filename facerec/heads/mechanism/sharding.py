@@ -64,25 +64,19 @@ def initialise(weight: Tensor, init: float | str, shard: Shard) -> None:
     A rank that holds a part of the classes draws the numbers of all, so that the weights do not depend on
     the world size.
     """
-    bound, deviation = 0.0, 0.0
-    if init == "unit":
-        bound = 1.0
-    elif init == "xavier":
-        rows = weight.shape[1:-1].numel() * shard.classes
-        bound = math.sqrt(6 / (rows + weight.shape[-1]))
-    elif init == "sface":
-        deviation = 2 * math.sqrt(2 / shard.classes)
-    elif init == "class_means":
-        deviation = 0.01  # until the trainer sets the rows
-    elif isinstance(init, str):
+    rows = weight.shape[1:-1].numel() * shard.classes
+    bounds = {"unit": 1.0, "xavier": math.sqrt(6 / (rows + weight.shape[-1]))}
+    deviations = {"sface": 2 * math.sqrt(2 / shard.classes), "class_means": 0.01}
+    if not isinstance(init, str):
+        require(init > 0, "head.init", init, "a deviation must be greater than 0")
+    elif init not in bounds | deviations:
         hint = "must be xavier, sface, unit, class_means or a deviation such as 0.01"
         raise ConfigError("head.init", init, hint)
-    else:
-        require(init > 0, "head.init", init, "a deviation must be greater than 0")
-        deviation = init
 
-    def draw(rows: Tensor) -> Tensor:
-        return rows.normal_(0, deviation) if deviation else rows.uniform_(-bound, bound)
+    def draw(into: Tensor) -> Tensor:
+        if init in bounds:
+            return into.uniform_(-bounds[init], bounds[init])
+        return into.normal_(0, deviations[init] if isinstance(init, str) else init)
 
     if shard.complete:
         draw(weight)
