@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,10 @@ pytestmark = pytest.mark.usefixtures("_on_meta")
 def without_values(folder: Path, head: str, **given: Any) -> Trainer:
     """A trainer whose device holds no values; its batches are real and come out of the real loader."""
     trainer = tiny_trainer(folder, head=head, trainer_log_every=1000, **given)
-    settings = {"backbone": trainer.backbone.to(META), "head": trainer.head.to(META), "device": META}
     for group in trainer.optimizer.param_groups:  # kernels of fused optimizers exist for real devices only
         group.update(fused=False, foreach=True)
-    names = ("settings", "eval_settings", "optimizer", "loader", "verification_sets", "input", "config")
-    given_before = {name: getattr(trainer, name) for name in names}
-    return Trainer(schedule=trainer.schedule, start=trainer.start, folder=folder, **given_before, **settings)
+    modules = {"backbone": trainer.backbone.to(META), "head": trainer.head.to(META)}
+    return replace(trainer, **modules, device=META, reporters=[])
 
 
 def run(trainer: Trainer, steps: int = 2) -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +220,7 @@ def on_gpu(trainer: Trainer) -> Trainer:
     trainer.backbone.to(gpu)
     trainer.head.to(gpu)
     trainer.loader.pin = True
-    names = ("settings", "eval_settings", "optimizer", "loader", "verification_sets", "input", "config")
-    names += ("backbone", "head", "schedule", "start", "folder")
-    return Trainer(device=gpu, **{name: getattr(trainer, name) for name in names})
+    return replace(trainer, device=gpu, reporters=[])
 
 
 # Several ranks ---------------------------------------------------------------------------------------------

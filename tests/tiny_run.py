@@ -83,11 +83,7 @@ def tiny_trainer(
 ) -> Trainer:
     """A trainer as `assemble` makes it; `given` are settings by their dotted name with ``_`` for the dot."""
     sections: dict[str, dict[str, Any]] = {
-        "trainer": {},
-        "optimizer": {},
-        "schedule": {},
-        "start": {},
-        "eval": {},
+        section: {} for section in ("trainer", "optimizer", "schedule", "start", "eval")
     }
     for key, value in given.items():
         section, _, name = key.partition("_")
@@ -97,15 +93,12 @@ def tiny_trainer(
     start = StartSettings(**sections["start"])
     backbone = tiny_backbone(dropout).requires_grad_(not start.frozen)
     faces = TinyFaces(each=each)
-    loss = create_head(
-        head,
-        num_classes=faces.num_classes,
-        embedding_size=8,
-        **({"s": 16.0} if head in ("arcface", "cosface") else {}),
-        **head_options,
-    )
+    options = {**({"s": 16.0} if head in ("arcface", "cosface") else {}), **head_options}
+    loss = create_head(head, num_classes=faces.num_classes, embedding_size=8, **options)
     torch.manual_seed(parallel.rank_seed(seed))
     optimizer = OPTIMIZERS.from_section({"name": "sgd"} | sections["optimizer"])
+    modules = {"backbone": backbone, "head": loss}
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     return Trainer(
         settings=settings,
         schedule=SCHEDULES.from_section({"name": "cosine"} | sections["schedule"]),
@@ -113,17 +106,8 @@ def tiny_trainer(
         eval_settings=EvalSettings(**sections["eval"]),
         backbone=backbone,
         head=loss,
-        optimizer=make_optimizer(
-            optimizer, {"backbone": backbone, "head": loss}, {"backbone": start.lr_scale}
-        ),
-        loader=Loader(
-            faces,
-            settings.batch_size,
-            DataSettings(size=16),
-            seed=seed,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        ),
+        optimizer=make_optimizer(optimizer, modules, {"backbone": start.lr_scale}),
+        loader=Loader(faces, settings.batch_size, DataSettings(size=16), seed=seed, **ranks),
         verification_sets=[],
         input=Preprocessing(size=16),
         device=torch.device("cpu"),

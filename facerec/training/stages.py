@@ -163,10 +163,6 @@ class Stage:
             old, new = (one.config[section].get(name) for one in (before, self))
             require(old == new, key, new, f"stays the same in a run, and was {setting_text(old)}")
 
-    def gives(self, section: str) -> bool:
-        """Return True where it changes something of a section."""
-        return any(key.lstrip("~").partition(".")[0] == section for key in self.given)
-
     def changes(self, before: Stage) -> str:
         """Say what it changes: ``head.m=0.5 (was 0.3)``; a name explains the rest of its section."""
         old, new = (
@@ -284,7 +280,7 @@ class Stages:
                 trainer.set_modes()
             parallel.broadcast_buffers(trainer.backbone)  # which each rank has followed on its own
             trainer.warm_up()
-        if stage.gives("schedule"):
+        if any(key.lstrip("~").partition(".")[0] == "schedule" for key in stage.given):
             position.origin = [progress.step, progress.epoch]
         position.stage += 1
         trainer.meter.flops = cost.of_run(trainer).flops_per_sample()
