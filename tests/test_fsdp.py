@@ -23,7 +23,7 @@ from facerec.images.decode import ppm
 from facerec.models import checkpoint
 from facerec.models.checkpoint import newest_checkpoint
 from facerec.packs.verification import write_verification
-from facerec.training import cost
+from facerec.training import cost, state
 from facerec.training.dry_run import dry_run
 from facerec.training.loop import Trainer
 from facerec.training.reporter import Reporter, Run
@@ -119,7 +119,7 @@ def train(folder: Path, name: str, settings: Sequence[str]) -> Trainer:
     trainer = assemble(composed(folder, name, settings), folder / name, [rows])
     results = trainer.fit()
     parts = {"backbone": trainer.backbone} | ({} if trainer.ema is None else {"ema": trainer.ema})
-    learnt = trainer.capture(parts, whole=True)
+    learnt = state.capture(trainer, parts, whole=True)
     found = {f"{part}.{key}": x for part in parts for key, x in learnt[part].items() if "running" not in key}
     for key, value in trainer.head.state_dict().items():
         gathered = distributed.all_gather_object(value)

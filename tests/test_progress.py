@@ -46,7 +46,7 @@ def test_the_number_of_steps_is_known_before_the_first(
     given: dict[str, Any] = {"trainer_epochs": epochs, "trainer_batch_size": batch}
     run = tiny_trainer(tmp_path, trainer_accumulate=accumulate, trainer_max_steps=most, **given)
     assert isinstance(run.settings, TrainerSettings) and isinstance(run.loader.faces, TinyFaces)
-    said = run.settings.steps(run.loader)
+    said = run.steps()
     run.step = lambda batches: take(run, batches)  # type: ignore[method-assign]
     run.after_step = lambda: None  # type: ignore[method-assign]
     run.save = lambda: None  # type: ignore[method-assign]

@@ -25,6 +25,7 @@ from facerec.training.loop import Trainer
 from facerec.training.optimizers import OPTIMIZERS, make_optimizer
 from facerec.training.schedules import SCHEDULES
 from facerec.training.settings import StartSettings, TrainerSettings
+from facerec.training.stages import Stage, Stages
 
 
 class MemoryImages(LabelledImages):
@@ -99,19 +100,25 @@ def tiny_trainer(
     optimizer = OPTIMIZERS.from_section({"name": "sgd"} | sections["optimizer"])
     modules = {"backbone": backbone, "head": loss}
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    data = DataSettings(size=16)
+    config = {"seed": seed, "backbone": {"name": "tiny"}, "head": {"name": head}, "data": {"name": "tiny"}}
+    schedule = SCHEDULES.from_section({"name": "cosine"} | sections["schedule"])
+    stage = Stage(config, start, schedule, optimizer, data)
+    stage.loader = Loader(faces, settings.batch_size, data, seed=seed, **ranks)
     return Trainer(
         settings=settings,
-        schedule=SCHEDULES.from_section({"name": "cosine"} | sections["schedule"]),
+        schedule=schedule,
         start=start,
         eval_settings=EvalSettings(**sections["eval"]),
         backbone=backbone,
         head=loss,
         optimizer=make_optimizer(optimizer, modules, {"backbone": start.lr_scale}),
-        loader=Loader(faces, settings.batch_size, DataSettings(size=16), seed=seed, **ranks),
+        loader=stage.loader,
         verification_sets=[],
         input=Preprocessing(size=16),
         device=torch.device("cpu"),
-        config={"seed": seed, "backbone": {"name": "tiny"}, "head": {"name": head}, "data": {"name": "tiny"}},
+        config=config,
         folder=folder,
+        stages=Stages([stage]),
         reporters=reporters,
     )

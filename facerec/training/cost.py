@@ -2,11 +2,11 @@
 
 A run logs them before it starts; `scripts/plan` prints them for a cluster that need not exist.
 
-Symbols: B samples of a rank, P world size, p = 1 / P where the
-backbone is sharded, else 1, G = P·B, S samples that meet the class weights (G where these are
-sharded, else B), D embedding size, R rows of class weights on this rank, K ≤ R rows that take part in a step,
-W parameters of the backbone, M multiply-adds of an image through it, a bytes that its backward pass needs of
-an image, T tensors that the optimizer keeps per parameter, A batches per step, r = (P − 1) / P.
+Symbols: B samples of a rank, P world size, p = 1 / P where the backbone is sharded, else 1, G = P·B, S
+samples that meet the class weights (G where these are sharded, else B), D embedding size, R rows of class
+weights on this rank, K ≤ R rows that take part in a step, W parameters of the backbone, M multiply-adds of an
+image through it, a bytes that its backward pass needs of an image, T tensors that the optimizer keeps per
+parameter, A batches per step, r = (P − 1) / P.
 """
 
 from __future__ import annotations
@@ -115,13 +115,8 @@ def estimate(
     symbols: dict[str, float] = {"B": batch_size, "P": world_size, "G": world_size * batch_size}
     symbols |= {"S": samples, "A": accumulate}
     symbols |= {"D": embedding_size, "R": rows, "K": taking_part, "T": state_tensors}
-    symbols |= {
-        "p": 1 / world_size if fsdp else 1,
-        "W": parameters,
-        "M": multiply_adds,
-        "a": activation,
-        "r": 1 - 1 / world_size,
-    }
+    symbols |= {"W": parameters, "M": multiply_adds, "a": activation, "r": 1 - 1 / world_size}
+    symbols["p"] = 1 / world_size if fsdp else 1
 
     held = "p × W × 4" if fsdp else "W × 4"
     backbone = {"weights": held} | ({"half-precision copies": "W × 2"} if half else {})

@@ -54,7 +54,7 @@ def dry_run(config: Mapping[str, Any], composed: Sequence[Mapping[str, Any]] = (
     own = (*seconds, peak_memory(trainer.device), peak_memory(host))
     first, later, peak, peak_host = map(max, zip(*distributed.all_gather_object(own), strict=True))
 
-    world_size, steps = trainer.loader.world_size, trainer.settings.steps(trainer.loader)
+    world_size, steps = trainer.loader.world_size, trainer.steps()
     per_step = trainer.settings.batch_size * trainer.settings.accumulate * world_size
     on_device = f"{size_text(peak)} on {trainer.device}, " if trainer.device.type == "cuda" else ""
     _say(

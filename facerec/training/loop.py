@@ -29,7 +29,7 @@ from facerec.loading.batch import Batch, mirror_and_normalise, prepare
 from facerec.loading.loader import Loader
 from facerec.models import checkpoint
 from facerec.models.model import Model
-from facerec.training import comparison, fine_tuning, parallel, reporter, resume, state
+from facerec.training import comparison, fine_tuning, parallel, reporter, state
 from facerec.training.ema import WeightAverage
 from facerec.training.guard import Guard
 from facerec.training.interruption import Interruption
@@ -64,8 +64,8 @@ class Trainer:
     device: torch.device
     config: Mapping[str, Any]
     folder: Path
+    stages: Stages
     teacher: Teacher | None = None
-    stages: Stages = field(default_factory=Stages)
     reporters: list[reporter.Reporter] = field(default_factory=list)
     changes: Mapping[str, str] = field(default_factory=dict)  # of settings, at this resume
 
@@ -174,7 +174,7 @@ class Trainer:
 
     def steps(self) -> int:
         """Return the number of steps of the whole run."""
-        return self.stages.steps(self.settings)[-1] if self.stages.all else self.settings.steps(self.loader)
+        return self.stages.steps(self.settings)[-1]
 
     def batches_of_steps(self) -> Iterator[list[Batch]]:
         """Yield the list of batches of each step that is left of the epoch."""
@@ -312,7 +312,7 @@ class Trainer:
             if at.improved(self.results, self.eval_settings.select):
                 unsharded = {"backbone": self.backbone} if self.head.sharded_parameters else self.modules
                 averages = {} if self.ema is None else {"ema": self.ema}
-                best = self.capture({**unsharded, **averages}, whole=True)
+                best = state.capture(self, {**unsharded, **averages}, whole=True)
                 if distributed.rank() == 0:
                     checkpoint.save(self.checkpoints / "best.pt", best)
                 del best
@@ -324,22 +324,16 @@ class Trainer:
             return
         self.notify("saving")
         with self.paused():
-            self.store.save(self.capture(self.parts), state.shards_of(self.parts))
+            self.store.save(state.capture(self, self.parts), state.shards_of(self.parts))
             self.saved = copy.deepcopy(self.position)
 
     def resume(self, path: Path) -> None:
         """Go on from `path`, or the checkpoint before it where it is damaged."""
-        path, (self.position, self.changes) = self.store.read(path, self.restore)
+        path, (self.position, self.changes) = self.store.read(path, partial(state.restore, self))
         self.stages.require_ahead(self, path)
         self.saved = copy.deepcopy(self.position)
         log.info("resumed from %s: step %d, epoch %.3f", path, self.position.step, self.progress().epoch)
         comparison.log_changes(path, self.changes, self.position.step if self.done() else None)
-
-    def restore(self, path: Path) -> tuple[state.Position, dict[str, str]]:
-        """Load the state in a checkpoint; return the position there, and the settings that have changed."""
-        stored = checkpoint.open_checkpoint(path)
-        began = self.stages.go_to(self, path, stored.rest)
-        return resume.restore(stored, self.parts, self.config, self.loader.faces, began)
 
     def set_modes(self) -> None:
         """Put head and backbone into training mode, as far as the backbone is trained."""
@@ -349,13 +343,6 @@ class Trainer:
     def model(self) -> Model:
         """Return the backbone with its preprocessing."""
         return Model(self.backbone, self.input, step=self.position.step, epoch=self.position.epoch)
-
-    def capture(self, parts: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
-        """Return the contents of a checkpoint, with this rank's rows of sharded tensors or the whole ones."""
-        input, faces = self.input.to_dict(), self.loader.faces
-        began = self.stages.began(self.position.stage)
-        about: Any = {"config": self.config, "input": input, "faces": faces, "began": began}
-        return state.capture(self.position, parts, **about, whole=whole)
 
     def notify(self, event: str, *details: Any) -> None:
         """Pass an event on to all reporters; the first that cannot write ends the run."""

@@ -99,11 +99,6 @@ class TrainerSettings:
         graphs = isinstance(self.compile, str) and self.accumulate > 1
         require(not graphs, "trainer.accumulate", self.accumulate, f"{hint}or trainer.compile=true")
 
-    def steps(self, loader: Loader) -> int:
-        """Return the number of optimizer steps of a whole run with one order of images."""
-        steps = self.steps_of(self.epochs, loader)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
     def steps_of(self, epochs: float, loader: Loader) -> int:
         """Return the number of steps of so many epochs."""
         per_epoch = math.ceil(loader.batches_per_epoch() / self.accumulate)

@@ -22,7 +22,7 @@ from facerec.loading.settings import DataSettings
 from facerec.loading.sources import open_faces
 from facerec.models.checkpoint import is_counter
 from facerec.settings import AtResume, flat, marks
-from facerec.training import cost, fine_tuning, parallel, resume
+from facerec.training import cost, fine_tuning, parallel, state
 from facerec.training.optimizers import OptimizerSettings, make_optimizer, state_by_name
 from facerec.training.schedules import Progress, Schedule
 from facerec.training.settings import StartSettings, TrainerSettings
@@ -221,12 +221,12 @@ class Stages:
     """The stages of a run, and the change from one to the next.
 
     Attributes:
-        all: that of the run's own settings, and the further ones; none where a trainer was made by hand.
+        all: that of the run's own settings, and the further ones.
         trainable: names of the backbone's parameters that its network lets be trained.
         seed: of the run.
     """
 
-    all: Sequence[Stage] = ()
+    all: Sequence[Stage]
     trainable: frozenset[str] = frozenset()
     seed: int = 0
 
@@ -310,17 +310,17 @@ class Stages:
         """Return the settings that the run began with, where those of a later stage replace them."""
         return self.all[0].config if number else None
 
-    def go_to(self, trainer: Trainer, path: Path, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Give a trainer the parts that the checkpoint of `state` has been made of; returns `began`.
+    def go_to(self, trainer: Trainer, path: Path, stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Give a trainer the parts that the checkpoint of `stored` has been made of; returns `began`.
 
         Raises:
             CheckpointError: it is one of a stage that this run does not have.
         """
-        number = state.get("stage", 0)
-        if not is_counter(number) or number >= max(1, len(self.all)):
+        number = stored.get("stage", 0)
+        if not is_counter(number) or number >= len(self.all):
             raise CheckpointError(
                 f"trainer.resume={path}: that run is in its stage {number}, and this one has "
-                f"{max(0, len(self.all) - 1)}; give it the same stages, or another output_dir"
+                f"{len(self.all) - 1}; give it the same stages, or another output_dir"
             )
         if number != trainer.position.stage:
             self._build(trainer, number)
@@ -357,7 +357,7 @@ class Stages:
         trainer.optimizer = make_optimizer(stage.optimizer, modules, stage.start.factors())
         names = [name for group in trainer.optimizer.param_groups for name in group["names"]]
         slots = {index: held[name] for index, name in enumerate(names) if name in held}
-        trainer.optimizer.load_state_dict(resume.optimizer_state(trainer.optimizer, slots))
+        trainer.optimizer.load_state_dict(state.optimizer_state(trainer.optimizer, slots))
         trainer.connect(wrap=trained)
         trainer.set_modes()
         return rows
