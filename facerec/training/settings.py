@@ -159,7 +159,7 @@ class TeacherSettings:
         hint = "with teacher.logits and teacher.features 0, nothing is taught"
         require(taught, "teacher.cosine", self.cosine, hint)
         if self.features and self.given:
-            hint = "needs teacher.ckpt, and teacher.layers={MODULE: MODULE} of the backbone and its network"
+            hint = "needs teacher.ckpt and teacher.layers={MODULE: MODULE}, of the backbone and its network"
             require(self.ckpt is not None and bool(self.layers), "teacher.features", self.features, hint)
 
     @property
