@@ -198,7 +198,7 @@ def test_a_resume_that_is_refused_says_nothing_else_and_what_goes_on_is_describe
     refused = train(work, *settings, "seed=77")
     assert "belongs to a run with other settings: seed=77" in failed(refused) and not refused.stdout
     run = train(work, *settings, "optimizer.lr=0.003")
-    assert "'lr': 0.003" in next(line for line in run.stdout.splitlines() if line.startswith("optimizer"))
+    assert "lr=0.003" in next(line for line in run.stdout.splitlines() if line.startswith("optimizer"))
 
 
 def test_a_job_that_started_from_a_path_and_is_queued_again_goes_on_from_its_own_state(work: Path) -> None:
