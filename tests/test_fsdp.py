@@ -253,7 +253,7 @@ def test_what_is_trained_stays_the_same_and_one_process_says_that_it_shards_noth
     caplog.set_level("INFO")
     config = composed(tmp_path, "run", ["trainer.fsdp=true"])
     assemble(config, tmp_path / "run")
-    assert "trainer.fsdp=True (for several processes)" in caplog.text and "FSDP2" not in caplog.text
+    assert "trainer.fsdp=true (for several processes)" in caplog.text and "FSDP2" not in caplog.text
     later = {name: config[name] for name in SECTIONS}
     later["backbone"] = config["backbone"] | {"freeze": ["stem"]}
     config["stages"] = [{"step": 2, "backbone.freeze": ["stem"]}]
