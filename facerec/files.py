@@ -52,6 +52,13 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             unfinished.drop()
 
 
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> Path:
+    """Write a whole file as `replacing` does, and return its path."""
+    with replacing(path, durable=durable) as file:
+        file.write(content)
+    return path
+
+
 @contextlib.contextmanager
 def replacing_both(path: Path, beside: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Open two files that belong together and take their names at once, or are both removed.

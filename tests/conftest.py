@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 
 from .browser import browser  # noqa: F401 - a fixture
-from .folder_run import trained, work  # noqa: F401 - fixtures
+from .folder_run import orl, trained, work  # noqa: F401 - fixtures
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Modules of few tests that take long: begun last, one process would wait for the other.

@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-TINY = [
-    *(
-        "backbone=mobilefacenet",
-        "backbone.embedding_size=16",
-        "data=folder",
-        "data.root=faces",
-        "data.size=32",
-    ),
-    *("data.workers=1", "trainer.batch_size=8", "trainer.log_every=1", "trainer.threads=1"),
-    *("trainer.device=cpu", "eval.targets=[]", "schedule=constant", "optimizer.lr=0.05"),
+from facerec.making.orl import pack_orl
+
+# Settings of a network and a run that take a moment.
+NETWORK = [
+    *("backbone=mobilefacenet", "backbone.embedding_size=32", "data.size=32", "schedule=constant"),
+    *("trainer.log_every=1", "trainer.threads=1"),
 ]
+TINY = [
+    *(*NETWORK, "data=folder", "data.root=faces", "data.workers=1", "trainer.batch_size=8"),
+    *("trainer.device=cpu", "eval.targets=[]", "optimizer.lr=0.05"),
+]
+
+
+@pytest.fixture(scope="session")
+def orl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack of the ORL faces."""
+    root = tmp_path_factory.mktemp("orl")
+    pack_orl(root)
+    return root
 
 
 def make_faces(root: Path, names: tuple[str, ...] = ("anna", "berta", "clara"), images: int = 8) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from facerec.cli.base import reported
 from facerec.errors import FacerecError, UserError
 from facerec.making.audit import Finding, audit
 from facerec.packs.recordio import RecordReader
 from tests.making import DAMAGE, damaged_pack, data, overwrite
+from tests.test_cli_train import failed, process
 
 
 @pytest.fixture
@@ -263,18 +263,6 @@ def test_index_can_be_written_elsewhere(pack: Path, tmp_path: Path) -> None:
 # How it ends -----------------------------------------------------------------------------------------------
 
 
-def facerec_data(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user starts it."""
-    program = "from facerec.cli.data import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **settings},
-        timeout=60,
-    )
-
-
 def test_help_of_every_command_needs_no_numpy_and_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys\nfrom facerec.cli.data import run\n"
@@ -287,29 +275,9 @@ def test_help_of_every_command_needs_no_numpy_and_no_torch(capsys: pytest.Captur
     assert max(map(len, ended.stdout.splitlines())) <= 100
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["inof"], 2, "inof: no such subcommand; did you mean info?"),
-        ([], 2, "SUBCOMMAND"),
-        (["info"], 2, "info: the following arguments are required: path; see `facerec-data info --help`"),
-        (["info", "/nowhere"], 2, "/nowhere: no such file or folder"),
-        (["verify", "/nowhere"], 2, "/nowhere: no such file or folder"),
-        (["verify", __file__, "--index", "/no.idx"], 2, "/no.idx: there is no such index"),
-        (["verify", ".", "--workers", "0"], 2, "--workers=0: must be 1 or more"),
-    ],
-)
-def test_a_users_mistake_ends_with_2_and_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, said: str
-) -> None:
-    assert reported("facerec-data", lambda: data(*arguments)) == status
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("facerec-data: ") and said in line
-
-
 def test_a_damaged_pack_ends_with_1_and_a_traceback_on_request_only(pack: Path) -> None:
     overwrite(pack, 0, b"\0")
-    ended = facerec_data("info", pack)
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
-    assert f"key 0 at offset 0 of {pack}: bad magic number" in ended.stderr
-    assert "Traceback" in facerec_data("info", pack, FACEREC_TRACEBACK="1").stderr
+    line = failed(process("facerec-data", "info", pack, cwd=pack.parent), status=1)
+    assert f"key 0 at offset 0 of {pack}: bad magic number" in line
+    told = process("facerec-data", "info", pack, cwd=pack.parent, FACEREC_TRACEBACK="1")
+    assert "Traceback" in told.stderr

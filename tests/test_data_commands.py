@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from facerec.cli.data import parser
-from facerec.cli.data_options import COMMANDS as REGISTERED
+from facerec.cli.data import program
 from facerec.errors import UserError
 from facerec.making.audit import audit
 from facerec.packs.pack import open_pack
@@ -26,8 +25,7 @@ from tests.making import data, image
 from tests.published_trees import TREES
 
 IDENTITIES, EACH = 22, 3
-parser()  # imports them
-COMMANDS = sorted(REGISTERED)
+COMMANDS = sorted(program.commands)
 # What each writes, with {} for the outputs' folder; those without an entry write nothing.
 LINES = {
     **{name: f"sets/{name} {{}}/out --keep --workers 1" for name in TREES},

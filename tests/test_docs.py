@@ -21,6 +21,7 @@ from facerec.cli.overrides import hydra_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSED = {one.program.name: one.program for one in (data, embed, figures, model, sweep)}
 CONFIGS = {"facerec-train": "train", "facerec-eval": "eval", "facerec-export": "export"}
 
 
@@ -47,16 +48,8 @@ def test_a_documented_command_is_understood(page: str, line: str) -> None:
     program, arguments = words[0], words[1:]
     if program in CONFIGS:
         composes(CONFIGS[program], arguments)
-    elif program == "facerec-data":
-        data.parser().parse_args(arguments)
-    elif program == "facerec-embed":
-        embed.parser().parse_args(arguments)
-    elif program == "facerec-model":
-        model.parser().parse_args(arguments)
-    elif program == "facerec-sweep":
-        sweep.parser().parse_args(arguments)
-    elif program == "facerec-figures":
-        figures.parser().parse_args(arguments)
+    elif program in PARSED:
+        PARSED[program].parser().parse_args(arguments)
     elif program == "pip":
         extras = re.findall(r"facerec\[([\w,]+)\]", line)
         known = importlib.metadata.metadata("facerec").get_all("Provides-Extra") or []

@@ -1,4 +1,4 @@
-"""Wrong first commands, as people type them who know another program: each one line, with what to type."""
+"""Wrong commands, as people type them who know another program: each one line, with what to type."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from facerec.cli.base import reported
 from facerec.errors import UserError
 from facerec.packs.verification import write_verification
 from tests.test_cli_train import command, process
+from tests.test_refusals import RUN
 
-# What is typed, and what the one line must say.
+# What is typed (RUN: the settings of a small run), and what the one line must say.
 MISTAKES = """
 train lr=0.1                              | did you mean optimizer.lr?
 train learning_rate=0.1                   | did you mean optimizer.lr?
@@ -139,7 +140,92 @@ eval ckpt=none.pt eval=ijbc               | did you mean ijb?
 data pack photos                          | pack: the following arguments are required: out
 data info photos                          | photos: holds no train.rec
 data merge test.bin photos out            | is a verification set; a .rec, or a folder with train.rec
+data                                      | SUBCOMMAND
+data inof                                 | inof: no such subcommand; did you mean info?
+data info                                 | info: the following arguments are required: path; see `facerec-
+data info /nowhere                        | /nowhere: no such file or folder
+data verify /nowhere                      | /nowhere: no such file or folder
+data verify face.pt --index /no.idx       | /no.idx: there is no such index
+data verify . --workers 0                 | --workers=0: must be 1 or more
 figures arcface                           | arcface: no such figure
+train head.m=-1                           | head.m=-1: an angular margin must be from 0 to π/2 (radians)
+train head.m=wide                         | head.m=wide: must be a number
+train head=arcfase                        | head=arcfase: no such head; did you mean arcface?
+train trainer.precision=fp8               | trainer.precision=fp8: must be one of auto, fp32, bf16, fp16
+train trainer.epoch=3                     | (from the command line); did you mean trainer.epochs?
+train +trainer.foo=3                      | trainer.foo=3: no such setting
+train trainer.batch_size=0                | trainer.batch_size=0: must be 1 or more
+train trainer.device=tpu                  | trainer.device=tpu: must be auto, cpu, cuda, cuda:N or mps
+train optimizer.lr=0                      | optimizer.lr=0: must be greater than 0
+train backbone=ir_5                       | backbone=ir_5: no such backbone; did you mean ir_50?
+train seed=-1                             | seed=-1: must be an integer, 0 or more
+train nonsense                            | nonsense: is not of the form key=value
+train trainer.resume=nowhere.pt           | trainer.resume=nowhere.pt: no such file
+train head=softmax head.mm=1              | with head=softmax); did you mean head.memory? known: head.block_
+train head=arcface,cosface                | head=arcface,cosface: is several values; -m runs one after
+train trainer.lr=1                        | (from the command line); did you mean optimizer.lr?
+train trainr.epochs=3                     | setting (from the command line); did you mean trainer?
+train ~head.x                             | head.x: no such setting (from the command line, with head=arcface)
+train +head.m=1                           | +head.m: there is a head.m already; head.m=… without + sets it
+train hydra.verbose=3                     | hydra.verbose=3: must be true, false, or names of loggers
+train hydra.launcher=3                    | hydra.launcher=3: must be a section of settings
+train output_dir=null                     | output_dir=None: must be the path of a folder
+train output_dir=[a]                      | output_dir=['a']: must be the path of a folder
+train output_dir=                         | output_dir=: must be the path of a folder
+train +hydra.job.env_set.LD_PRELOAD=x.so  | LD_PRELOAD: a configuration may set no variables
+train hydra.job.env_copy=[FACEREC_NONE]   | FACEREC_NONE is not set in the environment
+train runs/best.pt                        | of what is this the path? ckpt=runs/best.pt is a model
+train trainer.resume=false                | trainer.resume=false: must be auto or text or null
+train +wandb=true                         | wandb=True: no such setting; did you mean logger?
+train experiment=orl_demo head=softmax    | softmax.yaml or configs/experiment/orl_demo.yaml; '~head.s' leaves
+eval ckpt=face.pt eval=null               | eval=null: must be the name of a choice; known: identification
+eval ckpt=face.pt ~device device=3        | device: no such setting
+eval ckpt=face.pt device=3                | device=3: must be auto, cpu
+eval ckpt=face.pt eval.cache=[x]          | eval.cache=['x']: must be text or null
+eval ckpt=face.pt +backbone.dropout=0     | backbone.dropout=0: needs backbone=NAME
+eval ckpt=face.pt +foo=3                  | foo=3: no such setting; known: allow_code, backbone, ckpt
+export ckpt=face.pt output_dir=there      | there: has no effect here; out=FILE says where
+export ckpt=face.pt format=onx            | format=onx: must be one of onnx, safetensors
+export ckpt=face.pt -m                    | -m: an export writes one file; call it once for each
+export ckpt=face.pt out=[a]               | out=['a']: must be text or null
+export ckpt=face.pt ckpt=null             | ckpt=null: must be text
+export ckpt=face.pt force=1               | force=1: must be true or false
+export ckpt=face.pt input=3               | input=3: must be a mapping
+train RUN head=base                       | head.name=null: must name one; known: adacos, adaface
+train backbone=base                       | backbone.name=null: must name one; known: adaface_ir_101
+train RUN backbone.pretrained=            | backbone.pretrained=: must be a path, or null for none
+train RUN head=null                       | head=null: must be the name of a choice; known: adacos, adaface
+train RUN head=3                          | head=3: must be the name of a choice; known: adacos, adaface
+train RUN ~schedule                       | schedule=null: must be a section of settings
+train RUN ~seed                           | seed=null: must be an integer
+train RUN eval.metrics=[auc,foo]          | eval.metrics=foo: no such metric; known: accuracy, auc
+train RUN seed=1e30                       | must be an integer
+train RUN head.name=[arcface]             | head=[arcface]: no such head
+train RUN +head.num_classes=3             | head.num_classes=3: no such setting
+train RUN input.std=1e-44                 | input.std=1e-44: must be from 0.01 to 100000
+train RUN input.std=-1                    | input.std=-1: must be from 0.01
+train RUN input.std=[1,1,0]               | must be from 0.01
+train RUN input.std=nan                   | input.std=nan: must be
+train RUN input.mean=inf                  | input.mean=inf: must be
+train RUN input.mean=1e5                  | input.mean=100000: must be from -10000 to 10000
+train RUN input.size=64                   | input.size=64: must be data.size=32 in training
+train RUN data.size=33 backbone.input_size=32 | must equal backbone.input_size=32; data.size=32 alone
+train RUN trainer.epochs=inf              | trainer.epochs=inf: must be a finite number
+train RUN trainer.epochs=1e300            | trainer.epochs=1e+300: must be a finite number, from -1e12 to 1e12
+train RUN trainer.keep_last=1e10          | trainer.keep_last=10000000000: must be 1 to 1,000
+train RUN eval.bootstrap=1e10             | eval.bootstrap=10000000000: must be 0 (none) to 1,000,000
+train RUN head.init=inf                   | head.init=inf: must be a finite number
+train RUN 'backbone.lr_scales={body: inf}' | backbone.lr_scales.body=inf: must be a finite number
+train RUN optimizer.lr=nan                | optimizer.lr=nan: must be a finite number
+train RUN trainer.max_steps=1e300         | trainer.max_steps=1e+300: must be an integer
+train RUN trainer.threads=100000          | trainer.threads=100000: must be 1 or more, and at most 1,024
+train RUN backbone.embedding_size=1e15    | backbone.embedding_size=1000000000000000: must be 1 or more
+train RUN schedule={} schedule.name=null  | schedule.name=null: must name one; known: constant
+train RUN trainer.batch_size=1            | trainer.batch_size=1: batch norm needs two images or more
+train RUN trainer.batch_size=23 data.drop_last=false | data.drop_last=false: leaves a batch of one image
+train RUN head=triplet data.shuffle=full data.images=4 | identity, and no identity of the data has two
+train RUN head=triplet data.shuffle=full trainer.batch_size=1 | identity, and no batch of one holds two
+train RUN head=contrastive data.shuffle=identity data.images_per_identity=4 | no room for a second identity
 """
 CASES = [tuple(part.strip() for part in line.split("|")) for line in MISTAKES.strip().splitlines()]
 PARSED = {"embed": embed.run, "data": data.run, "figures": figures.run}
@@ -157,6 +243,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_verification(folder / "test.bin", [jpeg.getvalue()] * 4, [True, False])
     (folder / "runs/a/checkpoints").mkdir(parents=True)
     (folder / "runs/a/checkpoints/best.pt").touch()
+    (folder / "face.pt").touch()
     return folder
 
 
@@ -169,7 +256,7 @@ def test_a_wrong_first_command_is_one_line_with_what_to_type(
     desk: Path, typed: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(desk.rglob("*"))
-    program, *arguments = shlex.split(typed)
+    program, *arguments = (word for one in shlex.split(typed) for word in ([one] if one != "RUN" else RUN))
     if program in PARSED:
         monkeypatch.chdir(desk)
         status = reported(f"facerec-{program}", lambda: PARSED[program](arguments))
@@ -179,12 +266,12 @@ def test_a_wrong_first_command_is_one_line_with_what_to_type(
     (line,) = stderr.splitlines()
     assert status == 2 and said in line, line
     assert line.startswith(f"facerec-{program}: ") and "Error executing job" not in line
-    assert len(line) < 440, "more than anyone reads"
+    assert len(line) < 460, "more than anyone reads"
     assert sorted(desk.rglob("*")) == before, "it leaves something behind"
 
 
 def test_both_spellings_of_an_option_are_taken(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = embed.parser()
+    parser = embed.program.parser()
     for ckpt in (["--ckpt", "a.pt"], ["--ckpt=a.pt"], ["ckpt=a.pt"]):
         for flag in (["--allow-code"], ["--allow_code"], ["allow_code=true"]):
             options = parser.parse_args(["photos", "out.npy", *ckpt, *flag, "batch_size=7"])
@@ -213,10 +300,10 @@ def test_options_complete_in_a_shell(desk: Path, program: str, typed: str, offer
 def test_every_command_says_its_version(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train", "eval", "export"):
         assert command(f"facerec-{name}", "--version", cwd=desk).stdout.startswith(f"facerec-{name} 0.")
-    for parser in (embed.parser(), data.parser(), figures.parser(), model.parser()):
+    for one in (embed, data, figures, model):
         with pytest.raises(SystemExit):
-            parser.parse_args(["--version"])
-        assert capsys.readouterr().out.startswith(f"{parser.prog} 0.")
+            one.run(["--version"])
+        assert capsys.readouterr().out.startswith(f"{one.program.name} 0.")
 
 
 def test_facerec_train_alone_says_what_to_type_first(desk: Path) -> None:

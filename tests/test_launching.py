@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -19,50 +18,27 @@ from PIL import Image
 
 from facerec.cli import compose
 from facerec.errors import FacerecError, UserError
-from facerec.making.orl import pack_orl
-from tests.test_cli_train import logged
+from tests.folder_run import NETWORK
+from tests.test_cli_train import command, failed, logged, process, succeeded
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.sbatch"
+SBATCH = (shutil.which("bash"), SCRIPT)
 PROGRAMS = Path(sys.executable).parent
 SMALL = [
-    "backbone=mobilefacenet",
-    "backbone.embedding_size=32",
-    "backbone.input_size=32",
-    "data.size=32",
-    "data.workers=1",
-    "trainer.batch_size=8",
-    "trainer.log_every=1",
-    "trainer.threads=1",
-    "schedule=constant",
-    "optimizer.lr=0.01",
-    "eval.bootstrap=0",
-    "eval.figures=false",
+    *(
+        *NETWORK,
+        "data.workers=1",
+        "trainer.batch_size=8",
+        "optimizer.lr=0.01",
+        "eval.bootstrap=0",
+        "eval.figures=false",
+    ),
 ]
 
 
-@pytest.fixture(scope="module")
-def orl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("orl")
-    pack_orl(root)
-    return root
-
-
-def run(
-    *arguments: object, cwd: Path, environment: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(argument) for argument in arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def torchrun(*arguments: object, cwd: Path, world: int = 2) -> subprocess.CompletedProcess[str]:
-    start = (PROGRAMS / "torchrun", "--standalone", "--nproc-per-node", world, "--no-python")
-    return run(*start, PROGRAMS / "facerec-train", *arguments, cwd=cwd)
+    start = ("torchrun", "--standalone", "--nproc-per-node", world, "--no-python")
+    return process(*start, PROGRAMS / "facerec-train", *arguments, cwd=cwd)
 
 
 # -- torchrun ------------------------------------------------------------------------------------------------
@@ -81,8 +57,7 @@ def test_torchrun_leaves_one_log_and_one_folder_which_a_single_process_goes_on_w
     tmp_path: Path, orl: Path
 ) -> None:
     settings = [*SMALL, f"data.root={orl}"]
-    started = torchrun(*settings, "trainer.max_steps=2", "output_dir=out", cwd=tmp_path)
-    assert started.returncode == 0, started.stderr
+    started = succeeded(torchrun(*settings, "trainer.max_steps=2", "output_dir=out", cwd=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert steps(tmp_path / "out") == [1, 2]
     log = logged(tmp_path / "out" / "train.log")
@@ -93,8 +68,9 @@ def test_torchrun_leaves_one_log_and_one_folder_which_a_single_process_goes_on_w
     assert (tmp_path / "out" / "checkpoints" / "last-00000002" / "run.pt").is_file()
     assert (tmp_path / "out" / "checkpoints" / "best.pt").is_file()
 
-    alone = run(PROGRAMS / "facerec-train", *settings, "trainer.max_steps=3", "output_dir=out", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
+    alone = succeeded(
+        process("facerec-train", *settings, "trainer.max_steps=3", "output_dir=out", cwd=tmp_path)
+    )
     assert "resumed from" in alone.stdout and "step 2" in alone.stdout
     assert steps(tmp_path / "out") == [1, 2, 3]
 
@@ -109,11 +85,9 @@ def test_a_run_over_any_numbers_of_processes_is_that_of_one(
     settings += ["schedule=constant", "trainer.check_replicas=true", "eval.every_steps=100"]
     for number, world in enumerate(worlds, 1):
         size, until = f"trainer.batch_size={24 // world}", f"trainer.max_steps={2 * number}"
-        ended = torchrun(*settings, size, until, "output_dir=several", cwd=tmp_path, world=world)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+        succeeded(torchrun(*settings, size, until, "output_dir=several", cwd=tmp_path, world=world))
     alone = [*settings, "trainer.batch_size=24", f"trainer.max_steps={steps}", "output_dir=one"]
-    ended = run(PROGRAMS / "facerec-train", *alone, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    succeeded(process("facerec-train", *alone, cwd=tmp_path))
     one, several = ([row for row in metrics(tmp_path / name) if "loss" in row] for name in ("one", "several"))
     assert [row["step"] for row in several] == [row["step"] for row in one] == list(range(1, steps + 1))
     for a, b in zip(one, several, strict=True):
@@ -159,10 +133,8 @@ def test_a_mistake_under_torchrun_is_said_in_a_line_without_traceback(tmp_path: 
 
 def test_a_sweep_of_runs_of_several_processes_is_refused(tmp_path: Path) -> None:
     """Quicker than with torchrun: by the variables that it sets."""
-    variables = {"RANK": "0", "WORLD_SIZE": "2"}
-    ended = run(PROGRAMS / "facerec-train", "-m", "seed=1,2", cwd=tmp_path, environment=variables)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("facerec-train: -m: not under torchrun")
+    said = failed(command("facerec-train", "-m", "seed=1,2", cwd=tmp_path, RANK="0", WORLD_SIZE="2"))
+    assert said.startswith("facerec-train: -m: not under torchrun")
     assert not list(tmp_path.iterdir())
 
 
@@ -206,8 +178,7 @@ def test_the_script_starts_a_process_a_gpu_that_knows_its_number_and_where_all_m
     )
     probe.chmod(0o755)
     environment |= {"FACEREC_TRAIN": str(probe), "SLURM_JOB_ID": "1234567"}
-    ended = run("bash", SCRIPT, "head=arcface", "output_dir=a b", cwd=tmp_path, environment=environment)
-    assert ended.returncode == 0, ended.stderr
+    ended = succeeded(process(*SBATCH, "head=arcface", "output_dir=a b", cwd=tmp_path, **environment))
     assert "5 1 2 localhost 24567: head=arcface output_dir=a b" in ended.stdout
     assert "srun --kill-on-bad-exit=1 bash -c" in ended.stdout
     assert not (tmp_path / "stubs" / "requeued").exists()
@@ -219,7 +190,7 @@ def test_a_job_whose_time_is_up_queues_again_only_if_the_run_has_saved_and_stopp
 ) -> None:
     srun = f"kill -USR1 $PPID; until [ -s $STUBS/signalled ]; do sleep 0.05; done; sleep 0.2; exit {status}"
     environment = stubs(tmp_path / "stubs", srun)
-    ended = run("bash", SCRIPT, "output_dir=out", cwd=tmp_path, environment=environment)
+    ended = process(*SBATCH, "output_dir=out", cwd=tmp_path, **environment)
     assert ended.returncode == status
     job = environment["SLURM_JOB_ID"]
     assert (tmp_path / "stubs" / "signalled").read_text().split() == ["--signal=TERM", job]
@@ -232,18 +203,16 @@ def test_a_job_whose_time_is_up_queues_again_only_if_the_run_has_saved_and_stopp
 def test_a_run_that_ends_as_if_stopped_before_its_time_does_not_queue_again(tmp_path: Path) -> None:
     """Someone has cancelled it."""
     environment = stubs(tmp_path / "stubs", "exit 143")
-    ended = run("bash", SCRIPT, "output_dir=out", cwd=tmp_path, environment=environment)
+    ended = process(*SBATCH, "output_dir=out", cwd=tmp_path, **environment)
     assert ended.returncode == 143
     assert not (tmp_path / "stubs" / "requeued").exists()
 
 
 def test_the_script_says_what_it_needs(tmp_path: Path) -> None:
     environment = stubs(tmp_path / "stubs", "exit 0")
-    without = run("bash", SCRIPT, "head=arcface", cwd=tmp_path, environment=environment)
+    without = process(*SBATCH, "head=arcface", cwd=tmp_path, **environment)
     assert without.returncode == 2 and "output_dir=FOLDER must be given" in without.stderr
-    outside = run(
-        "bash", SCRIPT, "output_dir=out", cwd=tmp_path, environment={**environment, "SLURM_JOB_ID": ""}
-    )
+    outside = process(*SBATCH, "output_dir=out", cwd=tmp_path, **{**environment, "SLURM_JOB_ID": ""})
     assert outside.returncode == 2 and "sbatch" in outside.stderr
 
 
@@ -286,10 +255,9 @@ def test_a_job_whose_time_is_up_saves_queues_again_and_goes_on(tmp_path: Path, o
     done = int(saved.name.removeprefix("last-"))
     assert done >= 2
 
-    again = run(
-        "bash", SCRIPT, *settings, f"trainer.max_steps={done + 1}", cwd=tmp_path, environment=environment
+    again = succeeded(
+        process(*SBATCH, *settings, f"trainer.max_steps={done + 1}", cwd=tmp_path, **environment)
     )
-    assert again.returncode == 0, again.stdout + again.stderr
     assert f"step {done}" in again.stdout
     assert steps(tmp_path / "out") == list(range(1, done + 2))
 
@@ -298,23 +266,15 @@ def test_a_job_whose_time_is_up_saves_queues_again_and_goes_on(tmp_path: Path, o
 
 
 def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> None:
-    ended = run(
-        PROGRAMS / "facerec-train",
-        *SMALL,
-        "output_dir=out",
-        cwd=tmp_path,
-        environment={"SLURM_STEP_NUM_TASKS": "8"},
-    )
-    assert ended.returncode == 2
-    assert "srun: has started 8 processes that do not know of each other" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    ended = command("facerec-train", *SMALL, "output_dir=out", cwd=tmp_path, SLURM_STEP_NUM_TASKS="8")
+    assert "srun: has started 8 processes that do not know of each other" in failed(ended)
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "submitit_slurm"])
 @pytest.mark.skipif(find_spec("submitit") is not None, reason="it is there")
 def test_a_launcher_that_is_not_installed_says_what_to_install(tmp_path: Path, launcher: str) -> None:
     arguments = ["-m", f"hydra/launcher={launcher}", "seed=1,2", "output_dir=out"]
-    ended = run(PROGRAMS / "facerec-train", *arguments, cwd=tmp_path)
+    ended = process("facerec-train", *arguments, cwd=tmp_path)
     assert ended.returncode == 2
     assert "pip install 'facerec[cluster]'" in ended.stderr and "Traceback" not in ended.stderr
 

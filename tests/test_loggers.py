@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -20,11 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from facerec.cli.mistakes import config_folder
 from facerec.errors import ConfigError, UserError
-from facerec.packs.verification import VerificationSet
 from facerec.reporting import verification_figures
 from facerec.reporting.loggers import LOGGERS, make_loggers
 from tests.test_training import At
-from tests.tiny_run import tiny_trainer
+from tests.tiny_run import made_set, tiny_trainer
 
 USUAL = ["console", "metrics", "tensorboard", "results", "report"]
 
@@ -78,9 +76,7 @@ def test_figures_are_drawn_once_for_all_loggers(monkeypatch: pytest.MonkeyPatch,
     figures_of = verification_figures.figures_of
     monkeypatch.setattr(verification_figures, "figures_of", counted)
     trainer = tiny_trainer(tmp_path, trainer_epochs=2, reporters=make_loggers(config_of(), tmp_path))
-    generator = np.random.default_rng(0)
-    images = list(generator.integers(0, 255, (40, 16, 16, 3), np.uint8))
-    trainer.verification_sets = [VerificationSet("made", images, np.arange(80) % 40, np.arange(40) % 2 == 0)]
+    trainer.verification_sets = [made_set()]
     trainer.fit()
     assert drawn == ["made", "made"]  # once per evaluation, for TensorBoard and the files
     assert (tmp_path / "made_roc.png").is_file()
@@ -97,10 +93,7 @@ def parts(folder: Path, names: list[str], *settings: str) -> None:
         trainer = tiny_trainer(
             folder, trainer_save_every=6, eval_bootstrap=0, eval_figures=False, reporters=loggers
         )
-        generator = np.random.default_rng(0)
-        images = list(generator.integers(0, 255, (40, 16, 16, 3), np.uint8))
-        source = VerificationSet("made", images, np.arange(80) % 40, np.arange(40) % 2 == 0)
-        trainer.verification_sets = [source]
+        trainer.verification_sets = [made_set()]
         if (folder / "checkpoints" / "last.pt").is_file():
             trainer.resume(folder / "checkpoints" / "last.pt")
         if kill:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from facerec.models import checkpoint
+from tests.test_cli_train import succeeded
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = "".join((DOCS / name).read_text() for name in ("extend.md", "extend-more.md"))
@@ -75,8 +76,7 @@ def run(
 def finished(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Path:
     """The folder of a training with the installed plugin."""
     folder = tmp_path_factory.mktemp("trained")
-    done = run("train", folder, *SETTINGS, packages=site)
-    assert done.returncode == 0, done.stderr
+    succeeded(run("train", folder, *SETTINGS, packages=site))
     return folder / "run"
 
 
@@ -95,31 +95,29 @@ def test_an_installed_plugin_is_there_without_a_word(tmp_path: Path, finished: P
     assert without.returncode == 2 and without.stderr.count("\n") == 1
     assert "its backbone plain is none of" in without.stderr
     assert without.stderr.endswith("if a plugin brings it, name it: plugins=[MODULE]\n")
-    done = run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors", packages=site)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(
+        run("export", tmp_path, f"ckpt={last}", "format=safetensors", "out=x.safetensors", packages=site)
+    )
     assert done.stdout.splitlines()[-1].startswith("x.safetensors ")
 
 
 def test_an_installed_plugin_judges(tmp_path: Path, finished: Path, site: Path) -> None:
     ckpt = f"ckpt={finished}/checkpoints/last.pt"
-    done = run("evaluate", tmp_path, ckpt, "eval=stripes", "output_dir=judged", packages=site)
-    assert done.returncode == 0, done.stderr
+    succeeded(run("evaluate", tmp_path, ckpt, "eval=stripes", "output_dir=judged", packages=site))
     results = json.loads((tmp_path / "judged" / "results.json").read_text())["targets"]["stripes"]
     assert results["pairs"] == 20 and math.isfinite(results["d_prime"]) and "eer" not in results
     assert "d′" in (tmp_path / "judged" / "report.html").read_text()
 
 
 def test_the_head_of_an_installed_plugin_is_drawn(tmp_path: Path, site: Path) -> None:
-    done = run("figures", tmp_path, "logits", "--formats", "svg", packages=site)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(run("figures", tmp_path, "logits", "--formats", "svg", packages=site))
     assert "widening" in (tmp_path / "figures" / "heads_logits.svg").read_text()
     assert "not drawn: head=triplet" in done.stderr
 
 
 def test_a_projects_folder_is_a_plugin_by_its_name(tmp_path: Path) -> None:
     write_plugin(tmp_path)
-    done = run("train", tmp_path, *SETTINGS, "plugins=[my_faces]")
-    assert done.returncode == 0, done.stderr
+    succeeded(run("train", tmp_path, *SETTINGS, "plugins=[my_faces]"))
     again = run("train", tmp_path, *SETTINGS, "plugins=my_faces", "trainer.max_steps=3")
     assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr
     unknown = run("train", tmp_path, *SETTINGS)

@@ -19,10 +19,7 @@ def test_the_phases_of_a_step_are_measured_and_a_few_steps_traced(
     caplog.set_level(logging.INFO)
     steps = SKIPPED + TIMED + TRACED + 2
     trainer = tiny_trainer(
-        tmp_path,
-        trainer_max_steps=steps,
-        trainer_epochs=99,
-        reporters=[logger(Profile, tmp_path)],
+        tmp_path, trainer_max_steps=steps, trainer_epochs=99, reporters=[logger(Profile, tmp_path)]
     )
     trainer.fit()
     written = json.loads((tmp_path / "profile" / "profile.json").read_text())

@@ -20,7 +20,7 @@ from facerec.errors import FacerecError
 from facerec.packs.verification import write_verification
 from facerec.reporting.reference import Compared, Reference, open_reference
 from tests.foreign_files import png
-from tests.test_cli_train import command, failed
+from tests.test_cli_train import command, done, failed
 from tests.test_recipes import RECIPES
 from tests.test_records import RUN
 from tests.tiny_run import tiny_trainer
@@ -162,10 +162,7 @@ def test_published_curves_are_those_of_recipes() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            "sface_ms1m_ir50",
-            "is no published curve and no run's folder; did you mean sface_ms1mv2_ir50?",
-        ),
+        ("sface_ms1m_ir50", "is no published curve and no run's folder; did you mean sface_ms1mv2_ir50?"),
         (".", "is no run's folder"),
         ("''", "trainer.reference=: must be a path, or null for none"),
     ],
@@ -184,7 +181,6 @@ def test_a_wrong_reference_is_one_line_before_any_data_is_touched(
         ("garbage\n", "metrics.jsonl, line 1: is no JSON"),
         ('{"step": 1}\n[1, 2]\n', "metrics.jsonl, line 2: is no object"),
         ('{"loss": 1}\n', "metrics.jsonl, line 1: is no such row"),
-        ('{"step": 1, "loss": true, "mean/accuracy": 1e999}\n', "has mean/accuracy=inf, which is no finite"),
         ('{"step": 1, "lfw/accuracy": "x"}\n', "metrics.jsonl, line 1: is no such row"),
     ],
 )
@@ -221,8 +217,7 @@ def test_a_run_is_laid_over_an_earlier_one(tmp_path: Path) -> None:
         "logger=[console,metrics,report]",
     ]
     short = [*given[:-1], "logger=[console,metrics]"]
-    first = command("facerec-train", *short, "output_dir=a", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    done("facerec-train", *short, "output_dir=a", cwd=tmp_path)
     again = command("facerec-train", *short, "output_dir=b", "trainer.reference=a", cwd=tmp_path)
     assert "reference  a: the run in a\n" in again.stdout
     assert len(re.findall(r"reference  a at step [36]: .*within 4 deviations", again.stdout)) == 2

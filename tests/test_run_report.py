@@ -25,16 +25,11 @@ from facerec.reporting.loggers.report import RunReport
 from facerec.reporting.record import RunRecord
 from facerec.reporting.run_charts import POINTS, charts_of_run, joined
 from tests.browser import opened
-from tests.test_cli_train import command, failed
+from tests.test_cli_train import command, done, failed
 from tests.test_records import CLOCK, RUN
 from tests.test_report import elements, visible
 from tests.test_training import At, interrupt
-from tests.tiny_run import tiny_trainer
-
-
-def made_set(name: str = "made") -> VerificationSet:
-    images = list(np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), np.uint8))
-    return VerificationSet(name, images, np.arange(80) % 40, np.arange(40) % 2 == 0)
+from tests.tiny_run import made_set, tiny_trainer
 
 
 def tiny_run(
@@ -174,8 +169,7 @@ def test_the_page_is_alive_in_a_browser(browser: Any, two_parts: Path) -> None:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
-    run = command("facerec-train", *RUN, "trainer.max_steps=2", "head=cosface", "head.m=0.3", cwd=folder)
-    assert run.returncode == 0, run.stderr
+    done("facerec-train", *RUN, "trainer.max_steps=2", "head=cosface", "head.m=0.3", cwd=folder)
     return folder
 
 
@@ -185,16 +179,14 @@ def losses(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_is_repeated_from_its_record_to_the_bit_in_a_folder_of_its_own(recorded: Path) -> None:
-    again = command("facerec-train", "--from", "out", "output_dir=again", cwd=recorded)
-    assert again.returncode == 0, again.stderr
+    done("facerec-train", "--from", "out", "output_dir=again", cwd=recorded)
     assert losses(recorded / "again") == losses(recorded / "out")
     assert "--from" not in (recorded / "again" / ".hydra" / "overrides.yaml").read_text()
 
 
 def settings_of(folder: Path, *arguments: str) -> str:
     """The configuration that a command would use."""
-    shown = command("facerec-train", *arguments, "--cfg", "job", cwd=folder)
-    assert shown.returncode == 0, shown.stderr
+    shown = done("facerec-train", *arguments, "--cfg", "job", cwd=folder)
     return shown.stdout
 
 

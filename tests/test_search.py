@@ -11,24 +11,21 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from facerec.errors import Pruned
-from facerec.packs.verification import VerificationSet
 from facerec.reporting.history import History
 from facerec.reporting.search import JOURNAL, PRUNED, STUDY, _tell, storage_of
-from tests.test_cli_train import command, failed
+from tests.test_cli_train import command, done, failed
 from tests.test_sweeps import SWEEP
 from tests.test_sweeps import folder as folder  # a fixture
-from tests.tiny_run import tiny_trainer
+from tests.tiny_run import made_set, tiny_trainer
 
 
 def test_optuna_chooses_the_runs_and_the_same_command_goes_on_with_the_search(folder: Path) -> None:
     optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
     space = ["head.m=interval(0.2,0.5)", "optimizer.lr=tag(log,interval(0.001,0.1))", "head=arcface,cosface"]
     settings = [*SWEEP, *space, "hydra/sweeper=optuna", "hydra.sweeper.startup_trials=1"]
-    first = command("facerec-train", *settings, "hydra.sweeper.n_trials=2", cwd=folder)
-    assert first.returncode == 0, first.stderr
+    first = done("facerec-train", *settings, "hydra.sweeper.n_trials=2", cwd=folder)
     assert "best run" in first.stdout and "2 runs, 0 pruned, 0 failed" in first.stdout
-    more = command("facerec-train", *settings, "hydra.sweeper.n_trials=3", cwd=folder)
-    assert more.returncode == 0, more.stderr
+    done("facerec-train", *settings, "hydra.sweeper.n_trials=3", cwd=folder)
     study = optuna.load_study(study_name=STUDY, storage=storage_of(folder / "out"))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     for trial in study.trials:
@@ -54,8 +51,7 @@ def test_a_run_that_others_outdo_at_the_same_step_is_ended_and_recorded_as_prune
     poor = study.ask()
     pruning = Pruning(tmp_path, poor.number, {"prune": True, "startup_trials": 2})
     trainer = tiny_trainer(tmp_path, eval_bootstrap=0, reporters=[History(tmp_path), pruning])
-    images = list(np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), np.uint8))
-    trainer.verification_sets = [VerificationSet("made", images, np.arange(80) % 40, np.arange(40) % 2 == 0)]
+    trainer.verification_sets = [made_set()]
     with pytest.raises(Pruned):
         trainer.fit()
     last = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[-1])
@@ -89,8 +85,7 @@ def test_a_search_on_faces_ends_the_runs_below_the_median_of_those_before(
         *("trainer.max_steps=12", "eval.every_steps=4", "eval.bootstrap=0", "eval.figures=false"),
         *("logger=[console,metrics,results]", f"output_dir={tmp_path / 'out'}"),
     ]
-    done = command("facerec-train", *settings, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    ended = done("facerec-train", *settings, cwd=tmp_path)
     trials = optuna.load_study(study_name=STUDY, storage=storage_of(tmp_path / "out")).trials
     finished: list[Any] = []
     for trial in trials:
@@ -105,7 +100,7 @@ def test_a_search_on_faces_ends_the_runs_below_the_median_of_those_before(
             finished.append(trial)
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
     assert pruned and len(finished) >= 2 and len(pruned) + len(finished) == 6
-    assert f"6 runs, {len(pruned)} pruned, 0 failed" in done.stdout
+    assert f"6 runs, {len(pruned)} pruned, 0 failed" in ended.stdout
     for trial in pruned:
         last = json.loads(
             (tmp_path / "out" / str(trial.number) / "history.jsonl").read_text().splitlines()[-1]

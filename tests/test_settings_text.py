@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from facerec.cli.mistakes import choices_of
-from facerec.cli.settings_text import file_settings, pages, settings_of, title
-from tests.test_cli_train import command, failed
+from facerec.cli.settings_text import file_settings, settings_of, title
+from scripts.settings_pages import pages
+from tests.test_cli_train import command, done, failed
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -66,8 +67,7 @@ def test_a_comment_behind_a_key_or_above_it_is_its_meaning() -> None:
 def test_explain_says_meaning_range_default_and_what_an_experiment_changes(
     tmp_path: Path, arguments: list[str], lines: list[str]
 ) -> None:
-    run = command("facerec-train", *arguments, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    run = done("facerec-train", *arguments, cwd=tmp_path)
     printed = run.stdout.splitlines()
     for line in lines:
         assert any(one.startswith(line) for one in printed), run.stdout

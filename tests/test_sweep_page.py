@@ -162,7 +162,7 @@ def test_the_command_takes_any_runs_and_writes_a_page_and_a_table(
         tmp_path / "second" / "x", {"lfw": entry(0.99)}, "head=cosface", head={"name": "cosface", "m": 0.4}
     )
     arguments = [str(tmp_path / "first" / "0"), str(tmp_path / "second"), "--out", str(tmp_path / "all.html")]
-    assert sweep_command.parser().run(arguments) == 0
+    assert sweep_command.run(arguments) == 0
     said = capsys.readouterr().out
     assert "second/x" in said and "best by accuracy: run second/x" in said
     text = visible((tmp_path / "all.html").read_text())
@@ -219,7 +219,7 @@ def test_numbers_that_json_has_not_are_left_out_and_a_far_that_no_set_supports_i
 ) -> None:
     folder = grid(tmp_path)
     with (folder / "3" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "loss": NaN, "lr": Infinity}\n')
+        file.write('{"step": 99, "loss": NaN, "lr": Infinity, "accuracy": 1e999}\n')
     assert "best by accuracy" in write_sweep([folder], folder / "sweep.html")
     made_run(tmp_path / "few", {"lfw": entry(0.8, tar_at_far={})}, "seed=1", head={"m": 0.3})
     with pytest.raises(ConfigError, match="--by=tar_at_far: there is no FAR that all sets"):

@@ -10,7 +10,7 @@ import pytest
 
 from facerec.packs.verification import write_verification
 from tests.foreign_files import png
-from tests.test_cli_train import Ended, command, failed, process
+from tests.test_cli_train import Ended, command, done, failed, process, succeeded
 from tests.test_records import RUN
 
 SWEEP = ["-m", *RUN, "eval.targets=[tiny]", "eval.figures=false", "eval.bootstrap=0", "eval.folds=2"]
@@ -40,8 +40,7 @@ def states(folder: Path) -> dict[str, str]:
 
 
 def test_a_repeated_sweep_skips_what_is_done_with_the_same_settings(folder: Path) -> None:
-    first = command("facerec-train", *SWEEP, "seed=1,2", cwd=folder)
-    assert first.returncode == 0, first.stderr
+    done("facerec-train", *SWEEP, "seed=1,2", cwd=folder)
     before = files(folder / "out")
     again = command("facerec-train", *SWEEP, "seed=1,2", cwd=folder)
     assert again.returncode == 0 and again.stdout.count("has finished already with these settings") == 2
@@ -65,7 +64,6 @@ def test_a_run_that_fails_does_not_stop_the_others_side_by_side(folder: Path) ->
 def test_runs_of_submitit_on_this_machine_are_one_table(folder: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra cluster is not installed")
     settings = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "head.m=0.3,0.4"]
-    run = process("facerec-train", *SWEEP, *settings, cwd=folder)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run = succeeded(process("facerec-train", *SWEEP, *settings, cwd=folder))
     assert states(folder / "out") == {"0": "finished", "1": "finished"}
     assert "| head.m " in run.stdout

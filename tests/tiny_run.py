@@ -20,6 +20,7 @@ from facerec.images.images import LabelledImages
 from facerec.images.preprocessing import Preprocessing
 from facerec.loading.loader import Loader
 from facerec.loading.settings import DataSettings
+from facerec.packs.verification import VerificationSet
 from facerec.training import parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizers import OPTIMIZERS, make_optimizer
@@ -57,6 +58,12 @@ class TinyFaces(MemoryImages):
         noise = generator.integers(-40, 40, (identities * each, 16, 16, 3))
         pixels = (np.repeat(colour, each, axis=0) + noise).clip(0, 255).astype(np.uint8)
         super().__init__("tiny", np.repeat(np.arange(identities), each), [*map(ppm, pixels)])
+
+
+def made_set(name: str = "made") -> VerificationSet:
+    """20 genuine and 20 impostor pairs of 40 random images."""
+    images = list(np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), np.uint8))
+    return VerificationSet(name, images, np.arange(80) % 40, np.arange(40) % 2 == 0)
 
 
 def tiny_backbone(dropout: float = 0.2) -> nn.Module:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
+import inspect
 import logging
 import os
 import re
@@ -16,12 +18,15 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import facerec
 from facerec import launch, plugins, process
 from facerec.cli.mistakes import require_filled_in
 from facerec.errors import FacerecError, LostContactError, UserError, machine_errors, nearest, printable
+
+Work: TypeAlias = Callable[[argparse.Namespace], int | None]
+Option: TypeAlias = tuple[str, dict[str, Any]]
 
 _FIRST_WORDS = """\
 facerec-train trains a face-recognition backbone. To type first:
@@ -89,7 +94,7 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
             launch.require_numbers()
             return work() or 0
     except FacerecError as error:
-        if wants_traceback():
+        if {os.environ.get(name, "0") for name in ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR")} - {"", "0"}:
             raise
         # Mostly rank 0 makes the same mistake and says so, and the launcher ends the others. A rank that has
         # merely lost contact waits longer, for the one that knows the reason.
@@ -100,9 +105,9 @@ def reported(program: str, work: Callable[[], int | None]) -> int:
         return 0
     except StoppedBySignal as stopped:
         return stopped.exit_status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signalled:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return signalled.args[0] if signalled.args else 130
     except Exception as error:
         plugins.note_origin(error)
         raise
@@ -120,34 +125,95 @@ def _say(program: str, text: str) -> None:
         print(f"{who}: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
-class Parser(argparse.ArgumentParser):
-    """Parser of a command's or sub-command's options; ``set_defaults(run=function)`` says what it does.
+def option(name: str, help: str, **settings: Any) -> Option:
+    """Return the arguments of `ArgumentParser.add_argument`; a default is said, and gives the type."""
+    default = settings.get("default")
+    if isinstance(default, int | float | str) and not isinstance(default, bool):
+        settings = {"type": type(default)} | settings
+        help = f"{help} (default: {default})".lstrip()
+    return name, settings | {"help": help}
 
-    Mistakes are one line, texts keep their lines, and ``~`` at the start of a path is the home folder, behind
-    a ``=`` too, where a shell leaves it.
+
+class Program:
+    """A command whose work is functions of its parsed options: one, or one for each sub-command.
+
+    Args:
+        name: as it is typed.
+        about: what it does, where it has sub-commands.
+        log_format: of the lines of its log.
     """
 
-    log_format = "%(message)s"
+    def __init__(self, name: str, about: str = "", log_format: str = "%(message)s") -> None:
+        self.name, self.about, self.log_format = name, about, log_format
+        self.commands: dict[str, tuple[Work, tuple[Option | str, ...], str]] = {}
+
+    def command(self, name: str = "", *options: Option | str, help: str = "") -> Callable[[Work], Work]:
+        """Return a decorator that makes a function a sub-command; without a name, the command itself.
+
+        A text among the options is the heading that those after it stand under in the help.
+
+        `help`, else the function's docstring, is the help: a title, a paragraph, and whatever stands below
+        the options, an example at least. It returns the exit status, None for 0. What the work needs is
+        imported in the function, so that ``--help`` stays quick.
+        """
+
+        def keep(work: Work) -> Work:
+            self.commands[name] = work, options, help or inspect.getdoc(work) or ""
+            return work
+
+        return keep
 
     def main(self) -> NoReturn:
         """Run the command line of this process and end it; or complete it, where a shell asks for that."""
         if "_ARGCOMPLETE" in os.environ:
             import argcomplete
 
-            argcomplete.autocomplete(self)
-        run_command(self.prog, lambda: self.run(sys.argv[1:]))
+            argcomplete.autocomplete(self.parser())
+        run_command(self.name, lambda: self.run(sys.argv[1:]))
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run a command line and return the exit status."""
-        options = self.parse_args(arguments)
+        options = self.parser().parse_args(arguments)
         logging.basicConfig(format=self.log_format, level=logging.INFO)
         return int(options.run(options) or 0)
+
+    def parser(self) -> Parser:
+        """Return the parser of all its options."""
+        if "" in self.commands:
+            return self._parser_of("", lambda **settings: Parser(prog=self.name, **settings))
+        parser = Parser(prog=self.name, description=self.about)
+        nested = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
+        for name, (_, _, help) in sorted(self.commands.items()):
+            title = help.strip().partition("\n")[0].rstrip(".")
+            said = title[0].lower() + title[1:]
+            self._parser_of(name, functools.partial(nested.add_parser, name, help=said))
+        return parser
+
+    def _parser_of(self, name: str, make: Callable[..., Parser]) -> Parser:
+        work, options, help = self.commands[name]
+        title, text, *epilog = help.strip().split("\n\n")
+        parser = make(description=" ".join(f"{title} {text}".split()), epilog="\n\n".join(epilog))
+        group: Any = parser
+        for one in options:
+            if isinstance(one, str):
+                group = parser.add_argument_group(one)
+            else:
+                group.add_argument(one[0], **one[1])
+        parser.set_defaults(run=work)
+        return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of a command's or sub-command's options.
+
+    Mistakes are one line, texts keep their lines, and ``~`` at the start of a path is the home folder, behind
+    a ``=`` too, where a shell leaves it.
+    """
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         settings.setdefault("allow_abbrev", False)
-        lines = str(settings.get("description", "")).splitlines()
-        settings["description"] = "\n".join(x if x.startswith(" ") else textwrap.fill(x, 80) for x in lines)
+        settings["description"] = textwrap.fill(settings.get("description", ""), 80)
         super().__init__(**settings)
         if " " not in self.prog:
             self.add_argument("--version", action="version", version=version_line(self.prog))
@@ -193,22 +259,12 @@ def stopped_by_sigterm(work: Callable[[], int]) -> int:
     """
     if launch.world_size() > 1:
         return work()
-    terminated = False
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal terminated
-        terminated = True
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(128 + number)
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        status = work()
+        return work()
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 128 + signal.SIGTERM if terminated else status
-
-
-def wants_traceback() -> bool:
-    """Return True if the user asked for tracebacks."""
-    names = ("FACEREC_TRACEBACK", "HYDRA_FULL_ERROR")
-    return any(os.environ.get(name, "0") not in ("", "0") for name in names)

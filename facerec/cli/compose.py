@@ -13,19 +13,20 @@ import hydra
 from hydra._internal import hydra as hydra_internals
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from facerec import launch, plugins
 from facerec.cli.config_loader import ConfigLoader
-from facerec.cli.explain import as_user_error, explained, with_origin
 from facerec.cli.from_run import from_run
+from facerec.cli.hydra_errors import as_user_error, explained, with_origin
 from facerec.cli.mistakes import config_folder
 from facerec.cli.overrides import hydra_arguments, plugins_of
 from facerec.errors import Pruned, UserError, machine_errors
 from facerec.reporting import search
-from facerec.reporting.record import finished_before
+from facerec.reporting.record import finished_before, plain
 from facerec.reporting.run_folder import RunFolder
+from facerec.reporting.sweep import write_table
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,10 @@ def compose_and_run(config_name: str, task: Task) -> None:
                 if config_name == "train" and (done := _done_before(config, run)) is not None:
                     return done
                 try:
-                    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                    settings = plain(config, resolve=True, throw_on_missing=True)
                 except OmegaConfBaseException as error:  # Hydra would add a line of its own
                     raise as_user_error(error) from error
-                assert isinstance(plain, dict)
-                return task({str(key): value for key, value in plain.items()}, run)
+                return task(settings, run)
         except Pruned:
             return search.PRUNED
         except Exception as error:
@@ -86,7 +86,7 @@ def compose_and_run(config_name: str, task: Task) -> None:
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(job)()
         finally:
             ConfigLoader.repeated = None  # for this command alone
-            _table_of_sweep()
+            write_table()  # where a launcher's run has failed, Hydra leaves its callback out
     if failures:
         raise failures[0]
 
@@ -100,15 +100,11 @@ def explain(config_name: str, arguments: list[str]) -> list[str]:
     from facerec.cli import settings_text
 
     at = arguments.index("--explain")
-    topic = next(iter(arguments[at + 1 : at + 2]), None)
-    rest = [*arguments[:at], *arguments[at + 1 :]]
-    if topic is not None and topic.startswith("-"):
-        topic = None
-    elif topic is not None and "=" not in topic:
-        rest.remove(topic)
-    elif topic is not None:  # --explain head=cosface
-        topic = topic.partition("=")[0]
-    settings = hydra_arguments(rest)
+    topic, rest = None, arguments[at + 1 :]
+    if rest and not rest[0].startswith("-"):
+        topic, equals, _ = rest[0].partition("=")  # --explain head=cosface
+        rest = rest if equals else rest[1:]
+    settings = hydra_arguments([*arguments[:at], *rest])
     plugins.use(plugins_of(settings))
     with explained([]), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]
@@ -125,23 +121,14 @@ def _done_before(config: DictConfig, run: RunFolder) -> float | None:
     return outcome
 
 
-def _table_of_sweep() -> None:
-    """Write the table of a sweep that Hydra gave up because a run elsewhere has failed; all have ended."""
-    sweep = sys.modules.get("facerec.reporting.sweep")
-    if sweep is not None:  # Hydra has loaded it for its callback
-        sweep.write_table()
-
-
 def _require_one_process() -> None:
     """Refuse several processes outside of a process group: all would write to the same folder."""
     launcher = HydraConfig.get().launcher
     for key in ("nodes", "tasks_per_node"):
         number = launcher.get(key) or 1
         if number > 1:
-            hint = (
-                "must be 1: a run of a sweep is one process (runs of several: torchrun, scripts/train.sbatch)"
-            )
-            raise UserError(f"hydra.launcher.{key}={number}: {hint}")
+            hint = "a run of a sweep is one process (runs of several: torchrun, scripts/train.sbatch)"
+            raise UserError(f"hydra.launcher.{key}={number}: must be 1: {hint}")
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and launch.world_size() == 1:
         raise UserError(

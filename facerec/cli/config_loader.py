@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from pathlib import Path
@@ -71,9 +70,7 @@ class ConfigLoader(ConfigLoaderImpl):
         overrides: list[str] | None = None,
     ) -> list[str]:
         """Return the choices of a group, without ``base``, from which others inherit."""
-        if (
-            config_name is None and not overrides
-        ):  # nothing adds folders: Hydra need not copy all that it holds
+        if config_name is None and not overrides:  # no folders are added: Hydra need not copy what it holds
             names = self.repository.get_group_options(group_name, results_filter)
         else:
             names = super().get_group_options(group_name, results_filter, config_name, overrides)
@@ -137,10 +134,8 @@ class ConfigLoader(ConfigLoaderImpl):
                 if choice == "mix" or choice not in self.get_group_options("data"):
                     problem = no_such_choice("data", choice) if choice != "mix" else "is a mixture itself"
                     raise UserError(f"data.sources[{i}]: {problem}")
-                chosen = (
-                    f"data={choice}" if config_name else f"+data={choice}"
-                )  # there is no default to replace
-                data = super().load_configuration(config_name, [chosen], RunMode.RUN).data
+                plus = "" if config_name else "+"  # there is no default to replace
+                data = super().load_configuration(config_name, [f"{plus}data={choice}"], RunMode.RUN).data
                 plain: Any = OmegaConf.to_container(data, resolve=False)
                 own = {key: plain[key] for key in OF_A_SOURCE}
                 source = own | {key: value for key, value in source.items() if key != "data"}
@@ -188,9 +183,8 @@ class ConfigLoader(ConfigLoaderImpl):
     ) -> Exception:
         """Name the nearest setting that exists with these choices of groups."""
         text = str(error)
-        found = re.search(
-            r"(Could not override|Could not delete from config\.|item is already at) '([^']+)'", text
-        )
+        known_problems = "Could not override|Could not delete from config\\.|item is already at"
+        found = re.search(f"({known_problems}) '([^']+)'", text)
         if found is None:
             return error
         problem, key = found.groups()
@@ -202,10 +196,10 @@ class ConfigLoader(ConfigLoaderImpl):
             return error
         plain = OmegaConf.to_container(config, resolve=False)
         last = key.rpartition(".")[2]
-        named = [
-            [f"{path}.{n}" for path, n, _ in entries(plain) if n == one] for one in (last, *synonyms(last))
+        words = (last, *synonyms(last))
+        places = [
+            f"{path}.{name}".lstrip(".") for one in words for path, name, _ in entries(plain) if name == one
         ]
-        places = [place.lstrip(".") for place in itertools.chain(*named)]
         elsewhere = [place for place in places if not _of_hydra(place)]
         elsewhere.sort(key=lambda place: place.startswith("teacher."))  # the rarest to be meant
         parts = key.split(".")

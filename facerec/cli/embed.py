@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
-from facerec.cli.base import Parser
-from facerec.cli.model_options import MODEL, opened_model
+from facerec.cli.base import Program
+from facerec.cli.options import FORCE, MODEL, opened_model, option
 from facerec.errors import counted
 
-_EPILOG = """\
-OUT.npy is a float32 array with one row per image; OUT.names.csv beside it has one line name,label per row,
-with an apostrophe before what a spreadsheet would take for a formula (=a.jpg becomes '=a.jpg).
-OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are pair
-i, and the label is 1 where they show one identity, else 0.
-
-examples:
-  facerec-embed photographs faces.npy --ckpt runs/x/checkpoints/best.pt --align
-  facerec-embed data/faces_webface_112x112 casia.parquet --ckpt w600k_r50.onnx --normalise --on-error skip
-  facerec-embed lfw.bin lfw.npy --ckpt weights.pth --backbone adaface_ir_50 --channels bgr
-"""
+program = Program("facerec-embed")
+main, run = program.main, program.run
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    parser().main()
+@program.command(
+    "",
+    option(
+        "source",
+        "a folder of images at any depth, a pack, a .bin, or a text file with a path a line",
+        type=Path,
+        metavar="SOURCE",
+    ),
+    option("out", "file to write: .npy or .parquet", type=Path, metavar="OUT"),
+    *MODEL,
+    "embeddings",
+    option("--normalise", "to unit length", action="store_true"),
+    "images and files",
+    option("--align", "find the face and align it first (extra `align`)", action="store_true"),
+    option(
+        "--on-error",
+        "at an image that does not decode: stop, or list it in OUT.skipped.csv",
+        choices=("raise", "skip"),
+        default="raise",
+    ),
+    option("--root", "where relative paths of a list start (default: in the list's folder)", type=Path),
+    FORCE,
+)
+def embed(options: argparse.Namespace) -> None:
+    """Embed the images of SOURCE and write the embeddings to OUT.
 
+    OUT.npy is a float32 array with one row per image; OUT.names.csv beside it has one line name,label per
+    row, with an apostrophe before what a spreadsheet would take for a formula (=a.jpg becomes '=a.jpg).
+    OUT.parquet has the columns name, label and embedding (extra `parquet`). Of a .bin, rows 2i and 2i+1 are
+    pair i, and the label is 1 where they show one identity, else 0.
 
-def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return the exit status."""
-    return parser().run(arguments)
-
-
-def _embed(options: argparse.Namespace) -> None:
+    examples:
+      facerec-embed photographs faces.npy --ckpt runs/x/checkpoints/best.pt --align
+      facerec-embed data/faces_webface_112x112 casia.parquet --ckpt w600k_r50.onnx --normalise --on-error skip
+      facerec-embed lfw.bin lfw.npy --ckpt weights.pth --backbone adaface_ir_50 --channels bgr
+    """
     from facerec import process
     from facerec.evaluation.embedding_files import check_out, embed_to_file
     from facerec.loading.opening import open_images
@@ -66,37 +81,3 @@ def _embed(options: argparse.Namespace) -> None:
         log.warning("%s left out; %s says why", counted(written.skipped, "image"), written.files[-1])
     files = ", ".join(map(str, written.files))
     print(f"{counted(written.rows, 'embedding')} of {written.embedding_size} numbers: {files}")
-
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    description = "Embed the images of SOURCE and write the embeddings to OUT."
-    parser = Parser(prog="facerec-embed", description=description, epilog=_EPILOG)
-    parser.set_defaults(run=_embed)
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="SOURCE",
-        help="a folder of images at any depth, a pack, a .bin, or a text file with a path a line",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .npy or .parquet")
-    model = parser.add_argument_group("model")
-    for names, settings in MODEL:
-        model.add_argument(*names, **settings)
-    embeddings = parser.add_argument_group("embeddings")
-    embeddings.add_argument("--normalise", action="store_true", help="to unit length")
-    images = parser.add_argument_group("images and files")
-    images.add_argument(
-        "--align", action="store_true", help="find the face and align it first (extra `align`)"
-    )
-    images.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="at an image that does not decode: stop, or list it in OUT.skipped.csv (default: raise)",
-    )
-    images.add_argument(
-        "--root", type=Path, help="where relative paths of a list start (default: in the list's folder)"
-    )
-    images.add_argument("--force", action="store_true", help="replace what is there already")
-    return parser

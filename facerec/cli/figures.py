@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from facerec.cli.base import Parser
+from facerec.cli.base import Program, option
 from facerec.errors import ConfigError, UserError, nearest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURES = {
     "scatter": "2-D features of scikit-learn's digits under each head, class weights drawn",
@@ -18,18 +21,34 @@ FIGURES = {
     "scale": "the softmax of [1, .8, .6, .4, .2] at s = 1, 2, 5, 10",
 }
 FORMATS = ("png", "svg", "pdf")
+_LISTED = "\n".join(f"  {name:9} {text}" for name, text in FIGURES.items())
+_HELP = f"""Draw what the heads are and do.
+
+As PNG and SVG, all figures unless some are named.
+
+figures:
+{_LISTED}
+
+example:
+  facerec-figures scatter sface --heads softmax,arcface,sface --a 0.8 --b 1.23 --out figures
+"""
+
+program = Program("facerec-figures")
+main, run = program.main, program.run
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    parser().main()
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return the exit status."""
-    return parser().run(arguments)
-
-
+@program.command(
+    "",
+    option("figures", "which to draw", nargs="*", metavar="FIGURE"),
+    option("--out", "folder (default: figures)", type=Path, default=Path("figures"), metavar="DIR"),
+    option("--formats", "some of png,svg,pdf", default="png,svg"),
+    option("--heads", "scatter: heads, with commas; all", metavar="NAMES"),
+    option("--steps", "scatter, sphere: training steps per panel", default=250),
+    option("--k", "sface: steepness", default=80.0),
+    option("--a", "sface: angle of half pull, radians", default=0.87),
+    option("--b", "sface: angle of half push, radians", default=1.22),
+    help=_HELP,
+)
 def _draw(options: argparse.Namespace) -> None:
     names = options.figures or list(FIGURES)
     for name in names:
@@ -47,47 +66,23 @@ def _draw(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # on networks this small further threads only cost
     for name in names:
         with style.paper():
-            for path in style.save(_maker(name, options)(), options.out, f"heads_{name}", formats):
+            for path in style.save(_figure(name, options), options.out, f"heads_{name}", formats):
                 print(f"wrote {path}", flush=True)
 
 
-def _maker(name: str, options: argparse.Namespace) -> Callable:
-    """Return the function that draws a figure; only what it needs is imported."""
+def _figure(name: str, options: argparse.Namespace) -> Figure:
+    """Draw a figure; only what it needs is imported."""
     if name in ("scatter", "sphere"):
-        from facerec.figures import digits as digit_figures
+        from facerec.figures import digits
 
         if name == "sphere":
-            return lambda: digit_figures.sphere(steps=options.steps)
-        heads = options.heads.split(",") if options.heads else None
-        return lambda: digit_figures.feature_scatter(heads, steps=options.steps)
-    from facerec.figures import heads as head_figures
+            return digits.sphere(steps=options.steps)
+        return digits.feature_scatter(
+            options.heads.split(",") if options.heads else None, steps=options.steps
+        )
+    from facerec.figures import heads
 
-    return {
-        "logits": head_figures.target_curves,
-        "regions": head_figures.decision_regions,
-        "sface": lambda: head_figures.sface_gradients(options.k, options.a, options.b),
-        "scale": head_figures.scaled_softmax,
-    }[name]
-
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    listed = "\n".join(f"  {name:9} {text}" for name, text in FIGURES.items())
-    parser = Parser(
-        prog="facerec-figures",
-        description=f"Draw what the heads are and do.\n\nfigures (all, unless some are named):\n{listed}",
-        epilog="example:\n  facerec-figures scatter sface --heads softmax,arcface,sface --a 0.8 --b 1.23 "
-        "--out figures",
-    )
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="which to draw")
-    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="folder; figures")
-    parser.add_argument("--formats", default="png,svg", help="some of png,svg,pdf; png,svg")
-    parser.add_argument("--heads", metavar="NAMES", help="scatter: heads, with commas; all")
-    parser.add_argument(
-        "--steps", type=int, default=250, help="scatter, sphere: training steps per panel; 250"
-    )
-    parser.add_argument("--k", type=float, default=80.0, help="sface: steepness; 80")
-    parser.add_argument("--a", type=float, default=0.87, help="sface: angle of half pull, radians; 0.87")
-    parser.add_argument("--b", type=float, default=1.22, help="sface: angle of half push, radians; 1.22")
-    parser.set_defaults(run=_draw)
-    return parser
+    if name == "sface":
+        return heads.sface_gradients(options.k, options.a, options.b)
+    drawn = {"logits": heads.target_curves, "regions": heads.decision_regions, "scale": heads.scaled_softmax}
+    return drawn[name]()

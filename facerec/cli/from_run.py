@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from facerec.errors import UserError
-from facerec.reporting.record import RunRecord
+from facerec.reporting.record import RunRecord, plain
 from facerec.settings import flat
 
 _NOT_REPEATED = ("output_dir", "plugins")  # of a new run; code, which the command line alone may name
@@ -38,19 +38,16 @@ class FromRun:
         """
         if "experiment" in self.anew:  # which may set anything
             return
-        now = flat(_plain(config))
+        now = flat({key: value for key, value in plain(config).items() if key != "hydra"})
         for key, value in flat(self.config).items():
-            if (key in now and now[key] == value) or self._is_anew(key):
+            anew = any(key == one or key.startswith(f"{one}.") for one in self.anew)
+            if anew or (key in now and now[key] == value):
                 continue
             if key not in now:
                 hint = f"{self.folder} has it, but it exists no more; ~{key} leaves it out"
                 raise UserError(f"{key}={value}: {hint}")
             with open_dict(config):
                 OmegaConf.update(config, key, value, merge=False)
-
-    def _is_anew(self, key: str) -> bool:
-        parts = key.split(".")
-        return any(".".join(parts[:count]) in self.anew for count in range(1, len(parts) + 1))
 
 
 def from_run(arguments: Sequence[str]) -> tuple[list[str], FromRun | None]:
@@ -80,26 +77,13 @@ def from_run(arguments: Sequence[str]) -> tuple[list[str], FromRun | None]:
         names = ",".join(map(str, plugins))
         raise UserError(f"--from {path}: was made with plugins, which run code; give them: plugins=[{names}]")
     kept = {key: value for key, value in config.items() if key not in (*_NOT_REPEATED, "hydra")}
-    foreign = next(
-        (one for one in record.overrides if one.startswith("-") or _key(one).startswith("hydra")), None
-    )
-    if foreign is not None:
-        raise UserError(f"--from {path}: its record gives {foreign}, which is no setting of a run")
-    left = [one for one in record.overrides if not _is_given(_key(one), anew)]
+    for one in record.overrides:
+        if one.startswith("-") or _key(one).startswith("hydra"):
+            raise UserError(f"--from {path}: its record gives {one}, which is no setting of a run")
+    anew_or_new = {*_NOT_REPEATED, *anew}  # a key, or the group that it is of
+    left = [one for one in record.overrides if not {_key(one), _key(one).partition(".")[0]} & anew_or_new]
     return [*left, *given], FromRun(record.folder, anew, kept)
-
-
-def _is_given(key: str, anew: frozenset[str]) -> bool:
-    """True where the command line gives this key, or chooses its group, anew."""
-    return key in (*_NOT_REPEATED, *anew) or key.partition(".")[0] in anew
 
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=False)
-    return (
-        {str(key): value for key, value in plain.items() if key != "hydra"} if isinstance(plain, dict) else {}
-    )

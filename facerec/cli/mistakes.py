@@ -22,9 +22,7 @@ _WORDS = {
     "onnx": "format=onnx",
     "safetensors": "format=safetensors",
 }
-_YAML = (
-    "settings of a file are an experiment: FOLDER/experiment/NAME.yaml, --config-dir FOLDER experiment=NAME"
-)
+_YAML = "settings of a file are an experiment: FOLDER/experiment/X.yaml, --config-dir FOLDER experiment=X"
 
 
 def config_folder() -> Path:
@@ -105,9 +103,8 @@ def no_such_choice(group: str, word: str) -> UserError:
     start = f"{group}={word}: no such {group}; "
     if (group == "data" and Path(word).is_dir()) or word.endswith(".rec"):
         return UserError(f"{start}{_trains_on(word)} trains on what is there")
-    if word.endswith(".bin") or (
-        group == "eval" and any(_named_in(word, x) for x in choices_of("data").values())
-    ):
+    of_data = group == "eval" and any(_named_in(word, text) for text in choices_of("data").values())
+    if word.endswith(".bin") or of_data:
         return UserError(f"{start}a verification set is a target: 'eval.targets=[{word}]'")
     meant = _choice_meant(word, choices)
     if meant:

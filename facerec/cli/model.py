@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facerec.cli.base import Parser
+from facerec.cli.base import Program, option
 from facerec.errors import ConfigError, counted, size_text
 
 if TYPE_CHECKING:
     from facerec.models.model import Model
 
-_EPILOG = """\
-A multiply-add counts as one FLOP, as papers of the field do. Latency is the median of repeated passes,
-without decoding and flip-TTA; run it on an idle machine.
-
-examples:
-  facerec-model info runs/x/checkpoints/best.pt
-  facerec-model info w600k_r50.onnx --device cpu --batches 1,8
-"""
+program = Program("facerec-model", "Look at a model.")
+main, run = program.main, program.run
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    parser().main()
+@program.command(
+    "info",
+    option("path", "any model that facerec-eval takes, or a hub folder", metavar="PATH"),
+    option("--device", "auto, cpu, cuda, cuda:N or mps", default="auto"),
+    option("--batches", "batch sizes", default="1,8,32"),
+    option("--precision", "", choices=("fp32", "bf16", "fp16"), default="fp32"),
+)
+def info(options: argparse.Namespace) -> None:
+    """Size, cost and speed.
 
+    Shows what a model takes and gives, its parameters, FLOPs, memory, latency and throughput.
 
-def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return the exit status."""
-    return parser().run(arguments)
+    A multiply-add counts as one FLOP, as papers of the field do. Latency is the median of repeated passes,
+    without decoding and flip-TTA; run it on an idle machine.
 
-
-def parser() -> Parser:
-    """Return the parser of the command."""
-    parser = Parser(prog="facerec-model", description="Look at a model.")
-    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, dest="command")
-    description = "Show what a model takes and gives, its parameters, FLOPs, memory, latency and throughput."
-    info = commands.add_parser("info", help="size, cost and speed", description=description, epilog=_EPILOG)
-    info.set_defaults(run=_info)
-    info.add_argument("path", metavar="PATH", help="any model that facerec-eval takes, or a hub folder")
-    info.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    info.add_argument("--batches", default="1,8,32", help="batch sizes (default: 1,8,32)")
-    info.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)")
-    return parser
-
-
-def _info(options: argparse.Namespace) -> None:
+    examples:
+      facerec-model info runs/x/checkpoints/best.pt
+      facerec-model info w600k_r50.onnx --device cpu --batches 1,8
+    """
     from facerec.models.opening import load_model
 
     batches = _batches(options.batches)

@@ -15,17 +15,10 @@ from facerec.cli.mistakes import config_folder, options_as_settings, refuse_bare
 from facerec.errors import UserError
 
 # Settings that name a file or folder. Their values are taken as they are typed, commas and digits included.
-PATHS = frozenset(
-    (
-        "ckpt",
-        "out",
-        "output_dir",
-        "data.root",
-        *("eval.root", "eval.gallery", "eval.probes", "eval.distractors", "eval.leave_out", "eval.cache"),
-        *("eval.groups", "eval.quality", "teacher.ckpt", "teacher.embeddings", "calibration"),
-        "backbone.pretrained",
-        "trainer.resume",
-    )
+PATHS = (
+    *("ckpt", "out", "output_dir", "calibration", "data.root", "backbone.pretrained", "trainer.resume"),
+    *("eval.root", "eval.gallery", "eval.probes", "eval.distractors", "eval.leave_out", "eval.cache"),
+    *("eval.groups", "eval.quality", "teacher.ckpt", "teacher.embeddings"),
 )
 
 
@@ -46,11 +39,6 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     if options.experimental_rerun is not None:
         raise UserError(
             "--experimental-rerun: unpickles a file, which can run anything; start the run by its settings"
-        )
-    modes = [options.run, options.multirun, options.cfg, options.info is not None, options.shell_completion]
-    if sum(map(bool, modes)) > 1:
-        raise UserError(
-            "--run, --multirun, --cfg, --info and --shell-completion exclude each other; give one"
         )
     if options.config_name is not None and not (config_folder() / f"{options.config_name}.yaml").is_file():
         refuse_bare_words([f"config={options.config_name}"])

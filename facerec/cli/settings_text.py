@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from itertools import takewhile
+from typing import Any, Final, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
@@ -16,27 +16,10 @@ from facerec.errors import UserError, nearest, synonyms
 from facerec.registry import spoken_settings
 from facerec.settings import AtResume, marks
 
-PAGES: Final = ("settings.md", "settings-choices.md")
-_NOTE: Final = (
-    "<!-- Made by scripts/settings_pages of the comments in configs/ and the types in facerec/. -->"
-)
-_GROUPS: Final = (
-    "backbone",
-    "head",
-    "data",
-    "optimizer",
-    "schedule",
-    "trainer",
-    "eval",
-    "logger",
-    "experiment",
-)
-
 _LONG: Final = 160  # characters of a title in a list
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A key of a file of settings: its value there, the comment beside it, and what its type says.
 
     Attributes:
@@ -48,8 +31,8 @@ class Setting:
     """
 
     key: str
-    default: str
-    meaning: str
+    default: str = ""
+    meaning: str = ""
     values: str = ""
     resume: str = ""
 
@@ -66,39 +49,30 @@ def explain(config: DictConfig, topic: str | None) -> list[str]:
     """
     now: Any = OmegaConf.to_container(config, resolve=False)
     hydra = now.pop("hydra")
-    chosen = {
-        name: choice for name, choice in hydra["runtime"]["choices"].items() if name in (*now, "experiment")
-    }
+    choices = hydra["runtime"]["choices"]
+    chosen = {name: choice for name, choice in choices.items() if name in (*now, "experiment")}
     primary = file_settings((config_folder() / f"{hydra['job']['config_name']}.yaml").read_text("utf-8"), {})
+    own = {one.key: one for one in primary if one.key.partition(".")[0] in now}
     if topic is None:
-        lines = [
-            f"{_chosen(name, choice):28} {title(name, choice)}".rstrip() for name, choice in chosen.items()
-        ]
-        own = [one for one in primary if one.key.partition(".")[0] in now]
-        return [
-            *lines,
-            *_lines("", own, now),
-            "--explain head, --explain trainer.epochs: more about one of them",
-        ]
+        lines = [f"{_chosen(*one):28} {title(*one)}".rstrip() for one in chosen.items()]
+        lines += _lines("", own.values(), now)
+        return [*lines, "--explain head, --explain trainer.epochs: more about one of them"]
     if topic in chosen:
-        names = choices_of(topic)
-        width = max(map(len, names))
-        choices = [f"  {name:{width}} {_short(title(topic, name))}" for name in names]
-        settings = settings_of(topic, chosen[topic])
         head = f"{_chosen(topic, chosen[topic])}: {title(topic, chosen[topic])}".removesuffix(": ")
-        if topic == "experiment":
-            choices.append("--explain experiment=NAME: all that is said of one")
-        lines = [head, *_lines(topic, settings, now), f"choices ({topic}=…):", *choices]
-        return lines if len(choices) > 1 else lines[:-2]
-    everything = {one.key: one for one in primary if one.key.partition(".")[0] in now}
+        lines = [head, *_lines(topic, settings_of(topic, chosen[topic]), now)]
+        names = choices_of(topic)
+        if len(names) > 1:
+            lines.append(f"choices ({topic}=…):")
+            width = max(map(len, names))
+            lines += [f"  {name:{width}} {_short(title(topic, name))}" for name in names]
+        return lines + ["--explain experiment=NAME: all that is said of one"] * (topic == "experiment")
     for name, choice in chosen.items():
-        everything |= {f"{name}.{one.key}": one for one in settings_of(name, choice)}
-    found = _keys(everything, topic) or [key for one in synonyms(topic) for key in _keys(everything, one)]
+        own |= {f"{name}.{one.key}": one for one in settings_of(name, choice)}
+    found = _keys(own, topic) or [key for one in synonyms(topic) for key in _keys(own, one)]
     if not found:
-        raise UserError(
-            f"--explain {topic}: no such group or setting; {nearest(topic, [*chosen, *everything])}"
-        )
-    return [line for key in found for line in _in_full(key, everything[key], now)]
+        hint = nearest(topic, [*chosen, *own])
+        raise UserError(f"--explain {topic}: no such group or setting; {hint}")
+    return [line for key in found for line in _in_full(key, own[key], now)]
 
 
 def _keys(everything: Iterable[str], topic: str) -> list[str]:
@@ -121,11 +95,12 @@ def settings_of(group: str, choice: str | Sequence[str] | None) -> list[Setting]
     text = path.read_text("utf-8") if path.is_file() else choices_of(group)[str(choice)]
     defaults = yaml.safe_load(text).get("defaults") or []
     inherited = [one for base in defaults if base != "_self_" for one in settings_of(group, base)]
-    types = _types(group, yaml.safe_load(text))
-    own = {one.key: one for one in file_settings(text, types)}
-    before = {one.key: one for one in inherited}
-    kept = {key: own.get(key, one) for key, one in before.items()}
-    merged = {key: _with_meaning(one, before.get(key)) for key, one in (kept | own).items()}
+    own = {one.key: one for one in file_settings(text, types_of(group, yaml.safe_load(text)))}
+    merged = {one.key: one for one in inherited}
+    for key, one in own.items():
+        before = merged.get(key, one)
+        values = one.values or before.values
+        merged[key] = one if one.meaning else one._replace(meaning=before.meaning, values=values)
     return [one for key, one in merged.items() if key != "name" or group == "data"]
 
 
@@ -148,9 +123,9 @@ def file_settings(text: str, types: Mapping[str, Setting]) -> list[Setting]:
             path = [(depth, name) for depth, name in path if depth < len(indent)]
             path.append((len(indent), key))
             name = ".".join(part for _, part in path)
-            known = types.get(name, Setting(name, "", ""))
+            known = types.get(name, Setting(name))
             meaning = comment or (" ".join(above) if settings or types == {} else "") or known.meaning
-            settings.append(Setting(name, value or "", meaning, known.values, known.resume))
+            settings.append(known._replace(default=value or "", meaning=meaning))
             above = []
     parents = {one.key.rpartition(".")[0] for one in settings}
     return [one for one in settings if one.default or one.key not in parents]
@@ -160,100 +135,12 @@ def title(group: str, choice: str | Sequence[str] | None) -> str:
     """Return the comment at the top of a choice's file: its first sentences."""
     if not isinstance(choice, str):
         return ""
-    lines = [
-        line for line in choices_of(group).get(choice, "").splitlines() if not line.startswith("# @package")
-    ]
-    ends = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return " ".join(line.removeprefix("# ") for line in lines[:ends])
+    text = choices_of(group).get(choice, "")
+    lines = [line for line in text.splitlines() if not line.startswith("# @package")]
+    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
-def pages() -> dict[str, str]:
-    """Return the text of each page of docs/ about the settings, by its name."""
-    trainer = config_folder() / "train.yaml"
-    top = [
-        one
-        for one in file_settings(trainer.read_text("utf-8"), _types("teacher", {}))
-        if one.key != "defaults"
-    ]
-    first = [
-        "# Settings",
-        "What every setting of `facerec-train` means; `facerec-train --explain head.m` says it in a "
-        "terminal, with the value that a command would use. *free*: a resumed run may have another value, "
-        "and the same is learnt; *applied*: it may, from there on, and the log says so; *measure*: the same, "
-        "and accuracies before and after do not compare. Others must stay. "
-        "[settings-choices.md](settings-choices.md) has heads, backbones, data sets and experiments.",
-        *_section("Top level", "", top),
-        *_section("trainer", "trainer", settings_of("trainer", "default")),
-        *_section("data", "data", settings_of("data", "base")),
-        *_section("eval (eval=verification)", "eval", settings_of("eval", "verification")),
-    ]
-    second = [
-        "# Choices",
-        "What each choice of a group is, and the settings that it has beside those of its group.",
-    ]
-    shared = {group: settings_of(group, "base") for group in ("head", "backbone")}
-    for group in ("head", "backbone"):
-        second += _section(f"{group}: settings of all", group, shared[group])
-    for group in ("head", "backbone", "optimizer", "schedule", "eval"):
-        rows = [
-            f"| `{group}={name}` | {_cell(title(group, name))} | {_own(group, name)} |"
-            for name in choices_of(group)
-        ]
-        second += [
-            "",
-            f"## {group}",
-            "",
-            "| choice | what it is | its own settings |",
-            "|---|---|---|",
-            *rows,
-        ]
-    for group in ("data", "logger", "experiment"):
-        rows = [f"| `{group}={name}` | {_cell(title(group, name))} |" for name in choices_of(group)]
-        second += ["", f"## {group}", "", "| choice | what it is |", "|---|---|", *rows]
-    return {
-        name: "\n".join([lines[0], "", _NOTE, "", *lines[1:]]) + "\n"
-        for name, lines in zip(PAGES, (first, second), strict=True)
-    }
-
-
-def _own(group: str, choice: str) -> str:
-    """Return the settings that a choice has of its own, each with its default and meaning."""
-    shared = (
-        {one.key for one in settings_of(group, "base")} if group in ("head", "backbone") else {"protocol"}
-    )
-    own = [one for one in settings_of(group, choice) if one.key not in shared]
-    return "; ".join(
-        f"`{one.key}={one.default}`" + (f" {_cell(one.meaning)}" if one.meaning else "") for one in own
-    )
-
-
-def _section(heading: str, group: str, settings: Sequence[Setting]) -> list[str]:
-    dot = f"{group}." if group else ""
-    rows = [
-        f"| `{dot}{one.key}` | `{one.default}` | {_cell(one.values)} | {_cell(one.meaning)} | {one.resume} |"
-        for one in settings
-    ]
-    return [
-        "",
-        f"## {heading}",
-        "",
-        "| key | default | values | meaning | resume |",
-        "|---|---|---|---|---|",
-        *rows,
-    ]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("``", "`")
-
-
-def _with_meaning(one: Setting, inherited: Setting | None) -> Setting:
-    if one.meaning or inherited is None:
-        return one
-    return Setting(one.key, one.default, inherited.meaning, one.values or inherited.values, one.resume)
-
-
-def _types(group: str, section: Mapping[str, Any]) -> dict[str, Setting]:
+def types_of(group: str, section: Mapping[str, Any]) -> dict[str, Setting]:
     """Return what the builders of a section say of its keys."""
     found: dict[str, Setting] = {}
     for prefix, builder in _builders(group, section):
@@ -305,7 +192,7 @@ def _chosen(group: str, choice: object) -> str:
     return f"{group}={'null' if choice is None else choice}"
 
 
-def _lines(group: str, settings: Sequence[Setting], now: Any) -> list[str]:
+def _lines(group: str, settings: Iterable[Setting], now: Any) -> list[str]:
     rows = []
     for one in settings:
         key = f"{group}.{one.key}" if group else one.key

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facerec.cli.config_loader import NO_ROOT, ConfigLoader
-from facerec.cli.explain import as_user_error
+from facerec.cli.hydra_errors import as_user_error
 from facerec.cli.overrides import mixture
 from facerec.errors import require
 from facerec.training.stages import SECTIONS, entries, naming

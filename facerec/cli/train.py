@@ -32,18 +32,19 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     from facerec.reporting.history import History
     from facerec.reporting.loggers import make_loggers
     from facerec.reporting.pruning import pruning
-    from facerec.reporting.reference import comparing, open_reference
+    from facerec.reporting.reference import Compared, open_reference
     from facerec.training.dry_run import dry_run
     from facerec.training.run import assemble, device_of
     from facerec.training.settings import TrainerSettings
 
     settings = build(TrainerSettings, "trainer", config.get("trainer") or {})
+    configs = [config_folder(), *plugins.config_folders()]
     if settings.dry_run:
         run.leave_no_trace()
         process.keep_memory()
         with distributed.process_group(device_of(config)):
             if settings.reference is not None:
-                open_reference(settings.reference, [config_folder(), *plugins.config_folders()])
+                open_reference(settings.reference, configs)
             dry_run(config, compose_stages(config["stages"]))
         return None
     run.hold()
@@ -51,8 +52,9 @@ def train(config: dict[str, Any], run: RunFolder) -> float | None:
     with distributed.process_group(device_of(config)):
         folder = distributed.broadcast_object(run.path)
         rank_zero = distributed.rank() == 0
-        reference = comparing(settings.reference, folder, [config_folder(), *plugins.config_folders()])
-        reporters = [History(folder), *reference, *make_loggers(config, folder), *pruning()]
+        reporters = [History(folder), *make_loggers(config, folder), *pruning()]
+        if settings.reference is not None:
+            reporters.insert(1, Compared(open_reference(settings.reference, configs), folder))
         composed = compose_stages(config["stages"])
         config |= {"output_dir": str(folder)}
         trainer = assemble(config, folder, reporters if rank_zero else (), composed)
@@ -79,13 +81,10 @@ def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
     step, steps = trainer.position.step, trainer.steps()
     select = trainer.eval_settings.select
     if trainer.interrupted is not None:
-        command = "the same command"
-        command += "" if resumable else f" with {shlex.quote(f'output_dir={folder}')}"
-        name = Signals(trainer.interrupted).name
-        if step:
-            log.info("%s: saved at step %s of %s; %s goes on", name, f"{step:,}", f"{steps:,}", command)
-        else:
-            log.info("%s: stopped before the first step; nothing to save", name)
+        more = "" if resumable else f" with {shlex.quote(f'output_dir={folder}')}"
+        said = f"saved at step {step:,} of {steps:,}; the same command{more} goes on"
+        said = said if step else "stopped before the first step; nothing to save"
+        log.info("%s: %s", Signals(trainer.interrupted).name, said)
     else:
         averaged = {f"ema/{name}": result for name, result in trainer.averaged.items()}
         for name, result in (trainer.results | averaged).items():

@@ -29,15 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
-    """A line of the target-logit figure: a head, its parameters, and what of an embedding is held fixed.
-
-    Attributes:
-        label: what the legend says.
-        head: name of the head.
-        parameters: of the head, where not the defaults.
-        norm: length of the embeddings.
-        hard: mean cosine of the hard negatives; None: there are none.
-    """
+    """A line of the target-logit figure: what the legend says, and how `target_logit` is asked."""
 
     label: str
     head: str
@@ -211,31 +203,31 @@ REGIONS: Final[dict[str, tuple[str, dict[str, Any], float]]] = {
 }
 
 
-def decision_regions(points: int = 361) -> Figure:
+def decision_regions() -> Figure:
     """Regions of two classes and the margin between them, over the angles to both, one panel per head.
 
     A sample of class 1 is on its side where its target logit wins, which is where its loss is below log 2;
     the same for class 2. What is left between is the margin. SFace has no logits to compare: there a sample
     is at rest where both its pull and its push have less than half of their strength.
     """
+    points = 361  # a quarter of a degree apart
     grid = torch.linspace(0, math.pi / 2, points, dtype=torch.float64)
     own_A, other_A = (x.flatten() for x in torch.meshgrid(grid, grid, indexing="xy"))
     fig = figure(7.0, 4.9)
     panels = fig.subplots(2, 3, sharex=True, sharey=True)
     for axes, (title, (name, parameters, ratio)) in zip(panels.flat, REGIONS.items(), strict=True):
-        first_AA = _wins(name, own_A, other_A, 1.0, ratio, **parameters).view(points, points)
-        second_AA = _wins(name, other_A, own_A, ratio, 1.0, **parameters).view(points, points)
+        first_A = _wins(name, own_A, other_A, 1.0, ratio, **parameters)
+        second_A = _wins(name, other_A, own_A, ratio, 1.0, **parameters)
         image = np.ones((points, points, 3))
-        for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
+        for number, mask_A in enumerate((first_A, second_A)):
+            mask_AA, colour = mask_A.view(points, points), COLOURS[number]
             image[mask_AA.numpy()] = 0.62 + 0.38 * np.array(to_rgb(colour))
-        axes.imshow(image, origin="lower", extent=(0, 90, 0, 90), interpolation="bilinear", rasterized=True)
-        for mask_AA, colour in ((first_AA, COLOURS[0]), (second_AA, COLOURS[1])):
             axes.contour(mask_AA.double(), [0.5], colors=colour, linewidths=1.1, extent=(0, 90, 0, 90))
+            y, x = (90 * float(i.double().median()) / (points - 1) for i in mask_AA.nonzero(as_tuple=True))
+            axes.text(x, y, f"class {number + 1}", color=colour, ha="center", va="center")
+        axes.imshow(image, origin="lower", extent=(0, 90, 0, 90), interpolation="bilinear", rasterized=True)
         axes.plot([0, 90], [0, 90], color=GRAY, lw=0.8, ls=(0, (4, 3)))
         axes.set(title=title, xticks=range(0, 91, 30), yticks=range(0, 91, 30), aspect="equal")
-        for mask_AA, colour, text in ((first_AA, COLOURS[0], "class 1"), (second_AA, COLOURS[1], "class 2")):
-            y, x = (90 * float(i.double().median()) / (points - 1) for i in mask_AA.nonzero(as_tuple=True))
-            axes.text(x, y, text, color=colour, ha="center", va="center")
     for axes in panels[1]:
         axes.set_xlabel(r"$\theta_1$, degrees")
     for axes in panels[:, 0]:
@@ -243,17 +235,13 @@ def decision_regions(points: int = 361) -> Figure:
     return fig
 
 
-def _wins(
-    name: str,
-    own_A: Tensor,
-    other_A: Tensor,
-    own_norm: float = 1.0,
-    other_norm: float = 1.0,
-    **parameters: Any,
-) -> Tensor:
-    """Return where samples at angles to their own and the other class are on their side of the margin."""
+def _wins(name: str, own_A: Tensor, other_A: Tensor, *norms: float, **parameters: Any) -> Tensor:
+    """Return where samples at angles to their own and the other class are on their side of the margin.
+
+    `norms` are the lengths of the weights of both classes, 1 by default.
+    """
     head: Any = head_of_two(name, **parameters)
-    loss_A, pull_A, push_A = _forces(head, own_A, other_A, own_norm, other_norm)
+    loss_A, pull_A, push_A = _forces(head, own_A, other_A, *norms)
     if name == "sface":
         return (pull_A < head.s / 2) & (push_A < head.s / 2)
     return loss_A < math.log(2)
@@ -294,18 +282,12 @@ def sface_gradients(k: float = 80.0, a: float = 0.87, b: float = 1.22) -> Figure
     axes.plot(degrees, push_A * sine_A, color=COLOURS[1], label=push)
     for name, angle, colour in (("a", a, COLOURS[0]), ("b", b, COLOURS[1])):
         axes.axvline(math.degrees(angle), color=colour, lw=0.8, ls=(0, (1, 2)))
-        axes.text(math.degrees(angle), 1.04, f"${name}$", color=colour, ha="center", va="bottom", bbox=_WHITE)
-    axes.set(
-        xlim=(0, 180),
-        xticks=range(0, 181, 30),
-        ylim=(0, 1.12),
-        title=f"SFace, $k={k:g}$, $a={a:g}$, $b={b:g}$",
-    )
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        axes.text(math.degrees(angle), 1.04, f"${name}$", color=colour, ha="center", va="bottom", bbox=white)
+    axes.set(xlim=(0, 180), xticks=range(0, 181, 30), ylim=(0, 1.12))
+    axes.set_title(f"SFace, $k={k:g}$, $a={a:g}$, $b={b:g}$")
     fig.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.4)
     return fig
-
-
-_WHITE: Final = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
 def scaled_softmax(scales: tuple[float, ...] = (1, 2, 5, 10)) -> Figure:

@@ -60,8 +60,10 @@ _KINDS: Final = {
         "fraction genuine",
     ),
     "distractors": _Kind(
-        *("Rank 1 among distractors", "Mates nearer to the probe than every distractor."),
-        *("distractors", "rank-1 rate"),
+        "Rank 1 among distractors",
+        "Mates nearer to the probe than every distractor.",
+        "distractors",
+        "rank-1 rate",
     ),
 }
 
@@ -254,12 +256,10 @@ def _histogram(data: dict[str, Any], counts: dict[str, int]) -> Any:
     """Fractions of each kind's pairs, and the mean threshold of the folds where there is one."""
     edges = np.asarray(data["edges"], np.float32)
     fractions = {kind: np.asarray(data[kind]) / n for kind, n in counts.items() if n}
-    ends, top = (
-        (float(edges[0]), float(edges[-1])),
-        1.06 * max(float(one.max()) for one in fractions.values()),
-    )
+    top = 1.06 * max(float(one.max()) for one in fractions.values())
     scale = "squared distance" if data["scale"] == "distance" else "cosine"
-    plot = empty_figure(Axis(scale, *ends), Axis("fraction of pairs", 0, top))
+    x = Axis(scale, float(edges[0]), float(edges[-1]))
+    plot = empty_figure(x, Axis("fraction of pairs", 0, top))
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
     pointed = []
     for kind, colour in (("genuine", COLOURS[0]), ("impostor", COLOURS[1])):

@@ -136,11 +136,7 @@ def _tile(one: Decision, faces: LabelledImages, found: Found, test: tuple[Images
         [_uri(images, i) for images, i in some],
         [images.name(i) for images, i in some],
         [title, *([f"like {one.other}"] if one.other else []), one.reason],
-        one.action
-        if one.action != KEEP
-        else f"kept; proposed: {one.proposal}"
-        if one.proposal != KEEP
-        else KEEP,
+        f"kept; proposed: {one.proposal}" if one.action == KEEP != one.proposal else one.action,
         one.action != KEEP,
     )
 
@@ -160,9 +156,8 @@ def _charts(found: Found) -> list[Chart]:
     high = float(max(found.own_R.max(), found.impostor_P.max()))
     edges = np.linspace(low, high + 1e-6, _BINS + 1)
     drawn = []
-    for colour, (name, cosines) in enumerate(
-        (("own identity", found.own_R), ("another identity", found.impostor_P))
-    ):
+    both = {"own identity": found.own_R, "another identity": found.impostor_P}
+    for colour, (name, cosines) in enumerate(both.items()):
         part = np.histogram(cosines, edges)[0] / len(cosines)
         columns = {"x": np.repeat(edges, 2)[1:-1], "y": np.repeat(part, 2)}
         drawn.append((Line(name, f"{len(cosines):,} cosines", colour, "", (f"curve-{colour}",)), columns))
@@ -172,8 +167,6 @@ def _charts(found: Found) -> list[Chart]:
     if "outlier" in found.limits:
         plot.vspan(x=[found.limits["outlier"].least], line_width=1.4, line_dash="6 4")
     read_values(plot, pointed, "$name: @y{%.4f} at @x{%.3f}")
-    text = (
-        "Each image with the centre of its identity without it; and images with centres of other identities."
-    )
-    title = "Cosines with the centres"
-    return [Chart("cosines", title, text, [line for line, _ in drawn], item("cosines", plot))]
+    text = "Each image with the centre of its identity without it, and with centres of other identities."
+    lines = [line for line, _ in drawn]
+    return [Chart("cosines", "Cosines with the centres", text, lines, item("cosines", plot))]

@@ -16,11 +16,12 @@ from facerec.evaluation.embedding_cache import EmbeddingCache
 from facerec.evaluation.protocols.base import PROTOCOLS, Protocol, create_protocol
 from facerec.evaluation.results import Result, log_notes, write_results
 from facerec.evaluation.statistics.comparison import Comparison
+from facerec.files import write_bytes
 from facerec.models.model import Model
 from facerec.models.opening import load_model
 from facerec.registry import build
 from facerec.reporting.evaluated import Evaluated, by_one_yardstick, compared, distinct_names
-from facerec.reporting.report import lead, write_report
+from facerec.reporting.report import lead, report_html
 from facerec.reporting.run_folder import written_line
 from facerec.reporting.tables import comparison_lines, matrix, screen_table
 from facerec.reporting.text_table import aligned
@@ -101,14 +102,12 @@ def write_all(
     """
     document: dict[str, Any] = evaluated[0].document
     if len(evaluated) > 1:
-        document = {
-            "models": [{"name": one.name} | one.document for one in evaluated],
-            "comparisons": {
-                target: [one.to_dict() for one in found] for target, found in comparisons.items()
-            },
-        }
+        found = {target: [one.to_dict() for one in several] for target, several in comparisons.items()}
+        models = [{"name": one.name} | one.document for one in evaluated]
+        document = {"models": models, "comparisons": found}
     results = write_results(folder / "results.json", document)
-    written = [write_report(folder / "report.html", evaluated, comparisons, figures=figures), results]
+    page = report_html(evaluated, comparisons, figures=figures)
+    written = [write_bytes(folder / "report.html", page.encode()), results]
     for target in dict.fromkeys(target for one in evaluated for target in one.results) if figures else ():
         by_model = {one.name: one.results[target] for one in evaluated if target in one.results}
         written += save_figures(folder, target, figures_of(target, by_model))
@@ -120,12 +119,8 @@ def _next(evaluated: Sequence[Evaluated], paths: Sequence[str]) -> str:
     means = [np.mean([result.score for result in one.results.values()]) for one in evaluated]
     best = paths[int(np.argmax(means))]
     export = f"facerec-export {shlex.quote(f'ckpt={best}')} format=onnx"
-    other = (
-        f"facerec-eval {shlex.quote(f'ckpt=[{best},OTHER]')} compares it with another; "
-        if len(paths) == 1
-        else ""
-    )
-    return f"next       {other}{export} takes it to other programs"
+    other = f"facerec-eval {shlex.quote(f'ckpt=[{best},OTHER]')} compares it with another; "
+    return f"next       {other if len(paths) == 1 else ''}{export} takes it to other programs"
 
 
 def _command(

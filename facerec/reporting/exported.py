@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facerec.errors import counted, require
+from facerec.errors import counted, require, size_text
 from facerec.evaluation.details import choose_threshold
 from facerec.evaluation.protocols.base import create_protocol
 from facerec.evaluation.results import Result
@@ -49,12 +49,10 @@ def export_and_judge(
     """Export, and yield the lines to print: the file, what it takes and gives, the table.
 
     Args:
-        model: of `load_model`, on the CPU.
-        path: to write.
+        model: on the CPU.
         format, options: see `facerec.models.export.export`.
         eval: the section of the configuration; both are evaluated where it names targets, and a threshold
-            at `far` on the first of them is stored.
-        far: see `choose_threshold`.
+            at `far` (see `choose_threshold`) on the first of them is stored.
         calibration: images as `open_images` takes them: for int8, and to compare on.
         card: settings of the model card.
 
@@ -106,11 +104,8 @@ def _sample(images: Images, model: Model) -> np.ndarray:
 
 def _sheet(written: Model, options: Mapping[str, Any]) -> Iterator[str]:
     """What the file takes and gives."""
-    shape, size = (
-        written.input.shape,
-        written.embed(np.zeros((1, *written.input.shape, 3), np.uint8)).shape[1],
-    )
-    sides = f"{shape[0]}, {shape[1]}"
+    image_BHWC = np.zeros((1, *written.input.shape, 3), np.uint8)
+    sides = "{}, {}".format(*written.input.shape)
     if options["preprocessing"]:
         yield f"  input      image: uint8 (N, {sides}, 3), RGB, 0 … 255; it prepares them itself"
     else:
@@ -118,7 +113,7 @@ def _sheet(written: Model, options: Mapping[str, Any]) -> Iterator[str]:
         mean, std = written.input.mean, written.input.std
         yield f"  input      image: float32 (N, 3, {sides}), {order}, (x − {mean}) / {std} of x = 0 … 255"
     unit = "unit vectors" if options["normalise"] else "raw: divide by the length"
-    yield f"  output     embedding: float32 (N, {size}), {unit}"
+    yield f"  output     embedding: float32 (N, {written.embed(image_BHWC).shape[1]}), {unit}"
     if written.threshold is not None:
         yield f"  threshold  {written.threshold}"
 
@@ -140,11 +135,8 @@ def _table(
     threads = torch.get_num_threads()
     heads = ["", *before, "size", f"one image, {counted(threads, 'thread')}"]
     rows = [[*heads, f"largest 1 − cosine, {what}"]]
-    for one, results, file, differs in (
-        (model, before, model.path, "–"),
-        (written, after, path, difference),
-    ):
-        scores = ["–" if result.headline is None else _with_interval(result) for result in results.values()]
+    for one, results, file, differs in ((model, before, model.path, "–"), (written, after, path, difference)):
+        scores = [_with_interval(result) for result in results.values()]
         latency = f"{1000 * measure(one, 1).seconds:.1f} ms"
         rows.append([str(file and file.name), *scores, _size(file), latency, differs])
     return [line.rstrip() for line in aligned(rows)]
@@ -152,10 +144,11 @@ def _table(
 
 def _with_interval(result: Result) -> str:
     number = result.headline
-    assert number is not None
+    if number is None:
+        return "–"
     return f"{number.text} ({number.interval_text})" if number.interval else number.text
 
 
 def _size(path: Path | None) -> str:
     files = [] if path is None else [path] if path.is_file() else list(path.rglob("*"))
-    return f"{sum(one.stat().st_size for one in files if one.is_file()) / 1e6:.1f} MB"
+    return size_text(sum(one.stat().st_size for one in files if one.is_file()))

@@ -84,27 +84,20 @@ def provenance(run: Run) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of facerec, Python and the libraries that a result may depend on."""
     found = {"facerec": facerec.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    if torch.version.cuda is not None:
-        found["cuda"] = torch.version.cuda
-    return found
+    found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found if torch.version.cuda is None else found | {"cuda": torch.version.cuda}
 
 
 def commit() -> str | None:
     """Return the git commit of this code, ``-dirty`` after it where files differ; None outside a checkout."""
-    here = Path(facerec.__file__).parent
+
+    def git(*question: str) -> str:
+        command = ["git", "-C", str(Path(facerec.__file__).parent), *question]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        for question in (["ls-files", "--error-unmatch", "__init__.py"], ["describe", "--always", "--dirty"]):
-            more = ["--abbrev=40", "--match="] if question[0] == "describe" else []
-            said = subprocess.run(
-                ["git", "-C", str(here), *question, *more],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-        return said.stdout.strip()
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--match=")
     except (OSError, subprocess.SubprocessError):  # no git, or an installed package
         return None
 

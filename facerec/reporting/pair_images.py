@@ -23,16 +23,11 @@ def pair_pixels(source: VerificationSet, pair: int) -> tuple[np.ndarray, np.ndar
     return first, second
 
 
-def data_uris(source: VerificationSet, pair: int) -> list[str]:
-    """Both images of a pair as ``data:`` addresses of JPEG files of their pixels, at most `SIDE` high.
+def data_uri(pixels: np.ndarray) -> str:
+    """An image (uint8 RGB) as a ``data:`` address of a JPEG file, at most `SIDE` high.
 
     The files themselves are not handed to a browser: it may turn them, show their metadata, or choke on them.
     """
-    return [data_uri(pixels) for pixels in pair_pixels(source, pair)]
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """An image (uint8 RGB) as a ``data:`` address of a JPEG file, at most `SIDE` high."""
     if max(pixels.shape[:2]) > SIDE:
         image = Image.fromarray(pixels)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

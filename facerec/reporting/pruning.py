@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,10 +13,7 @@ from hydra.types import RunMode
 from facerec.errors import Pruned
 from facerec.evaluation.judgement import score
 from facerec.reporting.search import JOURNAL, STUDY, TARGET, load_optuna, pruner_of, storage_of
-from facerec.training.reporter import Reporter, Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.training.reporter import Reporter, Results, Run
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ class Pruning(Reporter):
         (frozen,) = (one for one in study.get_trials(deepcopy=False) if one.number == number)
         self._trial = optuna.Trial(study, frozen._trial_id)
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         """Report the number that chooses best.pt."""
         step = run.position.step
         self._trial.report(score(results, run.eval_settings.select), step)

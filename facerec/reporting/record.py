@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,14 +49,14 @@ class RunRecord:
         """The composed settings, nested."""
         loaded = self._read("config.yaml", DictConfig)
         try:
-            return _plain(loaded, resolve=True)
+            return plain(loaded, resolve=True)
         except OmegaConfBaseException:  # a variable of the environment that is not set here
-            return _plain(loaded)
+            return plain(loaded)
 
     @property
     def as_written(self) -> dict[str, Any]:
         """The same with interpolations as they were written."""
-        return _plain(self._read("config.yaml", DictConfig))
+        return plain(self._read("config.yaml", DictConfig))
 
     @cached_property
     def overrides(self) -> list[str]:
@@ -131,17 +132,12 @@ class RunRecord:
     def seconds(self) -> float | None:
         """How long the run has taken in all its parts, until now where it is at work; None: not recorded.
 
-        A part that was killed lasted until its last row of metrics.
+        A last part that was killed lasted until its last row of metrics.
         """
-        total, began = 0.0, None
+        total = float(sum(row["seconds"] for row in self.history if row["event"] == "end"))
         metrics = self.folder / "metrics.jsonl"
-        for row in [*self.history, None]:
-            if row is not None and row["event"] == "end":
-                total, began = total + row["seconds"], None
-                continue
-            if began is not None and row is None and metrics.is_file():
-                total += max(0.0, metrics.stat().st_mtime - began)
-            began = None if row is None else _seconds(row["time"])
+        if self.history and self.history[-1]["event"] == "start" and metrics.is_file():
+            total += max(0.0, metrics.stat().st_mtime - _seconds(self.history[-1]["time"]))
         return total if self.history else None
 
     @property
@@ -181,12 +177,16 @@ def _rows(path: Path, fits: Callable[[Row], bool]) -> list[Row]:
 def _json(text: bytes, where: str) -> Row:
     """An object; NaN and infinities, which JSON has not, become None."""
     try:
-        value = json.loads(text, parse_constant=lambda name: None)
+        value = json.loads(text, parse_constant=lambda name: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise _damaged(where, f"is no JSON ({error})") from error
     if not isinstance(value, dict):
         raise _damaged(where, "is no object of JSON")
     return value
+
+
+def _finite(text: str) -> float | None:
+    return number if math.isfinite(number := float(text)) else None
 
 
 def _numeric(row: Mapping[str, Any]) -> bool:
@@ -208,9 +208,10 @@ def _damaged(where: str, reason: str) -> DamagedDataError:
     return DamagedDataError(f"{where}: {reason}; it was changed since the run: get it back, or remove it")
 
 
-def _plain(config: Any, *, resolve: bool = False) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(config, resolve=resolve)
-    return {str(key): value for key, value in plain.items()}
+def plain(config: Any, **how: Any) -> dict[str, Any]:
+    """Return a configuration as plain values; `how` as `OmegaConf.to_container` takes it."""
+    values: Any = OmegaConf.to_container(config, **how)
+    return {str(key): value for key, value in values.items()}
 
 
 def _seconds(time: str) -> float:

@@ -6,20 +6,18 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from facerec.errors import ConfigError, UserError, nearest, setting_text
-from facerec.files import replacing
+from facerec.files import write_bytes
 from facerec.reporting.record import Row, RunRecord
-from facerec.settings import flat
-from facerec.training.reporter import Reporter, Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.settings import AtResume, flat, marks
+from facerec.training.reporter import Reporter, Results, Run
+from facerec.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +27,6 @@ _NAMED = 6  # differing settings in a line
 _FEW = 5  # points of a curve, below which they do not tell how it scatters
 _NEAR = 0.025  # part of a step's number by which a curve's ends may be passed
 _OWN = ("output_dir", "logger", "plugins", "eval", "hydra")  # sections that say nothing of what is learnt
-_SAME = (
-    "reference",
-    "resume",
-    "log_every",
-    "save_every",
-    "keep_last",
-    "threads",
-    "device",
-    "profile",
-    "dry_run",
-)
 _CAUSES = {  # by: accuracies are off, the loss is
     (True, True): (
         "the learning rate for so many images a step, labels shuffled or of another pack, BGR for RGB, "
@@ -80,7 +67,7 @@ class Reference:
         """Return the curve over the steps of a run with so many images per step."""
         factor = (self.images_per_step or images_per_step) / images_per_step
         rows = [row | {"step": row["step"] * factor} for row in self.rows]
-        return Reference(self.name, self.source, rows, images_per_step, self.settings, self.scatter)
+        return replace(self, rows=rows, images_per_step=images_per_step)
 
     def curve(self, key: str) -> np.ndarray:
         """Return steps and values of a number, (2, N)."""
@@ -90,7 +77,7 @@ class Reference:
     def sets(self) -> list[str]:
         """Return the names of the sets it knows."""
         keys = dict.fromkeys(key for row in self.rows for key in row if key.endswith("/accuracy"))
-        return [key.removesuffix("/accuracy") for key in keys if key != "mean/accuracy"]
+        return [name for key in keys if (name := key.removesuffix("/accuracy")) != "mean"]
 
     def expected(self, key: str, begin: float, end: float) -> tuple[float, float] | None:
         """Return least and largest value between two steps and at the points around; None: not known."""
@@ -134,19 +121,9 @@ def open_reference(name: str, folders: Sequence[Path]) -> Reference:
     factors: list[Any] = [record.starts[-1].get("processes") if record.starts else 1]
     factors += [given.get("trainer.batch_size"), given.get("trainer.accumulate", 1)]
     per_step = math.prod(factors) if all(isinstance(one, int) for one in factors) else None
-    rows = [_point(name, row) for row in record.rows]
+    compared = [[key for key in row if key == "loss" or key.endswith("/accuracy")] for row in record.rows]
+    rows = [{k: row[k] for k in ("step", *keys)} for row, keys in zip(record.rows, compared, strict=True)]
     return Reference(name, f"the run in {record.folder}", rows, per_step or None, given)
-
-
-def _point(name: str, row: Row) -> Row:
-    """Return the step of a row and the numbers that are compared."""
-    compared = {key: row[key] for key in row if key == "loss" or key.endswith("/accuracy")}
-    point = {"step": row.get("step")} | {key: one for key, one in compared.items() if one is not None}
-    for key, one in point.items():
-        if not isinstance(one, int | float) or not math.isfinite(one):
-            shown = f"{key}={setting_text(one)}, which is no finite number, in {json.dumps(row)[:80]}"
-            raise UserError(f"trainer.reference={name}: its metrics.jsonl has {shown}; take that line out")
-    return point
 
 
 def _published(folders: Sequence[Path]) -> dict[str, Reference]:
@@ -162,11 +139,6 @@ def _published(folders: Sequence[Path]) -> dict[str, Reference]:
             rest = {key: entry.get(key) for key in ("images_per_step", "scatter")}
             found[name] = Reference(name, entry["source"], rows, settings=entry["settings"], **rest)
     return found
-
-
-def comparing(name: str | None, folder: Path, configs: Sequence[Path]) -> list[Reporter]:
-    """Return what compares a run in `folder` with the reference `name`; see `open_reference`."""
-    return [] if name is None else [Compared(open_reference(name, configs), folder)]
 
 
 def reference_beside(folder: Path, config: Mapping[str, Any]) -> Reference | None:
@@ -206,8 +178,7 @@ class Compared(Reporter):
         self._said = False
         self._batch = "" if there in (per_step, None) else f"{per_step:,} images a step (there {there:,})"
         self.reference = self.reference.at_steps_of(per_step)
-        with replacing(self.path) as file:
-            file.write(json.dumps(asdict(self.reference), ensure_ascii=False).encode())
+        write_bytes(self.path, json.dumps(asdict(self.reference), ensure_ascii=False).encode())
         anew = f"; {self._batch}: compared at equal numbers of images" if self._batch else ""
         log.info("%-10s %s: %s%s", "reference", self.reference.name, self.reference.source, anew)
 
@@ -215,7 +186,7 @@ class Compared(Reporter):
         if row.get("loss") is not None:
             self._losses.append((row["step"], row["loss"]))
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         step = run.position.step
         if not step:
             return
@@ -278,10 +249,10 @@ class Compared(Reporter):
     def _differences(self, config: Mapping[str, Any]) -> list[str]:
         """Return the settings in which the run differs from the reference, as far as they are known."""
         here, there = flat(config), self.reference.settings
+        free = {f"trainer.{name}" for name, mark in marks(TrainerSettings).items() if mark is AtResume.FREE}
         found = [self._batch] if self._batch else []
         for key, value in there.items():
-            section, _, name = key.partition(".")
-            own = section in _OWN or (section == "trainer" and name in _SAME)
+            own = key.partition(".")[0] in _OWN or key in free
             if not own and key in here and here[key] != value:
                 found.append(f"{key}={setting_text(here[key])} (there {setting_text(value)})")
         return found

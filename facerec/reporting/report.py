@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from bokeh.resources import Resources
@@ -19,35 +18,13 @@ from markupsafe import Markup
 import facerec
 from facerec.evaluation.results import Caution, HardPair, Number, Table
 from facerec.evaluation.statistics.comparison import Comparison
-from facerec.files import replacing
 from facerec.reporting.charts import COLOURS, Chart, charts_of, filters_of
 from facerec.reporting.evaluated import Evaluated, Row, rows_of
-from facerec.reporting.pair_images import data_uris
+from facerec.reporting.pair_images import data_uri, pair_pixels
 from facerec.reporting.tables import Comparisons, matrix, p_text, tables_of
 
-_PAIR_TITLES = {
-    "genuine": "Genuine pairs farthest apart",
-    "impostor": "Impostor pairs nearest to each other",
-}
+_PAIR_TITLES = {"genuine": "Genuine pairs farthest apart", "impostor": "Impostor pairs nearest to each other"}
 _PAIRS = 8  # of each kind, half as many where models are compared
-
-
-def write_report(
-    path: Path,
-    evaluated: Sequence[Evaluated],
-    comparisons: Comparisons,
-    *,
-    figures: bool = True,
-) -> Path:
-    """Write the page; see `report_html`.
-
-    Raises:
-        StorageError: it could not be written.
-    """
-    text = report_html(evaluated, comparisons, figures=figures)
-    with replacing(path) as file:
-        file.write(text.encode())
-    return path
 
 
 def report_html(evaluated: Sequence[Evaluated], comparisons: Comparisons, *, figures: bool = True) -> str:
@@ -236,7 +213,8 @@ def _pairs(row: Row, several: bool) -> tuple[str, list[tuple[str, str, list[tupl
     columns = []
     for kind, _, pairs in result.hardest(_PAIRS // 2 if several else _PAIRS):
         if pairs:
-            shown = [(pair, data_uris(result.source, pair.pair)) for pair in pairs]
+            images = [map(data_uri, pair_pixels(result.source, pair.pair)) for pair in pairs]
+            shown = [(pair, list(both)) for pair, both in zip(pairs, images, strict=True)]
             columns.append((kind, _PAIR_TITLES[kind], shown))
     return f"{target}, {one.name}" if several else target, columns
 

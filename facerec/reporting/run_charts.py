@@ -50,20 +50,15 @@ def charts_of_run(
     """
     charts = []
     for key, title, label, said in _TRAINING:
-        charts.append(
-            over_steps(
-                *(key, title, said, label, {title: (steps, key)}, beside),
-                log=key in ("loss", "grad_norm"),
-            )
-        )
+        log = key in ("loss", "grad_norm")
+        charts.append(over_steps(key, title, said, label, {title: (steps, key)}, beside, log=log))
     cosines = {name: (steps, key) for key, name in _COSINES.items()}
     charts.insert(
         3, over_steps("cosines", "Cosines in training", "with the class weights", "cosine", cosines)
     )
     for key, title in _OF_SETS:
-        names = dict.fromkeys(
-            one.rpartition("/")[0] for row in evaluations for one in row if one.endswith(f"/{key}")
-        )
+        known = dict.fromkeys(name for row in evaluations for name in row)
+        names = dict.fromkeys(name.removesuffix(f"/{key}") for name in known if name.endswith(f"/{key}"))
         means = {"mean", "ema/mean"}  # ema: of the averaged weights, a curve beside each
         several = sum(not name.startswith("ema/") for name in names.keys() - means) > 1
         curves = {name: (evaluations, f"{name}/{key}") for name in names if several or name not in means}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import logging.handlers
 import os
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from facerec import launch
 from facerec.errors import FacerecError, StorageError, UserError, counted
-from facerec.files import replacing, require_writable, storing
+from facerec.files import require_writable, storing, write_bytes
 
 log = logging.getLogger(__name__)
 file_only = logging.getLogger("facerec.file_only")  # what a terminal shows otherwise, for the log file
@@ -34,8 +35,8 @@ RECORDS = ".hydra"
 _made: list[Path] = []  # folders of this command that were not there before it, the innermost first
 
 
-class _Careful(logging.StreamHandler[Any]):
-    """A handler that remembers failed writes instead of printing a traceback for each line."""
+class LogStream(logging.StreamHandler[Any]):
+    """Log lines on the console; failed writes are remembered, in place of a traceback for each line."""
 
     target = Path("standard output")
 
@@ -47,12 +48,8 @@ class _Careful(logging.StreamHandler[Any]):
             super().handleError(record)
 
 
-class LogStream(_Careful):
-    """Log lines on the console."""
-
-
-class LogFile(_Careful, logging.FileHandler):
-    """Log lines in a file."""
+class LogFile(LogStream, logging.FileHandler):
+    """Log lines in a file, likewise."""
 
     @property
     def target(self) -> Path:  # type: ignore[override]
@@ -99,10 +96,10 @@ class RunFolder:
         self.program = f"{program}[{launch.rank()}]" if launch.rank() else program
         self._job, self._sweep = HydraConfig.get().job.name, HydraConfig.get().mode != RunMode.RUN
         self._lock: int | None = None
-        self._handler: logging.Handler = logging.handlers.MemoryHandler(
-            10**6, flushLevel=logging.CRITICAL + 1
-        )
+        held = logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1)
+        self._handler: logging.Handler = held
         self._accepted = self._passing = False
+        _unwritten.clear()  # what the log of a sweep's run before could not take
 
     @property
     def named(self) -> bool:
@@ -116,9 +113,8 @@ class RunFolder:
             UserError: this is a run of a sweep, whose table would have nothing to show.
         """
         if self._sweep:
-            raise UserError(
-                "trainer.dry_run=true: leaves no run that a sweep could compare; call it without -m"
-            )
+            hint = "leaves no run that a sweep could compare; call it without -m"
+            raise UserError(f"trainer.dry_run=true: {hint}")
         self._passing = True
 
     def __enter__(self) -> RunFolder:
@@ -231,8 +227,7 @@ class RunFolder:
             if before.is_file() and before.read_text(encoding="utf-8") != files["config.yaml"]:
                 shutil.copytree(folder, _unused(folder))
         for name, text in files.items():
-            with replacing(folder / name, durable=False) as file:
-                file.write(text.encode())
+            write_bytes(folder / name, text.encode(), durable=False)
 
 
 def written_line(paths: Sequence[Path]) -> str:
@@ -291,10 +286,8 @@ def _as_given(config: DictConfig, key: str) -> str:
 
 def _unused(path: Path, first: int = 1, sign: str = ".") -> Path:
     """The first of ``path.1``, ``path.2``, … that is not there; the number goes before an ending."""
-    number = first
-    while (named := path.with_name(f"{path.stem}{sign}{number}{path.suffix}")).exists():
-        number += 1
-    return named
+    named = (path.with_name(f"{path.stem}{sign}{number}{path.suffix}") for number in itertools.count(first))
+    return next(one for one in named if not one.exists())
 
 
 def _same_file(handle: int, path: Path) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 
 from facerec.errors import counted, duration
-from facerec.files import replacing
 from facerec.images.preprocessing import Preprocessing
 from facerec.reporting.charts import charts_of
 from facerec.reporting.evaluated import Evaluated
@@ -24,32 +23,6 @@ _CHANNELS = {
 }
 
 
-def write_run_report(
-    folder: Path,
-    evaluated: Evaluated | None,
-    batch_BHWC: np.ndarray | None,
-    input: Preprocessing,
-    *,
-    figures: bool = True,
-) -> Path:
-    """Write the page from the run's records in `folder`.
-
-    Args:
-        evaluated: the last evaluation; None: not known here, then only its rows of metrics.jsonl are shown.
-        batch_BHWC: the first batch, uint8, as `Figures.first_batch` gives it.
-        input: the run's preprocessing.
-        figures: images of pairs shall be on the page.
-
-    Raises:
-        StorageError: it could not be written.
-    """
-    path = folder / "report.html"
-    text = run_html(RunRecord(folder), evaluated, batch_BHWC, input, figures=figures)
-    with replacing(path) as file:
-        file.write(text.encode())
-    return path
-
-
 def run_html(
     record: RunRecord,
     evaluated: Evaluated | None,
@@ -58,7 +31,14 @@ def run_html(
     *,
     figures: bool = True,
 ) -> str:
-    """The page as text; see `write_run_report`."""
+    """The page as text, of the run's records.
+
+    Args:
+        evaluated: the last evaluation; None: not known here, then only its rows of metrics.jsonl are shown.
+        batch_BHWC: the first batch, uint8, as `Figures.first_batch` gives it.
+        input: the run's preprocessing.
+        figures: images of pairs shall be on the page.
+    """
     models = [] if evaluated is None else [evaluated]
     values = values_of(models, {}, figures=figures)
     batch = [] if batch_BHWC is None else [data_uri(image_HWC) for image_HWC in batch_BHWC]
@@ -74,7 +54,7 @@ def run_html(
         "starts": _starts(record),
         "provenance": _provenance(record),
         "given": record.overrides,
-        "configuration": _yaml(config),
+        "configuration": yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100),
         "folder": str(record.folder),
     }
     beside = [] if reference is None else reference.rows
@@ -135,33 +115,19 @@ def _provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     seconds = record.seconds
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     time = "–" if seconds is None else f"{duration(seconds)} in all its parts"
-    return [
-        (
-            "Command",
-            [
-                ("Command", row["command"]),
-                ("In", row["folder"]),
-                ("Git commit", row["commit"] or "none: not run from a checkout"),
-                ("Versions", versions),
-            ],
-        ),
-        (
-            "Machine",
-            [
-                ("Host", row["host"]),
-                ("Device", f"{row['device']}, {row['precision']}"),
-                ("Processes", f"{row['processes']}, {counted(row['threads'], 'thread')} each"),
-                ("Time", time),
-            ],
-        ),
-        (
-            "Data",
-            [("Data", row["data"]), ("Fingerprint", row["fingerprint"]), ("Seed", str(row["seed"]))],
-        ),
-    ]
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    import yaml  # type: ignore[import-untyped]
-
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
+    cards = {
+        "Command": {
+            "Command": row["command"],
+            "In": row["folder"],
+            "Git commit": row["commit"] or "none: not run from a checkout",
+            "Versions": versions,
+        },
+        "Machine": {
+            "Host": row["host"],
+            "Device": f"{row['device']}, {row['precision']}",
+            "Processes": f"{row['processes']}, {counted(row['threads'], 'thread')} each",
+            "Time": time,
+        },
+        "Data": {"Data": row["data"], "Fingerprint": row["fingerprint"], "Seed": str(row["seed"])},
+    }
+    return [(title, list(facts.items())) for title, facts in cards.items()]

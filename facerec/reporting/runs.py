@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from facerec.errors import ConfigError, UserError, setting_text
+from facerec.errors import ConfigError, UserError, duration, setting_text
 from facerec.reporting.record import NUMBERS, RunRecord
 from facerec.settings import flat
 
@@ -55,8 +55,7 @@ class Fold:
 
     def text(self, column: str) -> str:
         """``0.98867``, of several seeds ``0.98867 ± 0.00386`` (their sample deviation), or a dash."""
-        mean = self.mean(column)
-        if mean is None:
+        if (mean := self.mean(column)) is None:
             return "–"
         values = self.values[column]
         return f"{mean:.5f}" + (f" ± {np.std(values, ddof=1):.5f}" if len(values) > 1 else "")
@@ -74,6 +73,16 @@ class Fold:
             return None
         parts = [(r.seconds or 0.0) * (r.starts[-1]["processes"] if r.starts else 1) for r in self.records]
         return sum(parts) / 3600
+
+    @property
+    def time(self) -> str:
+        """The time as text, or a dash."""
+        return duration(self.seconds)
+
+    @property
+    def cost(self) -> str:
+        """The device-hours as text, or a dash."""
+        return "–" if self.device_hours is None else f"{self.device_hours:.3g}"
 
     @property
     def state(self) -> str:
@@ -102,9 +111,7 @@ class Runs:
             if self.by == "tar_at_far" and self.far is None:
                 raise ConfigError("--by", self.by, "there is no FAR that all sets of these runs support")
             return self.by
-        used = {
-            str(one.get("judged_by")) for record in self.records.values() for one in record.targets.values()
-        }
+        used = {one.get("judged_by") for record in self.records.values() for one in record.targets.values()}
         return next((key for key in ("auc", "accuracy_exact") if key in used), "accuracy")
 
     @property
@@ -168,10 +175,8 @@ class Runs:
             if key in found or explained or _apart(key):
                 continue
 
-            def value(record: RunRecord, key: str = key) -> str:
-                return _value(record, key)
-
-            values = tuple(value(record) for record in self.records.values())
+            value = partial(_value, key=key)
+            values = tuple(map(value, self.records.values()))
             if len(set(values)) > 1 and (key in given or values not in seen):
                 found[key] = value
                 seen.add(values)
@@ -196,8 +201,7 @@ class Runs:
         records = [self.records[name] for name in names]
         settings = {}
         for key, value in self.varied.items():
-            values = list(dict.fromkeys(value(record) for record in records))
-            settings[key] = values[0] if len(values) == 1 else ",".join(values)
+            settings[key] = ",".join(dict.fromkeys(map(value, records)))
         measured = [self.numbers(record) for record in records]
         keys = dict.fromkeys(key for one in measured for key in one)
         values_of = {key: [one[key] for one in measured if key in one] for key in keys}

@@ -10,8 +10,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from facerec.errors import UserError, duration, printable
-from facerec.files import csv_lines, replacing
+from facerec.errors import UserError, printable
+from facerec.files import csv_lines, write_bytes
 from facerec.reporting import run_folder
 from facerec.reporting.text_table import as_markdown
 
@@ -78,18 +78,13 @@ def write_sweep(
     header = ["run", *runs.varied, *runs.columns.values(), "time", "device-hours", "state"]
     rows = []
     for fold in runs.folds:
-        time = duration(fold.seconds)
-        cost = "–" if fold.device_hours is None else f"{fold.device_hours:.3g}"
         numbers = [fold.text(column) for column in runs.columns]
-        rows.append([",".join(fold.names), *fold.settings.values(), *numbers, time, cost, fold.state])
+        ends = [fold.time, fold.cost, fold.state]
+        rows.append([",".join(fold.names), *fold.settings.values(), *numbers, *ends])
     table = page.with_suffix(".csv")
-    with replacing(page) as file:
-        file.write(html.encode())
-    with replacing(table) as file:
-        file.write(csv_lines([header, *rows]))
-    best = (
-        f"best by {runs.columns[runs.column]}: run {printable(','.join(runs.best.names))}\n"
-        if runs.best is not None
-        else ""
-    )
+    write_bytes(page, html.encode())
+    write_bytes(table, csv_lines([header, *rows]))
+    best = ""
+    if runs.best is not None:
+        best = f"best by {runs.columns[runs.column]}: run {printable(','.join(runs.best.names))}\n"
     return f"{as_markdown(header, rows)}{best}{page}\n{table}\n"

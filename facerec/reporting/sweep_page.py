@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facerec.errors import ConfigError, counted, duration
+from facerec.errors import ConfigError, counted
 from facerec.reporting.charts import Chart
 from facerec.reporting.report import page
 from facerec.reporting.run_charts import over_steps
@@ -89,11 +89,8 @@ def _heatmap(runs: Runs, x: str, y: str) -> Heatmap:
         if place not in means:
             return None
         part = (means[place] - low) / (high - low) if high > low else 0.0
-        return (
-            f"{means[place]:.5f}",
-            round(1 - part if runs.lower_is_better else part, 3),
-            means[place] == best,
-        )
+        shade = round(1 - part if runs.lower_is_better else part, 3)
+        return f"{means[place]:.5f}", shade, means[place] == best
 
     columns, rows = (sorted({fold.settings[key] for fold in runs.folds}, key=_in_order) for key in (x, y))
     return Heatmap(x, y, columns, [(row, [cell((column, row)) for column in columns]) for row in rows])
@@ -120,19 +117,17 @@ def _lead(runs: Runs) -> list[str]:
 
 
 def _row(runs: Runs, fold: Fold, best: bool) -> dict[str, Any]:
-    cells = []
-    for column in runs.columns:
-        interval = fold.interval(column)
-        cells.append(
-            (column, fold.text(column), "" if interval is None else "{:.5f}–{:.5f}".format(*interval))
-        )
+    intervals = {column: fold.interval(column) or () for column in runs.columns}
     return {
         "name": ", ".join(fold.names),
         "best": best,
         "settings": list(fold.settings.items()),
-        "cells": cells,
-        "time": duration(fold.seconds),
-        "cost": "–" if fold.device_hours is None else f"{fold.device_hours:.3g}",
+        "cells": [
+            (column, fold.text(column), "–".join(f"{end:.5f}" for end in ends))
+            for column, ends in intervals.items()
+        ],
+        "time": fold.time,
+        "cost": fold.cost,
         "state": fold.state,
     }
 

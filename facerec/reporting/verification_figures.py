@@ -6,7 +6,7 @@ They look as `facerec.reporting.style` says, and need nothing of pyplot and its 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import ArrayLike
 
 from facerec.evaluation.results import HardPair, Result
 from facerec.reporting.pair_images import pair_pixels
@@ -43,9 +42,9 @@ def figures_of(name: str, results: Results) -> dict[str, Figure]:
             if any(curve["eer"] for curve in curves.values()):
                 figures["det"] = det_figure(name, results)
         for model, result in results.items():
-            title, start = (f"{name}, {model}", re.sub(r"[^\w.=-]+", "_", model) + "_")
-            if len(results) == 1:
-                title, start = name, ""
+            title, start = name, ""
+            if len(results) > 1:
+                title, start = f"{name}, {model}", re.sub(r"[^\w.=-]+", "_", model) + "_"
             if result.series("histograms"):
                 figures[f"{start}distances"] = distance_figure(title, result)
             if result.source is not None:
@@ -74,16 +73,12 @@ def roc_figure(name: str, results: Results) -> Figure:
     made = figure(4.4, 3.9)
     axes = made.subplots()
     least, lowest = 1.0, 1.0
-    for number, (model, result) in enumerate(results.items()):
-        curve = result.series("roc")
-        if curve is None:
-            continue
+    for model, curve, far_V, tar_V, look in _rates(results):
         few = 1 / curve["impostor"]
-        far_V, tar_V = _steps(curve)
-        numbers = {one.key: one.value for one in result.numbers() if one.value is not None}
+        numbers = {one.key: one.value for one in results[model].numbers() if one.value is not None}
         label = "ROC" if len(results) == 1 else model
         label += f", AUC {numbers['auc']:.5f}" if "auc" in numbers else ""
-        axes.plot(far_V, tar_V, drawstyle="steps-post", label=label, **_line(number))
+        axes.plot(far_V, tar_V, label=label, **look)
         least = min(least, few)
         lowest = min(lowest, float(tar_V[far_V <= few * (1 + 1e-9)].max()))
         if len(results) == 1:
@@ -102,15 +97,10 @@ def det_figure(name: str, results: Results) -> Figure:
     made = figure(4.4, 4.2)
     axes = made.subplots()
     least_far, least_frr = 1.0, 1.0
-    for number, (model, result) in enumerate(results.items()):
-        curve = result.series("roc")
-        if curve is None:
-            continue
+    for model, curve, far_V, tar_V, look in _rates(results):
         few, missed, rate = 1 / curve["impostor"], 1 / curve["genuine"], curve["eer"] or 0.0
-        far_V, tar_V = _steps(curve)
         label = "DET" if len(results) == 1 else f"{model}, EER {rate:.5f}"
-        frr_V = np.maximum(1 - tar_V, missed / 2)
-        axes.plot(far_V, frr_V, drawstyle="steps-post", label=label, **_line(number))
+        axes.plot(far_V, np.maximum(1 - tar_V, missed / 2), label=label, **look)
         least_far, least_frr = min(least_far, few), min(least_frr, missed)
         if len(results) == 1:
             _mark_eer(axes, max(rate, few / 2), max(rate, missed / 2), rate)
@@ -121,15 +111,16 @@ def det_figure(name: str, results: Results) -> Figure:
     return _with_legend(made)
 
 
-def _steps(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """FAR and TAR from TAR 0 on; a FAR of 0 lies at half a pair, left of what is shown."""
-    start = 0.5 / curve["impostor"]
-    return np.append(start, np.maximum(curve["far"], start)), np.append(0, curve["tar"])
-
-
-def _line(number: int) -> dict[str, Any]:
-    """Colour and dashes of a model's curve; no two of 28 alike."""
-    return {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number // len(COLOURS) % len(_DASHES)]}
+def _rates(
+    results: Results,
+) -> Iterator[tuple[str, Mapping[str, Any], np.ndarray, np.ndarray, dict[str, Any]]]:
+    """Model, data, FAR, TAR and look of each curve; from TAR 0 on, with a FAR of 0 left of what is shown."""
+    for number, (model, result) in enumerate(results.items()):
+        if (curve := result.series("roc")) is not None:
+            start = 0.5 / curve["impostor"]
+            far_V, tar_V = np.append(start, np.maximum(curve["far"], start)), np.append(0, curve["tar"])
+            colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
+            yield model, curve, far_V, tar_V, {"drawstyle": "steps-post", "color": colour, "ls": dashes}
 
 
 def _write_tars(axes: Axes, numbers: Mapping[str, float], least: float) -> None:
@@ -172,17 +163,10 @@ def distance_figure(name: str, result: Result) -> Figure:
     x = "cosine"
     if counted["scale"] == "distance":
         x = "squared distance of the unit embeddings"
-        axes.secondary_xaxis("top", functions=(_cosine_of, _distance_of)).set_xlabel("cosine", labelpad=4)
+        there_and_back: Any = (lambda distance: 1 - distance / 2, lambda cosine: 2 - 2 * cosine)
+        axes.secondary_xaxis("top", functions=there_and_back).set_xlabel("cosine", labelpad=4)
     frame(axes, _title(name, {"": result}), x, "fraction of each kind's pairs")
     return _with_legend(made)
-
-
-def _cosine_of(distance: ArrayLike) -> ArrayLike:
-    return 1 - np.asarray(distance) / 2
-
-
-def _distance_of(cosine: ArrayLike) -> ArrayLike:
-    return 2 - 2 * np.asarray(cosine)
 
 
 def pair_figure(name: str, result: Result) -> Figure:
@@ -213,9 +197,8 @@ def _draw_pair(axes: Axes, result: Result, pair: HardPair) -> None:
     axes.set_title(text, fontsize=8, pad=2.5)
     if pair.names:
         named = pair.names if len(pair.names) <= 36 else pair.names[:35] + "…"
-        axes.text(
-            0.5, -0.03, named, transform=axes.transAxes, ha="center", va="top", fontsize=6, parse_math=False
-        )
+        look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 6, "parse_math": False}
+        axes.text(0.5, -0.03, named, transform=axes.transAxes, **look)
 
 
 def _mark_eer(axes: Axes, far: float, rate: float, eer: float) -> None:

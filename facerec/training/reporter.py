@@ -13,6 +13,9 @@ from facerec.files import storing
 if TYPE_CHECKING:
     from facerec.training.loop import Trainer
 
+Results = Mapping[str, VerificationResult]
+"""Of an evaluation, by set."""
+
 Run: TypeAlias = "Trainer"
 """A trainer as reporters see it: they look at it, and change nothing."""
 
@@ -34,7 +37,7 @@ class Reporter:
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         """At each row of metrics, as metrics.jsonl has it."""
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         """After an evaluation."""
 
     def saving(self, run: Run) -> None:

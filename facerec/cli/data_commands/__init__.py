@@ -1,1 +1,1 @@
-"""The sub-commands of `facerec-data`, found by `facerec.cli.data` without a list (`data_options.command`)."""
+"""The sub-commands of `facerec-data`, found by `facerec.cli.data` without a list."""

@@ -7,8 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facerec.cli.data_options import FORCE, OUT, SEED, command, option
-from facerec.cli.model_options import OPTIONAL_MODEL, opened_model
+from facerec.cli.options import DATA, FORCE, OPTIONAL_MODEL, OUT, SEED, opened_model, option
 from facerec.errors import UserError, counted, require
 
 if TYPE_CHECKING:
@@ -19,81 +18,55 @@ if TYPE_CHECKING:
     from facerec.models.model import Model
 
 _DROPPED = ("damaged", "duplicate", "outlier")
-_LOOKING = {
-    "against": [],
-    "drop": list(_DROPPED),
-    "split": False,
-    "merge": False,
-    "dry_run": False,
-    "outlier": None,
-    "merge_at": None,
-    "leak_at": None,
-    "centres": "images",
-    "cache": None,
-    "false_drop": 0.01,
-    "duplicate_at": 0.95,
-    "min_images": 3,
-    "seed": 0,
-}  # options that say what to look for, and what is usual
-
-
-@command(
-    "clean",
-    option("pack", type=Path, help="folder with train.rec, a .rec, or a folder with one folder per identity"),
-    OUT,
-    option(
-        "--against", type=Path, nargs="+", default=[], metavar="TEST", help="test sets (.bin, pack, folder)"
-    ),
+_LOOKING = (
+    option("--against", "test sets (.bin, pack, folder)", type=Path, nargs="+", default=[], metavar="TEST"),
     option(
         "--drop",
+        "what is left out: damaged, duplicate, outlier (these by default), leak; or none",
         nargs="+",
         choices=(*_DROPPED, "leak", "none"),
         default=list(_DROPPED),
         metavar="KIND",
-        help="what is left out: damaged, duplicate, outlier (these by default), leak; or none",
     ),
-    option("--split", action="store_true", help="make identities of the further people of mixed ones"),
-    option("--merge", action="store_true", help="make one identity of those that are one person"),
-    option("--dry-run", action="store_true", help="write decisions.csv and report.html, and no pack"),
-    option("--decisions", type=Path, metavar="CSV", help="apply this list, and look for nothing (no --ckpt)"),
+    option("--split", "make identities of the further people of mixed ones", action="store_true"),
+    option("--merge", "make one identity of those that are one person", action="store_true"),
+    option("--dry-run", "write decisions.csv and report.html, and no pack", action="store_true"),
     option(
         "--outlier",
+        "images below it are outliers (default: from the data; with --centres head 0.2588, or 75°)",
         type=float,
         metavar="COSINE",
-        help="images below it are outliers (default: from the data; with --centres head 0.2588, or 75°)",
     ),
     option(
         "--false-drop",
-        type=float,
+        "the part of right images that the threshold from the data may drop",
         default=0.01,
         metavar="PART",
-        help="the part of right images that the threshold from the data may drop (default: 0.01)",
     ),
-    option("--merge-at", type=float, metavar="COSINE", help="of two centres (default: from the data)"),
-    option(
-        "--leak-at", type=float, metavar="COSINE", help="of centre and test image (default: from the data)"
-    ),
-    option(
-        "--duplicate-at", type=float, default=0.95, metavar="COSINE", help="of two copies (default: 0.95)"
-    ),
-    option(
-        "--min-images",
-        type=int,
-        default=3,
-        metavar="N",
-        help="identities with fewer are too few to judge (default: 3)",
-    ),
+    option("--merge-at", "of two centres (default: from the data)", type=float, metavar="COSINE"),
+    option("--leak-at", "of centre and test image (default: from the data)", type=float, metavar="COSINE"),
+    option("--duplicate-at", "of two copies", default=0.95, metavar="COSINE"),
+    option("--min-images", "identities with fewer are too few to judge", default=3, metavar="N"),
     option(
         "--centres",
+        "robust centres of the images, or the class weights of a checkpoint that was trained on PACK, "
+        "of sub-centres the dominant one",
         choices=("images", "head"),
         default="images",
-        help="robust centres of the images, or the class weights of a checkpoint that was trained on PACK, "
-        "of sub-centres the dominant one (default: images)",
     ),
-    option("--cache", type=Path, metavar="DIR", help="keep embeddings there, so that a second run is quick"),
+    option("--cache", "keep embeddings there, so that a second run is quick", type=Path, metavar="DIR"),
     SEED,
-    *OPTIONAL_MODEL,
+)
+
+
+@DATA.command(
+    "clean",
+    option("pack", "folder with train.rec, a .rec, or a folder with one folder per identity", type=Path),
+    OUT,
+    option("--decisions", "apply this list, and look for nothing (no --ckpt)", type=Path, metavar="CSV"),
+    *_LOOKING,
     FORCE,
+    *OPTIONAL_MODEL,
 )
 def clean(options: Namespace) -> None:
     """Make a pack without wrong images, copies and leaks, by embeddings.
@@ -109,8 +82,10 @@ def clean(options: Namespace) -> None:
       facerec-data clean data/mine clean --ckpt best.pt --merge --against lfw.bin --drop outlier leak
       facerec-data clean data/mine clean --decisions proposals/decisions.csv
     """
-    from facerec.cleaning.decisions import NAME, read_decisions, write_decisions
+    from facerec.cleaning.decisions import NAME, new_labels, read_decisions, write_decisions
+    from facerec.files import write_bytes
     from facerec.loading.opening import open_identities
+    from facerec.making.rewriting import relabel
 
     faces = open_identities(options.pack)
     _check(options, faces)
@@ -123,9 +98,18 @@ def clean(options: Namespace) -> None:
     files = {NAME: options.decisions.read_bytes() if options.decisions else write_decisions(decisions)}
     if found is not None and model is not None:
         files["report.html"] = _page(options, faces, model, found, decisions)
-    built = None if options.dry_run else _write(options, faces, decisions, files)
-    if built is None:
-        _write_files(options.out, files)
+
+    def beside(builder: PackBuilder) -> None:
+        for name, content in files.items():
+            builder.beside(name).write_bytes(content)
+
+    built = None
+    if options.dry_run:
+        for name, content in files.items():
+            write_bytes(options.out / name, content)
+    else:
+        labels = new_labels(faces, decisions)
+        built = relabel(faces, options.out, *labels, force=options.force, beside=beside)
     _say(options, faces, decisions, found, built)
 
 
@@ -151,11 +135,10 @@ def _check(options: Namespace, faces: LabelledImages) -> None:
         "must be 3 or more: of two, none can be told wrong",
     )
     require(options.seed >= 0, "--seed", options.seed, "must be 0 or more")
-    for name, usual in _LOOKING.items() if options.decisions else ():
-        if getattr(options, name) != usual:
-            raise UserError(
-                f"--decisions applies a list as it is; leave out --{name.replace('_', '-')}, or edit the list"
-            )
+    for name, settings in _LOOKING if options.decisions else ():
+        usual = settings.get("default", False if "action" in settings else None)
+        if getattr(options, name.lstrip("-").replace("-", "_")) != usual:
+            raise UserError(f"--decisions applies a list as it is; leave out {name}, or edit the list")
     if not options.against and ("leak" in options.drop or options.leak_at is not None):
         raise UserError("--drop leak and --leak-at need --against TEST, the test sets to look into")
     if "none" in options.drop and len(options.drop) > 1:
@@ -231,28 +214,6 @@ def _page(
         ("Seed", str(options.seed)),
     ]
     return cleaning_html(faces, found, decisions, facts, not options.dry_run).encode()
-
-
-def _write(
-    options: Namespace, faces: LabelledImages, decisions: list[Decision], files: dict[str, bytes]
-) -> Built:
-    from facerec.cleaning.decisions import new_labels
-    from facerec.making.rewriting import relabel
-
-    def beside(builder: PackBuilder) -> None:
-        for name, content in files.items():
-            builder.beside(name).write_bytes(content)
-
-    labels = new_labels(faces, decisions)
-    return relabel(faces, options.out, *labels, force=options.force, beside=beside)
-
-
-def _write_files(out: Path, files: dict[str, bytes]) -> None:
-    from facerec.files import replacing
-
-    for name, content in files.items():
-        with replacing(out / name) as file:
-            file.write(content)
 
 
 def _say(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from facerec.cli.data_options import FORCE, INDEX, PACK_OR_BIN, WORKERS, command, force, option, workers
+from facerec.cli.options import DATA, FORCE, INDEX, PACK_OR_BIN, WORKERS, force, option, workers
 from facerec.errors import UserError, counted
 
 
-@command(
+@DATA.command(
     "info",
-    option("path", type=Path, help="folder with train.rec, a .rec, a verification .bin, or a list of images"),
-    option("--faces", type=Path, metavar="OUT.PNG", help="write a sheet of the first identities' faces"),
+    option("path", "folder with train.rec, a .rec, a verification .bin, or a list of images", type=Path),
+    option("--faces", "write a sheet of the first identities' faces", type=Path, metavar="OUT.PNG"),
     FORCE,
 )
 def show(options: Namespace) -> None:
@@ -41,11 +41,11 @@ def show(options: Namespace) -> None:
         print(f"{'faces':<12}{contact_sheet(open_images(options.path, damaged='skip'), options.faces)}")
 
 
-@command(
+@DATA.command(
     "verify",
     PACK_OR_BIN,
     INDEX,
-    option("--no-images", action="store_true", help="do not decode the images"),
+    option("--no-images", "do not decode the images", action="store_true"),
     WORKERS,
 )
 def verify_pack(options: Namespace) -> int:
@@ -79,10 +79,10 @@ def verify_pack(options: Namespace) -> int:
     return 1 if damaged else 0
 
 
-@command(
+@DATA.command(
     "index",
-    option("path", type=Path, help="the .rec file, or the folder with train.rec"),
-    option("--output", type=Path, help="where to write the .idx (default: beside the .rec)"),
+    option("path", "the .rec file, or the folder with train.rec", type=Path),
+    option("--output", "where to write the .idx (default: beside the .rec)", type=Path),
     force("replace an .idx that is there (it is kept as .idx.old)"),
 )
 def rebuild_index(options: Namespace) -> None:

@@ -6,31 +6,18 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from facerec.cli.data_options import (
-    FORCE,
-    IMAGES,
-    OUT,
-    SEED,
-    WORKERS,
-    command,
-    face_maker,
-    force,
-    option,
-    workers,
-)
+from facerec.cli.options import DATA, FORCE, IMAGES, OUT, SEED, WORKERS, face_maker, force, option, workers
 from facerec.errors import ConfigError, UserError
 
 
-@command(
+@DATA.command(
     "pack",
-    option("folder", type=Path, help="a folder with one folder of images per identity; with --labels any"),
+    option("folder", "a folder with one folder of images per identity; with --labels any", type=Path),
     OUT,
-    option(
-        "--labels", type=Path, metavar="CSV", help="lines path,label: images below the folder, and of whom"
-    ),
-    *IMAGES,
+    option("--labels", "lines path,label: images below the folder, and of whom", type=Path, metavar="CSV"),
     WORKERS,
     FORCE,
+    *IMAGES,
 )
 def pack(options: Namespace) -> None:
     """Make a pack from a folder of photographs.
@@ -60,19 +47,19 @@ def pack(options: Namespace) -> None:
     built.print_dropped()
 
 
-@command(
+@DATA.command(
     "pairs",
-    option("source", type=Path, help="folder of identities, or a pack; with a list, where its paths start"),
-    option("out", type=Path, help="the .bin to write"),
-    option("--list", type=Path, metavar="PAIRS.TXT", help="pairs in the format of LFW"),
-    option("--csv", type=Path, help="pairs as path,path,label; label 1 is genuine, 0 impostor"),
-    option("--count", type=int, help="pairs to draw (default: 600 per fold, or what there is)"),
-    option("--folds", type=int, help="folds to draw or deal (default: 10, of few listed pairs fewer)"),
-    option("--keep-order", action="store_true", help="with --csv: keep the order of a published list"),
+    option("source", "folder of identities, or a pack; with a list, where its paths start", type=Path),
+    option("out", "the .bin to write", type=Path),
+    option("--list", "pairs in the format of LFW", type=Path, metavar="PAIRS.TXT"),
+    option("--csv", "pairs as path,path,label; label 1 is genuine, 0 impostor", type=Path),
+    option("--count", "pairs to draw (default: 600 per fold, or what there is)", type=int),
+    option("--folds", "folds to draw or deal (default: 10, of few listed pairs fewer)", type=int),
+    option("--keep-order", "with --csv: keep the order of a published list", action="store_true"),
     SEED,
-    *IMAGES,
     WORKERS,
     FORCE,
+    *IMAGES,
 )
 def pairs(options: Namespace) -> None:
     """Make a verification .bin: drawn pairs, or those of a list.
@@ -136,19 +123,17 @@ def pairs(options: Namespace) -> None:
         print(balance(made.fold_N, made.issame_N, made.identity_2N))
 
 
-@command(
+@DATA.command(
     "lfw",
-    option("root", type=Path, help="the folder of the people"),
+    option("root", "the folder of the people", type=Path),
     OUT,
     option(
-        "--lists",
-        type=Path,
-        help="the folder of pairs.txt and people.txt (default: the folder of the people)",
+        "--lists", "the folder of pairs.txt and people.txt (default: the folder of the people)", type=Path
     ),
-    option("--sets", default="1-9", help="sets to train on, like 1-9 or 1,2,5, or all (default: 1-9)"),
-    *IMAGES,
+    option("--sets", "sets to train on, like 1-9 or 1,2,5, or all", default="1-9"),
     WORKERS,
     FORCE,
+    *IMAGES,
 )
 def lfw(options: Namespace) -> None:
     """Make a pack and lfw.bin from a folder of LFW and its lists.
@@ -188,11 +173,9 @@ def _sets(text: str) -> list[int] | None:
     return numbers
 
 
-@command(
+@DATA.command(
     "orl",
-    option(
-        "out", type=Path, nargs="?", help="folder to write; default: orl in $FACEREC_DATA, else in ./data"
-    ),
+    option("out", "folder to write; default: orl in $FACEREC_DATA, else in ./data", type=Path, nargs="?"),
     force("make it anew, and replace another pack there"),
 )
 def orl(options: Namespace) -> None:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from facerec.cli.data_options import command, force, option
-from facerec.cli.model_options import MODEL, opened_model
+from facerec.cli.options import DATA, MODEL, force, opened_model, option
 from facerec.errors import counted, require
 
 _LIST = "drop.txt"
 
 
-@command(
+@DATA.command(
     "overlap",
-    option("first", type=Path, help="a pack, or a folder with one folder per identity; it stays as it is"),
-    option("second", type=Path, help="another, whose identities are listed where the first has them, too"),
-    option("out", type=Path, help=f"folder to write: pairs.csv and {_LIST}"),
+    option("first", "a pack, or a folder with one folder per identity; it stays as it is", type=Path),
+    option("second", "another, whose identities are listed where the first has them, too", type=Path),
+    option("out", f"folder to write: pairs.csv and {_LIST}", type=Path),
     option(
         "--at",
+        "of two centres of one person (default: from the data, so that about 1 of 100 identities of "
+        "SECOND is listed by mistake)",
         type=float,
         metavar="COSINE",
-        help="of two centres of one person (default: from the data, so that about 1 of 100 identities of "
-        "SECOND is listed by mistake)",
     ),
     *MODEL,
     force("replace files that are there already"),

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Final
 
-from facerec.cli.data_options import FORCE, IMAGES, WORKERS, command, face_maker, option, workers
+from facerec.cli.options import DATA, FORCE, IMAGES, WORKERS, face_maker, option, workers
 
 # Of each set its full name, what its tree looks like, and what is made.
 SETS: Final = {
@@ -14,19 +14,13 @@ SETS: Final = {
         "AgeDB-30",
         "ROOT holds 03_Protocol_Images/ and 04_FINAL_protocol_30_years.mat. OUT gets agedb_30.bin.",
     ),
-    "calfw": (
-        "Cross-Age LFW",
-        "ROOT holds 'aligned images/' and pairs_CALFW.txt. OUT gets calfw.bin.",
-    ),
+    "calfw": ("Cross-Age LFW", "ROOT holds 'aligned images/' and pairs_CALFW.txt. OUT gets calfw.bin."),
     "cfp": (
         "Celebrities in Frontal-Profile",
         "ROOT holds Data/Images/NNN/{frontal,profile}/NN.jpg, Protocol/Pair_list_{F,P}.txt and "
         "Protocol/Split/{FF,FP}/NN/{same,diff}.txt. OUT gets cfp_fp.bin and cfp_ff.bin.",
     ),
-    "cplfw": (
-        "Cross-Pose LFW",
-        "ROOT holds 'aligned images/' and pairs_CPLFW.txt. OUT gets cplfw.bin.",
-    ),
+    "cplfw": ("Cross-Pose LFW", "ROOT holds 'aligned images/' and pairs_CPLFW.txt. OUT gets cplfw.bin."),
     "rfw": (
         "Racial Faces in the Wild",
         "ROOT holds data/GROUP/m.NAME/m.NAME_NNNN.jpg and txts/GROUP/GROUP_pairs.txt for African, Asian, "
@@ -64,14 +58,14 @@ def make(options: Namespace) -> None:
 
 
 for _name, (_title, _tree) in SETS.items():
-    command(
+    DATA.command(
         _name,
-        option("root", type=Path, help="the folder of the set as its authors publish it"),
-        option("out", type=Path, help="the folder to write to"),
-        option("--images", type=Path, help="where the images are, in the same tree, if not in ROOT"),
-        *IMAGES,
+        option("root", "the folder of the set as its authors publish it", type=Path),
+        option("out", "the folder to write to", type=Path),
+        option("--images", "where the images are, in the same tree, if not in ROOT", type=Path),
         WORKERS,
         FORCE,
+        *IMAGES,
         help=f"""Make the test set {_title}.
 
 {_tree} Pairs keep the published order and folds.

@@ -6,28 +6,22 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from facerec.cli.data_options import FORCE, INDEX, OUT, PACK, SEED, WORKERS, command, option, workers
+from facerec.cli.options import DATA, FORCE, INDEX, OUT, PACK, SEED, WORKERS, option, workers
 from facerec.errors import UserError, counted, require
 
 
-@command(
+@DATA.command(
     "filter",
     PACK,
     OUT,
-    option(
-        "--min-images",
-        type=int,
-        default=1,
-        metavar="N",
-        help="leave out identities with fewer than N images",
-    ),
-    option("--drop", type=Path, metavar="FILE", help="identities to leave out, one label or name per line"),
+    option("--min-images", "leave out identities with fewer than N images", default=1, metavar="N"),
+    option("--drop", "identities to leave out, one label or name per line", type=Path, metavar="FILE"),
     option(
         "--overlap",
+        "the identities of a test set, which are left out: LFW's pairs.txt or people.txt, or one name "
+        "per line; names of identities are the folders in the .lst",
         type=Path,
         metavar="FILE",
-        help="the identities of a test set, which are left out: LFW's pairs.txt or people.txt, or one name "
-        "per line; names of identities are the folders in the .lst",
     ),
     FORCE,
 )
@@ -62,9 +56,9 @@ def drop_identities(options: Namespace) -> None:
     print(f"{counted(left_out, 'identity')} left out; {options.out / 'report.csv'} names them")
 
 
-@command(
+@DATA.command(
     "merge",
-    option("packs", type=Path, nargs="+", help="folders with train.rec, or .rec files; two or more"),
+    option("packs", "folders with train.rec, or .rec files; two or more", type=Path, nargs="+"),
     OUT,
     FORCE,
 )
@@ -85,10 +79,10 @@ def merge_packs(options: Namespace) -> None:
     print(merge([open_pack(path) for path in options.packs], options.out, force=options.force))
 
 
-@command(
+@DATA.command(
     "split",
     PACK,
-    option("parts", nargs="+", metavar="OUT=FRACTION", help="a folder, and its part of the identities"),
+    option("parts", "a folder, and its part of the identities", nargs="+", metavar="OUT=FRACTION"),
     SEED,
     FORCE,
 )
@@ -117,14 +111,7 @@ def split_pack(options: Namespace) -> None:
         print(built)
 
 
-@command(
-    "repair",
-    PACK,
-    OUT,
-    INDEX,
-    WORKERS,
-    FORCE,
-)
+@DATA.command("repair", PACK, OUT, INDEX, WORKERS, FORCE)
 def repair_pack(options: Namespace) -> None:
     """Copy what is sound of a damaged pack into a new one.
 
@@ -151,12 +138,7 @@ def repair_pack(options: Namespace) -> None:
         print(f"{many} left out that the index does not list; without an .idx all are found")
 
 
-@command(
-    "unpack",
-    PACK,
-    option("out", type=Path, help="folder to write"),
-    FORCE,
-)
+@DATA.command("unpack", PACK, option("out", "folder to write", type=Path), FORCE)
 def unpack_pack(options: Namespace) -> int:
     """Write the images of a pack as files, one folder per identity.
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from facerec.errors import setting_text
 from facerec.settings import flat
-from facerec.training.reporter import Reporter, Run
+from facerec.training.reporter import Reporter, Results, Run
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from facerec.evaluation.verify import VerificationResult
 
 _IMAGES = 32  # of the first batch
 
@@ -27,12 +28,12 @@ class Figures:
     """
 
     def __init__(self) -> None:
-        self._results: Mapping[str, VerificationResult] = {}
+        self._results: Results = {}
         self._drawn: dict[str, dict[str, Figure]] = {}
         self._watched = False
         self._batch_BCHW: torch.Tensor | None = None
 
-    def of(self, results: Mapping[str, VerificationResult]) -> dict[str, dict[str, Figure]]:
+    def of(self, results: Results) -> dict[str, dict[str, Figure]]:
         """Return the figures of `results`."""
         if results is not self._results:
             from facerec.reporting.verification_figures import figures_of  # slow to load
@@ -48,10 +49,8 @@ class Figures:
         self._watched = True
 
         def keep(module: Any, given: tuple[torch.Tensor, ...]) -> None:
-            if self._batch_BCHW is None:
-                self._batch_BCHW = (
-                    given[0].detach()[:_IMAGES].clone()
-                )  # copied to the host when it is asked for
+            if self._batch_BCHW is None:  # copied to the host when it is asked for
+                self._batch_BCHW = given[0].detach()[:_IMAGES].clone()
             hook.remove()
 
         hook = run.embed.register_forward_pre_hook(keep)
@@ -69,7 +68,7 @@ class Figures:
         return np.rint(np.clip(image_BHWC, 0, 255)).astype(np.uint8)
 
 
-def numbers_of(results: Mapping[str, VerificationResult]) -> dict[str, float]:
+def numbers_of(results: Results) -> dict[str, float]:
     """Return all numbers of an evaluation: ``lfw/accuracy`` and so on, then their means over the sets, of
     those that each set supports, under ``mean/accuracy``.
     """
@@ -86,7 +85,7 @@ def numbers_of(results: Mapping[str, VerificationResult]) -> dict[str, float]:
     return flat
 
 
-def numbers_of_run(run: Run, results: Mapping[str, VerificationResult]) -> dict[str, float]:
+def numbers_of_run(run: Run, results: Results) -> dict[str, float]:
     """Return the numbers of an evaluation, and those of the averaged weights: ``ema/lfw/accuracy``."""
     averaged = numbers_of(run.averaged).items()
     return numbers_of(results) | {f"ema/{name}": value for name, value in averaged}
@@ -104,17 +103,14 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float |
     """Return the settings by dotted names in the types that services take, without those of records."""
     settings = {key: value for key, value in config.items() if key not in ("output_dir", "logger", "plugins")}
     return {
-        name: value
-        if isinstance(value, bool | int | float | str)
-        else "null"
-        if value is None
-        else str(value)
+        name: value if isinstance(value, bool | int | float | str) else setting_text(value)
         for name, value in flat(settings).items()
     }
 
 
+@dataclass(kw_only=True, eq=False)
 class Logger(Reporter):
-    """A reporter that a configuration can choose; further keyword parameters of a subclass are its settings.
+    """A reporter that a configuration can choose; further parameters of a subclass are its settings.
 
     Args:
         folder: the run's.
@@ -124,9 +120,10 @@ class Logger(Reporter):
         writes: the file or folder in the run's folder that it writes; empty: none.
     """
 
+    folder: Path
+    figures: Figures
     writes: ClassVar[str] = ""
 
-    def __init__(self, *, folder: Path, figures: Figures) -> None:
-        self.folder, self.figures = folder, figures
+    def __post_init__(self) -> None:
         if self.writes:
-            self.path = folder / self.writes
+            self.path = self.folder / self.writes

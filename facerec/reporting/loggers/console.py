@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -18,10 +18,7 @@ from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
 from facerec.reporting.run_folder import file_only, require_written
 from facerec.reporting.tables import screen_table
-from facerec.training.reporter import Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.training.reporter import Results, Run
 
 log = logging.getLogger(__name__)
 _Named = tuple[str, Mapping[str, Result]]
@@ -55,17 +52,15 @@ class Console(Logger):
         speed = f"{row['samples_per_second']:,.0f} samples/s"
         step = f"step {row['step']:,} of {max(self._steps, row['step']):,}"
         loss, accuracy = f"loss {row['loss']:.4f}", f"accuracy {row.get('accuracy') or 0.0:.3f}"
+        lr = f"lr {row['lr']:.4g}"
         if self._bar is not None:
-            self._bar.set_description_str(
-                f"{step}  {loss}  {accuracy}  {left} left  lr {row['lr']:.4g}  {speed}"
-            )
+            self._bar.set_description_str(f"{step}  {loss}  {accuracy}  {left} left  {lr}  {speed}")
         machine = f"{row['tflops']:.3g} TFLOP/s ({row['mfu']:.0%})  " if row.get("mfu") else ""
         machine += f"peak {row['peak_memory']:.1f} GB"
-        numbers = f"{loss}  lr {row['lr']:.4g}  {speed}  {left} left  {accuracy}"
-        line = f"{step}  epoch {row['epoch']:.2f}  {numbers}  {machine}"
-        (log if self._bar is None else file_only).info("%s", line)
+        numbers = f"epoch {row['epoch']:.2f}  {loss}  {lr}  {speed}  {left} left  {accuracy}"
+        (log if self._bar is None else file_only).info("%s  %s  %s", step, numbers, machine)
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         log_notes(results, self._said)
         step = run.position.step
         if step:

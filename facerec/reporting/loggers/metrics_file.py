@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from facerec.files import append_line, replacing
+from facerec.files import append_line, write_bytes
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger, numbers_of_run
-from facerec.training.reporter import Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.training.reporter import Results, Run
 
 
 @LOGGERS.register("metrics")
@@ -29,30 +27,30 @@ class MetricsFile(Logger):
     def started(self, run: Run) -> None:
         self._known = run.position.evaluated
         rows = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [
-            row for row in rows if row.endswith(b"\n") and _step_of(row, self._known) <= run.position.step
-        ]
+        kept = [row for row in rows if step_of(_read(row), self._known) <= run.position.step]
         if len(kept) < len(rows):
-            with replacing(self.path) as file:
-                file.writelines(kept)
+            write_bytes(self.path, b"".join(kept))
         self.path.touch()
 
     def logged(self, run: Run, row: Mapping[str, Any]) -> None:
         append_line(self.path, json.dumps(row, allow_nan=False).encode())
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         progress = run.progress()
         if progress.step != self._known:  # else a finished run that is started again
             self.logged(run, {"step": progress.step, "epoch": progress.epoch} | numbers_of_run(run, results))
 
 
-def _step_of(row: bytes, evaluated: int) -> float:
-    """The step of a row of metrics.jsonl; one that was cut off in writing, or of an evaluation later than the
-    last that the checkpoint knows, counts as beyond any.
-    """
+def step_of(row: Mapping[str, Any], evaluated: int) -> float:
+    """Return the step of a row; of an evaluation beyond the last that the checkpoint knows, infinity."""
+    step = float(row["step"])
+    return math.inf if "mean/accuracy" in row and step > evaluated else step
+
+
+def _read(line: bytes) -> Mapping[str, Any]:
+    """Return a row of metrics.jsonl; one that was cut off in writing counts as beyond any step."""
     try:
-        read = json.loads(row)
-        step = float(read["step"])
-        return float("inf") if "mean/accuracy" in read and step > evaluated else step
+        row = json.loads(line) if line.endswith(b"\n") else {}
+        return {**row, "step": float(row["step"])}
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return {"step": math.inf}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from facerec.errors import UserError
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Figures, hyperparameters
+from facerec.reporting.loggers.base import hyperparameters
 from facerec.reporting.loggers.remote import RemoteLogger
 from facerec.training.reporter import Run
 
@@ -17,6 +17,7 @@ _LENGTH = 500  # characters of a parameter that every store takes
 
 
 @LOGGERS.register("mlflow")
+@dataclass(kw_only=True, eq=False)
 class MLflow(RemoteLogger):
     """A run of MLflow; one that is resumed goes on in it.
 
@@ -25,24 +26,20 @@ class MLflow(RemoteLogger):
         uri: of the tracking server or store; null: as MLFLOW_TRACKING_URI says, else MLflow's own choice.
     """
 
+    experiment: str = "facerec"
+    uri: str | None = None
     writes = "mlflow.json"
     package = "mlflow"
-
-    def __init__(
-        self, *, folder: Path, figures: Figures, experiment: str = "facerec", uri: str | None = None
-    ) -> None:
-        super().__init__(folder=folder, figures=figures)
-        self._experiment, self._uri = experiment, uri
 
     def started(self, run: Run) -> None:
         self.begin(run)
         mlflow = self.service()
         self._metric = mlflow.entities.Metric
         try:
-            self._client = mlflow.MlflowClient(self._uri)
+            self._client = mlflow.MlflowClient(self.uri)
             if self.id is None:
-                found = self._client.get_experiment_by_name(self._experiment)
-                place = found.experiment_id if found else self._client.create_experiment(self._experiment)
+                found = self._client.get_experiment_by_name(self.experiment)
+                place = found.experiment_id if found else self._client.create_experiment(self.experiment)
         except mlflow.MlflowException as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"logger=mlflow: {reason}; logger.mlflow.uri names the store") from error

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from facerec.device import wait_for
-from facerec.evaluation.verify import VerificationResult
-from facerec.files import replacing
+from facerec.files import write_bytes
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Figures, Logger
-from facerec.training.reporter import Run
+from facerec.reporting.loggers.base import Logger
+from facerec.training.reporter import Results, Run
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +42,13 @@ class Profile(Logger):
 
     writes = "profile"
 
-    def __init__(self, *, folder: Path, figures: Figures) -> None:
-        super().__init__(folder=folder, figures=figures)
+    def started(self, run: Run) -> None:
+        self._device = run.device
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = self._timed = 0
         self._mark: float | None = None
-        self._hooks: list[RemovableHandle] = []
         self._profiler: torch.profiler.profile | None = None
-        self._ended = 0.0
-        self._evaluation = 0.0
-
-    def started(self, run: Run) -> None:
-        self._device = run.device
+        self._ended = self._evaluation = 0.0
         self._watch(run)
 
     def staged(self, run: Run) -> None:
@@ -65,7 +59,7 @@ class Profile(Logger):
 
     def _watch(self, run: Run) -> None:
         # The phase that has ended when a hook is called.
-        ends: list[tuple[Callable[..., Any], str]] = [
+        ends: list[tuple[Callable[..., RemovableHandle], str]] = [
             (run.embed.register_forward_pre_hook, "data"),
             (run.embed.register_forward_hook, "forward"),
             (run.head.register_forward_pre_hook, "forward"),
@@ -73,7 +67,7 @@ class Profile(Logger):
             (run.optimizer.register_step_pre_hook, "backward"),
             (run.optimizer.register_step_post_hook, "optimizer"),
         ]
-        self._hooks = [register(self._ender(phase)) for register, phase in ends]
+        self._hooks = [register(partial(self._end, phase)) for register, phase in ends]
 
     def stepped(self, run: Run) -> None:
         self._end("other")
@@ -85,14 +79,20 @@ class Profile(Logger):
             self._mark = time.perf_counter()
         elif self._timed == TIMED and self._mark is not None:
             self._mark = None
-            self._log_table()
+            step = self._per_step()["all"]
+            log.info("profile of a step, mean of %d:", TIMED)
+            for phase, mean in self._per_step().items():
+                log.info("  %-10s %9.2f ms  %5.1f %%", phase, 1e3 * mean, 100 * mean / step)
             self._write()
-            self._begin_trace()
+            kinds = torch.profiler.ProfilerActivity
+            cuda = [kinds.CUDA] if self._device.type == "cuda" else []
+            self._profiler = torch.profiler.profile(activities=[kinds.CPU, *cuda])
+            self._profiler.start()
         elif self._profiler is not None and self._steps == SKIPPED + TIMED + TRACED:
             self._end_trace()
         self._ended = time.perf_counter()
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         self._evaluation = time.perf_counter() - self._ended
         log.info("profile: the evaluation took %.2f s", self._evaluation)
         if self._mark is not None:  # not part of a step
@@ -108,10 +108,7 @@ class Profile(Logger):
         for hook in self._hooks:
             hook.remove()
 
-    def _ender(self, phase: str) -> Callable[..., None]:
-        return lambda *_: self._end(phase)
-
-    def _end(self, phase: str) -> None:
+    def _end(self, phase: str, *_: Any) -> None:
         """Add the time since the last mark to `phase`."""
         if self._mark is None:
             return
@@ -125,30 +122,10 @@ class Profile(Logger):
         seconds = {phase: total / TIMED for phase, total in self._seconds.items()}
         return seconds | {"all": sum(seconds.values())}
 
-    def _log_table(self) -> None:
-        seconds = self._per_step()
-        step = seconds.pop("all")
-        log.info("profile of a step, mean of %d:", TIMED)
-        for phase, mean in seconds.items():
-            log.info("  %-10s %9.2f ms  %5.1f %%", phase, 1e3 * mean, 100 * mean / step)
-        log.info("  %-10s %9.2f ms", "all", 1e3 * step)
-
     def _write(self) -> None:
         """Write profile.json; an evaluation that comes later is added."""
-        document = {
-            "steps": TIMED,
-            "seconds": self._per_step(),
-            "evaluation": self._evaluation or None,
-        }
-        with replacing(self.path / "profile.json") as file:
-            file.write(json.dumps(document, indent=1).encode() + b"\n")
-
-    def _begin_trace(self) -> None:
-        kinds = [torch.profiler.ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=kinds)
-        self._profiler.start()
+        document = {"steps": TIMED, "seconds": self._per_step(), "evaluation": self._evaluation or None}
+        write_bytes(self.path / "profile.json", json.dumps(document, indent=1).encode() + b"\n")
 
     def _end_trace(self) -> None:
         assert self._profiler is not None

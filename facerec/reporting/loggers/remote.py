@@ -6,15 +6,12 @@ import importlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from facerec.errors import UserError
-from facerec.files import replacing
+from facerec.files import write_bytes
 from facerec.reporting.loggers.base import Logger, grouped, numbers_of_run
-from facerec.training.reporter import Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.training.reporter import Results, Run
 
 
 class RemoteLogger(Logger):
@@ -56,14 +53,13 @@ class RemoteLogger(Logger):
             return
         self._step = row["step"]
         self.send(grouped(row), self._step)
-        if not self._batch_sent:
-            self._batch_sent = True
-            batch_BHWC = self.figures.first_batch(run)
-            if batch_BHWC is not None:
-                self.send_images("train_first_batch", batch_BHWC, self._step)
+        batch_BHWC = None if self._batch_sent else self.figures.first_batch(run)
+        self._batch_sent = True
+        if batch_BHWC is not None:
+            self.send_images("train_first_batch", batch_BHWC, self._step)
         self._keep()
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         step = run.position.step
         if step <= self._evaluated:
             return
@@ -88,5 +84,4 @@ class RemoteLogger(Logger):
 
     def _keep(self) -> None:
         known = {"id": self.id, "step": self._step, "evaluated": self._evaluated}
-        with replacing(self.path, durable=False) as file:
-            file.write(json.dumps(known).encode())
+        write_bytes(self.path, json.dumps(known).encode(), durable=False)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from facerec.files import write_bytes
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
-from facerec.training.reporter import Run
+from facerec.reporting.record import RunRecord
+from facerec.training.reporter import Results, Run
 
 if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
     from facerec.reporting.evaluated import Evaluated
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class RunReport(Logger):
         self._evaluated: Evaluated | None = None
         self.figures.watch(run)
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         from facerec.reporting.evaluated import Evaluated
 
         name = f"step {run.position.step:,}"
@@ -42,9 +42,8 @@ class RunReport(Logger):
             log.info("wrote %s", self.path)
 
     def _write(self, run: Run) -> None:
-        from facerec.reporting.run_report import write_run_report  # slow to load
+        from facerec.reporting.run_report import run_html  # slow to load
 
-        batch_BHWC = self.figures.first_batch(run)
-        write_run_report(
-            self.folder, self._evaluated, batch_BHWC, run.input, figures=run.eval_settings.figures
-        )
+        batch_BHWC, figures = self.figures.first_batch(run), run.eval_settings.figures
+        html = run_html(RunRecord(self.folder), self._evaluated, batch_BHWC, run.input, figures=figures)
+        write_bytes(self.path, html.encode())

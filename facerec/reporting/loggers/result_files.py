@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from facerec.evaluation.results import results_document, write_results
 from facerec.models.checkpoint import checkpoint_path
@@ -13,10 +12,7 @@ from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger
 from facerec.reporting.run_folder import written_line
 from facerec.training.parallel import is_sharded
-from facerec.training.reporter import Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.training.reporter import Results, Run
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +24,7 @@ class ResultFiles(Logger):
     writes = "."
     written: Sequence[Path] = ()
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         sharded = bool(run.head.sharded_parameters) or is_sharded(run.embed)
         kept = checkpoint_path(run.checkpoints, run.position.step, sharded=sharded)
         document = results_document(results, run.model(), ckpt=str(kept))

@@ -6,21 +6,19 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from facerec.errors import require
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Figures, Logger, grouped, hyperparameters, numbers_of_run
-from facerec.training.reporter import Run
-
-if TYPE_CHECKING:
-    from facerec.evaluation.verify import VerificationResult
+from facerec.reporting.loggers.base import Logger, grouped, hyperparameters, numbers_of_run
+from facerec.training.reporter import Results, Run
 
 _SPRITE = 48  # pixels, height and width of a face in the projector
 
 
 @LOGGERS.register("tensorboard")
+@dataclass(kw_only=True, eq=False)
 class TensorBoard(Logger):
     """Scalars of each row, numbers and figures of each evaluation; hparams, histograms and the projector.
 
@@ -29,15 +27,14 @@ class TensorBoard(Logger):
         projector: images of the first set in the embedding projector, written at the end; 0: none.
     """
 
+    histogram_every: int = 10
+    projector: int = 300
     writes = "tensorboard"
 
-    def __init__(
-        self, *, folder: Path, figures: Figures, histogram_every: int = 10, projector: int = 300
-    ) -> None:
-        super().__init__(folder=folder, figures=figures)
-        for name, value in (("histogram_every", histogram_every), ("projector", projector)):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("histogram_every", self.histogram_every), ("projector", self.projector)):
             require(value >= 0, f"logger.tensorboard.{name}", value, "must be 0 (none) or more")
-        self.histogram_every, self.projector = histogram_every, projector
 
     def started(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -46,7 +43,7 @@ class TensorBoard(Logger):
         # What a killed run has written beyond its last checkpoint comes again, and readers shall drop it.
         self._writer = SummaryWriter(str(self.path), purge_step=step + 1 if step else 0)
         self._known = run.position.evaluated
-        self._results: Mapping[str, VerificationResult] = {}
+        self._results: Results = {}
         self._batch_shown = False
         # Its thread prints a traceback where it cannot write; the next call here raises the same error.
         self._excepthook = threading.excepthook
@@ -63,13 +60,12 @@ class TensorBoard(Logger):
         if every and (step % every == 0 or step == run.settings.log_every):
             for name, cosine_B in getattr(run.head, "per_sample", {}).items():
                 self._writer.add_histogram(f"train_cosines/{name}", cosine_B.float().cpu().clamp(-1, 1), step)
-        if not self._batch_shown:
-            self._batch_shown = True
-            batch_BHWC = self.figures.first_batch(run)
-            if batch_BHWC is not None:
-                self._writer.add_images("train_first_batch", batch_BHWC, step, dataformats="NHWC")
+        batch_BHWC = None if self._batch_shown else self.figures.first_batch(run)
+        self._batch_shown = True
+        if batch_BHWC is not None:
+            self._writer.add_images("train_first_batch", batch_BHWC, step, dataformats="NHWC")
 
-    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+    def evaluated(self, run: Run, results: Results) -> None:
         step = run.position.step
         if step == self._known:  # a finished run that is started again
             return
@@ -99,10 +95,8 @@ class TensorBoard(Logger):
         text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
         self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
         # Not add_hparams, which makes a run of its own beside this one.
-        numbers = dict.fromkeys(
-            ("val_mean/accuracy", "val_mean/accuracy_exact", "val_mean/auc", "train/loss"), 0.0
-        )
-        for summary in hparams(hyperparameters(run.config), numbers):
+        names = ("val_mean/accuracy", "val_mean/accuracy_exact", "val_mean/auc", "train/loss")
+        for summary in hparams(hyperparameters(run.config), dict.fromkeys(names, 0.0)):
             self._writer._get_file_writer().add_summary(summary)
 
     def _write_projector(self, run: Run) -> None:
@@ -130,13 +124,8 @@ class TensorBoard(Logger):
             if old.is_dir() and re.fullmatch(r"\d{5,}", old.name):
                 shutil.rmtree(old)
         (self.path / "projector_config.pbtxt").unlink(missing_ok=True)
-        self._writer.add_embedding(
-            embedding_KD,
-            [" ".join(name.split()) for name in names],
-            face_KCHW,
-            run.position.step,
-            source.name,
-        )
+        names = [" ".join(name.split()) for name in names]
+        self._writer.add_embedding(embedding_KD, names, face_KCHW, run.position.step, source.name)
 
     def _unless_storage(self, args: threading.ExceptHookArgs) -> None:
         if not isinstance(args.exc_value, OSError):

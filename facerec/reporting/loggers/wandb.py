@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from facerec.errors import UserError
 from facerec.reporting.loggers import LOGGERS
-from facerec.reporting.loggers.base import Figures
 from facerec.reporting.loggers.remote import RemoteLogger
 from facerec.training.reporter import Run
 
 
 @LOGGERS.register("wandb")
+@dataclass(kw_only=True, eq=False)
 class WandB(RemoteLogger):
     """A run of Weights & Biases; one that is resumed goes on in it.
 
@@ -25,23 +25,13 @@ class WandB(RemoteLogger):
         tags: words to find the run by.
     """
 
+    project: str = "facerec"
+    entity: str | None = None
+    mode: Literal["online", "offline"] | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
     writes = "wandb.json"
     package = "wandb"
-
-    def __init__(
-        self,
-        *,
-        folder: Path,
-        figures: Figures,
-        project: str = "facerec",
-        entity: str | None = None,
-        mode: Literal["online", "offline"] | None = None,
-        group: str | None = None,
-        tags: list[str] = [],  # noqa: B006 - a default in the help, never changed
-    ) -> None:
-        super().__init__(folder=folder, figures=figures)
-        self._settings: dict[str, Any] = {"project": project, "entity": entity, "mode": mode, "group": group}
-        self._settings["tags"] = list(tags)
 
     def started(self, run: Run) -> None:
         self.begin(run)
@@ -53,7 +43,11 @@ class WandB(RemoteLogger):
                 resume="allow",
                 name=self.folder.name,
                 config=dict(run.config),
-                **self._settings,
+                project=self.project,
+                entity=self.entity,
+                mode=self.mode,
+                group=self.group,
+                tags=self.tags,
             )
         except self._wandb.Error as error:
             hint = "log in with `wandb login`, or set logger.wandb.mode=offline"

@@ -57,11 +57,7 @@ def explained(begun: Sequence[object]) -> Iterator[None]:
         if begun or isinstance(error, BrokenPipeError):
             raise
         raise UserError(f"output_dir: {error.filename} cannot be made ({error.strerror})") from error
-    except (
-        YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # flags, files that are no YAML or nested too deep
+    except (YAMLError, ValueError, RecursionError) as error:  # flags; files that are no YAML, or too deep
         if begun:
             raise
         reason = " ".join(str(error).split())[:400]
@@ -95,10 +91,8 @@ def as_user_error(error: Exception) -> UserError:
             return UserError(f"{key}={value}: {hint}")
         if key.endswith(("targets", "metrics")) or key in ("ckpt", "logger"):
             return UserError(f"{key}={value}: must be a list: '{key}=[{value}]'")
-        hint = (
-            "is several values; -m runs one after the other, [a,b] is a list, and quotes within quotes a text"
-        )
-        return UserError(f"{ambiguous.group(1)}: {hint}")
+        hint = "-m runs one after the other, [a,b] is a list, and quotes within quotes a text"
+        return UserError(f"{ambiguous.group(1)}: is several values; {hint}")
     kinds = re.fullmatch(r"Error merging override (.*)", text.partition("\n")[0])
     if kinds:
         return UserError(f"{kinds[1]}: is a mapping, and that setting is a list: [a,b]")
