@@ -181,13 +181,13 @@ train experiment=orl_demo head=softmax    | softmax.yaml or configs/experiment/o
 eval ckpt=face.pt eval=null               | eval=null: must be the name of a choice; known: identification
 eval ckpt=face.pt ~device device=3        | device: no such setting
 eval ckpt=face.pt device=3                | device=3: must be auto, cpu
-eval ckpt=face.pt eval.cache=[x]          | eval.cache=['x']: must be text or null
+eval ckpt=face.pt eval.cache=[x]          | eval.cache=[x]: must be text or null
 eval ckpt=face.pt +backbone.dropout=0     | backbone.dropout=0: needs backbone=NAME
 eval ckpt=face.pt +foo=3                  | foo=3: no such setting; known: allow_code, backbone, ckpt
 export ckpt=face.pt output_dir=there      | there: has no effect here; out=FILE says where
 export ckpt=face.pt format=onx            | format=onx: must be one of onnx, safetensors
 export ckpt=face.pt -m                    | -m: an export writes one file; call it once for each
-export ckpt=face.pt out=[a]               | out=['a']: must be text or null
+export ckpt=face.pt out=[a]               | out=[a]: must be text or null
 export ckpt=face.pt ckpt=null             | ckpt=null: must be text
 export ckpt=face.pt force=1               | force=1: must be true or false
 export ckpt=face.pt input=3               | input=3: must be a mapping
