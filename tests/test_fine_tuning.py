@@ -177,4 +177,4 @@ def test_a_run_goes_on_from_a_model_over_two_images_of_new_identities(work: Path
         *("backbone.freeze=[]", "backbone.lr_scales={conv1: 0.1}", "trainer.max_steps=4"),
     )
     assert thawed.returncode == 0, thawed.stderr
-    assert "backbone.freeze=[] (was ['conv1'])" in thawed.stdout + thawed.stderr
+    assert "backbone.freeze=[] (was [conv1])" in thawed.stdout + thawed.stderr
