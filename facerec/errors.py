@@ -27,8 +27,16 @@ num_workers num_threads threads workers
 image_size img_size resolution input_size size
 dim emb_size embedding_dim feature_dim embedding_size
 margin m
+augmentation augmentations transforms augment
+pfc partial_fc sample_rate
+syncbn sync_bn sync_batch_norm
+grad_accum gradient_accumulation accumulate_grad_batches accumulate
+distill distillation teacher
+kfold k_fold n_folds folds
+far fmr tar auc eer roc metrics
+threshold thresholds
 filter interclass_filtering_threshold interclass_filtering
-scale s
+temperature radius scale s
 wd decay weight_decay
 grad_clip clip_grad max_norm clip_norm
 flip hflip mirror
@@ -39,13 +47,13 @@ scheduler lr_scheduler lr_schedule schedule
 optim opt optimizer
 gpu gpus gpu_id devices device
 classes num_classes n_classes identities
-target val val_set val_targets test_sets benchmarks targets
+target val validation test val_set val_targets test_sets benchmarks targets
 warmup_epochs warmup_epoch warmup_steps warmup
 eval_every eval_interval val_interval every_steps
 save_freq save_interval save_every
 log_freq log_interval frequent verbose log_every
 random_seed manual_seed seed
-loggers wandb mlflow logger
+loggers wandb mlflow tensorboard logger
 check validate verify
 inspect show stats info
 extract export unpack

@@ -137,9 +137,12 @@ def test_one_command_writes_them_as_png_and_svg(tmp_path: Path) -> None:
         assert "<svg" in (tmp_path / f"heads_{name}.svg").read_text()[:600]
 
 
-def test_same_figure_is_the_same_file(tmp_path: Path) -> None:
+def test_same_figure_is_the_same_file_and_what_was_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in ("one", "two"):
         run(["scale", "--formats", "svg", "--out", str(tmp_path / folder)])
+        assert capsys.readouterr().out == f"wrote 1 figure to {tmp_path / folder}, as svg\n"
     one, two = (tmp_path / folder / "heads_scale.svg" for folder in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 

@@ -26,6 +26,7 @@ from facerec.reporting.loggers.base import Figures
 from facerec.reporting.loggers.console import Console
 from facerec.reporting.report import report_html
 from facerec.reporting.tables import comparison_lines
+from facerec.training.state import Position
 from tests.tiny_run import TinyFaces, tiny_trainer
 
 
@@ -193,9 +194,32 @@ def test_a_run_ends_with_the_number_that_chose_its_best_weights(
     trainer.results = {"lfw": coarse}
     (tmp_path / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "checkpoints" / "best.pt").touch()
+    trainer.position.best_step, trainer.position.best = 0, 0.8
     log_outcome(trainer, tmp_path, resumable=True)
     assert f"lfw: exact accuracy {coarse.accuracy_exact:.5f} ± " in caplog.text
-    assert "checkpoints/ has best.pt, of the best exact accuracy, and the last" in caplog.text
+    assert (
+        "has best.pt of step 0, before training, the best by exact accuracy (0.80000, lfw), and"
+        in caplog.text
+    )
+
+
+def test_the_best_is_compared_in_one_number_and_counts_no_more_once_another_must_judge(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    fine, coarse = made(0.7), made(0.7, scale=0.04, seed=1)
+    assert (fine.score_key, coarse.score_key) == ("accuracy", "accuracy_exact")
+    at = Position(step=4)
+    assert at.improved({"a": fine}, None) and at.best == fine.accuracy
+    at.step = 5
+    assert at.improved({"a": coarse}, None), "whichever is higher: they are other numbers"
+    assert (
+        "best.pt: judged by accuracy_exact from here on; the best by accuracy counts no more" in caplog.text
+    )
+    assert (at.judged_by, at.best, at.best_step) == ("accuracy_exact", coarse.accuracy_exact, 5)
+    at.step = 6
+    assert at.improved({"a": fine}, None) == (fine.accuracy_exact > coarse.accuracy_exact)
+    assert at.judged_by == "accuracy_exact", "no change back, which would let each evaluation win"
 
 
 @pytest.mark.parametrize("select", ["acuracy", "tar", "rank_1", ""])

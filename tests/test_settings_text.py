@@ -61,6 +61,13 @@ def test_a_comment_behind_a_key_or_above_it_is_its_meaning() -> None:
         (["--explain", "lr"], ["optimizer.lr=0.1", "  resume   applied"]),
         (["--explain", "margin"], ["head.m=0.5"]),
         (["--explain", "experiment"], ["  adaface_ms1mv2_ir50  ", "--explain experiment=NAME"]),
+        (["--explain", "scale"], ["teacher.scale=16.0", "head.s=64.0"]),
+        (["--explain", "augment"], ["data.augment.crop=0.0", "data.augment.cutout_side=0.5"]),
+        (["--explain", "pfc"], ["head.sample_rate=1.0"]),
+        (["--explain", "noise"], ["data.label_noise=0.0", "data.noise_kind=uniform"]),  # a part of the name
+        (["--explain", "rgb"], ["input.channels=rgb"]),  # a word of the meaning
+        (["--explain", "logger"], ["logger=[console,metrics,tensorboard,results,report]", "  wandb "]),
+        (["--explain", "wandb"], ["logger=[console,metrics,tensorboard,results,report]"]),
         (["--explain", "blur"], ["data.augment.blur=0.0", "  values   a number"]),
     ],
 )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from facerec.packs.verification import write_verification
+from facerec.reporting.record import finished_before
 from tests.foreign_files import png
 from tests.test_cli_train import Ended, command, done, failed, process, succeeded
 from tests.test_records import RUN
@@ -40,12 +42,16 @@ def states(folder: Path) -> dict[str, str]:
 
 
 def test_a_repeated_sweep_skips_what_is_done_with_the_same_settings(folder: Path) -> None:
-    done("facerec-train", *SWEEP, "seed=1,2", cwd=folder)
+    sweep = [*SWEEP, "eval.select=eer"]
+    done("facerec-train", *sweep, "seed=1,2", cwd=folder)
+    run = folder / "out" / "0"
+    eer = json.loads((run / "results.json").read_text())["targets"]["tiny"]["eer"]
+    assert finished_before(OmegaConf.load(run / ".hydra" / "config.yaml"), run) == -eer, "as the run itself"
     before = files(folder / "out")
-    again = command("facerec-train", *SWEEP, "seed=1,2", cwd=folder)
+    again = command("facerec-train", *sweep, "seed=1,2", cwd=folder)
     assert again.returncode == 0 and again.stdout.count("has finished already with these settings") == 2
     assert files(folder / "out") == before and "| 1 " not in again.stdout.partition("| run")[0]
-    longer = command("facerec-train", *SWEEP, "seed=1,2", "trainer.max_steps=3", cwd=folder)
+    longer = command("facerec-train", *sweep, "seed=1,2", "trainer.max_steps=3", cwd=folder)
     assert longer.returncode == 0 and "resumed from" in longer.stdout
     assert "has finished already" not in longer.stdout
     assert "± " in longer.stdout and "| 0,1 " in longer.stdout, "two seeds are one row"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facerec.cli.base import Program, option
-from facerec.errors import ConfigError, UserError, nearest
+from facerec.errors import ConfigError, UserError, counted, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,8 +66,8 @@ def _draw(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # on networks this small further threads only cost
     for name in names:
         with style.paper():
-            for path in style.save(_figure(name, options), options.out, f"heads_{name}", formats):
-                print(f"wrote {path}", flush=True)
+            style.save(_figure(name, options), options.out, f"heads_{name}", formats)
+    print(f"wrote {counted(len(names), 'figure')} to {options.out}, as {options.formats}")
 
 
 def _figure(name: str, options: argparse.Namespace) -> Figure:

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
 from facerec.cli.mistakes import choices_of, config_folder
-from facerec.errors import UserError, nearest, synonyms
+from facerec.errors import UserError, nearest, setting_text, synonyms
 from facerec.registry import spoken_settings
 from facerec.settings import AtResume, marks
 
@@ -51,12 +51,19 @@ def explain(config: DictConfig, topic: str | None) -> list[str]:
     hydra = now.pop("hydra")
     choices = hydra["runtime"]["choices"]
     chosen = {name: choice for name, choice in choices.items() if name in (*now, "experiment")}
+    if "logger" in now:  # of which there are several at once
+        chosen["logger"] = list(now["logger"])
     primary = file_settings((config_folder() / f"{hydra['job']['config_name']}.yaml").read_text("utf-8"), {})
     own = {one.key: one for one in primary if one.key.partition(".")[0] in now}
     if topic is None:
         lines = [f"{_chosen(*one):28} {title(*one)}".rstrip() for one in chosen.items()]
         lines += _lines("", own.values(), now)
         return [*lines, "--explain head, --explain trainer.epochs: more about one of them"]
+    for name, choice in chosen.items():
+        own |= {f"{name}.{one.key}": one for one in settings_of(name, choice)}
+    words = [topic, *synonyms(topic)]
+    if not _keys(own, topic):
+        topic = next((word for word in words if word in chosen), topic)
     if topic in chosen:
         head = f"{_chosen(topic, chosen[topic])}: {title(topic, chosen[topic])}".removesuffix(": ")
         lines = [head, *_lines(topic, settings_of(topic, chosen[topic]), now)]
@@ -66,19 +73,24 @@ def explain(config: DictConfig, topic: str | None) -> list[str]:
             width = max(map(len, names))
             lines += [f"  {name:{width}} {_short(title(topic, name))}" for name in names]
         return lines + ["--explain experiment=NAME: all that is said of one"] * (topic == "experiment")
-    for name, choice in chosen.items():
-        own |= {f"{name}.{one.key}": one for one in settings_of(name, choice)}
-    found = _keys(own, topic) or [key for one in synonyms(topic) for key in _keys(own, one)]
+    found = [key for word in words for key in _keys(own, word)] or _mentions(own, topic)
     if not found:
-        hint = nearest(topic, [*chosen, *own])
+        hint = nearest(topic, {*chosen, *own})
         raise UserError(f"--explain {topic}: no such group or setting; {hint}")
-    return [line for key in found for line in _in_full(key, own[key], now)]
+    return [line for key in dict.fromkeys(found) for line in _in_full(key, own[key], now)]
 
 
 def _keys(everything: Iterable[str], topic: str) -> list[str]:
-    """Return the key `topic`, those that end with it and those of that section."""
-    return [
-        key for key in everything if key == topic or key.endswith(f".{topic}") or key.startswith(f"{topic}.")
+    """Return the key `topic`, those that end with it and those of a section of that name."""
+    return [key for key in everything if f".{topic}." in f".{key}."]
+
+
+def _mentions(everything: Mapping[str, Setting], word: str) -> list[str]:
+    """Return the keys with this word in their name, or if there are none those whose meaning has it."""
+    named = [key for key in everything if word in re.split(r"[._]", key)]
+    word = rf"(?<![^\W_]){re.escape(word)}(?![^\W_])"
+    return named or [
+        key for key, one in everything.items() if re.search(word, one.meaning + one.values, re.I)
     ]
 
 
@@ -189,7 +201,7 @@ def _documented(builder: Callable[..., Any]) -> dict[str, str]:
 
 
 def _chosen(group: str, choice: object) -> str:
-    return f"{group}={'null' if choice is None else choice}"
+    return f"{group}={setting_text(choice)}"
 
 
 def _lines(group: str, settings: Iterable[Setting], now: Any) -> list[str]:

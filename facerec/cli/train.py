@@ -95,11 +95,21 @@ def log_outcome(trainer: Trainer, folder: Path, *, resumable: bool) -> None:
     log.info("run folder: %s%s", folder, shown)
     best = folder / "checkpoints" / "best.pt"
     if trainer.interrupted is None and step:
-        numbers = [number_of(result, select) for result in trainer.results.values()]
-        chosen_by = ", ".join(dict.fromkeys(number.phrase for number in numbers if number is not None))
-        kept = f"best.pt, of the best {chosen_by}, and the last" if best.is_file() else "the last"
+        kept = f"{_best_of(trainer)}, and the last" if best.is_file() else "the last"
         log.info("finished   at step %s of %s; checkpoints/ has %s", f"{step:,}", f"{steps:,}", kept)
         if best.is_file():
             below = best.absolute().is_relative_to(Path.cwd())
             ckpt = shlex.quote(f"ckpt={best.absolute().relative_to(Path.cwd()) if below else best}")
             log.info("next       facerec-eval %s, or facerec-export %s format=onnx", ckpt, ckpt)
+
+
+def _best_of(trainer: Trainer) -> str:
+    """Say which step best.pt is of, and the number and sets that have chosen it."""
+    from facerec.evaluation.judgement import number_of
+
+    at, results = trainer.position, trainer.results
+    numbers = [number_of(result, at.judged_by or None) for result in results.values()]
+    phrase = ", ".join(dict.fromkeys(number.phrase for number in numbers if number is not None))
+    step = {-1: "", 0: " of step 0, before training,"}.get(at.best_step, f" of step {at.best_step:,},")
+    mean = f"the mean of {', '.join(results)}" if len(results) > 1 else "".join(results)
+    return f"best.pt{step} the best by {phrase} ({abs(at.best):.5f}, {mean})"

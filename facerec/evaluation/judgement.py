@@ -81,8 +81,12 @@ def trusted(key: str, judged_by: str) -> bool:
 def by_one_number(results: Sequence[Result]) -> list[Result]:
     """Results of several models on one set, all judged by the number that suits each of them."""
     keys = {result.score_key for result in results}
-    common = next((key for key in ("auc", "accuracy_exact") if len(keys) > 1 and key in keys), None)
-    return [result.judged_by(common) for result in results] if common else list(results)
+    return [*results] if len(keys) == 1 else [result.judged_by(suits_all(keys)) for result in results]
+
+
+def suits_all(keys: Iterable[str]) -> str:
+    """Return the number that results can be compared by which are judged by any of `keys`."""
+    return next((key for key in ("auc", "accuracy_exact") if key in keys), "accuracy")
 
 
 # The number that chooses best.pt ---------------------------------------------------------------------------

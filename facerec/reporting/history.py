@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 import facerec
 from facerec import distributed
 from facerec.errors import Pruned
+from facerec.evaluation.judgement import score
+from facerec.evaluation.verify import VerificationResult
 from facerec.files import append_line
 from facerec.training.reporter import Reporter, Run
 
@@ -37,9 +40,13 @@ class History(Reporter):
 
     def started(self, run: Run) -> None:
         self._began = time.time()
+        self._score: float | None = None
         self._writes = run.progress().fraction < 1
         if self._writes:
             self._append(provenance(run))
+
+    def evaluated(self, run: Run, results: Mapping[str, VerificationResult]) -> None:
+        self._score = score(results, run.eval_settings.select)
 
     def finished(self, run: Run) -> None:
         if not self._writes:
@@ -51,6 +58,8 @@ class History(Reporter):
         row = {"event": "end", "time": _now(), "step": run.position.step, "why": why}
         if why == "failed":
             row["error"] = " ".join(str(error or run.failure).split())[:300]
+        elif self._score is not None:
+            row["score"] = self._score
         self._append(row | {"seconds": round(time.time() - self._began, 3)})
 
     def _append(self, row: dict[str, Any]) -> None:

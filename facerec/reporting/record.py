@@ -147,15 +147,14 @@ class RunRecord:
 
 
 def finished_before(config: DictConfig, folder: Path) -> float | None:
-    """Return the mean over sets of what judges the run in `folder`, finished with these settings; else None.
+    """Return what judges the run in `folder`, by its `eval.select`, finished with these settings; else None.
 
     A run without evaluation counts as one that has not: it is quick to see that nothing is left of it.
     """
     record, path = RunRecord(folder), folder / ".hydra" / "config.yaml"
     if record.ended != "finished" or path.read_text(encoding="utf-8") != OmegaConf.to_yaml(config):
         return None
-    numbers = [one[one.get("judged_by", "accuracy")] for one in record.targets.values()]
-    return sum(numbers) / len(numbers) if numbers else None
+    return record.history[-1].get("score")
 
 
 def _of_evaluation(row: Row) -> bool:
@@ -199,6 +198,7 @@ def _is_event(row: Row) -> bool:
         _seconds(row["time"])
         end: dict[str, Any] = {"seconds": (int, float), "why": str}
         kinds = {} if row["event"] == "start" else end
+        kinds |= {"score": (int, float, type(None))} if "score" in row else {}
         return isinstance(row["step"], int) and all(isinstance(row[key], kind) for key, kind in kinds.items())
     except (KeyError, TypeError, ValueError):
         return False

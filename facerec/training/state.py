@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from facerec import __version__, distributed
 from facerec.errors import CheckpointError
-from facerec.evaluation.judgement import better
+from facerec.evaluation.judgement import better, suits_all
 from facerec.evaluation.results import Result
 from facerec.heads.mechanism.sharding import Shard
 from facerec.models.checkpoint import MODULES, Checkpoint, Rows, is_counter, open_checkpoint
@@ -27,6 +28,8 @@ _OPTIONAL = ("meter", "ema")  # parts that a checkpoint need not have
 Slots = dict[int, dict[str, Tensor]]
 """An optimizer's tensors by the index of their parameter and their name."""
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Position:
@@ -37,7 +40,9 @@ class Position:
         epoch: passes over the data done.
         sample: samples of the present epoch that all ranks have taken.
         highest: highest accuracy of each target so far.
-        best: best mean over the targets so far of the number that `eval.select` names.
+        best: best mean over the targets so far of the number `judged_by`.
+        judged_by: that of `eval.select`, or the one that suits all evaluations so far; empty: none yet.
+        best_step: the step of the best; −1: not known.
         evaluated: the step of the last evaluation; −1: none yet.
         averaged: updates of the moving average of the weights.
         stage: number of the stage that the last step belonged to.
@@ -49,15 +54,26 @@ class Position:
     sample: int = 0
     highest: dict[str, float] = field(default_factory=dict)
     best: float = float("-inf")
+    judged_by: str = ""
+    best_step: int = -1
     evaluated: int = -1
     averaged: int = 0
     stage: int = 0
     origin: list[float] = field(default_factory=lambda: [0, 0.0])
 
     def improved(self, results: Mapping[str, Result], select: str | None) -> bool:
-        """True where an evaluation is the best so far, by the number that `select` names; keeps its mean."""
-        score = better(results, select, self.best)
-        self.best = self.best if score is None else score
+        """True where an evaluation is the best so far, by the number that `select` names; keeps its mean.
+
+        Without `select`, the best counts no more once another number must judge the evaluations.
+        """
+        by = select or suits_all({self.judged_by, *(result.score_key for result in results.values())})
+        if self.judged_by not in ("", by):
+            log.info("best.pt: judged by %s from here on; the best by %s counts no more", by, self.judged_by)
+            self.best = float("-inf")
+        self.judged_by = by
+        score = better(results, by, self.best)
+        if score is not None:
+            self.best, self.best_step = score, self.step
         return score is not None
 
 
@@ -167,7 +183,8 @@ def restore(trainer: Trainer, path: Path) -> tuple[Position, dict[str, str]]:
             parts["ema"].reset()
     measured_anew = comparison.measured_anew(changes)
     if measured_anew or "eval.targets" in changes:
-        position.best, position.evaluated = float("-inf"), -1  # of a mean over other things
+        position.best, position.judged_by, position.best_step = float("-inf"), "", -1  # of other things
+        position.evaluated = -1
     if measured_anew:
         position.highest = {}
     return position, changes
@@ -184,6 +201,8 @@ def _require_types(path: Path, state: Mapping[str, Any]) -> None:
         "images": is_counter(state.get("images", 0)),
         "evaluated": is_counter(state.get("evaluated", -1), least=-1),
         "averaged": is_counter(state.get("averaged", 0)),
+        "best_step": is_counter(state.get("best_step", -1), least=-1),
+        "judged_by": isinstance(state.get("judged_by", ""), str),
         "origin": isinstance(origin, list) and all(isinstance(one, int | float) for one in origin),
         **{name: isinstance(one, dict) and _all(list(one), str) for name, one in mappings.items()},
         "best": isinstance(state.get("best"), int | float),
