@@ -13,7 +13,7 @@ from typing import Any
 
 from bokeh.resources import Resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import facerec
 from facerec.evaluation.results import Caution, HardPair, Number, Table
@@ -72,6 +72,12 @@ def values_of(
     }
 
 
+def _heading(text: str) -> Markup:
+    """The head of a column: it breaks within a long name of a setting, and not within 1e-3."""
+    name = escape(text.replace("1e-", "1e\N{NON-BREAKING HYPHEN}"))
+    return name if len(text) < 16 else name.replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>"))
+
+
 def page(template: str, charts: Sequence[Chart], values: Mapping[str, Any]) -> str:
     """A self-contained page: a template of ``report_files``, with its charts."""
     environment = Environment(
@@ -81,7 +87,7 @@ def page(template: str, charts: Sequence[Chart], values: Mapping[str, Any]) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": _signed, "p": p_text, "verdict": _verdict}
+    environment.filters |= {"signed": _signed, "p": p_text, "verdict": _verdict, "heading": _heading}
     script = _bokeh() + _file("report.js")
     frame = {
         "charts": charts,

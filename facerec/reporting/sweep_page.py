@@ -35,6 +35,7 @@ class Heatmap(NamedTuple):
 def sweep_html(runs: Runs, name: str, axes: Sequence[str] = ()) -> str:
     """The page as text; `axes` as `write_sweep` takes them."""
     best = runs.best
+    of_sets = {f"{name}/{runs.judged_by}" for name in runs.targets}
     values: dict[str, Any] = {
         "title": f"{counted(len(runs.records), 'run')} compared",
         "lead": _lead(runs),
@@ -42,7 +43,10 @@ def sweep_html(runs: Runs, name: str, axes: Sequence[str] = ()) -> str:
             f"{name}: {counted(len(runs.folds), 'setting')} of {', '.join(runs.varied) or 'one kind'}."
         ],
         "settings": list(runs.varied),
-        "columns": runs.columns,
+        "columns": {
+            key: title if key in of_sets else title[:1].upper() + title[1:]
+            for key, title in runs.columns.items()
+        },
         "judged": runs.column,
         "rows": [_row(runs, fold, fold is best) for fold in runs.folds],
         "seeds": any(len(fold.names) > 1 for fold in runs.folds),
