@@ -384,6 +384,10 @@ def test_what_is_no_stage_is_refused_by_its_number(stages: str, said: str) -> No
         ("[{step: 1, data.shuffle: block}]", "stage 1 (step 1): data.shuffle=block: changes images or their"),
         ("[{epoch: 0.5, data.root: faces2}]", "stage 1 (epoch 0.5): data.root=faces2: changes images or"),
         ("[{epoch: 1, data: casia}]", "data=casia: data.root=faces is that of before; give data.root, too"),
+        (
+            "[{epoch: 1, head: triplet}]",
+            "stage 1 (epoch 1): head=triplet: of arcface and triplet only one has",
+        ),
         ("[{epoch: 1, data: [faces], data.root: C}]", "stage 1 (epoch 1): data.root=C: is of one data set"),
         ("[{epoch: 1, data.root: nowhere}]", "stage 1 (epoch 1): data.root=nowhere: there is no such folder"),
         ("[{step: 1, head: triplet}]", "stage 1 (step 1): head"),

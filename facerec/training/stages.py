@@ -158,6 +158,12 @@ class Stage:
         teaching = [key for key in self.given if key.startswith(("head", "data", "backbone.frozen"))]
         if taught and teaching:
             raise UserError(f"{teaching[0]}: stays the same with a teacher, who was made for it")
+        was, head = (one.config["head"] for one in (before, self))
+        if ("sharded" in was) != ("sharded" in head):
+            raise UserError(
+                f"head={head['name']}: of {was['name']} and {head['name']} only one has class rows; train on "
+                "in a run of its own, with backbone.pretrained=RUN/checkpoints/best.pt"
+            )
         for key in _STAYS:
             section, name = key.split(".")
             old, new = (one.config[section].get(name) for one in (before, self))
