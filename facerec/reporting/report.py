@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -74,8 +75,8 @@ def values_of(
 
 def _heading(text: str) -> Markup:
     """The head of a column: it breaks within a long name of a setting, and not within 1e-3."""
-    name = escape(text.replace("1e-", "1e\N{NON-BREAKING HYPHEN}"))
-    return name if len(text) < 16 else name.replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>"))
+    head = re.sub(r"1e-\d+", r'<span class="unbroken">\g<0></span>', str(escape(text)))
+    return Markup(head if len(text) < 16 or head != text else re.sub(r"(?<=[._])", "<wbr>", head))
 
 
 def page(template: str, charts: Sequence[Chart], values: Mapping[str, Any]) -> str:
