@@ -30,6 +30,7 @@ from facerec.training.reporter import Reporter, Run
 from facerec.training.run import assemble
 from facerec.training.settings import TrainerSettings
 from facerec.training.stages import SECTIONS
+from tests import several
 from tests.several import run_ranks
 
 
@@ -177,6 +178,9 @@ def two_ranks(folder: Path) -> None:
     half(folder, "half of replicas")
     rest(folder, "to replicas", "half")
     rest(folder, "to shards", "half of replicas", "trainer.fsdp=true")
+    small = ["backbone=mobilefacenet", "backbone.embedding_size=8", "data.size=32", "trainer.batch_size=6"]
+    evaluated = [*EVALUATED, f"eval.root={folder.parent}", "trainer.max_steps=2", "trainer.fsdp=true"]
+    several.train(folder, {"command": [*TRAINER, *small, *evaluated]})
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +216,15 @@ def test_two_ranks_with_shards_learn_what_replicas_learn(two: Path) -> None:
 def test_three_ranks_with_shards_learn_what_replicas_learn(files: Path) -> None:
     run_ranks(3, files / "3", every_way)
     assert_alike(files / "3")
+
+
+def test_the_command_evaluates_writes_its_records_and_says_what_is_sharded(two: Path) -> None:
+    said = (two / "command" / "train.log").read_text()
+    assert "finished   at step 2 of 2" in said, (two / "command.1.txt").read_text()
+    assert "in each of 2 processes, which hold the backbone by shards (FSDP2)" in said
+    assert "no projector with trainer.fsdp=true" in said
+    written = json.loads((two / "command" / "results.json").read_text())["ckpt"]
+    assert written.endswith("checkpoints/last-00000002") and Path(written).is_dir()
 
 
 def test_checkpoints_of_shards_are_ordinary_models(two: Path) -> None:

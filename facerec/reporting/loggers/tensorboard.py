@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import threading
@@ -12,7 +13,10 @@ from typing import Any
 from facerec.errors import require
 from facerec.reporting.loggers import LOGGERS
 from facerec.reporting.loggers.base import Logger, grouped, hyperparameters, numbers_of_run
+from facerec.training.parallel import is_sharded
 from facerec.training.reporter import Results, Run
+
+log = logging.getLogger(__name__)
 
 _SPRITE = 48  # pixels, height and width of a face in the projector
 
@@ -81,7 +85,12 @@ class TensorBoard(Logger):
 
     def finished(self, run: Run) -> None:
         try:
-            if self._results and self.projector and run.progress().fraction >= 1:
+            wanted = self._results and self.projector and run.progress().fraction >= 1
+            if wanted and is_sharded(run.embed):
+                log.info(
+                    "tensorboard: no projector with trainer.fsdp=true, as one process alone cannot embed"
+                )
+            elif wanted:
                 self._write_projector(run)
             self._writer.close()
         finally:
