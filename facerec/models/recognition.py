@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from facerec.backbones.base import BACKBONES, create_backbone, on_meta_device
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, setting_text
 from facerec.models import structure
 from facerec.models.lineages import lineage_of
 from facerec.models.structure import COUNTER, shapes_of
@@ -268,7 +268,7 @@ def hint(weights: Mapping[str, Tensor], *, folded: bool = False, size: str = "ba
 
 def typed(key: str, value: object) -> str:
     """Return a setting as it is typed in a shell."""
-    return shlex.quote(f"{key}={value}".replace(", ", ","))
+    return shlex.quote(f"{key}={setting_text(value)}")
 
 
 def few(names: Iterable[object], count: int = 3) -> str:
