@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.errors import FacerecError, UserError, require
-from facerec.files import replacing
+from facerec.files import write_bytes
 from facerec.models import hub
 from facerec.models.hub import as_metadata
 from facerec.models.model import Model, Threshold
@@ -95,8 +95,7 @@ def export(
     if format == "hub":
         hub.write(path, content, settings)
     else:
-        with replacing(path) as file:
-            file.write(content)
+        write_bytes(path, content)
     return path
 
 
@@ -129,8 +128,7 @@ def store_threshold(path: Path, threshold: Threshold) -> None:
     else:
         state, metadata = read_safetensors(path)
         content = _safetensors(state, metadata | as_metadata(settings))
-    with replacing(path) as file:
-        file.write(content)
+    write_bytes(path, content)
 
 
 def _safetensors(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from facerec.errors import CheckpointError, FacerecError, UserError
-from facerec.files import replacing
+from facerec.files import write_bytes
 from facerec.images.preprocessing import Preprocessing
 from facerec.pickles.stand_ins import are_settings
 
@@ -68,14 +68,12 @@ def write(folder: Path, weights: bytes, settings: Mapping[str, Any]) -> None:
     }
     _write_json(folder / CONFIG, {"library_name": "facerec", "model_type": "facerec", **settings})
     _write_json(folder / "preprocessor_config.json", prepared)
-    with replacing(folder / WEIGHTS) as file:
-        file.write(weights)
+    write_bytes(folder / WEIGHTS, weights)
 
 
 def write_card(folder: Path, text: str) -> None:
     """Write the model card."""
-    with replacing(folder / CARD) as file:
-        file.write(text.encode())
+    write_bytes(folder / CARD, text.encode())
 
 
 def add(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -164,5 +162,4 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_bytes(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
