@@ -35,7 +35,7 @@ def made_run(folder: Path, targets: dict[str, Any], *overrides: str, **config: A
         "seed": 0,
         "output_dir": str(folder),
         "head": {"name": "arcface", "m": 0.5, "s": 64.0},
-        "data": {"noise_seed": config.get("seed", 0)},  # follows, and does not keep runs apart
+        "data": {"noise_seed": "${seed}"},  # follows, and does not keep runs apart
     } | config
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
@@ -98,6 +98,13 @@ def test_seeds_are_folded_into_mean_deviation_and_interval(tmp_path: Path) -> No
     assert best.interval("mean/accuracy") == pytest.approx((low, high))
     assert runs.folds[-1].names == ["8"] and runs.folds[-1].state == "failed"
     assert (best.seconds, best.device_hours) == (7200, 4)
+
+
+def test_a_fixed_seed_that_is_by_chance_the_seed_of_one_run_folds_as_well(tmp_path: Path) -> None:
+    for seed in range(3):
+        noise = {"noise_seed": 0}  # the default
+        made_run(tmp_path / str(seed), {"lfw": entry(0.8)}, f"seed={seed}", seed=seed, data=noise)
+    assert [one.names for one in Runs(find_runs([tmp_path])).folds] == [["0", "1", "2"]]
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_not_folded(tmp_path: Path) -> None:

@@ -189,8 +189,9 @@ class Runs:
         for name, record in self.records.items():
             config = {key: str(value) for key, value in flat(record.config).items() if not _apart(key)}
             config = config or dict(record.given)  # an older run's
-            seed = config.pop("seed", None)
-            config = {key: one for key, one in config.items() if one != seed or not key.endswith("_seed")}
+            config.pop("seed", None)
+            for follows in [key for key, one in flat(record.as_written).items() if one == "${seed}"]:
+                config.pop(follows, None)
             key = tuple(sorted(config.items())) if record.targets else (name,)  # one that failed stands alone
             groups.setdefault(key, []).append(name)
         folds = [self._fold(names) for names in groups.values()]
