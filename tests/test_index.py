@@ -68,6 +68,16 @@ def test_blank_lines_carriage_returns_and_spaces_are_forgiven(tmp_path: Path) ->
     assert offset_N.tolist() == [2, 4, 6] + [8] * 100
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("1\t\n114", 1), ("0\t0\n1\t40\n2\t\n3\t120\n4\t164\n5\t200\n6", 3), ("1\t\t2\n", 1), ("\t1\t2\n", 1)],
+)
+def test_an_empty_field_never_shifts_the_others(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "a.idx").write_text(text)
+    with pytest.raises(DamagedDataError, match=rf"a\.idx, line {line}: .*key<TAB>offset"):
+        read_index(tmp_path / "a.idx")
+
+
 def test_a_line_without_end_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_text("0\t0\n" + "7" * 10**6)
     with pytest.raises(DamagedDataError, match=r"a\.idx, line 2: '7777"):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from facerec.errors import DamagedDataError, FacerecError, MissingDataError, StorageError, UserError
+from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError
 from facerec.making.audit import audit
 from facerec.making.rewriting import plain_name, repair
 from facerec.packs.pack import Pack, open_pack
@@ -297,7 +297,8 @@ def test_unpack_never_writes_outside_of_its_folder(golden_rec: Path, tmp_path: P
 @pytest.mark.parametrize("name", [f"{'é' * 200}/1.jpg", f"Ann/{'é' * 200}.jpg"])
 def test_unpack_refuses_a_name_that_no_file_can_have(golden_rec: Path, tmp_path: Path, name: str) -> None:
     golden_rec.with_suffix(".lst").write_text(f"1\t0\t{name}\n")
-    with pytest.raises(StorageError, match="out could not be written: File name too long"):
+    said = rf"\.lst: has a name too long for a file, {name[:20]}.*; correct it"
+    with pytest.raises(UserError, match=said):
         data("unpack", golden_rec, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -360,6 +361,16 @@ def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals,
     assert started.returncode == 128 + number and b"Traceback" not in said
     after = sorted(path for path in tmp_path.iterdir() if path.suffix != ".cache")
     assert after == before
+
+
+def test_what_a_killed_command_left_is_cleared_by_the_next(pack: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "out" / ".making"
+    stage.mkdir(parents=True)
+    for name in ("train.rec", "train.idx", "ranges", "journal"):
+        (stage / name).write_bytes(b"half of something" * 9)
+    assert data("filter", pack, tmp_path / "out", "--min-images", "2") == 0
+    assert images_by_identity(open_pack(tmp_path / "out")) == images_by_identity(open_pack(pack))
+    assert not stage.exists()
 
 
 def test_info_writes_a_sheet_of_the_first_identities(

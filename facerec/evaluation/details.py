@@ -146,10 +146,9 @@ def detailed(result: VerificationResult, side: Side, settings: EvalSettings) -> 
     result = _with(result, entry, [_points_table(points)] if points else [])
     if settings.calibration is not None:
         result = _calibrated(result, settings.calibration)
+    # One threshold for groups and rejection: that at FMR 1e-3, or the smallest above it that there is.
     usable = [key for key in points if float(key) >= 1e-3]
-    if (
-        usable
-    ):  # one threshold for groups and rejection: that at FMR 1e-3, or the smallest above it that there is
+    if usable:
         judged = usable[-1], points[usable[-1]].threshold
         result = _rejected(result, side.quality_N2, settings.quality, *judged)
         for name, group_N2 in side.groups.items():

@@ -7,6 +7,7 @@ StorageError where it cannot be written, MissingDataError where nothing is left 
 
 from __future__ import annotations
 
+import errno
 import logging
 from array import array
 from collections import Counter
@@ -298,7 +299,7 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
         The reasons why records could not be read.
 
     Raises:
-        UserError: `out` holds something and no `force`; two images have one name.
+        UserError: `out` holds something and no `force`; two images have one name; a name is too long.
         DamagedDataError: the `.lst` is malformed.
         StorageError: a file cannot be written.
     """
@@ -321,9 +322,15 @@ def unpack(pack: Pack, out: Path, *, force: bool = False) -> list[str]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
                     file.write(content)
-            except FileExistsError:
+            except OSError as problem:
+                wrong = {
+                    errno.EEXIST: "names two images",
+                    errno.ENAMETOOLONG: "has a name too long for a file,",
+                }
+                if problem.errno not in wrong:
+                    raise
                 raise UserError(
-                    f"{lst}: names two images {target.relative_to(stage)}; "
+                    f"{lst}: {wrong[problem.errno]} {target.relative_to(stage)!s:.120}; "
                     "correct it, or move it away to have them numbered"
                 ) from None
         files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
