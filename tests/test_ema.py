@@ -126,6 +126,20 @@ def test_the_network_has_its_own_weights_again_after_its_average() -> None:
     assert torch.equal(module.weight, before + 1)
 
 
+def test_a_weight_with_two_names_is_exchanged_with_its_average_and_back() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight = first.weight
+    average, before = WeightAverage(nn.Sequential(first, second), 0.9), first.weight.detach().clone()
+    with torch.no_grad():
+        first.weight += 1
+    average.update(1)
+    averages = {name: value.clone() for name, value in average.state_dict().items()}
+    with average.in_place():
+        assert torch.equal(first.weight, averages["0.weight"])
+    assert torch.equal(first.weight, before + 1)
+    assert_identical(average.state_dict(), averages)
+
+
 def sharded(folder: Path) -> None:
     given: dict[str, Any] = {**HALF, "trainer_batch_size": 3, "head_options": {"sharded": True}}
     whole = tiny_trainer(folder / "whole", **given, trainer_save_every=3)

@@ -212,6 +212,14 @@ def test_an_archive_whose_names_are_no_text_is_damaged(tmp_path: Path) -> None:
             read(tmp_path / "x.pt")
 
 
+def test_a_storage_of_more_elements_than_can_be_counted_is_refused_for_its_size(tmp_path: Path) -> None:
+    begin = (pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, {}))
+    content = b"".join(begin) + in_dict(tensor(2**64, b"K\x01\x85", b"K\x01\x85")) + pickle.dumps(["0"], 2)
+    (tmp_path / "x.pt").write_bytes(content + bytes(8))
+    with pytest.raises(CheckpointError, match="sizes that no tensor has"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
 # What a checkpoint says of its network --------------------------------------------------------------------
 
 SMALL = {"name": "mobilefacenet", "embedding_size": 8, "input_size": 32}

@@ -76,9 +76,8 @@ def text(value: Any) -> str:
 
 def check_nesting(value: Any) -> None:
     """Refuse containers that hold themselves, or each other so often that printing them takes for ever."""
-    size: dict[
-        int, int
-    ] = {}  # by id: elements, shared containers as often as they are held; 0: not known yet
+    # By id: elements, those of shared containers as often as they are held; 0: not known yet.
+    size: dict[int, int] = {}
 
     def measure(container: Any, depth: int) -> int:
         if (known := size.get(id(container))) is not None:

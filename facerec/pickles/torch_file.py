@@ -233,8 +233,9 @@ class _Tensors:
         if type(identity) is not tuple or not 5 <= len(identity) <= 6:
             raise Broken("an object that is stored elsewhere")
         kind, of, name, _, count, *view = identity
-        if kind != "storage" or type(of) is not Global or type(count) is not int or count < 0:
+        if kind != "storage" or type(of) is not Global:
             raise Broken("an object that is stored elsewhere")
+        numbers((count,))
         dtype = _STORAGES.get(of.name)
         if dtype is None or any(view):  # of quantised numbers, or a part of another storage
             return Inert(of.name)

@@ -44,16 +44,17 @@ class WeightAverage:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the module have the averages; afterwards it has its own weights again, to the bit."""
-        self._swap()
+        pairs = list(zip(self._raw, self._average, strict=True))
+        self._swap(pairs)
         try:
             yield
         finally:
-            self._swap()
+            self._swap(pairs[::-1])  # backwards, since a tensor with several names has been swapped as often
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Exchange the contents, since compiled code and FSDP know the memory of the weights."""
-        for raw, average in zip(self._raw, self._average, strict=True):
+        for raw, average in pairs:
             before = raw.clone()
             raw.copy_(average)
             average.copy_(before)
