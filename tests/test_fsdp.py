@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ class Block(nn.Module):
         return x + self.act(self.norm(self.conv(x)))
 
 
-@BACKBONES.register("fsdp_tiny")
 class Tiny(Backbone):
     """Two blocks, with sizes that neither two nor three ranks divide, and a parameter of a single row."""
 
@@ -60,6 +59,13 @@ class Tiny(Backbone):
 
     def _embed(self, image_BCHW: Tensor) -> Tensor:
         return self.linear(self.blocks(self.stem(image_BCHW)).flatten(1)) + self.shift
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _known_to_these_tests_alone() -> Iterator[None]:
+    BACKBONES.register("fsdp_tiny")(Tiny)
+    yield
+    del BACKBONES._builders["fsdp_tiny"]
 
 
 class Rows(Reporter):
@@ -103,6 +109,7 @@ WAYS = {
 
 def composed(folder: Path, name: str, settings: Sequence[str]) -> Any:
     """Return a configuration; the batches of all ranks together have twelve images."""
+    BACKBONES.register("fsdp_tiny")(Tiny)  # in a rank
     settings = [one.replace("teacher.pt", str(folder.parent / "teacher.pt")) for one in settings]
     settings += [f"output_dir={folder / name}", f"eval.root={folder.parent}"]
     settings += [f"trainer.batch_size={12 // distributed.world_size()}"]

@@ -40,7 +40,7 @@ LIMITS: list[tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]] = [
     (("elasticface", {"sigma": 0.0, "kind": "cos"}), ("cosface", {})),
     (("mvsoftmax", {"t": 0.0, "s": 64.0}), ("cosface", {})),
     (("mvsoftmax", {"t": 0.0, "s": 64.0, "kind": "arc", "m": 0.5}), ("arcface", {})),
-    (("arcneg", {"alpha": 1.0, "sigma": 1e30}), ("arcface", {})),
+    (("arcneg", {"alpha": 1.0, "sigma": 1e12}), ("arcface", {})),
     (("npcface", {"m1": 0.0, "t": 1.0, "a": 0.0, "easy_margin": False}), ("arcface", {"m": 0.4})),
     (("npcface", {"m1": 0.0, "t": 1.0, "a": 0.0}), ("arcface", {"m": 0.4, "easy_margin": True})),
     (("center", {"lambda_c": 0.0}), ("softmax", {})),
