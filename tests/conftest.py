@@ -19,10 +19,15 @@ if sys.platform == "linux":  # processes of a test talk on this machine, whateve
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis
 import pytest
 
 from .browser import browser  # noqa: F401 - a fixture
 from .folder_run import orl, trained, work  # noqa: F401 - fixtures
+
+# The same examples in every run; new ones by chance with --hypothesis-profile=default.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Modules of few tests that take long: begun last, one process would wait for the other.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from PIL import Image
 
 from facerec.errors import DamagedDataError, FacerecError, MissingDataError, UserError
@@ -244,6 +244,7 @@ def test_a_pack_of_damage_alone_cannot_be_repaired(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(**DAMAGE)
+@example(changes=[(52, b"\0\0\0_")], cut=None, indexed=False)  # a label of 2^63
 def test_a_repaired_pack_is_sound_whatever_happened(
     recordio_files: Path, tmp_path_factory: pytest.TempPathFactory, **damage: Any
 ) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from facerec.errors import DamagedDataError, MissingDataError, counted
 from facerec.images.decode import decode
-from facerec.packs import framing
+from facerec.packs import framing, labels
 from facerec.packs.framing import Record, unpack
 from facerec.packs.index import RecordIndex, default_path, read_index, strays
 from facerec.packs.recordio import RecordReader
@@ -222,8 +222,8 @@ def _between(view: memoryview, end: int, following: int) -> int:
 def _check_image(record: Record, images: bool) -> int:
     """The label of a sound image; raises DamagedDataError."""
     label = record.first_label
-    if not (label >= 0 and float(label).is_integer()):
-        raise DamagedDataError(f"label {label:g} is not an integer of 0 or more")
+    if not labels.are_labels(label):
+        raise DamagedDataError(f"label {label:g} is not {labels.RULE}")
     if not len(record.payload):
         raise DamagedDataError("holds no image")
     if images:

@@ -27,6 +27,14 @@ _LABEL = (HEADER.size + 8) // 4  # the word, from that of the magic number, at w
 EXACT = 1 << 24  # float32 holds every integer up to here
 _SAMPLED = 4096  # images inside the ranges whose own label is checked
 _LARGE = 500_000  # images; below it all headers are read
+RULE = "an integer of 0 or more, below 2^62"
+
+
+def are_labels(label: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Return True where a number is an identity's label, as `RULE` says; False for NaN."""
+    label_K = np.asarray(label)
+    with np.errstate(invalid="ignore"):
+        return (label_K >= 0) & (label_K == np.floor(label_K)) & (label_K < 2.0**62)
 
 
 def own_labels(reader: RecordReader, offset_K: np.ndarray, title: str = "reading labels") -> np.ndarray:

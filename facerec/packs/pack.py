@@ -146,8 +146,8 @@ def open_pack(root: str | Path, *, title: str | None = None, damaged: OnDamage =
 
     Raises:
         MissingDataError: where there is no pack, or no image in it.
-        DamagedDataError: naming key and offset, where a label is not an integer of 0 or more or (unless
-            skipped) a header is damaged; naming the line where the index is malformed.
+        DamagedDataError: naming key and offset, where a label is not an integer of 0 or more, below 2^62, or
+            (unless skipped) a header is damaged; naming the line where the index is malformed.
     """
     path = find_rec(Path(root))
     if path.suffix == ".bin":
@@ -203,8 +203,7 @@ def _read_labels(reader: RecordReader, damaged: OnDamage) -> tuple[dict[str, np.
         own_N = labels.image_labels(reader, offset_N, int(key_N[0]), range_I2)
     else:
         own_N = labels.own_labels(reader, offset_N)
-    with np.errstate(invalid="ignore"):
-        right_N = (own_N >= 0) & (own_N == np.floor(own_N)) & (own_N < 2.0**62)
+    right_N = labels.are_labels(own_N)
     skipped = 0
     for i in np.flatnonzero(~right_N).tolist():
         try:
@@ -218,8 +217,8 @@ def _read_labels(reader: RecordReader, damaged: OnDamage) -> tuple[dict[str, np.
             continue
         label = record.first_label
         raise DamagedDataError(
-            f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not an integer of 0 or "
-            f"more; pack the images again with identities numbered from 0"
+            f"{reader.where(int(offset_N[i]), int(key_N[i]))}: label {label:g} is not {labels.RULE}; "
+            f"pack the images again with identities numbered from 0"
         )
     if skipped:
         own_N, row_N = own_N[right_N], row_N[right_N]
