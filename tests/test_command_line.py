@@ -108,7 +108,9 @@ def test_in_a_sweep_commas_part_values_unless_they_belong_to_a_file(tmp_path: Pa
     assert parse(hydra_arguments(["-m", f"data.root={a}"])[0]).value() == str(a)
 
 
-def test_options_stand_anywhere() -> None:
+def test_options_stand_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x=y").mkdir()
     assert hydra_arguments(["a=1", "-m", "b=2,3", "--config-dir", "x=y", "c=4"]) == [
         *("a=1", "b=2,3", "c=4", "-m", "--config-dir", "x=y")
     ]
@@ -118,7 +120,12 @@ def test_options_stand_anywhere() -> None:
     ("options", "message"),
     [
         (["--multi-run"], "--multi-run: no such option"),
-        (["-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg: each is a command of its own; leave one out"),
+        (["--cfg", "job", "--info"], "--cfg and --info: each is a command of its own; leave one out"),
+        (["--package", "head"], "--package head: is the part that --cfg job shows; give both"),
+        (["--resolve"], "--resolve: needs --cfg job or --cfg all"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["--explain", "-m"], "-m: not beside --explain, which takes settings alone"),
         (["--cfg"], "argument --cfg/-c: expected one argument"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unpickles a file"),
     ],

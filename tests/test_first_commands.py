@@ -178,6 +178,9 @@ train runs/best.pt                        | of what is this the path? ckpt=runs/
 train trainer.resume=false                | trainer.resume=false: must be auto or text or null
 train +wandb=true                         | wandb=True: no such setting; did you mean logger?
 train experiment=orl_demo head=softmax    | softmax.yaml or configs/experiment/orl_demo.yaml; '~head.s' leaves
+eval ckpt=none.pt                         | ckpt=none.pt: no such file
+eval ckpt=face.pt                         | not a checkpoint, or a damaged one (it is empty)
+eval ckpt=test.bin                        | ckpt=test.bin: not a checkpoint, or a damaged one
 eval ckpt=face.pt eval=null               | eval=null: must be the name of a choice; known: identification
 eval ckpt=face.pt ~device device=3        | device: no such setting
 eval ckpt=face.pt device=3                | device=3: must be auto, cpu
@@ -209,6 +212,7 @@ train RUN input.std=nan                   | input.std=nan: must be
 train RUN input.mean=inf                  | input.mean=inf: must be
 train RUN input.mean=1e5                  | input.mean=100000: must be from -10000 to 10000
 train RUN input.size=64                   | input.size=64: must be data.size=32 in training
+train RUN data.size=33                    | backbone.input_size=33: must be a multiple of 16 up to 4096
 train RUN data.size=33 backbone.input_size=32 | must equal backbone.input_size=32; data.size=32 alone
 train RUN trainer.epochs=inf              | trainer.epochs=inf: must be a finite number
 train RUN trainer.epochs=1e300            | trainer.epochs=1e+300: must be a finite number, from -1e12 to 1e12
@@ -260,9 +264,10 @@ def test_a_wrong_first_command_is_one_line_with_what_to_type(
     if program in PARSED:
         monkeypatch.chdir(desk)
         status = reported(f"facerec-{program}", lambda: PARSED[program](arguments))
-        stderr = capsys.readouterr().err
+        stdout, stderr = capsys.readouterr()
     else:
-        status, _, stderr = command(f"facerec-{program}", *arguments, cwd=desk)
+        status, stdout, stderr = command(f"facerec-{program}", *arguments, cwd=desk)
+    assert not stdout, "a refusal stands alone"
     (line,) = stderr.splitlines()
     assert status == 2 and said in line, line
     assert line.startswith(f"facerec-{program}: ") and "Error executing job" not in line

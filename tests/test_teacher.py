@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from facerec.backbones import create_backbone
 from facerec.cli import embed
 from facerec.errors import ConfigError, MissingDataError
 from facerec.heads import create_head
@@ -206,3 +207,7 @@ def test_a_run_learns_from_a_file_and_from_its_stored_embeddings(
     wrong = train(work, "output_dir=wrong", "teacher.ckpt=nothing.pt", "trainer.max_steps=1")
     assert wrong.returncode == 2 and "teacher.ckpt=nothing.pt: " in wrong.stderr
     assert "Traceback" not in wrong.stderr
+    torch.save(create_backbone("mobilefacenet", embedding_size=8).state_dict(), work / "w.pth")
+    wrong = train(work, "output_dir=wrong", "teacher.backbone=mbf", "teacher.ckpt=w.pth")
+    assert "teacher.ckpt=w.pth: does not fit the backbone: " in wrong.stderr
+    assert wrong.stderr.endswith("; it fits teacher.backbone=mobilefacenet\n")

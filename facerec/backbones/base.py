@@ -73,7 +73,9 @@ class Backbone(nn.Module):
         self.embedding_size = embedding_size
         sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         good = len(sides) == 2 and all(multiple <= side <= 4096 and side % multiple == 0 for side in sides)
-        hint = f"must be a multiple of {multiple} up to 4096, or a list [height, width] of two"
+        hint = (
+            f"must be a multiple of {multiple} up to 4096, or [height, width]; in training, data.size sets it"
+        )
         require(good, "backbone.input_size", input_size, hint)
         self.input_size = (sides[0], sides[1])
 

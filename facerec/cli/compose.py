@@ -95,7 +95,7 @@ def explain(config_name: str, arguments: list[str]) -> list[str]:
     """Return the lines of ``--explain [group|key]`` for the settings beside it.
 
     Raises:
-        UserError: a setting, group or key that does not exist.
+        UserError: a setting, group or key that does not exist; an option.
     """
     from facerec.cli import settings_text
 
@@ -105,6 +105,8 @@ def explain(config_name: str, arguments: list[str]) -> list[str]:
         topic, equals, _ = rest[0].partition("=")  # --explain head=cosface
         rest = rest if equals else rest[1:]
     settings = hydra_arguments([*arguments[:at], *rest])
+    for option in (one for one in settings if one.startswith("-")):
+        raise UserError(f"{option}: not beside --explain, which takes settings alone")
     plugins.use(plugins_of(settings))
     with explained([]), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         hydra_internals.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]

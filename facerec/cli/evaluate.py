@@ -28,6 +28,10 @@ def evaluate(config: dict[str, Any], run: RunFolder) -> float:
     allocator = process.keep_memory()
     with distributed.process_group(resolve_device(str(config.get("device", "auto")), key="device")):
         folder = distributed.broadcast_object(run.path)
-        if allocator:
-            log.info("%-10s %s", "allocator", allocator)
-        return evaluate_checkpoint(config, folder, lambda: run.accept(folder))
+
+        def accept() -> None:
+            if allocator:
+                log.info("%-10s %s", "allocator", allocator)
+            run.accept(folder)
+
+        return evaluate_checkpoint(config, folder, accept)

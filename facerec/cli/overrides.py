@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +27,8 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the settings, quoted where Hydra could not read them, and then the options (``-m``, …).
 
     Raises:
-        UserError: an option that lacks its value, or would run code from a file; a word that is no setting.
+        UserError: an option that lacks its value, excludes another, or would run code from a file; a word
+            that is no setting.
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
@@ -40,6 +42,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         raise UserError(
             "--experimental-rerun: unpickles a file, which can run anything; start the run by its settings"
         )
+    _require_one_command(options)
     if options.config_name is not None and not (config_folder() / f"{options.config_name}.yaml").is_file():
         refuse_bare_words([f"config={options.config_name}"])
     settings = list(options.overrides)
@@ -51,6 +54,22 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     rest = [argument for argument in arguments if argument not in settings]
     settings = [one for setting in settings for one in mixture(setting)]
     return [_readable(setting, sweeps=options.multirun) for setting in settings] + rest
+
+
+def _require_one_command(options: Namespace) -> None:
+    """Raise `UserError` for options of Hydra's that exclude or need each other."""
+    given = [
+        name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)
+    ]
+    if len(given) > 1:
+        one, other = (f"--{name.replace('_', '-')}" for name in given[:2])
+        raise UserError(f"{one} and {other}: each is a command of its own; leave one out")
+    if options.package is not None and not options.cfg:
+        raise UserError(f"--package {options.package}: is the part that --cfg job shows; give both")
+    if options.resolve and options.cfg not in ("job", "all") and not options.help:
+        raise UserError("--resolve: needs --cfg job or --cfg all")
+    if options.config_dir is not None and not Path(options.config_dir).is_dir():
+        raise UserError(f"--config-dir {options.config_dir}: no such folder")
 
 
 def plugins_of(arguments: Sequence[str]) -> list[str]:

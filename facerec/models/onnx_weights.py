@@ -24,7 +24,7 @@ from facerec.images.preprocessing import Preprocessing
 from facerec.models import hub, structure
 from facerec.models.networks import patterns
 from facerec.models.onnx_network import OnnxNetwork
-from facerec.models.recognition import hint, network_settings, recognise
+from facerec.models.recognition import hint, network_settings, recognise, typed
 from facerec.registry import build
 from facerec.vectors import unit_rows
 
@@ -48,9 +48,9 @@ def load_onnx(backbone: Backbone, path: Path, where: str) -> tuple[list[str], di
     network.where = where
     height, width = backbone.input_size
     if network.size not in (None, (height, width)):
-        raise CheckpointError(
-            f"{network.where}: takes images of {network.size} pixels, the backbone of {(height, width)}"
-        )
+        own = network.size[0] if network.size[0] == network.size[1] else list(network.size)
+        size = typed("data.size", own)
+        raise CheckpointError(f"{where}: is for images of {size}, and the backbone for {height}×{width}")
     network.probe((height, width))
     absorbed = load_network(backbone, network, network.layers())
     recorded = hub.recorded(network.metadata, "input", where)
@@ -82,7 +82,8 @@ def backbone_of(network: OnnxNetwork, settings: dict[str, Any]) -> tuple[dict[st
     layers = network.layers()
     known = recognise(layers, [settings["name"]], folded=True, size=network.size)
     if known is None:
-        raise CheckpointError(f"{network.where}: is no {settings['name']}; it {hint(layers, folded=True)}")
+        fits = hint(layers, network.where, folded=True, size=network.size)
+        raise CheckpointError(f"{network.where}: is no {settings['name']}; it {fits}")
     settings = {**network_settings(settings), **known}
     backbone = create_backbone(**settings)
     load_network(backbone, network, layers)
@@ -98,7 +99,8 @@ def load_network(backbone: Backbone, network: OnnxNetwork, layers: dict[str, Ten
     image_BCHW = network.prepared(image_BCHW)
     ways = structure.matches(layers, backbone, folded=True)
     if not ways:
-        raise CheckpointError(f"{network.where}: does not fit the backbone; it {hint(layers, folded=True)}")
+        fits = hint(layers, network.where, folded=True, size=backbone.input_size)
+        raise CheckpointError(f"{network.where}: does not fit the backbone; it {fits}")
     differences = []
     for way in ways:
         backbone.load_state_dict(before | way.weights)

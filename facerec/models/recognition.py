@@ -256,14 +256,23 @@ def _known(
     return shapes_of(backbone.state_dict()), backbone.foreign
 
 
-def hint(weights: Mapping[str, Tensor], *, folded: bool = False, size: str = "backbone.input_size") -> str:
-    """Say which known backbone weights fit, in settings as they are typed; `size` sets that of the images."""
-    known = recognise(weights, folded=folded)
+def hint(
+    weights: Mapping[str, Tensor], where: str, *, folded: bool = False, size: tuple[int, int] | None = None
+) -> str:
+    """Say which known backbone weights fit, in settings as they are typed beside that of `where`, their file.
+
+    The other arguments are those of `recognise`.
+    """
+    known = recognise(weights, folded=folded, size=size)
     if known is None:
         return f"is none of the known backbones{nearest(weights) if folded else ''}"
-    name, keys = known.pop("name"), {"input_size": size}
-    settings = [typed(keys.get(key, f"backbone.{key}"), value) for key, value in known.items()]
-    return f"fits backbone={name} {' '.join(settings)}"
+    settings = [f"backbone={known.pop('name')}"]
+    if where.startswith("backbone."):  # a run, whose images have the size of its backbone
+        known["data.size"] = known.pop("input_size")
+    else:  # the sizes follow from the weights
+        del known["input_size"], known["embedding_size"]
+    settings += [typed(key if "." in key else f"backbone.{key}", value) for key, value in known.items()]
+    return f"fits {' '.join(settings)}"
 
 
 def typed(key: str, value: object) -> str:

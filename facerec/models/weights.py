@@ -275,9 +275,7 @@ def _require_fit(
             f"{where}: its names are none that is known, and its entries fit the backbone in {len(found)} or "
             "more ways by order and shapes; export the network to ONNX, whose outputs tell which is right"
         )
-    # The images of a training run have the size of its backbone, too.
-    size = "data.size" if where.startswith("backbone.") else "backbone.input_size"
-    raise CheckpointError(f"{where}: {misfit}: {match}; it {hint(weights, size=size)}")
+    raise CheckpointError(f"{where}: {misfit}: {match}; it {hint(weights, where)}")
 
 
 def _drafted(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Backbone:

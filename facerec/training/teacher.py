@@ -110,7 +110,8 @@ class Teacher:
             chosen = {"name": settings.backbone}
             model = load_model(path, device=str(device), input=settings.input, backbone=chosen)
         except CheckpointError as error:
-            raise CheckpointError(str(error).replace(f"ckpt={path}", where, 1)) from error
+            said = str(error).replace(f"ckpt={path}", where, 1)
+            raise CheckpointError(said.replace("it fits backbone=", "it fits teacher.backbone=")) from error
         model.backbone.requires_grad_(False)
         if settings.features:
             _record(model.backbone, (settings.layers or {}).values(), self.taught, "teacher's network")
