@@ -6,12 +6,14 @@ setting without such a mark may not differ.
 
 from __future__ import annotations
 
+import dataclasses
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, require, setting_text
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
@@ -52,10 +54,26 @@ Few = Annotated[int, _UpTo1024]
 FewOrNull = Annotated[int | None, _UpTo1024]
 
 
-def check_ranges(settings: object, section: str) -> None:
-    """Raise `ConfigError` for the first annotated field of `settings` that is out of its range."""
+def check_ranges(settings: Any, section: str) -> None:
+    """Raise `ConfigError` for the first field of a dataclass out of its range, or none of its choices."""
     for name, limits in _annotated(type(settings), Range):
         limits.check(f"{section}.{name}", getattr(settings, name))
+    hints = typing.get_type_hints(type(settings))
+    for name in (field.name for field in dataclasses.fields(settings)):
+        value, choices = getattr(settings, name), _choices(hints[name])
+        words = ", ".join(map(setting_text, choices))
+        require(not choices or value in choices, f"{section}.{name}", value, f"must be one of {words}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return all values of a type that lists them: a `Literal`, bool, None and unions of those; else none."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return parts
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        listed = [_choices(part) for part in parts]
+        return sum(listed, ()) if all(listed) else ()
+    return {bool: (True, False), types.NoneType: (None,)}.get(hint, ())
 
 
 class AtResume(Enum):

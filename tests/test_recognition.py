@@ -16,7 +16,7 @@ import facerec
 from facerec.backbones import create_backbone
 from facerec.cli.model import run
 from facerec.errors import ConfigError, DamagedDataError, MissingDataError, UserError
-from facerec.images.face_maker import FaceMaker
+from facerec.evaluation.embedding import HeldImages, embed_any
 from facerec.images.preprocessing import Preprocessing
 from facerec.models.export import export
 from facerec.models.model import Model, Threshold
@@ -80,15 +80,19 @@ def test_uploads_and_images_of_pillow_are_taken_as_they_come(
         model.embed(tmp_path, align=False)
 
 
-def test_a_model_of_narrow_faces_gets_the_middle_of_an_aligned_square() -> None:
+def test_a_model_of_narrow_faces_gets_the_middle_of_an_aligned_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("facerec.images.detection.Mtcnn", lambda: None)  # no face is looked for: a square
     settings = {"name": "mobilefacenet", "embedding_size": WIDTH, "input_size": [SIDE, SIDE // 2]}
     network = Model(create_backbone(**settings).eval(), Preprocessing(size=[SIDE, SIDE // 2]))
     narrow = object.__new__(facerec.FaceModel)
     narrow.model, narrow.threshold, narrow._lock = network, None, threading.Lock()
-    narrow.__dict__["_maker"] = FaceMaker(SIDE)  # which does not look for a face
     squares = pixels(3, size=SIDE)
     middle = squares[:, :, SIDE // 4 : -SIDE // 4]
     assert np.allclose(narrow.embed(squares), narrow.embed(middle, align=False), atol=1e-6)
+    (portion,) = embed_any(network, HeldImages(list(squares), str), align=True)  # as facerec-embed --align
+    assert np.array_equal(portion.images, middle)
 
 
 def test_a_decision_names_threshold_and_probability(model: facerec.FaceModel) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from facerec.errors import DamagedDataError, MissingDataError
 from facerec.evaluation.embedding import embed_images
 from facerec.evaluation.protocols.identification import identify
-from facerec.evaluation.protocols.ijb import Ijb, judge_pairs, read_lists, read_template_pairs
+from facerec.evaluation.protocols.ijb import AlignedCrops, Ijb, judge_pairs, read_lists, read_template_pairs
 from facerec.evaluation.protocols.ytf import Ytf, read_splits, spaced
 from facerec.evaluation.statistics import templates as templates_module
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
@@ -230,6 +230,15 @@ def test_ijb_aligns_pools_and_compares_all_listed_pairs(ijb):
         threshold = impostor[int(0.1 * len(impostor))]
         assert result.tar_at_far["1e-1"] == pytest.approx((cosine[same == 1] > threshold + 1e-6).mean())
     assert results["ijbc"].auc != results["ijbc_detector_score"].auc
+
+
+def test_ijb_gives_a_narrow_network_the_middle_of_an_aligned_face(ijb):
+    root, _, _, _ = ijb
+    lists = read_lists(root / "meta", "ijbc")
+    narrow, square = (AlignedCrops(root / "loose_crop", lists, (112, side), root) for side in (96, 112))
+    assert all(np.array_equal(narrow.pixels(i), square.pixels(i)[:, 8:-8]) for i in range(30))
+    model = Model(Pixels(), Preprocessing(size=[112, 96]))
+    assert Ijb(root=str(root), **SETTINGS).run(model)["ijbc"].pairs == 45
 
 
 def test_ijb_lists_that_do_not_fit_together_are_refused(ijb, tmp_path):

@@ -28,9 +28,9 @@ from facerec.errors import (
     NonFiniteError,
     UserError,
     counted,
-    require,
 )
 from facerec.evaluation.settings import EvalSettings
+from facerec.images.align import middle
 from facerec.images.decode import Encoded, Pixels, decode_full_size, fit_into, ppm
 from facerec.images.face_maker import FaceMaker
 from facerec.images.images import MAX_PIXELS, Images
@@ -336,10 +336,7 @@ class _Prepared(NamedTuple):
 def _aligning(model: Model) -> FaceMaker:
     from facerec.images.detection import Mtcnn
 
-    height, width = model.input.shape
-    only = "aligns to squares only; align before, or leave out"
-    require(height == width, "--align", f"{height}×{width}", only)
-    return FaceMaker(height, detector=Mtcnn())
+    return FaceMaker(max(model.input.shape), detector=Mtcnn())
 
 
 def _prepared(images: Images, image: int, shape: tuple[int, ...], maker: FaceMaker | None) -> _Prepared:
@@ -347,7 +344,9 @@ def _prepared(images: Images, image: int, shape: tuple[int, ...], maker: FaceMak
         encoded = images.encoded(image)
         if maker is not None:
             image_HWC, note, _ = maker.face(encoded)
-            return _Prepared(image_HWC, DamagedDataError(note) if image_HWC is None else None)
+            if image_HWC is None:
+                return _Prepared(None, DamagedDataError(note))
+            return _Prepared(middle(image_HWC, shape))
         image_HWC = decode_full_size(encoded)
     except (DamagedDataError, MissingDataError) as error:
         return _Prepared(None, error)

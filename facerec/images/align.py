@@ -67,3 +67,12 @@ def align(
     return np.asarray(
         image.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
     )
+
+
+def middle(face_HWC: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Cut (height, width) out of the middle of a face whose side is the larger of the two.
+
+    SphereFace's template of 112×96 is that of 112×112 without 8 pixels at the left and at the right.
+    """
+    top, left = ((side - own) // 2 for side, own in zip(face_HWC.shape, shape, strict=False))
+    return face_HWC[top : top + shape[0], left : left + shape[1]]

@@ -64,6 +64,9 @@ class FaceMaker:
     def __post_init__(self) -> None:
         require(16 <= self.size <= 1024, "--size", self.size, "must be 16 to 1024 pixels")
         require(1 <= self.quality <= 100, "--quality", self.quality, "must be 1 to 100")
+        require(self.no_face in ("drop", "crop"), "--no-face", self.no_face, "must be one of drop, crop")
+        known = self.several in ("largest", "drop")
+        require(known, "--several", self.several, "must be one of largest, drop")
         require(self.min_face >= 0, "--min-face", self.min_face, "must be 0 pixels or more")
 
     def make(self, encoded: Encoded) -> FaceFile:

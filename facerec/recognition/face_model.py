@@ -17,6 +17,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from facerec.errors import DamagedDataError, MissingDataError, UserError, require
+from facerec.images.align import middle
 from facerec.images.decode import MAX_PHOTOGRAPH_PIXELS, decode, pixels_of, ppm, read_file
 from facerec.images.face_maker import FaceMaker
 from facerec.models.model import Threshold
@@ -130,9 +131,7 @@ class FaceModel:
             raise DamagedDataError(f"{where}: {error}") from error
         if face_HW3 is None:
             raise DamagedDataError(f"{where}: {note}")
-        # SphereFace's template of 112×96 is that of 112×112 without 8 pixels at the left and at the right.
-        top, left = ((side - own) // 2 for side, own in zip(face_HW3.shape, (height, width), strict=False))
-        return face_HW3[top : top + height, left : left + width]
+        return middle(face_HW3, (height, width))
 
     def _embed(self, faces: list[np.ndarray]) -> npt.NDArray[np.float32]:
         flip = True if self.threshold is None else self.threshold.flip

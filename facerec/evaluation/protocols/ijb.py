@@ -35,7 +35,7 @@ from facerec.evaluation.results import (
 from facerec.evaluation.statistics.bootstrap import Interval, rate_intervals
 from facerec.evaluation.statistics.separation import Bools, Floats, Ints
 from facerec.evaluation.statistics.templates import FaceList, TemplatePool, pair_cosines
-from facerec.images.align import align
+from facerec.images.align import align, middle
 from facerec.images.decode import Pixels, decode_full_size
 from facerec.images.images import PixelImages
 from facerec.loading.folders import FileImages
@@ -80,13 +80,10 @@ class Ijb(Protocol):
             DamagedDataError: a list or image is damaged.
         """
         root, name = Path(self.root or "."), self.targets[0]
-        height, width = model.input.shape
-        square = "must be square: IJB is aligned to that template"
-        require(height == width, "input.size", model.input.size, square)
         meta = root / "meta" if (root / "meta").is_dir() else root
         lists = read_lists(meta, name)
         searches = _searches(meta, name, lists.id_T)
-        images = AlignedCrops(root / "loose_crop", lists, height, meta)
+        images = AlignedCrops(root / "loose_crop", lists, model.input.shape, meta)
         pools = TemplatePool(lists.faces), TemplatePool(lists.faces, lists.score_P)
         for summed_BD in embed_portions(model, images, self, name):
             for pool in pools:
@@ -125,16 +122,16 @@ class Ijb(Protocol):
 
 
 class AlignedCrops(PixelImages, FileImages):
-    """The images of the lists, aligned by their landmarks to squares of `size`."""
+    """The images of the lists, aligned by their landmarks and cut to `shape`."""
 
-    def __init__(self, root: Path, lists: IjbLists, size: int, source: Path) -> None:
+    def __init__(self, root: Path, lists: IjbLists, shape: tuple[int, ...], source: Path) -> None:
         super().__init__(root, lists.name_P, source=source, contained=True)
-        self._landmarks_P52, self._size = lists.landmarks_P52, size
+        self._landmarks_P52, self._shape = lists.landmarks_P52, shape
 
     def pixels(self, i: int) -> Pixels:
         try:
             crop_HWC = decode_full_size(FileImages.encoded(self, i))
-            return align(crop_HWC, self._landmarks_P52[i], self._size)
+            return middle(align(crop_HWC, self._landmarks_P52[i], max(self._shape)), self._shape)
         except DamagedDataError as error:
             raise DamagedDataError(f"{self.where(i)}: {error}") from error
 
