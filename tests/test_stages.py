@@ -216,6 +216,22 @@ def test_the_steps_of_a_run_over_sets_of_different_size_are_known_before(work: P
     assert "3 steps per epoch, 11 in all" in run.stdout
 
 
+def test_what_of_a_schedule_lies_beyond_the_steps_it_has_is_said(work: Path) -> None:
+    long = ["trainer.epochs=2", "schedule.warmup=1e12"]
+    run = train(work, *long, "trainer.dry_run=true")
+    rises = "the learning rate rises to the end, to 2e-12 of optimizer.lr at most"
+    assert f"beyond     schedule.warmup=1e+12 (epochs; there are 2): {rises}\n" in run.stdout, run.stderr
+    steps = ["schedule=multistep", "schedule.unit=steps", "schedule.warmup=2"]
+    stages = "stages=[{step: 3, schedule.warmup: 4}, {step: 5, optimizer.lr: 0.01}]"
+    run = train(work, *steps, "schedule.milestones=[2,3]", "trainer.epochs=2", stages, "output_dir=y")
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("beyond")]
+    drop = "schedule.milestones=[3] (steps; there are 3): no drop comes"
+    rises = "the learning rate rises to the end, to 0.75 of optimizer.lr at most"
+    assert line == f"beyond     {drop}; schedule.warmup=4 (steps; there are 3): {rises}; {drop}"
+    run = train(work, "trainer.epochs=2", "schedule.warmup=2", "output_dir=z")
+    assert run.returncode == 0 and "beyond " not in run.stdout
+
+
 def test_a_schedule_of_a_stage_spans_what_is_left() -> None:
     cosine = SCHEDULES.from_section({"name": "cosine", "unit": "steps", "warmup": 2})
     start = Progress(40, 4.0, 0.4, 0.1)

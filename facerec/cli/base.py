@@ -240,11 +240,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{name + ': ' if name else ''}{self._nearer(message)}; see `{self.prog} --help`")
 
     def _nearer(self, message: str) -> str:
-        """A message of argparse's about an unknown word, with what may be meant."""
+        """A message of argparse's about an unknown word or wrong value, with what may be meant."""
         nested = [one for one in self._actions if isinstance(one, argparse._SubParsersAction)]
         chosen = re.match(r"argument SUBCOMMAND: invalid choice: '(.*)' \(choose from", message)
         if chosen and nested:
             return f"{chosen[1]}: no such subcommand; {nearest(chosen[1], nested[0].choices)}"
+        wrong = re.match(r"argument (?:-\w/)?(--[\w-]+): invalid (int|float) value: '(.*)'", message)
+        if wrong:
+            kind = {"int": "an integer", "float": "a number"}[wrong[2]]
+            return f"{wrong[1]}={wrong[3]}: must be {kind}"
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         parsers = [self, *(parser for one in nested for parser in one.choices.values())]
         options = {name for parser in parsers for name in parser._option_string_actions}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facerec.cli.base import Program, option
-from facerec.errors import ConfigError, UserError, counted, nearest
+from facerec.errors import ConfigError, UserError, counted, nearest, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ main, run = program.main, program.run
     option("figures", "which to draw", nargs="*", metavar="FIGURE"),
     option("--out", "folder (default: figures)", type=Path, default=Path("figures"), metavar="DIR"),
     option("--formats", "some of png,svg,pdf", default="png,svg"),
-    option("--heads", "scatter: heads, with commas; all", metavar="NAMES"),
+    option("--heads", "scatter: heads, with commas (default: all)", metavar="NAMES"),
     option("--steps", "scatter, sphere: training steps per panel", default=250),
     option("--k", "sface: steepness", default=80.0),
     option("--a", "sface: angle of half pull, radians", default=0.87),
@@ -58,6 +58,14 @@ def _draw(options: argparse.Namespace) -> None:
     for kind in formats:
         if kind not in FORMATS:
             raise ConfigError("--formats", kind, f"must be some of {','.join(FORMATS)}")
+    require(1 <= options.steps <= 10**6, "--steps", options.steps, "must be 1 to 1,000,000")
+    from facerec.heads import HEADS
+
+    if options.heads == "all":
+        options.heads = None
+    for head in options.heads.split(",") if options.heads is not None else ():
+        known = nearest(head, HEADS.names())
+        require(head in HEADS.names(), "--heads", head, f"no such head; {known}")
 
     import torch
 

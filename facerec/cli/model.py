@@ -52,8 +52,8 @@ def _batches(text: str) -> list[int]:
         batches = [int(part) for part in text.split(",")]
     except ValueError:
         batches = []
-    if not batches or min(batches) < 1:
-        raise ConfigError("--batches", text, "must be numbers of 1 or more with commas between them")
+    if not batches or min(batches) < 1 or max(batches) > 100_000:
+        raise ConfigError("--batches", text, "must be numbers from 1 to 100,000 with commas between them")
     return batches
 
 

@@ -6,6 +6,7 @@ from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facerec import plugins
 from facerec.cli.base import Option, Program, option
 from facerec.errors import ConfigError, require
 
@@ -86,11 +87,12 @@ OPTIONAL_MODEL = ("model", option("--ckpt", **_CKPT), *_OF_MODEL)
 
 
 def workers(options: Namespace) -> int:
-    """Return the number of threads; raise ConfigError below 1."""
+    """Return the number of threads; raise ConfigError for none, or more than a machine has a use for."""
     from facerec.threads import cores
 
-    require(options.workers is None or options.workers > 0, "--workers", options.workers, "must be 1 or more")
-    return options.workers or cores()
+    threads = cores() if options.workers is None else options.workers
+    require(1 <= threads <= 1024, "--workers", threads, "must be 1 or more, and at most 1,024")
+    return threads
 
 
 def face_maker(options: Namespace) -> FaceMaker:
@@ -118,18 +120,18 @@ def opened_model(options: Namespace) -> Model:
     from facerec.models.opening import load_model
 
     require(options.batch_size >= 1, "--batch-size", options.batch_size, "must be 1 or more")
-    return load_model(
-        options.ckpt,
-        device=options.device,
-        input={
-            "mean": _numbers("--mean", options.mean),
-            "std": _numbers("--std", options.std),
-            "channels": options.channels,
-            "size": _numbers("--size", options.size),
-        },
-        backbone={"name": options.backbone},
-        allow_code=options.allow_code,
-    )
+    input = {
+        "mean": _numbers("--mean", options.mean),
+        "std": _numbers("--std", options.std),
+        "channels": options.channels,
+        "size": _numbers("--size", options.size),
+    }
+    backbone, device, code = {"name": options.backbone}, options.device, options.allow_code
+    try:
+        return load_model(options.ckpt, device=device, input=input, backbone=backbone, allow_code=code)
+    except ConfigError as error:  # in the words of facerec-eval
+        hint = error.hint.removesuffix(f"; {plugins.hint()}")
+        raise ConfigError(f"--{error.key.removeprefix('input.')}", error.value, hint) from error
 
 
 def _numbers(option: str, text: str | None) -> Any:

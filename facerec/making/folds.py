@@ -36,11 +36,13 @@ def deal(
         identity_2N: names of the images' identities; None: not known.
         folds: their number; None: ten, or as many as there are pairs of the rarer kind. Of fewer than two
             pairs of a kind there are no such folds, and the result is None.
-        seed: of the order in which pairs are dealt.
+        seed: of the order in which pairs are dealt, modulo 2^32.
 
     Raises:
-        ConfigError: there are fewer pairs of a kind than `folds`.
+        ConfigError: there are fewer pairs of a kind than `folds`, or the seed is negative.
     """
+    require(seed >= 0, "--seed", seed, "must be 0 or more")
+    seed %= 1 << 32  # the most that scikit-learn takes
     rarer = int(min(same_N.sum(), (~same_N).sum()))
     if folds is None and rarer < 2:
         log.warning("pairs kept in their order: two of each kind are needed to deal them into folds")
@@ -142,8 +144,11 @@ def draw_pairs(
     rng = np.random.default_rng(seed)
     order_N = np.argsort(label_N, kind="stable")
     _, start_C, many_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
-    dealt = [_Fold(order_N, start_C[rows], many_C[rows]) for rows in _deal_identities(many_C, folds, rng)]
-    most = min(min(fold.genuine, fold.impostor) for fold in dealt)
+    dealt = []
+    if folds <= len(many_C):
+        rows_F = _deal_identities(many_C, folds, rng)
+        dealt = [_Fold(order_N, start_C[rows], many_C[rows]) for rows in rows_F]
+    most = min((min(fold.genuine, fold.impostor) for fold in dealt), default=0)
     if most == 0:
         several = int(np.count_nonzero(many_C >= 2))
         possible = min(several, len(many_C) // 2)

@@ -176,7 +176,7 @@ def split(pack: Pack, parts: dict[Path, float], *, seed: int = 0, force: bool = 
     Raises:
         UserError: the fractions are not above 0 and at most 1 in sum, or one is of less than one identity.
     """
-    if not parts or min(parts.values()) <= 0 or sum(parts.values()) > 1 + 1e-9:
+    if not parts or not all(one > 0 for one in parts.values()) or sum(parts.values()) > 1 + 1e-9:
         given = ", ".join(f"{one:g}" for one in parts.values())
         raise UserError(f"fractions {given}: must be above 0, and at most 1 in sum")
     border = np.rint(np.cumsum([0.0, *parts.values()]) * pack.num_classes).astype(int)

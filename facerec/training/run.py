@@ -42,7 +42,7 @@ from facerec.training import cost, fine_tuning, parallel
 from facerec.training.loop import Trainer
 from facerec.training.optimizers import OPTIMIZERS, describe, make_optimizer
 from facerec.training.reporter import Reporter
-from facerec.training.schedules import SCHEDULES
+from facerec.training.schedules import SCHEDULES, beyond_the_run
 from facerec.training.settings import StartSettings, TeacherSettings, TrainerSettings, without_effect
 from facerec.training.stages import Entry, Stage, Stages, check_batches, entries, naming
 from facerec.training.teacher import Teacher, refuse_teacher
@@ -350,6 +350,7 @@ def describe_run(trainer: Trainer) -> None:
         "optimizer": describe(trainer.optimizer),
         "schedule": f"{schedule.pop('name')}: {settings_text(schedule)}; {counted(steps, 'step')} per epoch, "
         f"{all_steps:,} in all",
+        "beyond": "; ".join(beyond_the_run(plan, trainer.stages.steps(settings), settings.accumulate)),
         "stages": "; ".join(f"{n} at {s.begin}: {s.changes(before)}" for n, (before, s) in later),
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")

@@ -145,6 +145,11 @@ class Stage:
     given: Mapping[str, Any] = field(default_factory=dict)
     loader: Loader = field(init=False)
 
+    @property
+    def reschedules(self) -> bool:
+        """True where it changes the schedule, which then counts from its begin."""
+        return any(key.lstrip("~").partition(".")[0] == "schedule" for key in self.given)
+
     def require_change(self, before: Stage, *, taught: bool) -> None:
         """Raise `UserError` where it changes nothing, what stays the same in a run, or what is `taught`."""
         if not self.changes(before):
@@ -199,9 +204,7 @@ class Stage:
         if set(other) - set(_LOADING):
             with distributed.rank_zero_first():
                 faces = open_faces(self.data)
-        self.loader = before.loader
-        if other:
-            self.loader = before.loader.changed(faces, self.data)
+        self.loader = before.loader.changed(faces, self.data) if other else before.loader
         with on_meta_device():
             head = HEADS.from_section(
                 self.config["head"], num_classes=faces.num_classes, embedding_size=embedding_size
@@ -286,7 +289,7 @@ class Stages:
                 trainer.set_modes()
             parallel.broadcast_buffers(trainer.backbone)  # which each rank has followed on its own
             trainer.warm_up()
-        if any(key.lstrip("~").partition(".")[0] == "schedule" for key in stage.given):
+        if stage.reschedules:
             position.origin = [progress.step, progress.epoch]
         position.stage += 1
         trainer.meter.flops = cost.of_run(trainer).flops_per_sample()

@@ -90,6 +90,8 @@ def pairs(options: Namespace) -> None:
         raise UserError("--keep-order: needs a list, --csv FILE; drawn pairs have no order of their own")
     if options.list and options.folds is not None:
         raise UserError(f"--folds: {options.list} says in its first line how many folds it has; leave it out")
+    if (options.list or options.csv) and options.count is not None:
+        raise UserError(f"--count: all pairs of {options.list or options.csv} are taken; leave it out")
     if options.out.suffix != ".bin":
         raise UserError(f"{options.out}: the name of a verification set must end in .bin")
     refuse_overwriting(options.out, options.force)
@@ -167,10 +169,11 @@ def _sets(text: str) -> list[int] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            raise ConfigError("--sets", text, "must be like 1-9 or 1,2,5, or all")
+        decimal = first.isdecimal() and (last or first).isdecimal()
+        if not decimal or not 1 <= int(first) <= int(last or first) <= 1000:
+            raise ConfigError("--sets", text, "must be like 1-9 or 1,2,5, from 1 to 1,000, or all")
         numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 @DATA.command(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from facerec.registry import Registry
 from facerec.settings import NotNegative, check_ranges
 
-__all__ = ["SCHEDULES", "Progress", "Schedule"]
+if TYPE_CHECKING:
+    from facerec.training.stages import Stage
+
+__all__ = ["SCHEDULES", "Progress", "Schedule", "beyond_the_run"]
 
 SCHEDULES = Registry("schedule", "facerec.training.schedules")
 
@@ -56,6 +61,13 @@ class Schedule:
         """Return the factor without warm-up, at `now` units, when the fraction `done` of the run is over."""
         raise NotImplementedError
 
+    def beyond(self, end: float) -> list[str]:
+        """Say which settings lie beyond `end` units, where the run ends or gets another schedule."""
+        if self.warmup <= end:
+            return []
+        rises = f"the learning rate rises to the end, to {end / self.warmup:.2g} of optimizer.lr at most"
+        return [f"schedule.warmup={self.warmup:g} ({self.unit}; there are {end:.4g}): {rises}"]
+
     def factor(self, progress: Progress) -> float:
         """Return what to multiply the learning rates with for the next step."""
         epochs = self.unit == "epochs"
@@ -64,3 +76,23 @@ class Schedule:
         if now >= self.warmup:
             return factor
         return factor * min(1.0, (now + (progress.stride if epochs else 1.0)) / self.warmup)
+
+
+def beyond_the_run(plan: Sequence[Stage], counts: Sequence[int], accumulate: int) -> list[str]:
+    """Say what of the schedules of a run no step will see.
+
+    Args:
+        plan: the stages of the run; one that changes nothing of the schedule goes on with that before.
+        counts: the steps after which each begins, and at last that of the whole run.
+        accumulate: batches in a step.
+    """
+    found: list[str] = []
+    length = {"steps": 0.0, "epochs": 0.0}
+    for number in reversed(range(len(plan))):
+        stage, steps = plan[number], counts[number + 1] - counts[number]
+        length["steps"] += steps
+        length["epochs"] += steps / math.ceil(stage.loader.batches_per_epoch() / accumulate)
+        if not number or stage.reschedules:
+            found = stage.schedule.beyond(length[stage.schedule.unit]) + found
+            length = dict.fromkeys(length, 0.0)
+    return found

@@ -29,6 +29,11 @@ class MultiStep(Schedule):
         require(ascending, "schedule.milestones", list(self.milestones), "must be positive and ascending")
         require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "must be above 0 and at most 1")
 
+    def beyond(self, end: float) -> list[str]:
+        late = [f"{milestone:g}" for milestone in self.milestones if milestone >= end * (1 - 1e-9)]
+        said = f"schedule.milestones=[{','.join(late)}] ({self.unit}; there are {end:.4g}): no drop comes"
+        return super().beyond(end) + ([said] if late else [])
+
     def course(self, now: float, done: float) -> float:
         # Epochs are sums of fractions: a milestone counts as reached within a rounding error.
         return self.gamma ** sum(now >= milestone - 1e-9 * milestone for milestone in self.milestones)
