@@ -77,6 +77,7 @@ class Search:
         looks: thumbnails of the embedded images.
         given: thresholds, and what others are chosen by.
         centre_CD: centres of the identities (a head's); None: robust ones of the images.
+        mixed: look for further people among the images far from their identity; else each is an outlier.
         seed: of the drawing of strangers.
     """
 
@@ -87,10 +88,11 @@ class Search:
         looks: Looks,
         given: Thresholds,
         centre_CD: Floats | None,
+        mixed: bool,
         seed: int,
     ) -> None:
         self.faces, self.embedded, self.looks, self.given = faces, embedded, looks, given
-        self.seed = seed
+        self.mixed, self.seed = mixed, seed
         self.label_R = np.asarray(faces.label_N)[embedded.position_R]
         self.count_C = np.bincount(self.label_R, minlength=faces.num_classes)
         self.first_C = faces.first_images()
@@ -131,7 +133,7 @@ class Search:
         wide, number = rows[cosine_N < limit.widest], 2
         kept = len(rows) - len(wide)
         name = self._identity(int(self.label_R[rows[0]]))
-        while len(wide) >= _CLUSTER or 2 <= len(wide) == kept:
+        while self.mixed and (len(wide) >= _CLUSTER or 2 <= len(wide) == kept):
             second = robust_centre(np.asarray(self.embedded.row_RD[wide]), limit.widest)
             alike_N = second.core_N & (second.cosine_N >= limit.widest)
             if alike_N.sum() < (2 if kept == 2 else _CLUSTER):

@@ -191,7 +191,8 @@ def _search(options: Namespace, faces: LabelledImages, model: Model) -> tuple[Fo
         options.false_drop,
         options.min_images,
     )
-    found = Search(faces, embedded, looks, thresholds, centre_CD, options.seed).run(held)
+    mixed = options.split or centre_CD is None  # the sub-center recipe drops all beyond its angle
+    found = Search(faces, embedded, looks, thresholds, centre_CD, mixed, options.seed).run(held)
     kinds = dict.fromkeys(options.drop, True) | {"split": options.split, "merge": options.merge}
     return found, list(applied(found.decisions, {**kinds, "mixed": options.split}))
 
