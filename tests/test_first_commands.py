@@ -181,6 +181,8 @@ train experiment=orl_demo head=softmax    | softmax.yaml or configs/experiment/o
 eval ckpt=none.pt                         | ckpt=none.pt: no such file
 eval ckpt=face.pt                         | not a checkpoint, or a damaged one (it is empty)
 eval ckpt=test.bin                        | ckpt=test.bin: not a checkpoint, or a damaged one
+export ckpt=face.pt out=face.pt force=true | out=face.pt: is the model itself; name another file
+eval ckpt=face.pt head=arcface            | head: no such setting of this command; --help lists all
 eval ckpt=face.pt eval=null               | eval=null: must be the name of a choice; known: identification
 eval ckpt=face.pt ~device device=3        | device: no such setting
 eval ckpt=face.pt device=3                | device=3: must be auto, cpu

@@ -48,6 +48,7 @@ def _export(
     require(Path(output_dir).resolve() == Path.cwd(), "output_dir", output_dir, hint)
     require(upload is None or format == "hub", "upload", upload, "needs format=hub")
     path = Path(out or Path(ckpt).with_suffix(f".{format}"))
+    require(path.resolve() != Path(ckpt).resolve(), "out", path, "is the model itself; name another file")
     require(force or not path.exists(), "out", path, "is there already; force=true overwrites it")
     options = {"precision": precision, "opset": opset, "preprocessing": preprocessing, "normalise": normalise}
     lines = export_and_judge(

@@ -96,6 +96,9 @@ def as_user_error(error: Exception) -> UserError:
     kinds = re.fullmatch(r"Error merging override (.*)", text.partition("\n")[0])
     if kinds:
         return UserError(f"{kinds[1]}: is a mapping, and that setting is a list: [a,b]")
+    foreign = re.match(r"Could not override '([^']*)'", text)
+    if foreign:
+        return UserError(f"{foreign[1]}: no such setting of this command; --help lists all")
     full_key = re.search(r"full_key: (\S+)", text)
     where = f"{full_key.group(1)}: " if full_key else ""
     if "Missing mandatory value" in text:
