@@ -11,14 +11,13 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
 from facerec import plugins
 from facerec.errors import ConfigError, nearest
-from facerec.settings import Range
+from facerec.settings import Range, converted, spoken
 
 T = TypeVar("T")
 
@@ -115,7 +114,7 @@ def build(builder: Callable[..., T], section: str, given: Mapping[str, Any], /, 
         key = f"{section}.{name}" if section else name
         if name not in settable:
             raise ConfigError(key, value, f"no such setting; {nearest(name, settable)}")
-        checked[name] = _checked(key, value, hints[name])
+        checked[name] = converted(key, value, hints[name])
     for name in settable:
         if name in required and name not in checked:
             raise ConfigError(f"{section}.{name}" if section else name, "", "must be given")
@@ -133,12 +132,12 @@ def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
 
 def spoken_settings(builder: Callable[..., Any]) -> dict[str, str]:
     """Return type and range of each of a builder's settings in words: ``a number, greater than 0``."""
-    spoken = {}
+    found = {}
     for name, hint in _settings_of(builder, extras=True)[0].items():
         kind, *notes = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
         ranges = [note.hint.removeprefix("must be ") for note in notes if isinstance(note, Range)]
-        spoken[name] = ", ".join([_spoken(kind), *ranges])
-    return spoken
+        found[name] = ", ".join([spoken(kind), *ranges])
+    return found
 
 
 def _settings_of(builder: Callable[..., Any], *, extras: bool = False) -> tuple[dict[str, Any], set[str]]:
@@ -164,60 +163,3 @@ def _settings_of(builder: Callable[..., Any], *, extras: bool = False) -> tuple[
         if parameter.default is inspect.Parameter.empty:
             required.add(name)
     return settings, required
-
-
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    """Return `value` in the type `hint` (an int becomes a float if one is wanted); raise `ConfigError`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _checked(key, value, option)
-            except ConfigError as error:  # of one in a list, or of a number that is not finite
-                if error.hint != f"must be {_spoken(option)}" and not isinstance(value, str):
-                    raise
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif origin in (list, tuple):
-        if isinstance(value, str) and value:
-            raise ConfigError(key, value, f"must be a list: '{key}=[{value}]'")
-        if isinstance(value, list | tuple):
-            item = arguments[0] if arguments else Any
-            return origin(_checked(f"{key}[{i}]", one, item) for i, one in enumerate(value))
-    elif origin is dict or hint is dict:
-        if isinstance(value, Mapping):
-            item = arguments[1] if arguments else Any
-            return {name: _checked(f"{key}.{name}", one, item) for name, one in value.items()}
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if abs(value) <= 1e12:
-                return float(value)
-            raise ConfigError(key, value, "must be a finite number, from -1e12 to 1e12")
-    elif hint is int:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-        if number and value == int(value):
-            return int(value)
-    elif hint is types.NoneType:
-        if value is None:
-            return None
-    elif isinstance(value, hint):
-        return value
-    raise ConfigError(key, value, f"must be {_spoken(hint)}")
-
-
-def _spoken(hint: Any) -> str:
-    """Return a type hint in words: ``one of fp32, bf16, fp16``, ``a number or null``."""
-    words = {float: "a number", int: "an integer", bool: "true or false", str: "text", types.NoneType: "null"}
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(_spoken(option) for option in arguments)
-    if origin in (list, tuple):
-        return "a list"
-    if origin is dict or hint is dict:
-        return "a mapping"
-    return words.get(hint, getattr(hint, "__name__", str(hint)))

@@ -11,9 +11,9 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
-from facerec.errors import ConfigError, require, setting_text
+from facerec.errors import ConfigError
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
@@ -49,9 +49,9 @@ CountOrNull = Annotated[
     int | None, Range(lambda n: n is None or 1 <= n <= 10**10, "must be 1 or more (at most 10^10), or null")
 ]
 
-_UpTo1024 = Range(lambda n: n is None or 1 <= n <= 1024, "must be 1 or more, and at most 1,024")
-Few = Annotated[int, _UpTo1024]
-FewOrNull = Annotated[int | None, _UpTo1024]
+UP_TO_1024 = Range(lambda n: n is None or 1 <= n <= 1024, "must be 1 or more, and at most 1,024")
+Few = Annotated[int, UP_TO_1024]
+FewOrNull = Annotated[int | None, UP_TO_1024]
 
 
 def check_ranges(settings: Any, section: str) -> None:
@@ -60,20 +60,73 @@ def check_ranges(settings: Any, section: str) -> None:
         limits.check(f"{section}.{name}", getattr(settings, name))
     hints = typing.get_type_hints(type(settings))
     for name in (field.name for field in dataclasses.fields(settings)):
-        value, choices = getattr(settings, name), _choices(hints[name])
-        words = ", ".join(map(setting_text, choices))
-        require(not choices or value in choices, f"{section}.{name}", value, f"must be one of {words}")
+        if _lists_its_values(hints[name]):
+            converted(f"{section}.{name}", getattr(settings, name), hints[name])
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    """Return all values of a type that lists them: a `Literal`, bool, None and unions of those; else none."""
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return parts
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        listed = [_choices(part) for part in parts]
-        return sum(listed, ()) if all(listed) else ()
-    return {bool: (True, False), types.NoneType: (None,)}.get(hint, ())
+def _lists_its_values(hint: Any) -> bool:
+    """Return True for `Literal`, bool, None and unions of those."""
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return all(map(_lists_its_values, typing.get_args(hint)))
+    return origin is Literal or hint in (bool, types.NoneType)
+
+
+def converted(key: str, value: Any, hint: Any) -> Any:
+    """Return `value` in the type `hint` (an int becomes a float if one is wanted); raise `ConfigError`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for option in arguments:
+            try:
+                return converted(key, value, option)
+            except ConfigError as error:  # of one in a list, or of a number that is not finite
+                if error.hint != f"must be {spoken(option)}" and not isinstance(value, str):
+                    raise
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin in (list, tuple):
+        if isinstance(value, str) and value:
+            raise ConfigError(key, value, f"must be a list: '{key}=[{value}]'")
+        if isinstance(value, list | tuple):
+            item = arguments[0] if arguments else Any
+            return origin(converted(f"{key}[{i}]", one, item) for i, one in enumerate(value))
+    elif origin is dict or hint is dict:
+        if isinstance(value, Mapping):
+            item = arguments[1] if arguments else Any
+            return {name: converted(f"{key}.{name}", one, item) for name, one in value.items()}
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if abs(value) <= 1e12:
+                return float(value)
+            raise ConfigError(key, value, "must be a finite number, from -1e12 to 1e12")
+    elif hint is int:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+        if number and value == int(value):
+            return int(value)
+    elif hint is types.NoneType:
+        if value is None:
+            return None
+    elif isinstance(value, hint):
+        return value
+    raise ConfigError(key, value, f"must be {spoken(hint)}")
+
+
+def spoken(hint: Any) -> str:
+    """Return a type hint in words: ``one of fp32, bf16, fp16``, ``a number or null``."""
+    words = {float: "a number", int: "an integer", bool: "true or false", str: "text", types.NoneType: "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(spoken(option) for option in arguments)
+    if origin in (list, tuple):
+        return "a list"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 class AtResume(Enum):

@@ -42,7 +42,7 @@ main, run = program.main, program.run
     option("figures", "which to draw", nargs="*", metavar="FIGURE"),
     option("--out", "folder (default: figures)", type=Path, default=Path("figures"), metavar="DIR"),
     option("--formats", "some of png,svg,pdf", default="png,svg"),
-    option("--heads", "scatter: heads, with commas (default: all)", metavar="NAMES"),
+    option("--heads", "scatter: heads, with commas", default="all", metavar="NAMES"),
     option("--steps", "scatter, sphere: training steps per panel", default=250),
     option("--k", "sface: steepness", default=80.0),
     option("--a", "sface: angle of half pull, radians", default=0.87),
@@ -59,13 +59,7 @@ def _draw(options: argparse.Namespace) -> None:
         if kind not in FORMATS:
             raise ConfigError("--formats", kind, f"must be some of {','.join(FORMATS)}")
     require(1 <= options.steps <= 10**6, "--steps", options.steps, "must be 1 to 1,000,000")
-    from facerec.heads import HEADS
-
-    if options.heads == "all":
-        options.heads = None
-    for head in options.heads.split(",") if options.heads is not None else ():
-        known = nearest(head, HEADS.names())
-        require(head in HEADS.names(), "--heads", head, f"no such head; {known}")
+    options.heads = _heads(options.heads)
 
     import torch
 
@@ -78,6 +72,17 @@ def _draw(options: argparse.Namespace) -> None:
     print(f"wrote {counted(len(names), 'figure')} to {options.out}, as {options.formats}")
 
 
+def _heads(text: str) -> list[str] | None:
+    """Return the names of heads in `text`; None for all."""
+    from facerec.heads import HEADS
+
+    if text == "all":
+        return None
+    for name in text.split(","):
+        require(name in HEADS.names(), "--heads", name, f"no such head; {nearest(name, HEADS.names())}")
+    return text.split(",")
+
+
 def _figure(name: str, options: argparse.Namespace) -> Figure:
     """Draw a figure; only what it needs is imported."""
     if name in ("scatter", "sphere"):
@@ -85,9 +90,7 @@ def _figure(name: str, options: argparse.Namespace) -> Figure:
 
         if name == "sphere":
             return digits.sphere(steps=options.steps)
-        return digits.feature_scatter(
-            options.heads.split(",") if options.heads else None, steps=options.steps
-        )
+        return digits.feature_scatter(options.heads, steps=options.steps)
     from facerec.figures import heads
 
     if name == "sface":

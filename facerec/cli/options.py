@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from facerec import plugins
 from facerec.cli.base import Option, Program, option
 from facerec.errors import ConfigError, require
+from facerec.settings import UP_TO_1024
 
 if TYPE_CHECKING:
     from facerec.images.face_maker import FaceMaker
@@ -90,9 +91,8 @@ def workers(options: Namespace) -> int:
     """Return the number of threads; raise ConfigError for none, or more than a machine has a use for."""
     from facerec.threads import cores
 
-    threads = cores() if options.workers is None else options.workers
-    require(1 <= threads <= 1024, "--workers", threads, "must be 1 or more, and at most 1,024")
-    return threads
+    UP_TO_1024.check("--workers", options.workers)
+    return options.workers or cores()
 
 
 def face_maker(options: Namespace) -> FaceMaker:

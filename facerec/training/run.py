@@ -331,8 +331,9 @@ def describe_run(trainer: Trainer) -> None:
     later = enumerate(pairwise(plan), 1)
 
     costs = [_cost(trainer, stage) for stage in plan]
-    spans = pairwise(trainer.stages.steps(settings))
-    work = sum(one.total(one.flops) * (end - begin) for one, (begin, end) in zip(costs, spans, strict=True))
+    counts = trainer.stages.steps(settings)
+    spans = zip(costs, pairwise(counts), strict=True)
+    work = sum(one.total(one.flops) * (end - begin) for one, (begin, end) in spans)
     step, largest = costs[trainer.position.stage], max(costs, key=cost.Cost.memory_bytes)
     say("measuring how fast this device multiplies …")
     speed = matmul_speed(trainer.device, settings.precision)
@@ -350,7 +351,7 @@ def describe_run(trainer: Trainer) -> None:
         "optimizer": describe(trainer.optimizer),
         "schedule": f"{schedule.pop('name')}: {settings_text(schedule)}; {counted(steps, 'step')} per epoch, "
         f"{all_steps:,} in all",
-        "beyond": "; ".join(beyond_the_run(plan, trainer.stages.steps(settings), settings.accumulate)),
+        "beyond": "; ".join(beyond_the_run(plan, counts, settings.accumulate)),
         "stages": "; ".join(f"{n} at {s.begin}: {s.changes(before)}" for n, (before, s) in later),
         "device": f"{trainer.device}, {settings.precision}, batches of {settings.batch_size}"
         + (f" × {settings.accumulate}" if settings.accumulate > 1 else "")
